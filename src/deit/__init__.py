@@ -1,0 +1,83 @@
+"""DeiT: small, fast image classifiers, from a folder of images to a model you can trust.
+
+Importing this package loads no framework; each public name is imported when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "deit.core.configuration": ("DeiTConfig",),
+    "deit.core.image_processor": ("DeiTImageProcessor", "load_image"),
+    "deit.core.variants": ("VARIANTS", "variant_config"),
+    "deit.models.deit": (
+        "DeiTForImageClassification",
+        "DeiTForImageClassificationWithTeacher",
+        "DeiTForMaskedImageModeling",
+        "DeiTModel",
+    ),
+    "deit.models.outputs": ("DeiTForImageClassificationWithTeacherOutput",),
+    "deit.models.pretrained": ("DeiTPreTrainedModel",),
+    "deit.data.sources": ("ArraySource", "Data", "ImageFolder", "open_data"),
+    "deit.train.loop": ("fit",),
+    "deit.train.recipe": ("Recipe",),
+    "deit.train.tasks": ("ClassificationTask", "DistillationTask"),
+    "deit.train.teacher": ("Teacher", "open_teacher"),
+    "deit.deploy.predictor": ("Predictor",),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+# Which extra brings the third-party modules that a part of the package needs.
+_EXTRAS = {"deit.models": "torch", "deit.data": "train", "deit.train": "train", "deit.deploy": "torch"}
+
+if TYPE_CHECKING:
+    from deit.core.configuration import DeiTConfig as DeiTConfig
+    from deit.core.image_processor import DeiTImageProcessor as DeiTImageProcessor
+    from deit.core.image_processor import load_image as load_image
+    from deit.core.variants import VARIANTS as VARIANTS
+    from deit.core.variants import variant_config as variant_config
+    from deit.data.sources import ArraySource as ArraySource
+    from deit.data.sources import Data as Data
+    from deit.data.sources import ImageFolder as ImageFolder
+    from deit.data.sources import open_data as open_data
+    from deit.deploy.predictor import Predictor as Predictor
+    from deit.models.deit import DeiTForImageClassification as DeiTForImageClassification
+    from deit.models.deit import DeiTForImageClassificationWithTeacher as DeiTForImageClassificationWithTeacher
+    from deit.models.deit import DeiTForMaskedImageModeling as DeiTForMaskedImageModeling
+    from deit.models.deit import DeiTModel as DeiTModel
+    from deit.models.outputs import (
+        DeiTForImageClassificationWithTeacherOutput as DeiTForImageClassificationWithTeacherOutput,
+    )
+    from deit.models.pretrained import DeiTPreTrainedModel as DeiTPreTrainedModel
+    from deit.train.loop import fit as fit
+    from deit.train.recipe import Recipe as Recipe
+    from deit.train.tasks import ClassificationTask as ClassificationTask
+    from deit.train.tasks import DistillationTask as DistillationTask
+    from deit.train.teacher import Teacher as Teacher
+    from deit.train.teacher import open_teacher as open_teacher
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deit' has no attribute {name!r}")
+    module = _HOME[name]
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "deit":
+            raise
+        extra = _EXTRAS[".".join(module.split(".")[:2])]
+        raise ModuleNotFoundError(
+            f'deit.{name} needs the {error.name!r} package. Install it with: pip install "deit[{extra}]"',
+            name=error.name,
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

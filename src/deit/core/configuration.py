@@ -1,0 +1,418 @@
+"""The architecture of a DeiT as data: validated, written as JSON that transformers can read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deit.core.files import write_text_atomically
+
+CONFIG_NAME = "config.json"
+
+PROBLEM_TYPES = (
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
+)
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+
+# Fields of the transformers base configuration that change what a model computes or returns. They
+# are written only when they differ from these defaults, as transformers does.
+_COMMON_DEFAULTS: dict[str, Any] = {
+    "architectures": None,
+    "dtype": None,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "problem_type": None,
+    "return_dict": True,
+    "drop_path_rate": 0.0,
+    "distillation_kind": "hard",
+    "distillation_temperature": 1.0,
+    "distillation_weight": 0.5,
+}
+
+
+class DeiTConfig:
+    """Describes a DeiT: the trunk, its heads and the labels.
+
+    Names and defaults are those of Hugging Face transformers, so the values are DeiT-base. Keys that
+    this class does not know are kept as plain attributes and written back, never interpreted.
+
+    Args:
+        hidden_size: Embedding dimension D, the width of every token.
+        num_hidden_layers: Depth, the number of transformer blocks.
+        num_attention_heads: Attention heads per block; must divide `hidden_size`.
+        intermediate_size: Hidden width of the MLP; 4 x D in the paper.
+        hidden_act: Activation of the MLP. "gelu" is the exact (erf) form.
+        hidden_dropout_prob: Dropout after the embeddings and after each residual branch; 0 in the paper.
+        attention_probs_dropout_prob: Dropout on the attention probabilities; 0 in the paper.
+        initializer_range: Standard deviation of the truncated normal that starts linear layers, tokens and
+            position embeddings (0.02, as in the paper's code).
+        layer_norm_eps: Added to the variance in LayerNorm. 1e-12 is transformers' default; the paper's code uses 1e-6.
+        image_size: Pixels, one number for squares or (height, width).
+        patch_size: Pixels, one number for squares or (height, width).
+        num_channels: Channels of the input image.
+        qkv_bias: Whether query, key and value have a bias.
+        encoder_stride: Upsampling factor of the masked-image decoder; equal to the patch size.
+        pooler_output_size: Width of the pooled output; `hidden_size` when None.
+        pooler_act: Activation of the pooler.
+        num_labels: Number of classes K (default 2). Sets `id2label` to LABEL_0, LABEL_1, ...
+        id2label: Class names by number; JSON's string keys are accepted.
+        label2id: Class numbers by name; derived from `id2label` when None.
+        problem_type: "regression", "single_label_classification" or "multi_label_classification"; inferred
+            from the labels at the first loss when None.
+        attn_implementation: "sdpa" (fused, the default) or "eager" (returns attention maps).
+        drop_path_rate: Drop path of the last block; it rises linearly from 0 with depth (paper: 0.1). Training only.
+        distillation_kind: "hard" or "soft": the loss of `DeiTForImageClassificationWithTeacher` given teacher logits.
+        distillation_temperature: Temperature T of soft distillation (the paper uses 3 for soft).
+        distillation_weight: Share of the distillation loss (0.5 for hard, 0.1 for soft in the paper).
+        **kwargs: Further keys of the transformers base configuration, or any other inert data.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of range or contradicts another.
+
+    Example:
+        >>> config = DeiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=10)
+        >>> config.num_labels
+        10
+    """
+
+    model_type = "deit"
+
+    architectures: list[str] | None
+    distillation_kind: str
+    distillation_temperature: float
+    distillation_weight: float
+    drop_path_rate: float
+    dtype: str | None
+    id2label: dict[int, str]
+    label2id: dict[str, int]
+    output_attentions: bool
+    output_hidden_states: bool
+    problem_type: str | None
+    return_dict: bool
+
+    def __init__(
+        self,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        num_channels: int = 3,
+        qkv_bias: bool = True,
+        encoder_stride: int = 16,
+        pooler_output_size: int | None = None,
+        pooler_act: str = "tanh",
+        **kwargs: Any,
+    ) -> None:
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_channels = num_channels
+        self.qkv_bias = qkv_bias
+        self.encoder_stride = encoder_stride
+        self.pooler_output_size = hidden_size if pooler_output_size is None else pooler_output_size
+        self.pooler_act = pooler_act
+        self._set_common(kwargs)
+        self._set_labels(kwargs)
+        for key, value in kwargs.items():  # inert data, see the class docstring
+            if hasattr(type(self), key):
+                raise ValueError(f"A configuration cannot hold a key named {key!r}. Remove it from the file or call.")
+            setattr(self, key, value)
+        self.validate()
+
+    # --- labels ------------------------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes; setting it names them LABEL_0, LABEL_1, ..."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"num_labels must be an integer of at least 0. Received: {count!r}.")
+        self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+        self.label2id = {name: i for i, name in self.id2label.items()}
+
+    def _set_labels(self, kwargs: dict[str, Any]) -> None:
+        count = kwargs.pop("num_labels", None)
+        id2label = kwargs.pop("id2label", None)
+        label2id = kwargs.pop("label2id", None)
+        if id2label is None:
+            self.num_labels = 2 if count is None else count
+            if label2id is not None:
+                self.label2id = dict(label2id)
+            return
+        self.id2label = {int(i): name for i, name in id2label.items()}
+        self.label2id = (
+            {name: i for i, name in self.id2label.items()}
+            if label2id is None
+            else {name: int(i) for name, i in label2id.items()}
+        )
+        if count is not None and count != len(self.id2label):
+            self.num_labels = count  # as transformers 5: the number wins, the names start anew
+
+    # --- what every model shares ---------------------------------------------------------------------
+
+    def _set_common(self, kwargs: dict[str, Any]) -> None:
+        if "torch_dtype" in kwargs:  # the name until transformers 4.55
+            dtype = kwargs.pop("torch_dtype")
+            kwargs.setdefault("dtype", dtype)
+        kwargs.pop("model_type", None)
+        self._attn_implementation = kwargs.pop("attn_implementation", None) or "sdpa"
+        for key in [name for name in kwargs if name.startswith("_")]:
+            kwargs.pop(key)  # a file must never set private state
+        for key, default in _COMMON_DEFAULTS.items():
+            setattr(self, key, kwargs.pop(key, default))
+        if self.dtype is not None:
+            self.dtype = str(self.dtype).removeprefix("torch.")
+        if isinstance(self.architectures, tuple):
+            self.architectures = list(self.architectures)
+
+    @property
+    def attn_implementation(self) -> str:
+        """How attention is computed: "sdpa" or "eager"."""
+        return self._attn_implementation
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether `forward` returns an output object when not told otherwise."""
+        return bool(self.return_dict)
+
+    def validate(self) -> None:
+        """Checks types, ranges and agreement of the fields.
+
+        Raises:
+            TypeError: A value has the wrong type.
+            ValueError: A value is out of range or contradicts another.
+        """
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_channels",
+            "encoder_stride",
+            "pooler_output_size",
+        ):
+            _check_count(name, getattr(self, name))
+        for name in ("image_size", "patch_size"):
+            height_and_width(getattr(self, name), name)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "distillation_weight"):
+            _check_number(name, getattr(self, name), low=0.0, high=1.0)
+        _check_number("initializer_range", self.initializer_range, low=0.0)
+        _check_number("layer_norm_eps", self.layer_norm_eps, low=0.0)
+        _check_number("distillation_temperature", self.distillation_temperature, low=1e-6)
+        for name in ("hidden_act", "pooler_act"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be the name of an activation. Received: {getattr(self, name)!r}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}. "
+                "Choose a number of heads that divides it."
+            )
+        if any(i > p for p, i in zip(self.grid_image_size, self.grid_patch_size, strict=True)):
+            raise ValueError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}.")
+        _check_choice("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
+        _check_choice("attn_implementation", self._attn_implementation, ATTENTION_IMPLEMENTATIONS)
+        _check_choice("distillation_kind", self.distillation_kind, ("hard", "soft"))
+
+    # --- geometry ------------------------------------------------------------------------------------
+
+    @property
+    def grid_image_size(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
+        return height_and_width(self.image_size, "image_size")
+
+    @property
+    def grid_patch_size(self) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        return height_and_width(self.patch_size, "patch_size")
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches per column and per row."""
+        (height, width), (patch_height, patch_width) = self.grid_image_size, self.grid_patch_size
+        return height // patch_height, width // patch_width
+
+    # --- JSON ----------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every field, common and inert ones included, as plain Python values."""
+        values = {k: copy.deepcopy(v) for k, v in vars(self).items() if not k.startswith("_")}
+        return {**values, "model_type": self.model_type}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns what `config.json` holds: all own fields, and common ones that are not at their default."""
+        values = self.to_dict()
+        for key, default in _COMMON_DEFAULTS.items():
+            if values[key] == default:
+                del values[key]
+        if values["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:
+            del values["id2label"], values["label2id"]
+        return values
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Returns the configuration as JSON: sorted keys, indented by two, with a trailing newline."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Writes the configuration to a JSON file, whole or not at all."""
+        write_text_atomically(Path(json_file_path), self.to_json_string(use_diff))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes `config.json` into a folder, which is made if it is missing."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.to_json_file(Path(save_directory) / CONFIG_NAME)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Builds a configuration from a dict; keywords that name a field override it.
+
+        Args:
+            config_dict: What `to_dict` or a JSON file gave.
+            return_unused_kwargs: Also return the keywords that name no field.
+            **kwargs: Overrides.
+
+        Returns:
+            The configuration, or (configuration, unused keywords).
+        """
+        known = cls.field_names() | set(config_dict)
+        overrides = {k: v for k, v in kwargs.items() if k in known}
+        values = {**config_dict, **overrides}
+        if "num_labels" in overrides and "id2label" not in overrides:
+            names = config_dict.get("id2label")
+            if names is None or len(names) != overrides["num_labels"]:
+                values.pop("id2label", None)
+                values.pop("label2id", None)
+        if "id2label" in overrides and "label2id" not in overrides:
+            values.pop("label2id", None)
+        config = cls(**values)
+        unused = {k: v for k, v in kwargs.items() if k not in known}
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Reads `config.json` from a model directory (or the file itself); keywords override its fields.
+
+        Raises:
+            FileNotFoundError: There is no such folder or file.
+            ValueError: The file is not JSON, or describes another kind of model.
+        """
+        values = read_config(pretrained_model_name_or_path)
+        model_type = values.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"The configuration in {os.fspath(pretrained_model_name_or_path)} is of model type {model_type!r}, "
+                f"{cls.__name__} needs {cls.model_type!r}."
+            )
+        return cls.from_dict(values, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """Reads a configuration from a JSON file."""
+        return cls.from_dict(read_config(json_file))
+
+    @classmethod
+    def field_names(cls) -> set[str]:
+        """Returns the names of all fields that have a meaning here."""
+        own = set(cls.__init__.__annotations__) - {"kwargs", "return"}
+        return own | set(_COMMON_DEFAULTS) | {
+            "num_labels", "id2label", "label2id", "torch_dtype", "attn_implementation",
+        }  # fmt: skip
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Sets several fields at once, then checks them."""
+        for key, value in config_dict.items():
+            if key == "attn_implementation":
+                key = "_attn_implementation"
+            setattr(self, key, value)
+        self.validate()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeiTConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a `config.json`, given itself or its folder.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a JSON object.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / CONFIG_NAME
+    if not file.is_file():
+        raise FileNotFoundError(f"No {CONFIG_NAME} at {path}. Pass a model directory, as save_pretrained writes it.")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} must hold a JSON object. Received: {type(values).__name__}.")
+    return values
+
+
+def height_and_width(size: Any, name: str) -> tuple[int, int]:
+    """Returns (height, width) of a size given as one number or as a pair.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: A side is smaller than 1.
+    """
+    pair = (size, size) if isinstance(size, int) else size
+    if isinstance(pair, (tuple, list)) and len(pair) == 2:
+        for side in pair:
+            _check_count(name, side)
+        return int(pair[0]), int(pair[1])
+    raise TypeError(f"{name} must be an integer or a pair (height, width). Received: {size!r}.")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer. Received: {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1. Received: {value}.")
+
+
+def _check_number(name: str, value: Any, *, low: float, high: float | None = None) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number. Received: {value!r}.")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {bounds}. Received: {value}.")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}. Received: {value!r}.")

@@ -1,0 +1,114 @@
+"""Losses of classification and distillation (paper, section 4).
+
+They sit beside the models because `DeiTForImageClassificationWithTeacher.forward` returns them; training
+imports them from here.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+DISTILLATION_KINDS = ("hard", "soft")
+REDUCTIONS = ("batchmean", "numel")
+
+
+def classification_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits and true classes, mean over the batch.
+
+    Args:
+        logits: (B, K).
+        target: (B,) class numbers, -100 for images without a label; or (B, K) class probabilities, as Mixup gives.
+        label_smoothing: Share of the target mass spread over all K classes (0.1 in the paper). Probabilities are
+            smoothed as well, so leave it at 0 when Mixup has smoothed them already.
+
+    Returns:
+        A scalar; 0 when no image has a label.
+    """
+    if target.ndim == 2:
+        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits, target.long(), label_smoothing=label_smoothing, reduction="sum")
+    return total / (target != -100).sum().clamp(min=1)
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    kind: str = "hard",
+    temperature: float = 1.0,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """How far the distillation head is from the teacher (paper, equations 2 and 3).
+
+    * "hard": cross-entropy to the class the teacher ranks first, without smoothing; mean over the batch.
+    * "soft": KL divergence from the teacher's distribution to the student's, both softened by the temperature T,
+      times T squared, so that gradients keep their size.
+
+    Where libraries differ: the paper's code divides the sum of the soft loss by B x K ("numel"), which makes it K
+    times smaller than the mean over images that this package and timm use ("batchmean").
+
+    Args:
+        student_logits: (B, K), of the distillation head.
+        teacher_logits: (B, K).
+        kind: "hard" or "soft".
+        temperature: T of the soft loss; the hard loss ignores it.
+        reduction: "batchmean" or "numel", of the soft loss.
+
+    Raises:
+        ValueError: An unknown kind or reduction, or the numbers of classes differ.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"Teacher and student must have the same number of classes. Received: teacher "
+            f"{tuple(teacher_logits.shape)}, student {tuple(student_logits.shape)}."
+        )
+    if kind == "hard":
+        return F.cross_entropy(student_logits, teacher_logits.argmax(dim=1))
+    if kind != "soft":
+        raise ValueError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
+    divergence = F.kl_div(
+        F.log_softmax(student_logits / temperature, dim=1),
+        F.log_softmax(teacher_logits / temperature, dim=1),
+        reduction="sum",
+        log_target=True,
+    )
+    count = student_logits.shape[0] if reduction == "batchmean" else student_logits.numel()
+    return divergence * temperature**2 / count
+
+
+def problem_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """The loss of a classification model by problem type, as transformers defines them.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) class numbers, (B, K) zeros and ones, or (B,) or (B, K) numbers to regress.
+        problem_type: "regression", "single_label_classification" or "multi_label_classification".
+
+    Returns:
+        A scalar, mean over the batch.
+
+    Raises:
+        ValueError: A label is out of range, or the shapes disagree.
+    """
+    classes = logits.shape[-1]
+    if problem_type == "regression":
+        if classes == 1:
+            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).reshape(logits.shape[:1]))
+        return F.mse_loss(logits, labels.to(logits.dtype))
+    if problem_type == "multi_label_classification":
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"Multi-label targets must have the shape {tuple(logits.shape)}. Received: {tuple(labels.shape)}."
+            )
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.cross_entropy(logits.view(-1, classes), labels.view(-1).long())
+
+
+def infer_problem_type(labels: Tensor, num_labels: int) -> str:
+    """Guesses the problem type from labels, as transformers does: one output is a regression, integers are classes."""
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
