@@ -7,7 +7,8 @@ import json
 import os
 import warnings
 from collections import UserDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # What Pillow may decode: formats that people keep photos in. Others (PSD, EPS, FITS, ...) have a history of
 # decoder bugs and are refused.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG brings MPO (two-lens photos)
 
 Array: TypeAlias = npt.NDArray[Any]
 ImageLike: TypeAlias = Any  # PIL image, array (H, W, C) or (C, H, W), tensor, or a (nested) list of them
@@ -49,14 +50,32 @@ def load_image(source: ImageFile | Image.Image, *, mode: str = "RGB") -> Image.I
     """
     if isinstance(source, Image.Image):
         return _convert(source, mode)
+    with _opened(source) as image:
+        image.load()
+        return _convert(image, mode)
+
+
+def check_image(path: str | os.PathLike[str]) -> None:
+    """Decodes an image as cheaply as its format allows, to find out whether it is whole.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: See `load_image`.
+    """
+    with _opened(path) as image:
+        image.draft(None, (1, 1))  # JPEG: an eighth of the size, but every byte is read
+        image.load()
+
+
+@contextmanager
+def _opened(source: ImageFile) -> Iterator[Image.Image]:
     name = "the given bytes" if isinstance(source, bytes) else os.fspath(source)
     handle = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(handle, formats=IMAGE_FORMATS) as image:
-                image.load()
-                return _convert(image, mode)
+                yield image
     except FileNotFoundError:
         raise
     except UnidentifiedImageError as error:
@@ -182,7 +201,7 @@ class DeiTImageProcessor:
         arrays = [_channels_first(image, input_data_format) for image in _flatten(images)]
         if not arrays:
             raise ValueError("No images were given.")
-        if settings.do_rescale and any(np.issubdtype(a.dtype, np.floating) and a.size and a.max() <= 1 for a in arrays):
+        if settings.do_rescale and any(_is_in_unit_range(a) for a in arrays):
             warnings.warn(
                 "Images with values in [0, 1] are rescaled once more. Pass do_rescale=False if that is not wanted.",
                 stacklevel=2,
@@ -244,6 +263,28 @@ class DeiTImageProcessor:
             return _scale_to_shortest_edge(height, width, self.size["shortest_edge"], self.size.get("longest_edge"))
         raise ValueError(f"size needs 'height' and 'width', or 'shortest_edge'. Received: {self.size}.")
 
+    @property
+    def channel_mean(self) -> tuple[float, ...]:
+        """`image_mean` of each of three channels."""
+        return _three(self.image_mean)
+
+    @property
+    def channel_std(self) -> tuple[float, ...]:
+        """`image_std` of each of three channels."""
+        return _three(self.image_std)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of the result, in pixels.
+
+        Raises:
+            ValueError: The settings do not fix it.
+        """
+        size = self.crop_size if self.do_center_crop else self.size
+        if "height" not in size:
+            raise ValueError(f"Without a center crop, size {size} leaves the size of the result open.")
+        return size["height"], size["width"]
+
     # --- JSON ----------------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
@@ -303,6 +344,34 @@ class DeiTImageProcessor:
         return f"{type(self).__name__} {self.to_json_string()}"
 
 
+def evaluation_processor(
+    image_size: tuple[int, int], *, crop_ratio: float, mean: Sequence[float], std: Sequence[float]
+) -> DeiTImageProcessor:
+    """Returns the paper's evaluation: shorter side to size / crop ratio, then the center crop.
+
+    Args:
+        image_size: (height, width) of the model's input in pixels.
+        crop_ratio: Crop size over resize size: 0.875 in the paper (256, then 224). 1 squashes to the input size, so
+            that nothing is cut off.
+        mean: Of each channel, for values in [0, 1].
+        std: Likewise.
+
+    Raises:
+        ValueError: The ratio is not in (0, 1].
+    """
+    if not 0 < crop_ratio <= 1:
+        raise ValueError(f"crop_ratio must lie in (0, 1]. Received: {crop_ratio}.")
+    height, width = image_size
+    whole = {"height": height, "width": width}
+    return DeiTImageProcessor(
+        size=whole if crop_ratio == 1 else {"shortest_edge": int(max(height, width) / crop_ratio)},
+        crop_size=whole,
+        do_center_crop=crop_ratio < 1,
+        image_mean=list(mean),
+        image_std=list(std),
+    )
+
+
 _SIZE_KEYS: tuple[frozenset[str], ...] = (
     frozenset({"height", "width"}),
     frozenset({"shortest_edge"}),
@@ -360,6 +429,10 @@ def _channels_first(image: Any, input_data_format: str | None) -> Array:
     return np.moveaxis(image, -1, 0) if str(input_data_format).lower().endswith("last") else image
 
 
+def _is_in_unit_range(image: Array) -> bool:
+    return np.issubdtype(image.dtype, np.floating) and bool(image.size and image.min() >= 0 and image.max() <= 1)
+
+
 def _resize(image: Array, size: tuple[int, int], resample: int) -> Array:
     """Resizes (C, H, W) through Pillow's 8-bit filters, as transformers does; floats are quantized for it."""
     from_unit_range = False
@@ -415,6 +488,10 @@ def _per_channel(value: Any, name: str, image: Array) -> Array:
     if len(numbers) != image.shape[0]:
         raise ValueError(f"{name} has {len(numbers)} numbers and the image has {image.shape[0]} channels.")
     return np.array(numbers, dtype=image.dtype)[:, None, None]
+
+
+def _three(value: float | Sequence[float]) -> tuple[float, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,) * 3
 
 
 def _as_tensors(pixels: list[Array], return_tensors: str | None) -> Any:

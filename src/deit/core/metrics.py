@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
+Batches: TypeAlias = Iterable[tuple[Array, npt.NDArray[np.integer]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class ScoreCounter:
 
 def evaluate(
     predict: Callable[[Array], Mapping[str, Array]],
-    batches: Iterable[tuple[Array, npt.NDArray[np.integer]]],
+    batches: Batches,
 ) -> dict[str, Scores]:
     """Scores every output of a predictor over batches of images.
 

@@ -42,7 +42,7 @@ class Variant:
 
 
 # The published distilled models (paper, Tables 1 and 5; parameters computed), and `deit-digits-distilled`,
-# the student of the demo: 32 x 32 pixels in patches of 4. Non-distilled published models are ViTs and
+# the student of the demo: 32 x 32 pixels in patches of 8. Non-distilled published models are ViTs and
 # come with the ViT classes.
 VARIANTS: dict[str, Variant] = {
     "deit-tiny-distilled-patch16-224": Variant(
@@ -61,8 +61,8 @@ VARIANTS: dict[str, Variant] = {
         hidden_size=768, depth=12, num_heads=12, image_size=384, patch_size=16, distilled=True,
         source="facebook/deit-base-distilled-patch16-384", top1=85.224, parameters=87_630_032,
     ),
-    "deit-digits-distilled-patch4-32": Variant(
-        hidden_size=96, depth=6, num_heads=3, image_size=32, patch_size=4, distilled=True,
+    "deit-digits-distilled-patch8-32": Variant(
+        hidden_size=96, depth=6, num_heads=3, image_size=32, patch_size=8, distilled=True,
     ),
 }  # fmt: skip
 

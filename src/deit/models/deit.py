@@ -322,8 +322,9 @@ class DeiTForMaskedImageModeling(DeiTPreTrainedModel):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.unflatten(1, grid).repeat_interleave(patch_height, 1)
             mask = mask.repeat_interleave(patch_width, 2)
-            mask = mask.unsqueeze(1).to(reconstruction.dtype)  # (B, 1, H, W)
             error = (pixel_values[..., : mask.shape[-2], : mask.shape[-1]] - reconstruction).abs()
+            error = error.to(torch.promote_types(error.dtype, torch.float32))  # float16 cannot count to 65 536 pixels
+            mask = mask.unsqueeze(1).to(error.dtype)  # (B, 1, H, W)
             loss = (error * mask).sum() / (mask.sum() + 1e-5) / self.config.num_channels
         output = MaskedImageModelingOutput(
             loss=loss,

@@ -91,20 +91,22 @@ def problem_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
         A scalar, mean over the batch.
 
     Raises:
-        ValueError: A label is out of range, or the shapes disagree.
+        ValueError: The shapes disagree.
+        IndexError: A class number is out of range.
     """
     classes = logits.shape[-1]
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits.view(-1, classes), labels.view(-1).long())
+    if problem_type == "regression" and classes == 1 and labels.numel() == logits.numel():
+        labels = labels.reshape(logits.shape)
+    if labels.shape != logits.shape:  # PyTorch would spread them to a common shape
+        raise ValueError(
+            f"Targets of the problem type {problem_type!r} must have the shape {tuple(logits.shape)}. "
+            f"Received: {tuple(labels.shape)}."
+        )
     if problem_type == "regression":
-        if classes == 1:
-            return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).reshape(logits.shape[:1]))
         return F.mse_loss(logits, labels.to(logits.dtype))
-    if problem_type == "multi_label_classification":
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"Multi-label targets must have the shape {tuple(logits.shape)}. Received: {tuple(labels.shape)}."
-            )
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-    return F.cross_entropy(logits.view(-1, classes), labels.view(-1).long())
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
 def infer_problem_type(labels: Tensor, num_labels: int) -> str:

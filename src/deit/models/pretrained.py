@@ -157,8 +157,8 @@ class DeiTPreTrainedModel(nn.Module):
         except TypeError as error:
             raise TypeError(f"{cls.__name__} does not know an argument: {error}.") from error
         tensors = _read_tensors(weights)
+        model.to(_resolve_dtype(dtype, tensors)).eval()  # before the values, so that float64 keeps its digits
         info = load_published_tensors(model, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes, source=weights)
-        model.to(_resolve_dtype(dtype, tensors)).eval()
         return (model, vars(info)) if output_loading_info else model
 
 

@@ -1,0 +1,35 @@
+"""The commands put together. Nothing heavy is imported before a command runs, so help is instant."""
+
+from __future__ import annotations
+
+import typer
+
+import deit
+from deit.cli.classify import classify
+from deit.cli.demo import demo
+from deit.cli.evaluate import evaluate
+from deit.cli.train import train
+
+app = typer.Typer(
+    name="deit",
+    help="Small, fast image classifiers, from a folder of images to a model you can trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (train, evaluate, classify, demo):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deit {deit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass

@@ -1,0 +1,49 @@
+"""`deit classify`: what is in these images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deit.cli.console import ERR, print_table, reports_errors
+
+
+@reports_errors
+def classify(
+    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, patterns such as 'a/*.jpg', or - for one image on standard input."),
+    ],
+    top_k: Annotated[int, typer.Option(help="Classes to name for each image.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
+) -> None:
+    """Name what is in images; files that cannot be read are left out and reported."""
+    from deit.deploy.predictor import Predictor, find_images
+
+    sources = [sys.stdin.buffer.read() if path is None else path for path in find_images(images)]
+    predictor = Predictor.open(model, device=device)
+    results = list(predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict))
+    rows = []
+    for result in results:
+        if result.error:
+            typer.echo(f"Left out: {result.error}", err=True)
+            continue
+        named = [f"{p.label} {100 * p.score:.1f} %" for p in result.predictions]
+        rows.append((result.name, *named))
+    if as_json:
+        typer.echo(json.dumps([result.to_dict() for result in results], indent=2))
+    elif rows:
+        width = max(len(row) for row in rows) - 1
+        print_table("", ("image", *(f"{i + 1}." for i in range(width))), rows)
+    if not rows:
+        raise ValueError(f"None of {len(results)} file(s) could be read as an image.")
+    if len(rows) < len(results):
+        ERR.print(f"{len(rows)} of {len(results)} files classified.", highlight=False)

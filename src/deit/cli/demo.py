@@ -1,0 +1,36 @@
+"""`deit demo`: the whole journey in a few minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deit.cli.console import OUT, print_table, progress_bar, reports_errors
+
+if TYPE_CHECKING:
+    from deit.train.loop import StepEvent
+
+
+@reports_errors
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for models and report; new or empty.")] = Path("deit-demo"),
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a teacher and two students on handwritten digits, compare, report, classify."""
+    from deit.demo.journey import run_journey
+    from deit.demo.report import write_report
+
+    with progress_bar("Training") as update:
+
+        def on_step(name: str, event: StepEvent) -> None:
+            update(event.step, event.total_steps, f"{name}: {event.images_per_second:.0f} images/s")
+
+        journey = run_journey(out, seed=seed, on_step=on_step)
+    rows = [(name, head, f"{top1:.2f}", f"{loss:.3f}") for name, head, top1, loss in journey.table()]
+    print_table("Handwritten digits", ("model", "head", "top-1 %", "loss"), rows)
+    said = ", ".join(f"{p.label} ({100 * p.score:.1f} %)" for p in journey.answer.predictions)
+    OUT.print(f"{journey.held_out} is a {journey.held_out_label}; the saved model says: {said}", highlight=False)
+    OUT.print(f"Report: {write_report(journey)}", highlight=False)
+    OUT.print(f"Try it: deit classify {journey.distilled.out} {journey.held_out}", highlight=False)

@@ -1,0 +1,1 @@
+"""The demo: the whole journey on real images that come with a dependency."""

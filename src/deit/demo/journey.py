@@ -1,0 +1,168 @@
+"""Teach a small DeiT to read digits, alone and with a convnet teacher, and compare.
+
+The images are scikit-learn's handwritten digits, 1,797 scans of 8 x 8 pixels. Few labels, strong augmentation and a
+small transformer make the teacher matter for the paper's reason: a convnet knows that neighbouring pixels belong
+together, a transformer must learn that from examples, and here it has 20 of each digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deit.core.image_processor import DeiTImageProcessor
+from deit.core.metrics import Scores
+from deit.data.augment import Augmentation
+from deit.data.sources import ArraySource, Data, Subset
+from deit.deploy.predictor import Classified, Predictor
+from deit.train.loop import FitResult, StepEvent, fit
+from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.students import build_student
+from deit.train.tasks import ClassificationTask, DistillationTask, Task
+from deit.train.teacher import check_teacher, open_teacher
+
+LABELS_PER_CLASS = 20
+TEACHER = "timm/resnet10t"
+STUDENT = "deit-digits-distilled-patch8-32"
+IMAGE_SIZE = 32
+
+OnStep = Callable[[str, StepEvent], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journey:
+    """What the demo did.
+
+    Attributes:
+        out: Folder with the three models.
+        data: The labelled images and the test images.
+        teacher: The convnet.
+        alone: The student that learnt from labels.
+        distilled: The same student, taught by the convnet as well.
+        held_out: The test image that was saved as a file and classified.
+        held_out_label: Its true class.
+        answer: What the saved model said of it.
+    """
+
+    out: Path
+    data: Data
+    teacher: FitResult
+    alone: FitResult
+    distilled: FitResult
+    held_out: Path
+    held_out_label: str
+    answer: Classified
+
+    def table(self) -> list[tuple[str, str, float, float]]:
+        """Returns rows of model, head, top-1 accuracy in percent and loss."""
+        runs = (
+            ("teacher", self.teacher),
+            ("student, labels alone", self.alone),
+            ("student, distilled", self.distilled),
+        )
+        return [(name, head, s.top1, s.loss) for name, run in runs for head, s in _in_reading_order(run.scores)]
+
+
+def _in_reading_order(scores: dict[str, Scores]) -> list[tuple[str, Scores]]:
+    return [(head, scores[head]) for head in ("class", "distillation", "both") if head in scores]
+
+
+def demo_recipe(epochs: int, *, seed: int) -> Recipe:
+    """Returns the recipe of both students and the teacher: the paper's, made short, for 200 small images."""
+    return Recipe(
+        batch_size=50,
+        seed=seed,
+        drop_path_rate=0.0,
+        crop_ratio=1.0,
+        eval_epochs=max(epochs // 10, 1),
+        num_workers=0,
+        augment=Augmentation(crop_scale=(0.5, 1.0), flip_rate=0.0, mix_rate=0.0),  # a mirrored 5 is no digit
+        optimizer=Optimizer(lr=1e-3, reference_batch_size=0),
+        schedule=Schedule(epochs=epochs, warmup_epochs=min(5, epochs)),
+        distillation=Distillation(kind="hard", weight=0.5),
+    )
+
+
+def digits_data() -> Data:
+    """Returns the digits with `LABELS_PER_CLASS` of each to learn from and all others to test on, always the same."""
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images: npt.NDArray[np.uint8] = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    source = ArraySource(images, digits.target)
+    random = np.random.default_rng(0)
+    order = [random.permutation(np.flatnonzero(source.labels == label)) for label in range(10)]
+    labelled = np.sort(np.concatenate([members[:LABELS_PER_CLASS] for members in order]))
+    test = np.sort(np.concatenate([members[LABELS_PER_CLASS:] for members in order]))
+    return Data(train=Subset(source, labelled), val=Subset(source, test))
+
+
+def run_journey(
+    out: Path, *, seed: int = 0, teacher_epochs: int = 50, student_epochs: int = 300, on_step: OnStep | None = None
+) -> Journey:
+    """Trains teacher and students, saves them, and classifies one held-out image with the saved model.
+
+    Both students have equal initial values, images in equal order, and equal steps.
+
+    Args:
+        out: New or empty folder.
+        seed: Of everything random but the choice of the labelled images.
+        teacher_epochs: Epochs of the teacher.
+        student_epochs: Epochs of each student.
+        on_step: Called after every step with the name of the run.
+
+    Raises:
+        FileExistsError: `out` holds files already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} holds files already. Pass a new folder.")
+    data = digits_data()
+
+    def train(name: str, task: Task, epochs: int) -> FitResult:
+        watch = None if on_step is None else lambda event: on_step(name, event)
+        return fit(task, data, demo_recipe(epochs, seed=seed), out=out / name, device="cpu", on_step=watch)
+
+    recipe = demo_recipe(student_epochs, seed=seed)
+    convnet, processor = build_student(TEACHER, data.train.classes, recipe, image_size=IMAGE_SIZE)
+    taught = train("teacher", ClassificationTask(convnet, processor), teacher_epochs)
+
+    student, processor = build_student(STUDENT, data.train.classes, recipe)
+    alone = train("student-alone", ClassificationTask(student, processor), student_epochs)
+
+    student, processor = build_student(STUDENT, data.train.classes, recipe)
+    teacher = open_teacher(taught.out)
+    check_teacher(teacher, data.train.classes, processor.output_size)
+    task = DistillationTask(student, teacher, processor, distillation=recipe.distillation)
+    distilled = train("student-distilled", task, student_epochs)
+
+    held_out, label = _save_held_out(data, out, seed)
+    answer = next(iter(Predictor.open(distilled.out).classify_each([held_out], top_k=3)))
+    return Journey(
+        out=out,
+        data=data,
+        teacher=taught,
+        alone=alone,
+        distilled=distilled,
+        held_out=held_out,
+        held_out_label=label,
+        answer=answer,
+    )
+
+
+def _save_held_out(data: Data, out: Path, seed: int) -> tuple[Path, str]:
+    index = int(np.random.default_rng(seed).integers(len(data.val.labels)))
+    label = data.val.classes[int(data.val.labels[index])]
+    path = out / f"held-out-digit-{label}.png"
+    data.val.image(index).save(path)
+    return path, label
+
+
+def preprocess(data: Data, indices: list[int], processor: DeiTImageProcessor) -> npt.NDArray[np.float32]:
+    """Returns the pixels (B, 3, H, W) of some test images."""
+    pixels: npt.NDArray[np.float32] = processor([data.val.image(i) for i in indices], return_tensors="np").pixel_values
+    return pixels

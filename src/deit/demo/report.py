@@ -1,0 +1,120 @@
+"""The demo's report: one HTML file with everything in it."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deit.core.files import write_text_atomically
+from deit.core.image_processor import DeiTImageProcessor
+from deit.core.metrics import softmax
+from deit.demo.journey import LABELS_PER_CLASS, Journey, preprocess
+from deit.deploy.runners import TorchRunner, open_runner
+from deit.train.history import draw_curves
+
+_GRID_IMAGES = 40
+_MAP_IMAGES = 5
+
+
+def write_report(journey: Journey) -> Path:
+    """Writes `report.html` into the journey's folder and returns its path.
+
+    It shows the table, the learning curves, test images with what the distilled student says of them (mistakes
+    marked), and where its two tokens look.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    runner = open_runner(journey.distilled.out)
+    processor = DeiTImageProcessor.from_pretrained(journey.distilled.out)
+    curves = journey.out / "curves.png"
+    draw_curves(
+        {
+            "teacher": journey.teacher.history,
+            "labels alone": journey.alone.history,
+            "distilled": journey.distilled.history,
+        },
+        curves,
+    )
+    assert importlib.resources.is_resource("deit.demo", "report.html.j2")
+    environment = Environment(loader=PackageLoader("deit", "demo"), autoescape=True, undefined=StrictUndefined)
+    html = environment.get_template("report.html.j2").render(
+        table=journey.table(),
+        labels=10 * LABELS_PER_CLASS,
+        tests=len(journey.data.val.labels),
+        steps=journey.distilled.steps,
+        seconds=round(journey.teacher.seconds + journey.alone.seconds + journey.distilled.seconds),
+        curves=_data_uri(curves.read_bytes()),
+        grid=_grid(journey, runner, processor),
+        maps=_attention_maps(journey, runner, processor),
+        held_out={
+            "image": _image_uri(Image.open(journey.held_out)),
+            "label": journey.held_out_label,
+            "predictions": journey.answer.predictions,
+        },
+    )
+    path = journey.out / "report.html"
+    write_text_atomically(path, html)
+    return path
+
+
+def _grid(journey: Journey, runner: TorchRunner, processor: DeiTImageProcessor) -> list[dict[str, Any]]:
+    indices = list(range(_GRID_IMAGES))
+    probabilities = softmax(runner(preprocess(journey.data, indices, processor)))
+    cells = []
+    for i, row in zip(indices, probabilities, strict=True):
+        best, true = int(row.argmax()), int(journey.data.val.labels[i])
+        names = runner.label_names
+        cells.append(
+            {
+                "image": _image_uri(journey.data.val.image(i)),
+                "said": names[best],
+                "true": names[true],
+                "score": float(row[best]),
+                "right": best == true,
+            }
+        )
+    return cells
+
+
+def _attention_maps(journey: Journey, runner: TorchRunner, processor: DeiTImageProcessor) -> list[dict[str, str]]:
+    """Where class token and distillation token look in the last block, mean over the heads."""
+    import torch
+
+    indices = [int(np.flatnonzero(journey.data.val.labels == digit)[0]) for digit in range(_MAP_IMAGES)]
+    pixels = torch.from_numpy(preprocess(journey.data, indices, processor))
+    with torch.inference_mode():
+        attention = runner.model(pixels, output_attentions=True).attentions[-1].mean(1).numpy()  # (B, N, N)
+    grid = runner.model.config.grid_size
+    rows = []
+    for image, weights in zip(indices, attention, strict=True):
+        picture = journey.data.val.image(image)
+        row = {"image": _image_uri(picture)}
+        for token, name in enumerate(("class", "distillation")):
+            row[name] = _image_uri(_overlay(picture, weights[token, 2:].reshape(grid)))
+        rows.append(row)
+    return rows
+
+
+def _overlay(picture: Image.Image, weights: npt.NDArray[np.float32]) -> Image.Image:
+    """Lays weights over a picture: the more, the redder."""
+    scaled = (weights - weights.min()) / max(float(weights.max() - weights.min()), 1e-9)
+    heat = Image.fromarray((scaled * 255).astype(np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+    grey = picture.convert("L").resize((96, 96), Image.Resampling.NEAREST).convert("RGB")
+    return Image.composite(Image.new("RGB", (96, 96), (220, 40, 30)), grey, heat.point(lambda v: v * 0.75))
+
+
+def _image_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

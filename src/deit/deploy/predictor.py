@@ -1,0 +1,209 @@
+"""Image in, named predictions out."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deit.core.image_processor import (
+    IMAGE_SUFFIXES,
+    DeiTImageProcessor,
+    ImageError,
+    ImageFile,
+    load_image,
+)
+from deit.core.metrics import softmax
+from deit.core.model_directory import read_image_processor
+from deit.deploy.runners import Array, open_runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One class and how probable the model finds it.
+
+    Attributes:
+        label: Class name.
+        score: Between 0 and 1.
+    """
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """What came of one image.
+
+    Attributes:
+        name: Its path, or "standard input" for bytes.
+        predictions: The most probable classes, first the best; empty when the image could not be read.
+        error: Why it could not be read, or an empty string.
+    """
+
+    name: str
+    predictions: tuple[Prediction, ...] = ()
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, with the error only where there is one."""
+        named = {"image": self.name, "predictions": [asdict(p) for p in self.predictions]}
+        return {**named, "error": self.error} if self.error else named
+
+
+class Predictor:
+    """Classifies images with a model directory.
+
+    Args:
+        runner: Any function from pixels (B, 3, H, W) to logits (B, K).
+        processor: The preprocessing that the weights were scored with.
+        label_names: Class names in the order of the logits.
+
+    Example:
+        >>> predictor = Predictor(lambda pixels: pixels.mean((2, 3)), DeiTImageProcessor(), ["red", "green", "blue"])
+        >>> predictor.classify([Image.new("RGB", (32, 32), "blue")])[0][0].label
+        'blue'
+    """
+
+    def __init__(
+        self, runner: Callable[[Array], Array], processor: DeiTImageProcessor, label_names: Sequence[str]
+    ) -> None:
+        self.runner = runner
+        self.processor = processor
+        self.label_names = list(label_names)
+
+    @classmethod
+    def open(cls, model_directory: str | os.PathLike[str], *, device: str = "cpu") -> Predictor:
+        """Opens a model directory.
+
+        Args:
+            model_directory: As training or `save_pretrained` writes it, with its preprocessing.
+            device: "cpu", "cuda", ...
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged.
+        """
+        folder = Path(model_directory)
+        runner = open_runner(folder, device)
+        return cls(runner, read_image_processor(folder), runner.label_names)
+
+    def classify(
+        self, images: Sequence[ImageFile | Image.Image], *, top_k: int = 5, batch_size: int = 32
+    ) -> list[list[Prediction]]:
+        """Classifies images.
+
+        Args:
+            images: Paths, bytes of files, or PIL images of any mode.
+            top_k: Predictions for each image, at most the number of classes.
+            batch_size: Images that go through the model together.
+
+        Returns:
+            For each image its most probable classes, first the best.
+
+        Raises:
+            FileNotFoundError: A path does not exist.
+            ImageError: An image cannot be read.
+            ValueError: `top_k` or `batch_size` is smaller than 1.
+        """
+        opened = [load_image(image) for image in images]
+        results = self.classify_each(opened, top_k=top_k, batch_size=batch_size)
+        return [list(result.predictions) for result in results]
+
+    def classify_each(
+        self,
+        images: Iterable[ImageFile | Image.Image],
+        *,
+        top_k: int = 5,
+        batch_size: int = 32,
+        strict: bool = False,
+    ) -> Iterator[Classified]:
+        """Classifies images one batch after the other; what cannot be read comes back with an error in its place.
+
+        Args:
+            images: See `classify`.
+            top_k: See `classify`.
+            batch_size: See `classify`.
+            strict: Raise at the first image that cannot be read.
+
+        Yields:
+            One result for each image, in order.
+
+        Raises:
+            ImageError: An image cannot be read, and `strict` is on.
+            ValueError: `top_k` or `batch_size` is smaller than 1.
+        """
+        if top_k < 1 or batch_size < 1:
+            raise ValueError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
+        remaining = iter(images)
+        while chunk := list(islice(remaining, batch_size)):
+            opened = [_try_to_load(image, strict) for image in chunk]
+            good = [image for image in opened if isinstance(image, Image.Image)]
+            answers = iter(self._answer(good, top_k) if good else ())
+            for image, result in zip(chunk, opened, strict=True):
+                name = _name_of(image)
+                if isinstance(result, Image.Image):
+                    yield Classified(name=name, predictions=next(answers))
+                else:
+                    yield Classified(name=name, error=str(result))
+
+    def _answer(self, images: list[Image.Image], top_k: int) -> list[tuple[Prediction, ...]]:
+        pixels: Any = self.processor(images, return_tensors="np").pixel_values
+        answers = []
+        for row in softmax(self.runner(pixels)):
+            best = np.argsort(-row, kind="stable")[:top_k]
+            answers.append(tuple(Prediction(label=self.label_names[i], score=float(row[i])) for i in best))
+        return answers
+
+
+def _try_to_load(image: ImageFile | Image.Image, strict: bool) -> Image.Image | ImageError:
+    try:
+        return load_image(image)
+    except ImageError as error:
+        if strict:
+            raise
+        return error
+
+
+def _name_of(image: ImageFile | Image.Image) -> str:
+    if isinstance(image, bytes):
+        return "standard input"
+    return "an image" if isinstance(image, Image.Image) else os.fspath(image)
+
+
+def find_images(patterns: Sequence[str]) -> list[str | None]:
+    """Resolves what a user calls images.
+
+    Args:
+        patterns: Files; folders, of which every image file is taken; patterns with * or ?; "-" for standard input.
+
+    Returns:
+        Paths, sorted within a folder or pattern; None stands for standard input.
+
+    Raises:
+        FileNotFoundError: Something does not exist, or a folder or pattern holds no image.
+    """
+    found: list[str | None] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if pattern == "-":
+            found.append(None)
+        elif path.is_file():
+            found.append(pattern)
+        elif path.is_dir():
+            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise FileNotFoundError(f"The folder {pattern} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+            found.extend(inside)
+        elif matches := sorted(glob.glob(pattern, recursive=True)):
+            found.extend(matches)
+        else:
+            raise FileNotFoundError(f"No image, folder or match for {pattern!r}.")
+    return found

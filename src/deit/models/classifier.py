@@ -1,0 +1,63 @@
+"""Any classifier, seen the same way: opened by its files, asked for the logits of each head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from deit.core.configuration import DeiTConfig
+from deit.models.deit import DeiTForImageClassification, DeiTForImageClassificationWithTeacher
+from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput, ImageClassifierOutput
+from deit.models.pretrained import DeiTPreTrainedModel
+
+_CLASSIFIERS: dict[str, type[DeiTPreTrainedModel]] = {
+    "DeiTForImageClassification": DeiTForImageClassification,
+    "DeiTForImageClassificationWithTeacher": DeiTForImageClassificationWithTeacher,
+}
+
+BOTH, CLASS, DISTILLATION = "both", "class", "distillation"
+
+
+def open_classifier(folder: Path) -> DeiTPreTrainedModel:
+    """Opens a DeiT classifier, with the class that its configuration names.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The folder holds no classifier, or a damaged one.
+    """
+    config = DeiTConfig.from_pretrained(folder)
+    names = [name for name in config.architectures or [] if name in _CLASSIFIERS]
+    if not names:
+        raise ValueError(
+            f"{folder} holds {config.architectures}, which is no image classifier. Known: {', '.join(_CLASSIFIERS)}."
+        )
+    return _CLASSIFIERS[names[0]].from_pretrained(folder, config=config)
+
+
+def head_logits(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+    """Returns the logits (B, K) of each head; the first one is the model's answer.
+
+    Args:
+        model: A DeiT classifier, or any module from pixels to logits.
+        pixels: (B, C, H, W).
+
+    Returns:
+        "both" (their mean), "class" and "distillation" for a model with two heads, else "class" alone.
+
+    Raises:
+        TypeError: The model returns neither logits nor a known output.
+    """
+    output = model(pixels)
+    if isinstance(output, DeiTForImageClassificationWithTeacherOutput):
+        assert output.logits is not None
+        assert output.cls_logits is not None
+        assert output.distillation_logits is not None
+        return {BOTH: output.logits, CLASS: output.cls_logits, DISTILLATION: output.distillation_logits}
+    if isinstance(output, ImageClassifierOutput):
+        output = output.logits
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise TypeError(
+            f"{type(model).__name__} must return logits (batch, classes). Received: {type(output).__name__}."
+        )
+    return {CLASS: output}

@@ -1,0 +1,1 @@
+"""Learning: recipes, tasks, teachers and the one training loop."""

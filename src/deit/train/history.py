@@ -1,0 +1,80 @@
+"""What happened in a run, epoch by epoch: JSON lines, a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from deit.core.files import sync_folder, write_text_atomically
+
+_JSONL, _CSV, CURVES_NAME = "metrics.jsonl", "metrics.csv", "curves.png"
+
+
+class History:
+    """The metrics of a run's epochs, kept in its folder as `metrics.jsonl`, `metrics.csv` and `curves.png`.
+
+    Args:
+        folder: Of the run.
+        until_step: Forget epochs that ended later: a resumed run does them again.
+    """
+
+    def __init__(self, folder: Path, *, until_step: int = 0) -> None:
+        self._folder = folder
+        self.epochs: list[dict[str, Any]] = []
+        file = folder / _JSONL
+        if until_step and file.is_file():
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            self.epochs = [row for row in rows if row["step"] <= until_step]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds an epoch: a flat dict of numbers, with "epoch" and "step". The files are written anew, each whole."""
+        self.epochs.append(row)
+        write_text_atomically(self._folder / _JSONL, "".join(json.dumps(r) + "\n" for r in self.epochs))
+        columns = list(dict.fromkeys(key for r in self.epochs for key in r))
+        table = io.StringIO()
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.epochs)
+        write_text_atomically(self._folder / _CSV, table.getvalue())
+
+    def draw(self) -> Path:
+        """Writes `curves.png`: losses on the left, top-1 of each head on the right; returns its path."""
+        path = self._folder / CURVES_NAME
+        draw_curves({"": self.epochs}, path)
+        sync_folder(self._folder)
+        return path
+
+
+def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draws the losses and the top-1 accuracy of some runs over their epochs.
+
+    Args:
+        runs: Name -> rows of its `History`; one run without a name shows all its parts.
+        path: Of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    for name, rows in runs.items():
+        keys = [k for k in dict.fromkeys(k for r in rows for k in r) if k.endswith("loss") or k.endswith("top1")]
+        if name:  # several runs: the main curves alone, or nobody can read it
+            keys = [k for k in keys if k in ("train_loss", "val_top1")]
+        for key in keys:
+            points = [(r["epoch"], r[key]) for r in rows if r.get(key) is not None]
+            axis = losses if key.endswith("loss") else accuracy
+            label = f"{name} {key}".strip() if not name or key != "val_top1" else name
+            marker = "o" if len(points) == 1 else None
+            axis.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1.4)
+    losses.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")
+    accuracy.set(xlabel="epoch", ylabel="top-1 (%)", title="Validation")
+    for axis in (losses, accuracy):
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend(fontsize=8)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=110)
+    temporary.replace(path)

@@ -1,0 +1,109 @@
+"""The training state: all that a run needs to go on. It is complete on the disk, or it does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deit.core.files import replace_folder_content
+
+logger = logging.getLogger(__name__)
+
+_TENSORS = "tensors.safetensors"
+_META = "meta.json"
+_MANIFEST = "manifest.json"
+_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A training state.
+
+    Attributes:
+        step: Steps done.
+        tensors: Weights, optimizer state and running averages, by name.
+        meta: Plain values.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def save_state(folder: Path, state: State) -> Path:
+    """Writes a state into `folder/step-N`; the two newest are kept.
+
+    Sequence: files into a temporary folder, a manifest with their hashes, all synced, one rename.
+
+    Returns:
+        The new folder.
+    """
+    target = folder / f"step-{state.step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_folder_content(target) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        save_file(tensors, temporary / _TENSORS)
+        (temporary / _META).write_text(json.dumps({"step": state.step, **state.meta}), encoding="utf-8")
+        manifest = {name: _hash(temporary / name) for name in (_TENSORS, _META)}
+        (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    for old in _step_folders(folder)[:-_KEPT]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_state(folder: Path) -> State | None:
+    """Reads the newest complete state of a folder, or None when there is none.
+
+    A damaged state is passed over with a warning, for the one before it.
+    """
+    for path in reversed(_step_folders(folder)):
+        try:
+            manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+            damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
+        except (OSError, ValueError) as error:
+            logger.warning("Passed over the training state %s: %s", path, error)
+            continue
+        if damaged:
+            logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
+            continue
+        meta = json.loads((path / _META).read_text(encoding="utf-8"))
+        return State(step=meta.pop("step"), tensors=load_file(path / _TENSORS), meta=meta)
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Returns the optimizer's tensors by name. Its settings come from the recipe and are not stored."""
+    return {
+        f"optimizer.{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives an optimizer the tensors that `optimizer_tensors` took from one like it."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith("optimizer."):
+            _, index, name = full_name.split(".", 2)
+            states.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
