@@ -72,9 +72,10 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "deit":
             raise
-        extra = _EXTRAS[".".join(module.split(".")[:2])]
+        extra = _EXTRAS.get(".".join(module.split(".")[:2]))
+        package = "deit" if extra is None else f"deit[{extra}]"
         raise ModuleNotFoundError(
-            f'deit.{name} needs the {error.name!r} package. Install it with: pip install "deit[{extra}]"',
+            f'deit.{name} needs the {error.name!r} package. Install it with: pip install "{package}"',
             name=error.name,
         ) from error
 

@@ -23,8 +23,9 @@ class Update(Protocol):
     def __call__(self, done: int, total: int, text: str = "", /) -> None: ...  # noqa: D102
 
 
-OUT = Console()
-ERR = Console(stderr=True)
+# Without markup: brackets in the names of files and classes are text.
+OUT = Console(markup=False)
+ERR = Console(stderr=True, markup=False)
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps
+from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
@@ -55,11 +56,25 @@ class Augmentation:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"augment.crop_scale must be 0 < low <= high <= 1. Received: {self.crop_scale}.")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"augment.crop_ratio must be 0 < low <= high. Received: {self.crop_ratio}.")
+        if self.rand_augment:
+            _check_rand_augment(self.rand_augment)
 
     @property
     def mixes(self) -> bool:
         """Whether batches are mixed."""
         return self.mix_rate > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+def _check_rand_augment(description: str) -> None:
+    try:
+        rand_augment_transform(description, {})
+    except (AssertionError, ValueError, KeyError) as error:  # timm asserts
+        raise ValueError(
+            f"augment.rand_augment must be like 'rand-m9-mstd0.5-inc1', or empty. Received: {description!r}."
+        ) from error
 
 
 def build_transform(

@@ -113,9 +113,14 @@ class EvaluationBatches:
         source: Labelled images.
         processor: The preprocessing of the model.
         batch_size: Images in a batch.
+
+    Raises:
+        ValueError: `batch_size` is smaller than 1.
     """
 
     def __init__(self, source: Source, processor: DeiTImageProcessor, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
         self._source = source
         self._processor = processor
         self._batch_size = batch_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class ArraySource:
 
     def fingerprint(self) -> str:
         """Returns a hash of pixels and labels."""
-        digest = hashlib.sha256(np.ascontiguousarray(self._images).tobytes())
+        digest = hashlib.sha256(repr(self._images.shape).encode() + np.ascontiguousarray(self._images).tobytes())
         digest.update(self.labels.tobytes() + "\0".join(self.classes).encode())
         return digest.hexdigest()
 
@@ -156,7 +157,7 @@ class ImageFolder:
         for label, name in enumerate(self.classes):
             folder = self.root / name
             for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
-                if path.is_dir() or path.name.startswith("."):
+                if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
                     continue
                 if path.suffix.lower() in IMAGE_SUFFIXES:
                     paths.append(path)
@@ -314,7 +315,10 @@ def class_folders(root: Path) -> list[str]:
 def _check_all(paths: Sequence[Path], progress: Callable[[int, int], None] | None) -> list[str]:
     """Returns for each path why it cannot be used, or an empty string. Pillow decodes outside the interpreter lock."""
     reasons = []
-    with ThreadPoolExecutor() as pool:
+    # Filters of warnings belong to the whole process, and the threads' own changes of them interleave. This one is in
+    # force while they run and takes all of them back.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         for reason in pool.map(_reason_to_skip, paths):
             reasons.append(reason)
             if progress is not None:

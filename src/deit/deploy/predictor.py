@@ -198,7 +198,7 @@ def find_images(patterns: Sequence[str]) -> list[str | None]:
         elif path.is_file():
             found.append(pattern)
         elif path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not inside:
                 raise FileNotFoundError(f"The folder {pattern} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
             found.extend(inside)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from deit.core.configuration import DeiTConfig, read_config
 from deit.core.labels import names_in_order
@@ -22,10 +23,16 @@ class TorchRunner:
         model: A module from pixels to logits or to a known output; it is put in evaluation mode.
         label_names: Class names in the order of the logits.
         device: "cpu", "cuda", ...
+
+    Raises:
+        ValueError: There is no such device.
     """
 
     def __init__(self, model: Any, label_names: list[str], device: str = "cpu") -> None:
-        self.model = model.to(device).eval()
+        try:
+            self.model = model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
+            raise ValueError(f"The device {device!r} cannot be used ({error}). Pass device='cpu'.") from error
         self.label_names = label_names
         self.device = device
 
@@ -53,7 +60,7 @@ def open_runner(folder: Path, device: str = "cpu") -> TorchRunner:
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, or describes something that is no classifier.
+        ValueError: A file is damaged, or describes something that is no classifier; or there is no such device.
     """
     if kind_of_model(folder) == "deit":
         from deit.models.classifier import open_classifier
@@ -62,10 +69,9 @@ def open_runner(folder: Path, device: str = "cpu") -> TorchRunner:
         return TorchRunner(open_classifier(folder), names_in_order(config.id2label), device)
     import timm
 
-    values = read_config(folder)
-    names = values.get("label_names") or [str(i) for i in range(values["num_classes"])]
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (RuntimeError, OSError, ValueError) as error:
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"timm cannot open {folder} ({error}). Its files may be damaged.") from error
+    names = read_config(folder).get("label_names") or [str(i) for i in range(model.num_classes)]
     return TorchRunner(model, names, device)

@@ -239,7 +239,7 @@ class _Run:
             step=self.step,
             total_steps=self.total_steps,
             epoch=(self.step - 1) // self.steps_per_epoch + 1,
-            loss=float(loss),
+            loss=float(loss.detach()),
             lr=lr,
             images_per_second=images / (time.monotonic() - self.started),
         )
@@ -288,7 +288,10 @@ class _Run:
         for name, value in self._identity().items():
             if state.meta[name] != value:
                 raise ValueError(f"The run in {self.out} has another {name}: {state.meta[name]}. Received: {value}.")
-        self.task.student.load_state_dict(_below(state.tensors, "student."))
+        try:
+            self.task.student.load_state_dict(_below(state.tensors, "student."))
+        except RuntimeError as error:
+            raise ValueError(f"The run in {self.out} has another student. Resume it with the same one.") from error
         restore_optimizer(self.optimizer, state.tensors)
         if self.average is not None:
             self.average.load_state_dict(_below(state.tensors, "average."))
@@ -378,9 +381,16 @@ def _save_student(student: nn.Module, classes: list[str], task: Task, folder: Pa
         "mean": task.processor.channel_mean,
         "std": task.processor.channel_std,
         "num_classes": len(classes),
-        "label_names": classes,
+        "input_size": (3, *task.processor.output_size),
     }
-    save_for_hf(student, str(folder), safe_serialization=True)
+    fixed = student.pretrained_cfg.get("fixed_input_size")  # type: ignore[operator, union-attr]
+    save_for_hf(
+        student,
+        str(folder),
+        model_config={"label_names": classes},
+        model_args={"img_size": list(task.processor.output_size)} if fixed else None,
+        safe_serialization=True,
+    )
 
 
 def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -422,9 +432,15 @@ def _open_run_folder(out: Path, recipe: Recipe, resume: bool) -> State | None:
 def _resolve_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resolved = torch.device(device)
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("The device 'cuda' was asked for, but PyTorch finds no GPU. Pass device='cpu'.")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            reason = "The device 'cuda' was asked for, but PyTorch finds no GPU."
+        else:
+            reason = f"The device {str(device)!r} cannot be used ({error})."
+        raise ValueError(f"{reason} Pass device='cpu'.") from error
     return resolved
 
 

@@ -98,7 +98,7 @@ class Recipe:
         seed: Of order, views, mixing, dropout and drop path.
         precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 on a GPU, fp32 on a CPU.
         label_smoothing: Share of the target mass spread over all classes.
-        drop_path_rate: Of the last block.
+        drop_path_rate: Of the last block of a student that `build_student` makes; a student made otherwise has its own.
         ema_decay: Of the running average of the weights; 0 for none. With it, the average is what is saved. The first
             steps use less, so that short trainings are not dominated by the initial values.
         crop_ratio: Of the evaluation; see `evaluation_processor`.

@@ -60,6 +60,8 @@ def _build_timm(
 ) -> tuple[nn.Module, DeiTImageProcessor]:
     model = create_timm(architecture, num_classes=len(classes))
     cfg: Any = model.pretrained_cfg
+    if image_size is not None and cfg.get("fixed_input_size"):  # transformers are built for one size
+        model = create_timm(architecture, num_classes=len(classes), img_size=image_size)
     size = tuple(cfg["input_size"][1:]) if image_size is None else (image_size, image_size)
     processor = evaluation_processor(size, crop_ratio=recipe.crop_ratio, mean=cfg["mean"], std=cfg["std"])
     return model, processor

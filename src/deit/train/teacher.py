@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from deit.core.configuration import CONFIG_NAME
@@ -153,7 +154,7 @@ def create_timm(name: str, **options: Any) -> nn.Module:
 
     try:
         model: nn.Module = timm.create_model(name, **options)
-    except (RuntimeError, TypeError, KeyError) as error:
+    except (RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"timm cannot build {name!r} ({str(error).strip(chr(39))}). See timm.list_models()."
         ) from error

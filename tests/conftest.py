@@ -1,0 +1,55 @@
+"""What all tests share: tiny configurations and models whose numbers are large enough to show a mistake."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from deit.core.configuration import DeiTConfig
+
+with contextlib.suppress(ModuleNotFoundError):  # the tests of the core run without PyTorch
+    import torch
+
+    torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+    "encoder_stride": 4,
+    "num_labels": 5,
+}
+
+
+@pytest.fixture
+def tiny_fields() -> dict[str, Any]:
+    """Fields of a tiny DeiT: 4 x 4 patches and 5 classes."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., DeiTConfig]:
+    """Makes a tiny configuration; keywords override its fields."""
+    return lambda **fields: DeiTConfig(**{**TINY, **fields})
+
+
+@pytest.fixture
+def redraw() -> Callable[..., Any]:
+    """Gives every parameter of a model large random values, tokens and position embeddings too."""
+
+    def redraw_parameters(model: Any, seed: int = 0, std: float = 0.2) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in sorted(model.named_parameters()):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+                if "norm" in name and name.endswith("weight"):
+                    parameter.add_(1.0)
+        return model
+
+    return redraw_parameters

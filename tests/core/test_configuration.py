@@ -1,0 +1,216 @@
+"""The configuration: defaults, checks, labels, JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deit.core.configuration import DeiTConfig, height_and_width, read_config
+
+
+def test_the_defaults_are_those_of_deit_base():
+    config = DeiTConfig()
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
+    assert (config.image_size, config.patch_size, config.grid_size) == (224, 16, (14, 14))
+    assert (config.hidden_act, config.layer_norm_eps, config.pooler_output_size) == ("gelu", 1e-12, 768)
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert config.attn_implementation == "sdpa"
+    assert (config.drop_path_rate, config.distillation_kind, config.distillation_weight) == (0.0, "hard", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size must be at least 1. Received: 0"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers must be at least 1"),
+        ({"hidden_size": 100}, "hidden_size 100 is not a multiple of num_attention_heads 12"),
+        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob must be between 0.0 and 1.0. Received: 1.5"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate must be between"),
+        ({"distillation_weight": 2}, "distillation_weight must be between"),
+        ({"distillation_temperature": 0}, "distillation_temperature must be at least"),
+        ({"distillation_kind": "warm"}, "distillation_kind must be one of 'hard', 'soft'. Received: 'warm'"),
+        ({"problem_type": "clustering"}, "problem_type must be one of"),
+        ({"attn_implementation": "flash"}, "attn_implementation must be one of 'sdpa', 'eager'. Received: 'flash'"),
+        ({"image_size": 8}, "patch_size 16 is larger than image_size 8"),
+        ({"image_size": (224, 8)}, "patch_size 16 is larger than image_size"),
+        ({"image_size": (0, 8)}, "image_size must be at least 1"),
+        ({"num_labels": -1}, "num_labels must be an integer of at least 0. Received: -1"),
+        ({"num_labels": True}, "num_labels must be an integer"),
+        ({"validate": 1}, "cannot hold a key named 'validate'"),
+        ({"to_dict": None}, "cannot hold a key named 'to_dict'"),
+    ],
+    ids=str,
+)
+def test_a_value_that_is_out_of_range_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DeiTConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 768.0}, "hidden_size must be an integer. Received: 768.0"),
+        ({"num_channels": True}, "num_channels must be an integer. Received: True"),
+        ({"num_attention_heads": "12"}, "num_attention_heads must be an integer. Received: '12'"),
+        ({"image_size": "224"}, "image_size must be an integer or a pair"),
+        ({"image_size": (1, 2, 3)}, "image_size must be an integer or a pair"),
+        ({"patch_size": (16, 16.0)}, "patch_size must be an integer. Received: 16.0"),
+        ({"layer_norm_eps": "1e-6"}, "layer_norm_eps must be a number"),
+        ({"hidden_dropout_prob": None}, "hidden_dropout_prob must be a number"),
+        ({"hidden_act": len}, "hidden_act must be the name of an activation"),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_type_is_refused(fields, message):
+    with pytest.raises(TypeError, match=message):
+        DeiTConfig(**fields)
+
+
+def test_sides_are_height_then_width():
+    assert height_and_width(5, "size") == (5, 5)
+    assert height_and_width([3, 4], "size") == (3, 4)
+    assert DeiTConfig(image_size=(32, 48), patch_size=(16, 8)).grid_size == (2, 6)
+    assert DeiTConfig(image_size=[33, 47]).grid_size == (2, 2)
+
+
+# --- labels -------------------------------------------------------------------------------------------
+
+
+def test_a_number_of_labels_gives_names():
+    config = DeiTConfig(num_labels=3)
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    config.num_labels = 1
+    assert config.label2id == {"LABEL_0": 0}
+
+
+def test_names_of_classes_give_their_number_and_the_way_back():
+    config = DeiTConfig(id2label={"0": "cat", "1": "dog", "2": "owl"})
+    assert config.num_labels == 3
+    assert config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert config.label2id == {"cat": 0, "dog": 1, "owl": 2}
+
+
+def test_numbers_of_classes_given_as_text_become_numbers():
+    assert DeiTConfig(id2label={0: "cat"}, label2id={"cat": "0"}).label2id == {"cat": 0}
+
+
+def test_a_number_that_contradicts_the_names_wins_and_starts_them_anew():
+    config = DeiTConfig(num_labels=3, id2label={0: "cat", 1: "dog"})
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+
+
+def test_another_number_of_labels_at_loading_starts_the_names_anew():
+    values = DeiTConfig(id2label={0: "cat", 1: "dog"}).to_dict()
+    assert DeiTConfig.from_dict(values, num_labels=3).label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    assert DeiTConfig.from_dict(values, num_labels=2).id2label == {0: "cat", 1: "dog"}
+
+
+def test_other_names_at_loading_replace_both_tables():
+    values = DeiTConfig(id2label={0: "cat", 1: "dog"}).to_dict()
+    config = DeiTConfig.from_dict(values, id2label={0: "owl"})
+    assert (config.id2label, config.label2id) == ({0: "owl"}, {"owl": 0})
+
+
+# --- JSON ---------------------------------------------------------------------------------------------
+
+ROUND_TRIPS = [
+    {},
+    {"hidden_size": 96, "num_attention_heads": 3, "qkv_bias": False, "pooler_output_size": 10},
+    {"id2label": {0: "cat", 1: "dog", 2: "owl"}},
+    {"num_labels": 0},
+    {"image_size": [32, 48], "problem_type": "regression", "architectures": ["DeiTModel"], "dtype": "float16"},
+    {"drop_path_rate": 0.2, "distillation_kind": "soft", "distillation_temperature": 3.0, "distillation_weight": 0.1},
+    {"output_attentions": True, "output_hidden_states": True, "return_dict": False, "note": {"a": [1]}},
+]
+
+
+@pytest.mark.parametrize("fields", ROUND_TRIPS, ids=str)
+def test_a_configuration_survives_saving_and_loading(fields, tmp_path):
+    config = DeiTConfig(**fields)
+    config.save_pretrained(tmp_path / "new" / "folder")
+    assert DeiTConfig.from_pretrained(tmp_path / "new" / "folder") == config
+    assert DeiTConfig.from_pretrained(tmp_path / "new" / "folder" / "config.json") == config
+    assert DeiTConfig.from_json_file(tmp_path / "new" / "folder" / "config.json") == config
+    assert DeiTConfig.from_dict(config.to_dict()) == config
+    for name, value in fields.items():
+        assert getattr(DeiTConfig.from_pretrained(tmp_path / "new" / "folder"), name) == value
+
+
+def test_the_file_is_sorted_and_holds_common_fields_only_when_they_were_set():
+    text = DeiTConfig(problem_type="regression").to_json_string()
+    values = json.loads(text)
+    assert text == json.dumps(values, indent=2, sort_keys=True) + "\n"
+    assert values["problem_type"] == "regression"
+    assert values["model_type"] == "deit"
+    assert not {"drop_path_rate", "return_dict", "id2label", "dtype", "attn_implementation"} & set(values)
+    assert "return_dict" in json.loads(DeiTConfig().to_json_string(use_diff=False))
+
+
+def test_a_dict_is_a_copy():
+    config = DeiTConfig(note={"a": [1]})
+    config.to_dict()["note"]["a"].append(2)
+    assert config.note == {"a": [1]}
+
+
+def test_the_attention_implementation_is_never_written():
+    assert "eager" not in DeiTConfig(attn_implementation="eager").to_json_string(use_diff=False)
+
+
+def test_a_file_cannot_set_private_state():
+    config = DeiTConfig.from_dict({"_attn_implementation": "magic", "_name_or_path": "/secret", "hidden_size": 96})
+    assert config.attn_implementation == "sdpa"
+    assert "secret" not in config.to_json_string(use_diff=False)
+
+
+def test_the_older_name_of_dtype_is_read():
+    assert DeiTConfig.from_dict({"torch_dtype": "bfloat16"}).dtype == "bfloat16"
+    assert DeiTConfig(dtype="torch.float16").dtype == "float16"
+
+
+def test_keywords_override_the_file_and_others_come_back(tmp_path):
+    DeiTConfig(hidden_size=96, num_attention_heads=3, note=1).save_pretrained(tmp_path)
+    config, unused = DeiTConfig.from_pretrained(
+        tmp_path, hidden_size=48, note=2, drop_path_rate=0.1, colour="red", return_unused_kwargs=True
+    )
+    assert (config.hidden_size, config.note, config.drop_path_rate) == (48, 2, 0.1)
+    assert unused == {"colour": "red"}
+    assert not hasattr(config, "colour")
+
+
+def test_an_update_sets_fields_and_checks_them():
+    config = DeiTConfig()
+    config.update({"image_size": 32, "patch_size": 8, "attn_implementation": "eager", "num_labels": 4})
+    assert (config.grid_size, config.attn_implementation, config.num_labels) == ((4, 4), "eager", 4)
+    with pytest.raises(ValueError, match="not a multiple"):
+        config.update({"num_attention_heads": 5})
+
+
+def test_equality_looks_at_every_field():
+    assert DeiTConfig() == DeiTConfig()
+    assert DeiTConfig() != DeiTConfig(layer_norm_eps=1e-6)
+    assert DeiTConfig() != DeiTConfig(note=1)
+    assert DeiTConfig() != "DeiTConfig"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not valid JSON"), ("[1]", "must hold a JSON object. Received: list")]
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        DeiTConfig.from_pretrained(tmp_path)
+
+
+def test_a_missing_configuration_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No config\.json at .*nowhere"):
+        read_config(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"No config\.json at"):
+        read_config(tmp_path)
+
+
+def test_a_configuration_of_another_kind_of_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ValueError, match="of model type 'vit', DeiTConfig needs 'deit'"):
+        DeiTConfig.from_pretrained(tmp_path)

@@ -1,0 +1,34 @@
+"""The same weights in transformers (the oracle) and in deit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deit
+
+
+@pytest.fixture
+def pair(tmp_path: Path, tiny_fields: dict[str, Any], redraw: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Builds (transformers' model, ours) with equal random weights, taken over through a file.
+
+    transformers' one computes attention eagerly; `attention` chooses for ours.
+    """
+
+    transformers = pytest.importorskip("transformers")
+
+    def build(name: str, *, attention: str = "eager", arguments: dict[str, Any] | None = None, **fields: Any) -> Any:
+        config = transformers.DeiTConfig(**{**tiny_fields, **fields})
+        oracle = redraw(getattr(transformers, name)(config, **(arguments or {}))).eval()
+        oracle.set_attn_implementation("eager")
+        oracle.save_pretrained(tmp_path / "oracle")
+        ours, info = getattr(deit, name).from_pretrained(
+            tmp_path / "oracle", attn_implementation=attention, output_loading_info=True, **(arguments or {})
+        )
+        assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+        return oracle, ours
+
+    return build
