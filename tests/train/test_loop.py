@@ -40,7 +40,7 @@ def test_twenty_steps_equal_a_plain_loop_written_here(tmp_path) -> None:
     )  # fmt: skip
     task, data = distillation_task(), tiny.data()
     reference, convnet = tiny.student(), task.teacher.model
-    weights = {n: p for n, p in reference.named_parameters()}
+    weights = dict(reference.named_parameters())
     plain = [
         p for n, p in weights.items() if p.ndim == 1 or n.split(".")[-1] in ("cls_token", "dist_token", "pos_embed")
     ]

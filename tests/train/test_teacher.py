@@ -105,7 +105,7 @@ def test_an_unknown_torchvision_name_is_refused() -> None:
 def test_published_weights_without_a_network_are_one_clear_error(monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match="published weights of timm/test_resnet.r160_in1k cannot be fetched"):
+    with pytest.raises(ConnectionError, match=r"published weights of timm/test_resnet\.r160_in1k cannot be fetched"):
         open_teacher("timm/test_resnet.r160_in1k")
 
 
@@ -154,5 +154,5 @@ def test_the_papers_evaluation_resizes_to_256_and_crops_224() -> None:
 
 
 def test_an_image_size_that_the_patches_do_not_fill_is_refused() -> None:
-    with pytest.raises(ValueError, match="image_size 100 is not a multiple of patch_size 16. Use 96 or 112"):
+    with pytest.raises(ValueError, match=r"image_size 100 is not a multiple of patch_size 16\. Use 96 or 112"):
         build_student("deit-tiny-distilled-patch16-224", ["a"], tiny.recipe(), image_size=100)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import io
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ def write_report(journey: Journey) -> Path:
         },
         curves,
     )
-    assert importlib.resources.is_resource("deit.demo", "report.html.j2")
     environment = Environment(loader=PackageLoader("deit", "demo"), autoescape=True, undefined=StrictUndefined)
     html = environment.get_template("report.html.j2").render(
         table=journey.table(),

@@ -1,0 +1,59 @@
+"""Every code block of the README runs, in its order, on a folder of generated photos."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def make_photos(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, color in (("cat", (200, 120, 40)), ("dog", (60, 120, 200))):
+        (folder / name).mkdir(parents=True)
+        for i in range(6):
+            noise = random.normal(color, 30, (240, 260, 3))
+            Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
+
+
+def run_line(line: str, cwd: Path) -> None:
+    """Runs one line of a shell block. Trainings are cut to one epoch of small batches; nothing else is changed."""
+    words = shlex.split(line)
+    if words[0] == "make":  # this very test is part of it: see that the target exists
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"deit\[(\w+)\]", line)) <= set(extras)
+    else:
+        if words[:2] == ["deit", "train"]:
+            words[words.index("--epochs") + 1] = "1"
+            words += ["--batch-size", "4"]
+        words[0] = str(Path(sys.executable).with_name(words[0]))
+        result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+
+
+@pytest.mark.slow
+def test_every_code_block_runs(tmp_path) -> None:
+    make_photos(tmp_path / "photos")
+    languages = set()
+    for language, block in BLOCKS:
+        languages.add(language)
+        if language == "bash":
+            for line in block.strip().splitlines():
+                run_line(line, tmp_path)
+        else:
+            assert language == "python"
+            result = subprocess.run(
+                [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            assert result.returncode == 0, f"{block}\n{result.stderr}"
+    assert languages == {"bash", "python"}
