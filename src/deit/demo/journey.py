@@ -2,7 +2,8 @@
 
 The images are scikit-learn's handwritten digits, 1,797 scans of 8 x 8 pixels. Few labels, strong augmentation and a
 small transformer make the teacher matter for the paper's reason: a convnet knows that neighbouring pixels belong
-together, a transformer must learn that from examples, and here it has 20 of each digit.
+together, a transformer must learn that from examples, and here it has 10 of each digit. Soft distillation says most in few
+steps: the teacher's doubts about an augmented view are worth more than its first choice.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from deit.train.students import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
 from deit.train.teacher import check_teacher, open_teacher
 
-LABELS_PER_CLASS = 20
+LABELS_PER_CLASS = 10
 TEACHER = "timm/resnet10t"
 STUDENT = "deit-digits-distilled-patch8-32"
 IMAGE_SIZE = 32
@@ -73,7 +74,11 @@ def _in_reading_order(scores: dict[str, Scores]) -> list[tuple[str, Scores]]:
 
 
 def demo_recipe(epochs: int, *, seed: int) -> Recipe:
-    """Returns the recipe of both students and the teacher: the paper's, made short, for 200 small images."""
+    """Returns the recipe of both students and the teacher: the paper's, made short, for 100 small images.
+
+    Three departures: RandAugment at magnitude 6 and crops of at least 60 %, since a digit is gone sooner than a dog; no
+    flip, since a mirrored 5 is no digit; no mixing, whose blends of 8 x 8 scans teach little in a thousand steps.
+    """
     return Recipe(
         batch_size=50,
         seed=seed,
@@ -81,10 +86,12 @@ def demo_recipe(epochs: int, *, seed: int) -> Recipe:
         crop_ratio=1.0,
         eval_epochs=max(epochs // 10, 1),
         num_workers=0,
-        augment=Augmentation(crop_scale=(0.5, 1.0), flip_rate=0.0, mix_rate=0.0),  # a mirrored 5 is no digit
+        augment=Augmentation(
+            crop_scale=(0.6, 1.0), flip_rate=0.0, rand_augment="rand-m6-mstd0.5-inc1", mix_rate=0.0
+        ),
         optimizer=Optimizer(lr=1e-3, reference_batch_size=0),
         schedule=Schedule(epochs=epochs, warmup_epochs=min(5, epochs)),
-        distillation=Distillation(kind="hard", weight=0.5),
+        distillation=Distillation(kind="soft", temperature=3.0, weight=0.5),
     )
 
 
@@ -103,7 +110,7 @@ def digits_data() -> Data:
 
 
 def run_journey(
-    out: Path, *, seed: int = 0, teacher_epochs: int = 50, student_epochs: int = 300, on_step: OnStep | None = None
+    out: Path, *, seed: int = 0, teacher_epochs: int = 150, student_epochs: int = 500, on_step: OnStep | None = None
 ) -> Journey:
     """Trains teacher and students, saves them, and classifies one held-out image with the saved model.
 
