@@ -15,6 +15,9 @@ from deit.core.model_directory import kind_of_model
 
 Array = npt.NDArray[np.float32]
 
+# What timm raises for files that are missing, damaged or of another architecture than they say.
+_TIMM_ERRORS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError, SafetensorError)
+
 
 class TorchRunner:
     """Runs a classifier with PyTorch.
@@ -71,7 +74,7 @@ def open_runner(folder: Path, device: str = "cpu") -> TorchRunner:
 
     try:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+    except _TIMM_ERRORS as error:
         raise ValueError(f"timm cannot open {folder} ({error}). Its files may be damaged.") from error
     names = read_config(folder).get("label_names") or [str(i) for i in range(model.num_classes)]
     return TorchRunner(model, names, device)

@@ -154,7 +154,7 @@ def create_timm(name: str, **options: Any) -> nn.Module:
 
     try:
         model: nn.Module = timm.create_model(name, **options)
-    except (RuntimeError, TypeError, KeyError, SafetensorError) as error:
+    except (RuntimeError, TypeError, AttributeError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"timm cannot build {name!r} ({str(error).strip(chr(39))}). See timm.list_models()."
         ) from error

@@ -1,0 +1,128 @@
+"""The command as a whole: its options, its help and what it imports; and the real program for exit codes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import deit as package
+from deit.cli.app import app
+from tests.cli.conftest import deit, succeeds
+
+PROGRAM = Path(sys.executable).with_name("deit")
+
+OPTIONS = {
+    "train": [
+        "--out", "--student", "--teacher", "--recipe", "--epochs", "--batch-size", "--lr", "--seed", "--image-size",
+        "--val-fraction", "--set", "--device", "--strict", "--resume",
+    ],
+    "evaluate": ["--batch-size", "--device", "--json", "--strict"],
+    "classify": ["--top-k", "--batch-size", "--device", "--json", "--strict"],
+    "demo": ["--out", "--seed"],
+}  # fmt: skip
+ARGUMENTS = {"train": ["data"], "evaluate": ["model", "data"], "classify": ["model", "images"], "demo": []}
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_commands_are_these():
+    assert list(typer.main.get_command(app).commands) == list(OPTIONS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_of_a_command_are_these_and_at_most_15(name):
+    parameters = typer.main.get_command(app).commands[name].params
+    assert [p.opts[0] for p in parameters if p.param_type_name == "option"] == OPTIONS[name]
+    assert [p.name for p in parameters if p.param_type_name == "argument"] == ARGUMENTS[name]
+    assert len(OPTIONS[name]) <= 15
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_explains_every_option(name):
+    text = succeeds(name, "--help").output
+    for option in OPTIONS[name]:
+        (explained,) = re.findall(rf"^  {option}\b(.*(?:\n   .*)*)", text, re.MULTILINE)
+        assert re.search(r"[A-Za-z]{3,}.*\.", explained)
+
+
+def test_without_arguments_the_command_shows_its_help():
+    result = deit()
+    assert result.exit_code == 2
+    assert "Usage: deit" in result.output
+    assert all(name in result.output for name in OPTIONS)
+
+
+def test_the_version_is_shown():
+    assert succeeds("--version").output == f"deit {package.__version__}\n"
+
+
+def test_a_missing_option_is_named():
+    result = deit("train", "somewhere")
+    assert result.exit_code == 2
+    assert "Missing option '--out'" in result.stderr
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from deit.cli.app import app; "
+        "print(sorted({'torch', 'timm', 'torchvision', 'numpy', 'PIL', 'yaml', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_the_program_shows_its_help():
+    result = run_program("--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Small, fast image classifiers" in result.stdout
+
+
+def test_the_program_ends_with_one_line_and_code_2_for_a_mistake_of_the_user(tmp_path):
+    result = run_program("classify", str(tmp_path), "nowhere.png")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "Error: No image, folder or match for 'nowhere.png'.\n"
+
+
+def test_a_traceback_is_shown_on_request(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEIT_TRACEBACK", "1")
+    result = deit("classify", tmp_path, "nowhere.png")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["typer", "rich"])
+def test_without_the_packages_of_the_command_it_says_how_to_install_them(name):
+    result = run_without(name)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert f"The deit command needs the '{name}' package" in result.stderr
+    assert 'pip install "deit[cli]"' in result.stderr
+
+
+def test_other_missing_modules_are_not_taken_for_those():
+    result = run_without("deit.cli.train")
+    assert result.returncode == 1
+    assert "ModuleNotFoundError: No module named 'deit.cli.train'" in result.stderr
+
+
+def run_without(module: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a new process that cannot find a module."""
+    code = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+
+sys.meta_path.insert(0, Absent())
+from deit.cli import main
+main()
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

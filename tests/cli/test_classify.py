@@ -1,0 +1,150 @@
+"""`deit classify`: every way to name images, what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from deit.deploy.predictor import Predictor
+from tests.cli.conftest import deit, is_refused, succeeds
+from tests.data.pictures import picture, write_text, write_truncated_jpeg
+
+
+@pytest.fixture
+def album(tmp_path, monkeypatch):
+    """Three images in the working directory, one of them with brackets in its name."""
+    for name, colour in (("a.png", "red"), ("b.png", "green"), ("c[blue].png", "blue")):
+        picture(colour).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_json_holds_the_predictors_answers(album, student):
+    results = json.loads(succeeds("classify", student, "a.png", "b.png", "--json").stdout)
+    expected = Predictor.open(student).classify_each(["a.png", "b.png"], top_k=3)
+    assert results == [one.to_dict() for one in expected]
+    assert [result["image"] for result in results] == ["a.png", "b.png"]
+    assert all(len(result["predictions"]) == 3 for result in results)
+
+
+def test_the_table_shows_the_best_classes_in_percent(album, student):
+    results = json.loads(succeeds("classify", student, ".", "--json", "--top-k", 2).stdout)
+    shown = succeeds("classify", student, ".", "--top-k", 2)
+    assert shown.stderr == ""
+    rows = re.findall(r"^│ (\S+) +│ +(\w+ \d+\.\d %) │ +(\w+ \d+\.\d %) │$", shown.stdout, re.MULTILINE)
+    expected = [(r["image"], *(f"{p['label']} {100 * p['score']:.1f} %" for p in r["predictions"])) for r in results]
+    assert rows == expected
+    assert [row[0] for row in rows] == ["a.png", "b.png", "c[blue].png"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["b.png"], ["b.png"]),
+        (["."], ["a.png", "b.png", "c[blue].png"]),
+        (["?.png"], ["a.png", "b.png"]),
+        (["c[[]blue].png", "a.png"], ["c[blue].png", "a.png"]),
+    ],
+)
+def test_files_folders_and_patterns_are_classified(album, student, patterns, names):
+    results = json.loads(succeeds("classify", student, *patterns, "--json").stdout)
+    assert [result["image"] for result in results] == names
+    assert all(result["predictions"] for result in results)
+
+
+def test_standard_input_is_classified_like_the_file(album, student):
+    file, piped = json.loads(
+        succeeds("classify", student, "a.png", "-", "--json", input=(album / "a.png").read_bytes()).stdout
+    )
+    assert piped["image"] == "standard input"
+    assert piped["predictions"] == file["predictions"]
+
+
+@pytest.mark.parametrize("kind", ["grey", "RGBA", "palette", "16-bit"])
+def test_images_of_every_mode_are_classified(tmp_path, student, kind):
+    grey = picture().convert("L")
+    image = {
+        "grey": grey,
+        "RGBA": picture().convert("RGBA"),
+        "palette": picture().quantize(16),
+        "16-bit": grey.convert("I").point(lambda value: value * 257).convert("I;16"),
+    }[kind]
+    image.save(tmp_path / "image.png")
+    (result,) = json.loads(succeeds("classify", student, tmp_path, "--json").stdout)
+    assert sum(prediction["score"] for prediction in result["predictions"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_teacher_classifies_by_the_names_of_its_classes(album, teacher):
+    (result,) = json.loads(succeeds("classify", teacher, "a.png", "--json").stdout)
+    assert sorted(prediction["label"] for prediction in result["predictions"]) == ["blue", "green", "red"]
+
+
+# --- what cannot be read ------------------------------------------------------------------------------
+
+
+def test_broken_files_are_left_out_with_a_report(album, student):
+    write_truncated_jpeg(album / "aa.jpg")
+    write_text(album / "bb.png")
+    result = succeeds("classify", student, ".", "--json")
+    results = json.loads(result.stdout)
+    assert [r["image"] for r in results] == ["a.png", "aa.jpg", "b.png", "bb.png", "c[blue].png"]
+    assert ["error" in r for r in results] == [False, True, False, True, False]
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("Left out: aa.jpg cannot be read as an image (image file is truncated")
+    assert lines[1] == "Left out: bb.png is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)."
+    assert lines[2:] == ["3 of 5 files classified."]
+    table = succeeds("classify", student, ".").stdout
+    assert "aa.jpg" not in table
+    assert "c[blue].png" in table
+
+
+def test_strict_stops_at_a_broken_file(album, student):
+    write_text(album / "bb.png")
+    result = deit("classify", student, ".", "--strict")
+    is_refused(result, "bb.png is not an image")
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("source", ["-", "letter.png"])
+def test_when_nothing_can_be_read_the_command_fails(album, student, source):
+    write_text(album / "letter.png")
+    result = deit("classify", student, source, input=b"no picture")
+    assert result.exit_code == 2
+    left_out, error = result.stderr.splitlines()
+    assert left_out.startswith("Left out: ")
+    assert error == "Error: None of 1 file(s) could be read as an image."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.png",), "No image, folder or match for 'nowhere.png'."),
+        (("*.webp",), "No image, folder or match for '*.webp'."),
+        (("empty",), "The folder empty holds no images"),
+        (("a.png", "--top-k", 0), "top_k and batch_size must be at least 1. Received: 0 and 32."),
+        (("a.png", "--batch-size", 0), "top_k and batch_size must be at least 1. Received: 3 and 0."),
+        (("a.png", "--device", "gpu"), "The device 'gpu' cannot be used"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(album, student, arguments, message):
+    (album / "empty").mkdir()
+    is_refused(deit("classify", student, *arguments), message)
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no configuration", "no preprocessing"])
+def test_a_model_that_cannot_be_used_is_refused(request, album, copied, kind, damage):
+    model = copied(request.getfixturevalue(kind))
+    weights = model / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        names = {"missing": "model.safetensors", "no configuration": "config.json"}
+        (model / names.get(damage, "preprocessor_config.json")).unlink()
+    is_refused(deit("classify", model, "a.png"), str(model))
+
+
+def test_the_demo_does_not_write_into_a_folder_in_use(album):
+    is_refused(deit("demo", "--out", album), f"{album} holds files already. Pass a new folder.")

@@ -1,0 +1,70 @@
+"""Printing: one-line errors, tables, the list of files left out, the progress bar."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import typer
+from rich.console import Console
+
+from deit.cli import console
+from deit.cli.console import print_table, progress_bar, report_skipped, reports_errors
+from deit.data.sources import SkippedFile
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, FileNotFoundError, ArithmeticError, ModuleNotFoundError])
+def test_an_error_of_the_library_becomes_one_line(error, capsys):
+    @reports_errors
+    def command() -> None:
+        raise error("first line\n   second line")
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+    assert caught.value.exit_code == 2
+    assert capsys.readouterr().err == "Error: first line second line\n"
+
+
+def test_a_mistake_of_our_own_is_not_hidden():
+    @reports_errors
+    def command() -> None:
+        raise AssertionError
+
+    with pytest.raises(AssertionError):
+        command()
+
+
+def test_a_table_shows_brackets_as_they_are(capsys):
+    print_table("on [data]", ("image", "1."), [("photo[red].png", "ant [/] 10.0 %")])
+    text = capsys.readouterr().out
+    assert "on [data]" in text
+    assert "photo[red].png" in text
+    assert "ant [/] 10.0 %" in text
+
+
+@pytest.mark.parametrize(("count", "lines"), [(0, 0), (1, 2), (5, 6), (6, 7), (20, 7)])
+def test_at_most_five_files_are_named(capsys, count, lines):
+    report_skipped([SkippedFile(path=f"{i}.png", reason="is broken.") for i in range(count)])
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == lines
+    if count:
+        assert shown[:2] == [f"Left out {count} file(s) that cannot be used:", "  0.png: is broken."]
+    if count > 5:
+        assert shown[-1] == f"  ... and {count - 5} more"
+
+
+def test_progress_shows_count_and_text_on_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "ERR", Console(file=screen, force_terminal=True, width=120))
+    with progress_bar("Training") as update:
+        update(3, 10, "12 images/s, loss 0.693")
+    text = screen.getvalue()
+    assert "Training" in text
+    assert "3/10" in text
+    assert "12 images/s, loss 0.693" in text
+
+
+def test_progress_is_silent_elsewhere(capsys):
+    with progress_bar("Training") as update:
+        update(3, 10)
+    assert capsys.readouterr() == ("", "")
