@@ -1,0 +1,76 @@
+"""What the benchmarks share: taking turns, the machine's name, and a dated file of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+PACKAGES = ("deit", "torch", "torchvision", "transformers", "timm", "numpy", "Pillow", "safetensors")
+
+
+def take_turns(functions: dict[str, Callable[[], Any]], *, rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Calls functions one after the other, round after round, so that a drift of the machine meets all alike.
+
+    Returns:
+        Seconds of each call, by name.
+    """
+    for _ in range(warm_up):
+        for function in functions.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(rounds):
+        names = list(functions)
+        for name in names[i % len(names) :] + names[: i % len(names)]:  # nobody is always first
+            begin = time.perf_counter()
+            functions[name]()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def compare(seconds: dict[str, list[float]], ours: str = "deit") -> dict[str, Any]:
+    """Returns medians in milliseconds, and for each other name how many times faster we are, round by round."""
+    row: dict[str, Any] = {f"{name} ms": 1e3 * statistics.median(values) for name, values in seconds.items()}
+    for name, values in seconds.items():
+        if name != ours:
+            ratios = [b / a for a, b in zip(seconds[ours], values, strict=True)]
+            row[f"{name} / {ours}"] = statistics.median(ratios)
+    return row
+
+
+def machine() -> dict[str, Any]:
+    """Returns processor, cores, Python and versions."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
+        kinds = [k for k in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if k in flags]
+        model = f"{names[0] if names else model} ({', '.join(kinds)})"
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+
+
+def report(name: str, rows: list[dict[str, Any]]) -> None:
+    """Prints the rows and writes them with the machine to `results/DATE-NAME.json`."""
+    for row in rows:
+        print("  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items()))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{date.today().isoformat()}-{name}.json"
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    print(f"Written: {path}")
