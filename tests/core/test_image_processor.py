@@ -1,213 +1,35 @@
-"""Reading images of every kind, and the processor's options, errors and files."""
+"""The processor's options, errors and files."""
 
 from __future__ import annotations
 
+import base64
+import copy
 import io
 import json
-from typing import Any
+import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deit.core.image_processor import (
-    BatchFeature,
+    DeiTFeatureExtractor,
     DeiTImageProcessor,
-    ImageError,
-    check_image,
+    ViTImageProcessor,
     evaluation_processor,
-    load_image,
-    size_dict,
+    open_image_processor,
 )
+from deit.core.images import ImageError, load_image
+from deit.core.processor_options import size_dict
+from deit.core.processor_settings import BatchFeature
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def rows_of(image: Image.Image) -> list[list[Any]]:
-    return np.asarray(image).tolist()
+WHITE = (255, 255, 255)
 
 
 def noise(height: int = 40, width: int = 60) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-# --- load_image ---------------------------------------------------------------------------------------
-
-
-def test_a_colour_image_is_read_from_a_path_its_text_its_bytes_and_an_image(tmp_path):
-    file = tmp_path / "image.png"
-    noise().save(file)
-    for source in (file, str(file), file.read_bytes(), noise()):
-        image = load_image(source)
-        assert image.mode == "RGB"
-        assert np.array_equal(np.asarray(image), np.asarray(noise()))
-
-
-def test_grey_is_repeated_in_every_channel():
-    grey = Image.fromarray(np.array([[0, 100, 255]], np.uint8))
-    assert rows_of(load_image(encoded(grey))) == [[[0] * 3, [100] * 3, [255] * 3]]
-    assert rows_of(load_image(encoded(grey), mode="L")) == [[0, 100, 255]]
-
-
-def test_black_and_white_becomes_0_and_255():
-    image = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
-    assert rows_of(load_image(encoded(image))) == [[[0] * 3, [255] * 3]]
-
-
-def test_transparent_grey_is_laid_on_white():
-    image = Image.new("LA", (3, 1))
-    for column, value in enumerate([(10, 255), (10, 0), (0, 51)]):
-        image.putpixel((column, 0), value)
-    assert rows_of(load_image(encoded(image), mode="L")) == [[10, 255, 204]]
-    assert rows_of(load_image(encoded(image))) == [[[10] * 3, [255] * 3, [204] * 3]]
-
-
-def test_transparent_colours_are_laid_on_white():
-    image = Image.new("RGBA", (3, 1))
-    for column, alpha in enumerate((255, 0, 51)):
-        image.putpixel((column, 0), (*RED, alpha))
-    assert rows_of(load_image(encoded(image))) == [[[255, 0, 0], [255, 255, 255], [255, 204, 204]]]
-
-
-@pytest.fixture
-def palette_image() -> Image.Image:
-    image = Image.new("P", (3, 1))
-    image.putpalette([*RED, *GREEN, *BLUE])
-    for column in range(3):
-        image.putpixel((column, 0), column)
-    return image
-
-
-def test_a_palette_gives_its_colours(palette_image):
-    assert rows_of(load_image(encoded(palette_image))) == [[list(RED), list(GREEN), list(BLUE)]]
-
-
-def test_the_transparent_colour_of_a_palette_is_laid_on_white(palette_image):
-    data = encoded(palette_image, transparency=1)
-    assert Image.open(io.BytesIO(data)).mode == "P"
-    assert rows_of(load_image(data)) == [[list(RED), list(WHITE), list(BLUE)]]
-
-
-def test_the_transparent_colour_of_an_rgb_image_is_laid_on_white():
-    image = Image.new("RGB", (2, 1), RED)
-    image.putpixel((1, 0), BLUE)
-    data = encoded(image, transparency=RED)
-    assert Image.open(io.BytesIO(data)).mode == "RGB"
-    assert rows_of(load_image(data)) == [[list(WHITE), list(BLUE)]]
-
-
-def test_the_colours_of_print_become_those_of_screens():
-    image = Image.new("CMYK", (3, 1))
-    for column, ink in enumerate([(0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255)]):
-        image.putpixel((column, 0), ink)
-    assert rows_of(load_image(encoded(image, "TIFF"))) == [[list(RED), list(GREEN), [0, 0, 0]]]
-    jpeg = np.asarray(load_image(encoded(image.resize((48, 16), 0), "JPEG", quality=100, subsampling=0)))
-    np.testing.assert_allclose(jpeg[8, [8, 24, 40]], [RED, GREEN, (0, 0, 0)], atol=6)
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_grey_of_16_bits_is_scaled_to_8(file_format):
-    image = Image.fromarray(np.array([[0, 257, 25_700, 25_828, 65_535]], np.uint16))
-    data = encoded(image, file_format)
-    assert Image.open(io.BytesIO(data)).mode.startswith("I;16")
-    assert rows_of(load_image(data, mode="L")) == [[0, 1, 100, 100, 255]]
-    assert rows_of(load_image(data)) == [[[0] * 3, [1] * 3, [100] * 3, [100] * 3, [255] * 3]]
-
-
-@pytest.mark.parametrize(
-    ("orientation", "expected"),
-    [
-        (1, [["red", "green"], ["blue", "white"], ["white", "white"]]),
-        (3, [["white", "white"], ["white", "blue"], ["green", "red"]]),
-        (6, [["white", "blue", "red"], ["white", "white", "green"]]),
-        (8, [["green", "white", "white"], ["red", "blue", "white"]]),
-    ],
-)
-def test_an_image_is_turned_as_its_exif_tag_says(orientation, expected):
-    colours = {"red": RED, "green": GREEN, "blue": BLUE, "white": WHITE}
-    image = Image.new("RGB", (2, 3), WHITE)
-    image.putpixel((0, 0), RED)
-    image.putpixel((1, 0), GREEN)
-    image.putpixel((0, 1), BLUE)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    turned = load_image(encoded(image, exif=exif))
-    assert rows_of(turned) == [[list(colours[name]) for name in row] for row in expected]
-
-
-def test_of_an_animation_the_first_frame_is_read():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in (BLUE, RED, GREEN)]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert rows_of(load_image(data)) == [[list(BLUE)] * 4] * 4
-
-
-def test_of_a_photo_of_two_lenses_the_first_is_read():
-    """Phones write them with the suffix of JPEG."""
-    data = encoded(Image.new("RGB", (8, 8), BLUE), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), RED)])
-    assert Image.open(io.BytesIO(data)).format == "MPO"
-    np.testing.assert_allclose(np.asarray(load_image(data)), np.broadcast_to(BLUE, (8, 8, 3)), atol=3)
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "TIFF", "PPM", "WEBP"])
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_truncated_file_is_refused(tmp_path, file_format, share):
-    data = encoded(noise(), file_format)
-    file = tmp_path / f"image.{file_format.lower()}"
-    file.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ImageError, match=f"image.{file_format.lower()} .*(truncated|is not an image)"):
-        load_image(file)
-
-
-@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff"])
-def test_what_is_not_an_image_is_refused(tmp_path, data):
-    (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(ImageError, match=r"a\.png (is not an image|cannot be read)"):
-        load_image(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="the given bytes"):
-        load_image(data)
-
-
-@pytest.mark.parametrize("file_format", ["TGA", "PCX", "ICO", "EPS", "SGI"])
-def test_rare_formats_are_refused_although_pillow_reads_them(file_format):
-    with pytest.raises(ImageError, match=r"is not an image .known: JPEG, PNG"):
-        load_image(encoded(Image.new("RGB", (32, 32)), file_format))
-
-
-@pytest.mark.parametrize("limit", [20, 40], ids=["error", "warning"])
-def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch, limit):
-    """Pillow raises from twice the limit on, and only warns below."""
-    data = encoded(Image.new("RGB", (8, 8)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ImageError, match="more pixels than are safe to decode"):
-        load_image(data)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
-    assert load_image(data).size == (8, 8)
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
-def test_checking_an_image_finds_out_whether_it_is_whole(tmp_path, file_format):
-    data = encoded(noise(), file_format)
-    (tmp_path / "whole").write_bytes(data)
-    (tmp_path / "half").write_bytes(data[: len(data) // 2])
-    check_image(tmp_path / "whole")
-    with pytest.raises(ImageError, match=r"half cannot be read as an image .*truncated"):
-        check_image(tmp_path / "half")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        check_image(tmp_path / "nowhere")
-
-
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        load_image(tmp_path / "nowhere.png")
-    with pytest.raises(ImageError, match="cannot be read"):
-        load_image(tmp_path)
 
 
 # --- sizes --------------------------------------------------------------------------------------------
@@ -301,7 +123,16 @@ def test_an_override_leaves_the_processor_as_it_was(processor):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"return_tensors": "jax"}, "return_tensors must be None, 'np' or 'pt'. Received: 'jax'"),
+        ({"return_tensors": "list"}, "return_tensors must be None, 'np', 'pt', 'tf', 'jax' or 'mlx'. Received: 'list'"),
+        ({"resample": 9}, r"resample must be one of 0 \(nearest\), .*Received: 9"),
+        ({"image_std": 0}, "image_std must not hold 0"),
+        ({"image_std": [1.0, 0.0, 1.0]}, "image_std must not hold 0"),
+        ({"image_mean": []}, "image_mean must hold a number for each channel"),
+        ({"image_mean": float("nan")}, "image_mean must be finite"),
+        ({"rescale_factor": float("inf")}, "rescale_factor must be finite"),
+        ({"do_pad": True, "pad_size": 9}, r"pad_size \(9, 9\) is smaller than an image of \(16, 16\)"),
+        ({"input_data_format": "HWC"}, "input_data_format must be 'channels_first' or 'channels_last'"),
+        ({"device": "cuda"}, "DeiTImageProcessor works on the CPU. For cuda: DeiTImageProcessorFast"),
         ({"data_format": "channels_middle"}, "data_format must be 'channels_first' or 'channels_last'"),
         ({"crop_size": {"shortest_edge": 3}}, "crop_size needs 'height' and 'width'"),
         ({"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers and the image has 3 channels"),
@@ -320,10 +151,16 @@ def test_an_option_that_cannot_be_used_is_refused(processor, options, message):
         ([], "No images were given"),
         (np.zeros((20, 20), np.uint8), "An image needs 3 dimensions"),
         (np.zeros((20, 20, 2), np.uint8), "Cannot tell the channels of an image of shape"),
-        ("image.png", "Images must be PIL images, numpy arrays or tensors. Received: str"),
+        (3, "Images must be PIL images, paths, bytes, numpy arrays or tensors. Received: int"),
+        ("https://example.org/a.png", "is an address: images are not fetched"),
+        (b"no image", "the given bytes is not an image"),
+        (np.full((20, 20, 3), np.nan), "pixels that are NaN or infinite"),
+        (np.where(np.eye(20)[..., None] > 0, np.inf, np.zeros((20, 20, 3), np.float32)), "NaN or infinite"),
+        (np.full((3, 20, 20), "a"), "Pixels must be numbers. Received an array of <U1"),
+        (np.zeros((3, 0, 20), np.uint8), "The image has no pixels"),
+        (np.full((20, 20, 4), 2.5), r"Transparency needs values in \[0, 1\] or integers"),
         (np.full((20, 20, 3), 300), r"Whole numbers must lie in \[0, 255\]. Received: 300 to 300"),
         (np.full((20, 20, 3), 1.5), "cannot be resized"),
-        (Image.new("L", (20, 20)), "image_mean has 3 numbers and the image has 1 channels"),
     ],
     ids=lambda v: v if isinstance(v, str) else type(v).__name__,
 )
@@ -405,6 +242,14 @@ def test_the_output_moves_its_tensors():
     assert output.name == "a"
 
 
+def test_only_floats_take_another_type_and_the_output_itself_is_changed():
+    torch = pytest.importorskip("torch")
+    output = BatchFeature({"pixels": torch.ones(2), "mask": torch.ones(2, dtype=torch.uint8), "list": [torch.ones(1)]})
+    assert output.to("cpu", dtype=torch.float16) is output
+    assert [output.pixels.dtype, output.mask.dtype, output.list[0].dtype] == [torch.float16, torch.uint8, torch.float16]
+    assert pickle.loads(pickle.dumps(output)).pixels.tolist() == [1.0, 1.0]
+
+
 def test_the_papers_evaluation_resizes_the_shorter_side_and_crops_the_center():
     processor = evaluation_processor((224, 224), crop_ratio=0.875, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert (processor.size, processor.crop_size) == ({"shortest_edge": 256}, {"height": 224, "width": 224})
@@ -431,3 +276,245 @@ def test_the_size_of_the_result_is_open_when_proportions_are_kept_without_a_crop
     with pytest.raises(ValueError, match="leaves the size of the result open"):
         _ = DeiTImageProcessor(size={"shortest_edge": 9}, do_center_crop=False).output_size
     assert DeiTImageProcessor(image_mean=0.3).channel_mean == (0.3, 0.3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("do_resize", "yes", "do_resize must be True or False. Received: 'yes'"),
+        ("do_normalize", 1, "do_normalize must be True or False. Received: 1"),
+        ("do_convert_rgb", [], "do_convert_rgb must be True or False"),
+        ("image_mean", "0.5", "image_mean must be a number. Received: '0.5'"),
+        ("image_std", [0.5, "a", 0.5], "image_std must be a number. Received: 'a'"),
+        ("rescale_factor", "1/255", "rescale_factor must be a number. Received: '1/255'"),
+        ("rescale_factor", True, "rescale_factor must be a number. Received: True"),
+        ("resample", "bicubic", "resample must be a number or PIL.Image.Resampling. Received: 'bicubic'"),
+        ("device", 1.5, "device must be the name of a device"),
+    ],
+)
+def test_an_option_of_the_wrong_type_is_refused_wherever_it_is_given(option, value, message, processor, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({option: value}))
+    attempts = [
+        lambda: DeiTImageProcessor(**{option: value}),
+        lambda: processor(noise(), **{option: value}),
+        lambda: setattr(processor, option, value),
+    ]
+    if option != "device":  # of the machine that wrote the file
+        attempts.append(lambda: DeiTImageProcessor.from_pretrained(tmp_path))
+    for attempt in attempts:
+        with pytest.raises(TypeError, match=message):
+            attempt()
+
+
+def test_an_unknown_option_suggests_the_nearest(processor):
+    for attempt in (lambda: DeiTImageProcessor(do_resise=True), lambda: processor(noise(), do_resise=True)):
+        with pytest.raises(TypeError, match=r"Unknown option do_resise\. Did you mean do_resize\? Known: "):
+            attempt()
+
+
+def test_a_setting_is_changed_by_its_attribute(processor):
+    processor.size = 30
+    processor.crop_size["height"] = 18
+    processor.image_mean = np.array([0.1, 0.2, 0.3])
+    assert processor.size == {"height": 30, "width": 30}
+    assert processor(noise(), return_tensors="np").pixel_values.shape == (1, 3, 18, 16)
+    assert processor.image_mean == [0.1, 0.2, 0.3]
+    assert "shortest_edge" not in processor.size
+    processor.default_to_square = False
+    processor.size = 40
+    assert processor.size == {"shortest_edge": 40}
+    with pytest.raises(AttributeError, match="A size has no side 'depth'"):
+        _ = processor.size.depth
+    with pytest.raises(KeyError):
+        _ = processor.size["depth"]
+
+
+def test_keys_of_a_file_that_mean_nothing_are_kept_as_data_and_never_as_attributes_of_the_class(tmp_path):
+    values = {"colour": "red", "preprocess": 3, "nothing": None, "image_processor_type": "DeiTImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    processor = DeiTImageProcessor.from_pretrained(tmp_path)
+    assert processor.colour == "red"
+    assert callable(processor.preprocess)
+    assert {k: v for k, v in processor.to_dict().items() if k in values} == {
+        "colour": "red", "preprocess": 3, "image_processor_type": "DeiTImageProcessor",
+    }  # fmt: skip
+    with pytest.raises(AttributeError, match="'DeiTImageProcessor' has no attribute 'nothing'"):
+        _ = processor.nothing
+    for copied in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):
+        assert copied == processor
+        assert copied.colour == "red"
+
+
+def test_the_device_in_a_file_is_that_of_its_writer():
+    processor = DeiTImageProcessor.from_dict({"device": "cuda:3"})
+    assert processor.device is None
+    assert processor(noise(), return_tensors="np", device="cpu").pixel_values.shape == (1, 3, 224, 224)
+
+
+def test_a_file_names_itself_in_an_error(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 3}}')
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: size must have exactly the keys"):
+        DeiTImageProcessor.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"must hold a JSON object. Received: list"):
+        DeiTImageProcessor.from_pretrained(tmp_path)
+
+
+def test_processors_are_equal_when_class_and_settings_are(processor, tmp_path):
+    assert processor == DeiTImageProcessor(size=20, crop_size=16)
+    assert processor != DeiTImageProcessor(size=20, crop_size=17)
+    assert processor != ViTImageProcessor(size=20, crop_size=16)
+    assert processor.save_pretrained(tmp_path) == [str(tmp_path / "preprocessor_config.json")]
+    processor.to_json_file(tmp_path / "other.json")
+    assert DeiTImageProcessor.from_json_file(tmp_path / "other.json") == processor
+    assert repr(processor) == f"DeiTImageProcessor {processor.to_json_string()}"
+
+
+def test_the_name_of_transformers_4_warns_and_names_the_new_one(tmp_path):
+    with pytest.warns(FutureWarning, match="DeiTFeatureExtractor is deprecated. Use DeiTImageProcessor"):
+        old = DeiTFeatureExtractor(size=20, crop_size=16)
+    assert old.to_dict() == DeiTImageProcessor(size=20, crop_size=16).to_dict()
+    assert np.array_equal(
+        old(noise(), return_tensors="np").pixel_values,
+        DeiTImageProcessor(size=20, crop_size=16)(noise(), return_tensors="np").pixel_values,
+    )
+
+
+@pytest.mark.parametrize("name", ["tf", "jax", "mlx"])
+def test_a_package_that_is_missing_is_named(name, processor, monkeypatch):
+    package = {"tf": "tensorflow", "jax": "jax", "mlx": "mlx"}[name]
+    for module in (package, f"{package}.numpy", f"{package}.core"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ImportError, match=f"return_tensors='{name}' needs the '{package}' package.*pip install {package}"
+    ):
+        processor(noise(), return_tensors=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function"), [("tf", "tensorflow", "constant"), ("jax", "jax.numpy", "asarray")]
+)
+def test_tensors_of_other_packages_are_made_by_their_own_function(name, module, function, processor, monkeypatch):
+    stub = types.ModuleType(module)
+    setattr(stub, function, lambda batch: ("made", batch))
+    monkeypatch.setitem(sys.modules, module.split(".")[0], types.ModuleType(module.split(".")[0]))
+    monkeypatch.setitem(sys.modules, module, stub)
+    made, batch = processor([noise(), noise()], return_tensors=name).pixel_values
+    assert made == "made"
+    assert np.array_equal(batch, processor([noise(), noise()], return_tensors="np").pixel_values)
+
+
+# --- images of every kind -----------------------------------------------------------------------------
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def test_files_are_read_by_the_one_conversion(processor, tmp_path):
+    """Upright, first frame, 16 bits scaled, transparency on white."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [noise(), noise().rotate(180)]
+    sources = {
+        "rotated": encoded(noise(), "JPEG", exif=exif),
+        "animated": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "transparent": encoded(noise().convert("RGBA").rotate(45)),
+        "palette": encoded(noise().convert("P")),
+        "print": encoded(noise().convert("CMYK"), "TIFF"),
+        "grey": encoded(noise().convert("L")),
+        "grey of 16 bits": encoded(Image.fromarray(np.asarray(noise().convert("L")).astype(np.uint16) * 257)),
+        "black and white": encoded(noise().convert("1")),
+    }
+    for name, data in sources.items():
+        (tmp_path / name).write_bytes(data)
+        expected = processor(load_image(data), return_tensors="np").pixel_values
+        text = base64.b64encode(data).decode()
+        for given in (data, tmp_path / name, str(tmp_path / name), text, f"data:image/png;base64,{text}"):
+            assert np.array_equal(processor(given, return_tensors="np").pixel_values, expected), name
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "I", "F", "I;16"])
+def test_pil_images_of_every_mode_give_the_pixels_of_their_conversion(mode, processor):
+    grey = np.asarray(noise().convert("L"))
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "I":
+        image = Image.fromarray(grey.astype(np.int32) * 257)
+    elif mode in ("La", "RGBa", "PA"):
+        image = noise().convert({"La": "LA", "RGBa": "RGBA", "PA": "LA"}[mode]).convert(mode)
+    else:
+        image = noise().convert(mode)
+    assert image.mode == mode
+    expected = processor(load_image(image), return_tensors="np").pixel_values
+    assert np.array_equal(processor(image, return_tensors="np").pixel_values, expected)
+    if mode in ("L", "I", "I;16"):
+        colour = processor(Image.fromarray(np.stack([grey] * 3, -1)), return_tensors="np").pixel_values
+        assert np.array_equal(expected, colour)
+
+
+def test_a_grey_image_stays_grey_when_the_model_has_one_channel():
+    processor = DeiTImageProcessor(size=20, crop_size=16, image_mean=[0.4], image_std=[0.3])
+    grey = noise().convert("L")
+    expected = processor(np.asarray(grey)[None], return_tensors="np").pixel_values
+    assert expected.shape == (1, 1, 16, 16)
+    for given in (grey, encoded(grey), grey.convert("LA"), Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)):
+        assert np.array_equal(processor(given, return_tensors="np").pixel_values, expected)
+    with pytest.raises(ValueError, match="image_mean has 1 numbers and the image has 3 channels"):
+        processor(noise())
+
+
+def test_arrays_of_one_or_four_channels_become_rgb_when_the_model_has_three(processor):
+    grey = np.asarray(noise().convert("L"))
+    colour = processor(np.stack([grey] * 3, -1), return_tensors="np").pixel_values
+    assert np.array_equal(processor(grey[None], return_tensors="np").pixel_values, colour)
+    opaque = np.concatenate([np.asarray(noise()), np.full((40, 60, 1), 255, np.uint8)], axis=-1)
+    expected = processor(noise(), return_tensors="np").pixel_values
+    assert np.array_equal(processor(opaque, return_tensors="np").pixel_values, expected)
+    opaque[..., 3] = 0
+    white = processor(Image.new("RGB", (60, 40), WHITE), return_tensors="np").pixel_values
+    assert np.array_equal(processor(opaque, return_tensors="np").pixel_values, white)
+
+
+def test_a_pil_image_is_not_turned_by_its_exif_tag_as_in_transformers_and_a_file_is(processor):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(noise(), exif=exif)
+    in_memory = Image.open(io.BytesIO(data))
+    lying = processor(noise(), return_tensors="np").pixel_values
+    assert np.array_equal(processor(in_memory, return_tensors="np").pixel_values, lying)
+    upright = processor(noise().transpose(Image.Transpose.ROTATE_270), return_tensors="np").pixel_values
+    assert np.array_equal(processor(data, return_tensors="np").pixel_values, upright)
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused_by_the_processor(processor, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="more pixels than are safe to decode"):
+        processor(encoded(noise()))
+
+
+def test_the_papers_evaluation_is_a_named_alternative():
+    processor = DeiTImageProcessor.paper_evaluation()
+    assert (processor.size, processor.crop_size) == ({"shortest_edge": 256}, {"height": 224, "width": 224})
+    assert (processor.resample, processor.image_mean) == (3, [0.485, 0.456, 0.406])
+    larger = DeiTImageProcessor.paper_evaluation(384, 1.0, image_mean=[0.1] * 3, image_std=[0.2] * 3)
+    assert (larger.size, larger.do_center_crop) == ({"height": 384, "width": 384}, False)
+    assert (larger.image_mean, larger.image_std) == ([0.1] * 3, [0.2] * 3)
+    assert type(ViTImageProcessor.paper_evaluation()) is ViTImageProcessor
+
+
+def test_a_folder_is_opened_with_the_defaults_of_the_class_that_it_names(tmp_path):
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text('{"image_processor_type": "ViTImageProcessorFast"}')
+    assert open_image_processor(tmp_path) == ViTImageProcessor()
+    file.write_text('{"feature_extractor_type": "DeiTFeatureExtractor"}')
+    assert open_image_processor(tmp_path, size=9) == DeiTImageProcessor(size=9)
+    file.write_text("{}")
+    assert open_image_processor(file) == DeiTImageProcessor()
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert open_image_processor(tmp_path) == ViTImageProcessor()
+    file.write_text('{"image_processor_type": "SwinImageProcessor"}')
+    with pytest.raises(ValueError, match=r"of the type 'SwinImageProcessor'. Known: DeiTImageProcessor"):
+        open_image_processor(tmp_path)

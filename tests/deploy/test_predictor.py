@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import deit
-from deit.core.image_processor import DeiTImageProcessor, ImageError
+from deit.core.image_processor import DeiTImageProcessor
+from deit.core.images import ImageError
 from deit.deploy.predictor import Classified, Prediction, Predictor, find_images
 from tests.data.pictures import picture, write_text, write_truncated_jpeg
 from tests.deploy.conftest import NAMES, PROCESSOR

@@ -136,7 +136,7 @@ def test_a_missing_folder_and_a_missing_configuration_are_refused(tmp_path):
     [
         ("{", r"config\.json is not valid JSON"),
         ("[1]", "must hold a JSON object. Received: list"),
-        ('{"model_type": "bert"}', "is of model type 'bert'. Needed: 'deit', or a timm model"),
+        ('{"model_type": "bert"}', "is of model type 'bert'. Needed: 'deit' or 'vit', or a timm model"),
         ("{}", "is of model type None"),
         ('{"model_type": "deit"}', "which is no image classifier"),
         ('{"model_type": "deit", "architectures": ["DeiTForMaskedImageModeling"]}', "which is no image classifier"),

@@ -2,142 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+import deit
 from deit import DeiTImageProcessor
+from tests.parity.processor_cases import CASES, IMAGENET, PLAIN, SMALL, mode, photo, rgb, unit
 
 transformers = pytest.importorskip("transformers")
 Oracle = transformers.DeiTImageProcessorPil
 
-SMALL = {"size": {"height": 20, "width": 20}, "crop_size": {"height": 16, "width": 16}}
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-NO_RESIZE = {**SMALL, "do_resize": False}
-PLAIN = {"do_resize": False, "do_center_crop": False}
-GREY = {**SMALL, "image_mean": [0.4], "image_std": [0.3]}
 
-
-def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Smooth shapes and noise, (H, W, C), so that resize filters differ."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    waves = 127 + 90 * np.sin(rows[..., None] / (2 + np.arange(channels)) + columns[..., None] / 5)
-    noise = np.random.default_rng(seed).normal(0, 25, (height, width, channels))
-    return np.clip(waves + noise, 0, 255).astype(np.uint8)
-
-
-def rgb(height: int, width: int) -> Image.Image:
-    return Image.fromarray(photo(height, width))
-
-
-def grey(height: int, width: int) -> Image.Image:
-    return Image.fromarray(photo(height, width, 1)[..., 0])
-
-
-def unit(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
-    return (array / 255).astype(dtype)
-
-
-def first(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(array, -1, 0))
-
-
-# name -> (images, options of the constructor, options of the call)
-CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
-    # sizes
-    "defaults, larger": (rgb(300, 400), {}, {}),
-    "defaults, smaller": (rgb(100, 80), {}, {}),
-    "ImageNet's mean": (rgb(280, 270), IMAGENET, {}),
-    "larger": (rgb(40, 50), SMALL, {}),
-    "odd": (rgb(37, 51), SMALL, {}),
-    "smaller than the crop": (rgb(9, 11), SMALL, {}),
-    "one pixel": (rgb(1, 1), SMALL, {}),
-    "one row": (rgb(1, 30), SMALL, {}),
-    "one column": (rgb(30, 1), SMALL, {}),
-    "three rows": (rgb(3, 30), SMALL, {}),
-    "of the size already": (rgb(20, 20), SMALL, {}),
-    "odd size and crop": (rgb(33, 45), {"size": {"height": 21, "width": 27}, "crop_size": 15}, {}),
-    "even size, odd crop": (rgb(33, 45), {"size": 20, "crop_size": {"height": 15, "width": 9}}, {}),
-    "size not square": (rgb(33, 45), {"size": {"height": 24, "width": 18}, "crop_size": 16}, {}),
-    "a list of sizes": ([rgb(40, 50), rgb(9, 70), rgb(20, 20)], SMALL, {}),
-    # padding
-    "crop larger, even rest": (rgb(10, 12), {**NO_RESIZE}, {}),
-    "crop larger, odd rest": (rgb(11, 13), NO_RESIZE, {}),
-    "crop larger in height": (rgb(9, 31), NO_RESIZE, {}),
-    "crop larger in width": (rgb(31, 9), NO_RESIZE, {}),
-    "crop larger by one": (rgb(15, 15), NO_RESIZE, {}),
-    "crop larger, odd crop": (rgb(10, 30), {**NO_RESIZE, "crop_size": {"height": 13, "width": 17}}, {}),
-    "crop without normalize": (rgb(11, 40), {**NO_RESIZE, "do_normalize": False}, {}),
-    # types and channel order
-    "uint8 last": (photo(30, 41), SMALL, {}),
-    "uint8 first": (first(photo(30, 41)), SMALL, {}),
-    "uint8 told last": (photo(30, 41), SMALL, {"input_data_format": "channels_last"}),
-    "uint8 told first": (first(photo(30, 41)), SMALL, {"input_data_format": "channels_first"}),
-    "three columns told last": (photo(3, 30), SMALL, {"input_data_format": "channels_last"}),
-    "float32 in [0, 1]": (unit(photo(30, 41)), {**SMALL, "do_rescale": False}, {}),
-    "float64 in [0, 1]": (unit(photo(30, 41), np.float64), {**SMALL, "do_rescale": False}, {}),
-    "float32 in [0, 1] first": (first(unit(photo(30, 41))), {**SMALL, "do_rescale": False}, {}),
-    "float32 whole": (photo(30, 41).astype(np.float32), SMALL, {}),
-    "int64": (photo(30, 41).astype(np.int64), SMALL, {}),
-    "int64 as it is": (photo(30, 41).astype(np.int64), NO_RESIZE, {}),
-    "float32 as it is": (photo(30, 41).astype(np.float32) * 1.5 - 40, NO_RESIZE, {}),
-    "float64 as it is": (unit(photo(30, 41), np.float64), {**NO_RESIZE, "do_rescale": False}, {}),
-    "float64 normalized only": (unit(photo(30, 41), np.float64) - 2, {**PLAIN, "do_rescale": False}, {}),
-    "float16 as it is": (unit(photo(30, 41), np.float16), {**NO_RESIZE, "do_rescale": False}, {}),
-    "a batch of 4 dimensions": (np.stack([photo(30, 41), photo(30, 41, seed=1)]), SMALL, {}),
-    "a tensor": (torch.from_numpy(first(photo(30, 41))), SMALL, {}),
-    "a list of tensors": ([torch.from_numpy(first(photo(30, 41))).float()], SMALL, {}),
-    # one channel
-    "PIL L": (grey(30, 41), GREY, {}),
-    "PIL L small": (grey(5, 7), GREY, {}),
-    "PIL L one row": (grey(1, 7), GREY, {}),
-    "array of one channel last": (photo(30, 41, 1), GREY, {}),
-    "array of one channel first": (first(photo(30, 41, 1)), GREY, {}),
-    "PIL L without normalize": (grey(30, 41), {**SMALL, "do_normalize": False}, {}),
-    # filters
-    "nearest": (rgb(37, 51), {**SMALL, "resample": 0}, {}),
-    "lanczos": (rgb(37, 51), {**SMALL, "resample": 1}, {}),
-    "bilinear": (rgb(37, 51), {**SMALL, "resample": 2}, {}),
-    "box": (rgb(37, 51), {**SMALL, "resample": 4}, {}),
-    "hamming": (rgb(37, 51), {**SMALL, "resample": 5}, {}),
-    "bilinear enlarging": (rgb(7, 5), {**SMALL, "resample": Image.Resampling.BILINEAR}, {}),
-    # switches
-    "no resize": (rgb(37, 51), NO_RESIZE, {}),
-    "no crop": (rgb(37, 51), {**SMALL, "do_center_crop": False}, {}),
-    "no rescale": (rgb(37, 51), {**SMALL, "do_rescale": False}, {}),
-    "no normalize": (rgb(37, 51), {**SMALL, "do_normalize": False}, {}),
-    "neither rescale nor normalize": (rgb(37, 51), {**SMALL, "do_rescale": False, "do_normalize": False}, {}),
-    "nothing at all": (rgb(37, 51), {**PLAIN, "do_rescale": False, "do_normalize": False}, {}),
-    "another factor": (rgb(37, 51), {**SMALL, "rescale_factor": 1 / 127.5}, {}),
-    "mean and std of one number": (rgb(37, 51), {**SMALL, "image_mean": 0.3, "image_std": 0.2}, {}),
-    # proportions kept
-    "shortest edge, wide": (rgb(37, 51), {"size": {"shortest_edge": 24}, "crop_size": 16}, {}),
-    "shortest edge, tall": (rgb(51, 37), {"size": {"shortest_edge": 24}, "crop_size": 16}, {}),
-    "shortest edge, uncropped": (rgb(37, 51), {"size": {"shortest_edge": 25}, "do_center_crop": False}, {}),
-    "shortest edge, square": (rgb(37, 37), {"size": {"shortest_edge": 25}, "do_center_crop": False}, {}),
-    "shortest edge, there already": (rgb(24, 51), {"size": {"shortest_edge": 24}, "do_center_crop": False}, {}),
-    "shortest and longest edge": (
-        rgb(37, 90), {"size": {"shortest_edge": 25, "longest_edge": 40}, "do_center_crop": False}, {},
-    ),
-    "longest edge not reached": (
-        rgb(37, 51), {"size": {"shortest_edge": 25, "longest_edge": 60}, "do_center_crop": False}, {},
-    ),
-    "longest edge, tall": (
-        rgb(97, 31), {"size": {"shortest_edge": 25, "longest_edge": 41}, "do_center_crop": False}, {},
-    ),
-    # overrides per call
-    "override size": (rgb(37, 51), SMALL, {"size": {"height": 30, "width": 31}}),
-    "override crop as a number": (rgb(37, 51), SMALL, {"crop_size": 12}),
-    "override the filter": (rgb(37, 51), SMALL, {"resample": 0}),
-    "override switches": (rgb(37, 51), SMALL, {"do_resize": False, "do_normalize": False}),
-    "override mean and std": (rgb(37, 51), SMALL, IMAGENET),
-    "override the factor": (rgb(37, 51), SMALL, {"rescale_factor": 1 / 100}),
-}  # fmt: skip
+def test_the_table_has_at_least_100_cases():
+    assert len(CASES) >= 100
 
 
 def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -202,15 +84,130 @@ def test_arrays_that_transformers_refuses_to_resize_are_refused(given):
         DeiTImageProcessor(**SMALL)(given)
 
 
-@pytest.mark.parametrize("options", [SMALL, IMAGENET, {"size": {"shortest_edge": 30}, "resample": 2}], ids=str)
-def test_processors_read_each_others_files(options, tmp_path: Path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        SMALL,
+        IMAGENET,
+        {"size": {"shortest_edge": 30}, "resample": 2},
+        {"size": {"max_height": 30, "max_width": 40}, "do_center_crop": False, "do_pad": True, "pad_size": 50},
+        {"do_convert_rgb": True, "size": 30, "default_to_square": False, "data_format": "channels_last"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["DeiTImageProcessor", "DeiTImageProcessorPil", "ViTImageProcessor"])
+def test_processors_read_each_others_files(name, options, tmp_path: Path):
     image = rgb(150, 170)
-    ours = DeiTImageProcessor(**options)
+    oracle = getattr(transformers, name.removesuffix("Pil") + "Pil")
+    ours = getattr(deit, name)(**options)
     ours.save_pretrained(tmp_path / "ours")
-    Oracle(**options).save_pretrained(tmp_path / "theirs")
-    expected = Oracle(**options)(image, return_tensors="np")["pixel_values"]
-    their_reader = Oracle.from_pretrained(tmp_path / "ours")
-    our_reader = DeiTImageProcessor.from_pretrained(tmp_path / "theirs")
+    oracle(**options).save_pretrained(tmp_path / "theirs")
+    expected = oracle(**options)(image, return_tensors="np")["pixel_values"]
+    if options.get("data_format") == "channels_last":  # which transformers 5 ignores
+        expected = np.moveaxis(expected, 1, -1)
+    their_reader = oracle.from_pretrained(tmp_path / "ours")
+    our_reader = getattr(deit, name).from_pretrained(tmp_path / "theirs")
     assert our_reader.to_dict() == ours.to_dict()
+    no_crop = {} if "DeiT" in name else {"do_center_crop": False}  # which ours writes and transformers leaves out
+    assert their_reader.to_dict() == oracle(**{**no_crop, **options}).to_dict()
     assert_same_bits(our_reader(image, return_tensors="np")["pixel_values"], expected)
-    assert_same_bits(their_reader(image, return_tensors="np")["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("name", ["DeiTImageProcessor", "ViTImageProcessor"])
+@pytest.mark.parametrize("suffix", ["", "Fast"])
+def test_defaults_are_those_of_transformers(name, suffix):
+    theirs = getattr(transformers, name)().to_dict()
+    ours = getattr(deit, name + suffix)()
+    for option, value in theirs.items():
+        if option == "image_processor_type":
+            assert ours.to_dict()[option] == value + suffix
+        else:
+            assert ours.to_dict()[option] == (list(value) if isinstance(value, tuple) else value)
+    # ViT has no crop: transformers leaves the switch out, ours says False
+    assert set(ours.to_dict()) - set(theirs) == (set() if name.startswith("DeiT") else {"do_center_crop"})
+
+
+@pytest.mark.parametrize("generation", ["4.20", "4.37", "4.57 Fast", "5"])
+def test_files_of_every_generation_give_the_same_pixels(generation, tmp_path: Path):
+    common = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, **IMAGENET}
+    sizes = {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}}
+    nulls = (
+        "device",
+        "disable_grouping",
+        "do_convert_rgb",
+        "do_pad",
+        "input_data_format",
+        "pad_size",
+        "return_tensors",
+    )
+    files = {
+        "4.20": {**common, "size": 40, "crop_size": 32, "feature_extractor_type": "DeiTFeatureExtractor"},
+        "4.37": {**common, **sizes, "do_rescale": True, "rescale_factor": 1 / 255, "processor_class": None},
+        "4.57 Fast": {
+            **common, **sizes, **dict.fromkeys(nulls), "data_format": "channels_first", "default_to_square": True,
+            "do_rescale": True, "rescale_factor": 1 / 255, "image_processor_type": "DeiTImageProcessorFast",
+        },
+        "5": {**common, **sizes, "do_rescale": True, "rescale_factor": 1 / 255},
+    }  # fmt: skip
+    values = {"image_processor_type": "DeiTImageProcessor", **files[generation]}
+    if "feature_extractor_type" in values:
+        del values["image_processor_type"]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    ours = deit.DeiTImageProcessor.from_pretrained(tmp_path)
+    expected = Oracle(**IMAGENET, **sizes)(rgb(50, 61), return_tensors="np")["pixel_values"]
+    assert_same_bits(ours(rgb(50, 61), return_tensors="np")["pixel_values"], expected)
+    assert ours == deit.DeiTImageProcessor(**IMAGENET, **sizes)
+
+
+def test_options_can_be_given_in_the_order_of_transformers_4():
+    """do_resize, size, resample, do_center_crop, crop_size, do_rescale, rescale_factor, do_normalize, mean, std, ..."""
+    size, crop = {"height": 30, "width": 20}, {"height": 16, "width": 18}
+    given = (True, size, 2, True, crop, True, 0.01, True, [0.1] * 3, [0.2] * 3)
+    theirs = Oracle(
+        size=size, resample=2, crop_size=crop, rescale_factor=0.01, image_mean=[0.1] * 3, image_std=[0.2] * 3
+    )(rgb(50, 61), return_tensors="np")["pixel_values"]
+    by_call = DeiTImageProcessor().preprocess(rgb(50, 61), *given, "np", "channels_last")["pixel_values"]
+    assert_same_bits(np.moveaxis(by_call, -1, 1), theirs)
+    assert_same_bits(DeiTImageProcessor(*given)(rgb(50, 61), return_tensors="np")["pixel_values"], theirs)
+
+
+def test_channels_last_is_honoured_which_transformers_5_silently_ignores():
+    theirs = Oracle(**SMALL)(rgb(30, 41), return_tensors="np", data_format="channels_last")["pixel_values"]
+    assert theirs.shape == (1, 3, 16, 16)
+    ours = DeiTImageProcessor(**SMALL)(rgb(30, 41), return_tensors="np", data_format="channels_last")["pixel_values"]
+    assert_same_bits(np.moveaxis(ours, -1, 1), theirs)
+
+
+def test_a_size_is_a_dict_and_has_attributes_as_in_both_generations():
+    theirs, ours = Oracle(**SMALL).size, DeiTImageProcessor(**SMALL).size
+    for size in (theirs, ours):
+        assert size == {"height": 20, "width": 20}
+        assert (size["height"], size.height, size.get("width")) == (20, 20, 20)
+        assert "shortest_edge" not in size
+        assert size.shortest_edge is size["shortest_edge"] is None
+    assert isinstance(ours, dict)
+
+
+def test_used_options_are_not_returned_as_unused_which_transformers_does(tmp_path: Path):
+    DeiTImageProcessor(**SMALL).save_pretrained(tmp_path)
+    arguments = {"return_unused_kwargs": True, "do_normalize": False, "colour": 1}
+    _, theirs = Oracle.from_pretrained(tmp_path, **arguments)
+    assert "do_normalize" in theirs
+    processor, unused = DeiTImageProcessor.from_pretrained(tmp_path, **arguments)
+    assert unused == {"colour": 1}
+    assert not processor.do_normalize
+
+
+def test_a_crop_size_without_height_is_a_clear_error_which_crashes_in_transformers():
+    with pytest.raises(AttributeError):
+        Oracle(crop_size={"shortest_edge": 3})(rgb(9, 9))
+    with pytest.raises(ValueError, match="crop_size needs 'height' and 'width'"):
+        DeiTImageProcessor(crop_size={"shortest_edge": 3})
+
+
+@pytest.mark.parametrize("name", ["L", "LA", "P", "1", "RGBA", "CMYK"])
+def test_modes_that_transformers_refuses_are_converted_as_on_demand(name):
+    with pytest.raises(ValueError, match=r"channels|dimension|range|mean must have"):
+        Oracle(**SMALL)(mode(name), return_tensors="np")
+    theirs = Oracle(**SMALL, do_convert_rgb=True)(mode(name), return_tensors="np")["pixel_values"]
+    assert_same_bits(DeiTImageProcessor(**SMALL)(mode(name), return_tensors="np")["pixel_values"], theirs)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.image_processor import IMAGE_SUFFIXES, ImageError, check_image, load_image
+from deit.core.images import IMAGE_SUFFIXES, ImageError, check_image, load_image
 from deit.core.labels import id2label_from_names
 
 logger = logging.getLogger(__name__)

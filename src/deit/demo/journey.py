@@ -86,9 +86,7 @@ def demo_recipe(epochs: int, *, seed: int) -> Recipe:
         crop_ratio=1.0,
         eval_epochs=max(epochs // 10, 1),
         num_workers=0,
-        augment=Augmentation(
-            crop_scale=(0.6, 1.0), flip_rate=0.0, rand_augment="rand-m6-mstd0.5-inc1", mix_rate=0.0
-        ),
+        augment=Augmentation(crop_scale=(0.6, 1.0), flip_rate=0.0, rand_augment="rand-m6-mstd0.5-inc1", mix_rate=0.0),
         optimizer=Optimizer(lr=1e-3, reference_batch_size=0),
         schedule=Schedule(epochs=epochs, warmup_epochs=min(5, epochs)),
         distillation=Distillation(kind="soft", temperature=3.0, weight=0.5),
@@ -110,7 +108,7 @@ def digits_data() -> Data:
 
 
 def run_journey(
-    out: Path, *, seed: int = 0, teacher_epochs: int = 150, student_epochs: int = 500, on_step: OnStep | None = None
+    out: Path, *, seed: int = 0, teacher_epochs: int = 100, student_epochs: int = 500, on_step: OnStep | None = None
 ) -> Journey:
     """Trains teacher and students, saves them, and classifies one held-out image with the saved model.
 

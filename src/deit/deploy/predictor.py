@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deit.core.image_processor import (
-    IMAGE_SUFFIXES,
-    DeiTImageProcessor,
-    ImageError,
-    ImageFile,
-    load_image,
-)
+from deit.core.image_processor import DeiTImageProcessor
+from deit.core.images import IMAGE_SUFFIXES, ImageError, ImageFile, load_image
 from deit.core.metrics import softmax
 from deit.core.model_directory import read_image_processor
 from deit.deploy.runners import Array, open_runner

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from deit.core.configuration import DeiTConfig, read_config
+from deit.core.configuration import read_config
 from deit.core.labels import names_in_order
 from deit.core.model_directory import kind_of_model
 
@@ -68,8 +68,8 @@ def open_runner(folder: Path, device: str = "cpu") -> TorchRunner:
     if kind_of_model(folder) == "deit":
         from deit.models.classifier import open_classifier
 
-        config: DeiTConfig = DeiTConfig.from_pretrained(folder)
-        return TorchRunner(open_classifier(folder), names_in_order(config.id2label), device)
+        classifier = open_classifier(folder)
+        return TorchRunner(classifier, names_in_order(classifier.config.id2label), device)
     import timm
 
     try:

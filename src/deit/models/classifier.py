@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from deit.core.configuration import DeiTConfig
-from deit.models.deit import DeiTForImageClassification, DeiTForImageClassificationWithTeacher
+from deit.models.auto import CLASSIFICATION, AutoConfig, AutoModelForImageClassification, names_of
 from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput, ImageClassifierOutput
-from deit.models.pretrained import DeiTPreTrainedModel
-
-_CLASSIFIERS: dict[str, type[DeiTPreTrainedModel]] = {
-    "DeiTForImageClassification": DeiTForImageClassification,
-    "DeiTForImageClassificationWithTeacher": DeiTForImageClassificationWithTeacher,
-}
 
 BOTH, CLASS, DISTILLATION = "both", "class", "distillation"
 
 
-def open_classifier(folder: Path) -> DeiTPreTrainedModel:
-    """Opens a DeiT classifier, with the class that its configuration names.
+def open_classifier(folder: Path) -> Any:
+    """Opens a DeiT or ViT classifier, with the class that its configuration names.
+
+    `AutoModelForImageClassification` also opens what is no classifier yet, and gives it new heads; this does not.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: The folder holds no classifier, or a damaged one.
     """
-    config = DeiTConfig.from_pretrained(folder)
-    names = [name for name in config.architectures or [] if name in _CLASSIFIERS]
-    if not names:
+    config = AutoConfig.from_pretrained(folder)
+    if not set(config.architectures or ()) & set(names_of(CLASSIFICATION)):
         raise ValueError(
-            f"{folder} holds {config.architectures}, which is no image classifier. Known: {', '.join(_CLASSIFIERS)}."
+            f"{folder} holds {config.architectures}, which is no image classifier. "
+            f"Known: {', '.join(names_of(CLASSIFICATION))}."
         )
-    return _CLASSIFIERS[names[0]].from_pretrained(folder, config=config)
+    return AutoModelForImageClassification.from_pretrained(folder, config=config)
 
 
 def head_logits(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
