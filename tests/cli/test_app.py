@@ -23,9 +23,16 @@ OPTIONS = {
     ],
     "evaluate": ["--batch-size", "--device", "--json", "--strict"],
     "classify": ["--top-k", "--batch-size", "--device", "--json", "--strict"],
+    "convert": ["--to", "--variant"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
-ARGUMENTS = {"train": ["data"], "evaluate": ["model", "data"], "classify": ["model", "images"], "demo": []}
+ARGUMENTS = {
+    "train": ["data"],
+    "evaluate": ["model", "data"],
+    "classify": ["model", "images"],
+    "convert": ["source", "destination"],
+    "demo": [],
+}
 
 
 def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import typer
 
 import deit
 from deit.cli.classify import classify
+from deit.cli.convert import convert
 from deit.cli.demo import demo
 from deit.cli.evaluate import evaluate
 from deit.cli.train import train
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, evaluate, classify, demo):
+for command in (train, evaluate, classify, convert, demo):
     app.command()(command)
 
 

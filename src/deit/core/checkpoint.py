@@ -1,38 +1,84 @@
-"""Weight files: their names for each tensor, and reading them without surprises.
+"""Names of tensors: one table for every dialect in which the weights of a DeiT are written.
 
-Translation works on names alone, so it is the same for every framework: for each tensor of the network it
-says which tensors of the file make it up (the three of query, key and value are joined into one).
+Translation works on names alone, so it is the same for every framework: for each tensor of a file it says which
+tensor of the network it is, or which part of one (query, key and value of the Hugging Face files are joined here).
+
+The dialects, told apart by their names and never asked for:
+
+* `deit`: the names in memory here; those of timm under `trunk.`, heads as in `huggingface`.
+* `huggingface`: published files, and transformers up to 5.8 in memory (`encoder.layer.3.attention.attention.query`).
+* `transformers`: transformers from 5.9 on, in memory (`layers.3.attention.q_proj`).
+* `timm`: `blocks.3.attn.qkv`, heads `head` and `head_dist`; DeiT III has `ls1.gamma`.
+* `original`: the paper's code; as timm, but for DeiT III's `gamma_1`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final
 
-WEIGHTS_NAME = "model.safetensors"
-
-# The trunk: name in the network (timm's and the original code's) <-> name in published files.
-# "{}" stands for the number of the block.
-_TRUNK_NAMES = (
-    ("cls_token", "embeddings.cls_token"),
-    ("dist_token", "embeddings.distillation_token"),
-    ("mask_token", "embeddings.mask_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-    ("blocks.{}.norm1", "encoder.layer.{}.layernorm_before"),
-    ("blocks.{}.attn.qkv", "encoder.layer.{}.attention.attention.{{query,key,value}}"),
-    ("blocks.{}.attn.proj", "encoder.layer.{}.attention.output.dense"),
-    ("blocks.{}.norm2", "encoder.layer.{}.layernorm_after"),
-    ("blocks.{}.mlp.fc1", "encoder.layer.{}.intermediate.dense"),
-    ("blocks.{}.mlp.fc2", "encoder.layer.{}.output.dense"),
-    ("norm", "layernorm"),
-)
-_FUSED = re.compile(r"\{query,key,value\}")
-_QKV = ("query", "key", "value")
+DEIT: Final = "deit"
+HUGGINGFACE: Final = "huggingface"
+TRANSFORMERS: Final = "transformers"
+TIMM: Final = "timm"
+ORIGINAL: Final = "original"
 
 TRUNK = "trunk."
+
+# The trunk: here (and in timm), in published files, in transformers >= 5.9, in the original code. "{}" stands for
+# the number of the block, "[a|b|c]" for the parts that one tensor is split into, "" for the same as in the column
+# before (the original's: as here).
+_TRUNK_NAMES = (
+    ("cls_token", "embeddings.cls_token", "", ""),
+    ("dist_token", "embeddings.distillation_token", "", ""),
+    ("mask_token", "embeddings.mask_token", "", ""),
+    ("pos_embed", "embeddings.position_embeddings", "", ""),
+    ("patch_embed.proj", "embeddings.patch_embeddings.projection", "", ""),
+    ("blocks.{}.norm1", "encoder.layer.{}.layernorm_before", "layers.{}.layernorm_before", ""),
+    (
+        "blocks.{}.attn.qkv",
+        "encoder.layer.{}.attention.attention.[query|key|value]",
+        "layers.{}.attention.[q_proj|k_proj|v_proj]",
+        "",
+    ),
+    ("blocks.{}.attn.proj", "encoder.layer.{}.attention.output.dense", "layers.{}.attention.o_proj", ""),
+    (
+        "blocks.{}.ls1.gamma",
+        "encoder.layer.{}.layer_scale1.lambda1",
+        "layers.{}.layer_scale1.lambda1",
+        "blocks.{}.gamma_1",
+    ),
+    ("blocks.{}.norm2", "encoder.layer.{}.layernorm_after", "layers.{}.layernorm_after", ""),
+    ("blocks.{}.mlp.fc1", "encoder.layer.{}.intermediate.dense", "layers.{}.mlp.fc1", ""),
+    ("blocks.{}.mlp.fc2", "encoder.layer.{}.output.dense", "layers.{}.mlp.fc2", ""),
+    ("blocks.{}.mlp.activation", "encoder.layer.{}.mlp.activation_fn", "layers.{}.mlp.activation_fn", ""),
+    (
+        "blocks.{}.ls2.gamma",
+        "encoder.layer.{}.layer_scale2.lambda1",
+        "layers.{}.layer_scale2.lambda1",
+        "blocks.{}.gamma_2",
+    ),
+    ("norm", "layernorm", "", ""),
+)  # fmt: skip
+
+# Heads in timm and the original, for models with and without a distillation token. Elsewhere they are named as here.
+_HEADS_OF_TWO = {"head": "cls_classifier", "head_dist": "distillation_classifier"}
+_HEADS_OF_ONE = {"head": "classifier"}
+
+# What only one dialect has; the first match decides. Wrappers of PyTorch may stand in front.
+_SIGNS = (
+    (DEIT, re.compile(r"(^|\.)trunk\.")),
+    (HUGGINGFACE, re.compile(r"(^|\.)encoder\.layer\.\d+\.")),
+    (TRANSFORMERS, re.compile(r"(^|\.)layers\.\d+\.(attention\.[qkvo]_proj|mlp\.fc\d|layernorm_)")),
+    (HUGGINGFACE, re.compile(r"(^|\.)embeddings\.(cls_token|position_embeddings|patch_embeddings)")),
+    (ORIGINAL, re.compile(r"^blocks\.\d+\.gamma_[12]$")),
+    (TIMM, re.compile(r"^(blocks\.\d+\.(attn|mlp|norm\d|ls\d)\.|patch_embed\.proj\.|cls_token$|pos_embed$)")),
+)
+_WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and of DataParallel
+_SUFFIX = r"(?P<suffix>\.weight|\.bias|\.alpha_[np]|\.beta|\.eps)?"  # the last ones of a learnt activation
+_PARTS = re.compile(r"\[([^\]]+)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,99 +96,177 @@ class Part:
     count: int = 1
 
 
-def _compile_trunk_names() -> list[tuple[re.Pattern[str], str, str]]:
+@dataclass(frozen=True)
+class _Row:
+    """One line of the table for one dialect: the names there of one tensor here."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    our_pattern: re.Pattern[str]
+    their_patterns: tuple[re.Pattern[str], ...]
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    numbered = re.escape(name).replace(r"\{\}", r"(?P<block>\d+)")
+    return re.compile(rf"(?P<prefix>(?:.+\.)?){numbered}{_SUFFIX}")
+
+
+def _expand(name: str) -> tuple[str, ...]:
+    parts = _PARTS.search(name)
+    return tuple(_PARTS.sub(part, name) for part in parts[1].split("|")) if parts else (name,)
+
+
+def _rows(column: int) -> list[_Row]:
     rows = []
-    for ours, theirs in _TRUNK_NAMES:
-        pattern = re.escape(ours).replace(r"\{\}", r"(\d+)")
-        rows.append((re.compile(rf"^{pattern}(\.weight|\.bias)?$"), ours, theirs))
+    for line in _TRUNK_NAMES:
+        named = line[column] or (line[1] if column == 2 else line[0])
+        theirs = _expand(named)
+        rows.append(_Row(line[0], theirs, _pattern(TRUNK + line[0]), tuple(map(_pattern, theirs))))
     return rows
 
 
-_COMPILED = _compile_trunk_names()
+_TABLES = {HUGGINGFACE: _rows(1), TRANSFORMERS: _rows(2), TIMM: _rows(0), ORIGINAL: _rows(3)}
+
+DIALECTS = tuple(_TABLES)
 
 
-def file_names(name: str, base_prefix: str) -> list[str]:
-    """Returns the published names of one tensor of the network.
+def detect_dialect(names: Iterable[str], *, default: str = HUGGINGFACE) -> str:
+    """Returns the dialect of a file: one of `DIALECTS`, or "deit" for the names in memory here.
+
+    Args:
+        names: Names of all tensors of the file.
+        default: For names that belong to none. Heads alone are called the same in Hugging Face's dialects and here.
+
+    Example:
+        >>> detect_dialect(["cls_token", "blocks.0.attn.qkv.weight", "head.weight"])
+        'timm'
+    """
+    names = [_unwrapped(name) for name in names]
+    for dialect, sign in _SIGNS:
+        if any(sign.search(name) for name in names):
+            return dialect
+    return default
+
+
+def is_distilled(names: Iterable[str]) -> bool:
+    """Whether the names of a file in any dialect hold a distillation token."""
+    return any(name.rpartition(".")[2] in ("dist_token", "distillation_token") for name in names)
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def places(names: Iterable[str], dialect: str | None = None) -> dict[str, Part]:
+    """Returns, for every tensor of a file, its place in the network.
+
+    Args:
+        names: Names of all tensors of the file.
+        dialect: See `detect_dialect`; None detects it.
+
+    Returns:
+        Name in the file -> part of a tensor of the network. Names that the table does not hold stay as they are.
+
+    Example:
+        >>> places(["encoder.layer.0.attention.attention.key.bias"])["encoder.layer.0.attention.attention.key.bias"]
+        Part(name='trunk.blocks.0.attn.qkv.bias', index=1, count=3)
+    """
+    names = list(names)
+    dialect = dialect or detect_dialect(names)
+    heads = _HEADS_OF_TWO if is_distilled(names) else _HEADS_OF_ONE
+    return {name: _place(_unwrapped(name), dialect, heads) for name in names}
+
+
+def _place(name: str, dialect: str, heads: Mapping[str, str]) -> Part:
+    if dialect == DEIT:
+        return Part(name=name)
+    stem, _, kind = name.rpartition(".")
+    if dialect in (TIMM, ORIGINAL) and stem in heads:
+        return Part(name=f"{heads[stem]}.{kind}")
+    for row in _TABLES[dialect]:
+        for index, pattern in enumerate(row.their_patterns):
+            match = pattern.fullmatch(name)
+            if match:
+                own = _filled(TRUNK + row.ours, match)
+                return Part(name=own, index=index, count=len(row.theirs))
+    return Part(name=name)
+
+
+def _filled(name: str, match: re.Match[str]) -> str:
+    found = match.groupdict()
+    return found["prefix"] + name.format(found.get("block")) + (found["suffix"] or "")
+
+
+def file_names(name: str, dialect: str = HUGGINGFACE) -> list[str]:
+    """Returns the names in a dialect of one tensor of the network.
 
     Args:
         name: Name in the network, such as `deit.trunk.blocks.0.attn.qkv.weight`.
-        base_prefix: Name of the trunk's model in a model with heads, such as `deit.`; in a bare model the
-            names have no prefix.
+        dialect: One of `DIALECTS`, or "deit". In timm and the original there is no name in front of the trunk's.
 
     Returns:
         One name, or three in the order query, key, value.
 
     Example:
-        >>> file_names("deit.trunk.blocks.0.norm1.bias", "deit.")
+        >>> file_names("deit.trunk.blocks.0.norm1.bias")
         ['deit.encoder.layer.0.layernorm_before.bias']
     """
-    prefix = base_prefix if name.startswith(base_prefix) else ""
-    rest = name.removeprefix(prefix)
-    if not rest.startswith(TRUNK):
-        return [name]  # heads, pooler and decoder have the same names everywhere
-    rest = rest.removeprefix(TRUNK)
-    for pattern, _, theirs in _COMPILED:
-        match = pattern.match(rest)
+    if dialect == DEIT:
+        return [name]
+    stem, _, kind = name.rpartition(".")
+    if dialect in (TIMM, ORIGINAL):
+        for heads in (_HEADS_OF_TWO, _HEADS_OF_ONE):
+            for theirs, ours in heads.items():
+                if stem == ours:
+                    return [f"{theirs}.{kind}"]
+        before, trunk, rest = name.rpartition(TRUNK)
+        if trunk and before.count(".") <= 1:
+            name = TRUNK + rest
+    for row in _TABLES[dialect]:
+        match = row.our_pattern.fullmatch(name)
         if match:
-            groups = match.groups()
-            suffix = groups[-1] or ""
-            full = prefix + theirs.format(*groups[:-1]) + suffix
-            return [_FUSED.sub(part, full) for part in _QKV] if _FUSED.search(full) else [full]
-    return [name]
+            return [_filled(theirs, match) for theirs in row.theirs]
+    return [name]  # heads, pooler and decoder have the same names everywhere
 
 
-def layout(names: Iterable[str], base_prefix: str) -> dict[str, Part]:
-    """Returns, for every tensor of a published file, its place in the network.
+def layout(names: Iterable[str], dialect: str = HUGGINGFACE) -> dict[str, Part]:
+    """Returns, for every tensor of the file that a network would be written to, its place in the network.
 
     Args:
         names: Names of all tensors of the network.
-        base_prefix: See `file_names`.
+        dialect: See `file_names`.
 
     Returns:
-        File name -> part of a network tensor.
+        Name in the file -> part of a tensor of the network.
     """
     table = {}
     for name in names:
-        published = file_names(name, base_prefix)
-        for index, file_name in enumerate(published):
-            table[file_name] = Part(name=name, index=index, count=len(published))
+        written = file_names(name, dialect)
+        for index, file_name in enumerate(written):
+            table[file_name] = Part(name=name, index=index, count=len(written))
     return table
 
 
-def match_prefix(file_tensor_names: Iterable[str], table: dict[str, Part], base_prefix: str) -> dict[str, str]:
-    """Relates the names in a file to those a model expects when one of the two is a bare trunk.
+def match_prefix(found: Iterable[str], wanted: Iterable[str], base_prefix: str) -> dict[str, str]:
+    """Relates network names of a file to those of a model when one of the two is a bare trunk.
 
     A model with heads can be started from a bare trunk's file, and a bare trunk from a file with heads.
 
     Args:
-        file_tensor_names: Names found in the file.
-        table: Result of `layout` for the model.
-        base_prefix: See `file_names`.
+        found: Names in the file, translated to the network's.
+        wanted: Names of all tensors of the model.
+        base_prefix: What stands in front of the trunk in a model with heads, such as `deit.`.
 
     Returns:
-        File name -> name in `table`, for all names of the file (unknown ones map to themselves).
+        Name found -> name in the model, for all names found (unknown ones map to themselves).
     """
-    file_tensor_names = list(file_tensor_names)
-    file_has_prefix = any(n.startswith(base_prefix) for n in file_tensor_names)
-    model_has_prefix = any(n.startswith(base_prefix) for n in table)
+    found, wanted = list(found), set(wanted)
+    file_has_prefix = any(name.startswith(base_prefix) for name in found)
+    model_has_prefix = any(name.startswith(base_prefix) for name in wanted)
     if file_has_prefix and not model_has_prefix:
-        return {n: n.removeprefix(base_prefix) for n in file_tensor_names}
+        return {name: name.removeprefix(base_prefix) for name in found}
     if model_has_prefix and not file_has_prefix:
-        return {n: n if n in table else base_prefix + n for n in file_tensor_names}
-    return {n: n for n in file_tensor_names}
-
-
-def find_weights(folder: Path) -> Path:
-    """Returns the weight file of a model directory.
-
-    Raises:
-        FileNotFoundError: The folder or the file is missing.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No model directory at {folder}.")
-    file = folder / WEIGHTS_NAME
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"No {WEIGHTS_NAME} in {folder}. Is it a model directory, as save_pretrained writes it?"
-        )
-    return file
+        return {name: name if name in wanted else base_prefix + name for name in found}
+    return {name: name for name in found}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deit.core.configuration import DeiTConfig
+from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,11 +23,16 @@ class Variant:
         num_heads: Attention heads per block.
         image_size: Side of the square image, in pixels.
         patch_size: Side of a square patch, in pixels.
-        distilled: Whether there is a distillation head.
+        distilled: Whether there is a distillation token with a head (model type "deit"); without, the model type is
+            "vit".
         num_channels: Channels of the input image.
+        layer_scale_init: Initial value of layer scale; above 0 for DeiT III only, whose position embedding has no
+            place for the class token.
         source: Hub name of the published weights, or None.
         top1: Published ImageNet-1k top-1 accuracy in percent (README of the original code), or None.
-        parameters: Number of parameters with 1000 classes, as computed from the sizes.
+        crop_ratio: Crop size over resize size that `top1` was measured with: the shorter side is resized to
+            `image_size / crop_ratio`, bicubic, and the center is cut out.
+        parameters: Number of parameters with 1000 classes, or None for what was not published.
     """
 
     hidden_size: int
@@ -36,35 +42,94 @@ class Variant:
     patch_size: int
     distilled: bool
     num_channels: int = 3
+    layer_scale_init: float = 0.0
     source: str | None = None
     top1: float | None = None
+    crop_ratio: float = 0.875
     parameters: int | None = None
 
+    @property
+    def model_type(self) -> str:
+        """Model type in configurations: "deit" or "vit"."""
+        return "deit" if self.distilled else "vit"
 
-# The published distilled models (paper, Tables 1 and 5; parameters computed), and `deit-digits-distilled`,
-# the student of the demo: 32 x 32 pixels in patches of 8. Non-distilled published models are ViTs and
-# come with the ViT classes.
+
+# Sizes by name: (D, depth, heads).
+_SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "medium": (512, 12, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+# The published models of the DeiT paper: size, image size, distilled, parameters, top-1. Sources on the hub have the
+# same name under `facebook/`.
+_DEIT = (
+    ("tiny", 224, True, 5_910_800, 74.476),
+    ("small", 224, True, 22_436_432, 81.164),
+    ("base", 224, True, 87_338_192, 83.372),
+    ("base", 384, True, 87_630_032, 85.224),
+    ("tiny", 224, False, 5_717_416, 72.202),
+    ("small", 224, False, 22_050_664, 79.854),
+    ("base", 224, False, 86_567_656, 81.846),
+    ("base", 384, False, 86_859_496, 82.890),
+)
+
+# DeiT III: size, image size, patch size, parameters, top-1 from ImageNet-1k alone, top-1 pretrained on ImageNet-21k.
+_DEIT_III = (
+    ("small", 224, 16, 22_059_496, 81.4, 83.1),
+    ("small", 384, 16, 22_205_416, 83.4, 84.8),
+    ("medium", 224, 16, 38_849_512, 83.0, 84.5),
+    ("base", 224, 16, 86_585_320, 83.8, 85.7),
+    ("base", 384, 16, 86_877_160, 85.0, 86.7),
+    ("large", 224, 16, 304_374_760, 84.9, 87.0),
+    ("large", 384, 16, 304_763_880, 85.8, 87.7),
+    ("huge", 224, 14, 632_126_440, 85.2, 87.2),
+)
+
+
+def _published() -> dict[str, Variant]:
+    table = {}
+    for size, image, distilled, parameters, top1 in _DEIT:
+        name = f"deit-{size}{'-distilled' if distilled else ''}-patch16-{image}"
+        width, depth, heads = _SIZES[size]
+        table[name] = Variant(
+            hidden_size=width, depth=depth, num_heads=heads, image_size=image, patch_size=16, distilled=distilled,
+            source=f"facebook/{name}", top1=top1, parameters=parameters,
+        )  # fmt: skip
+    for size, image, patch, parameters, top1, top1_21k in _DEIT_III:
+        width, depth, heads = _SIZES[size]
+        for suffix, tag, score in (("", "fb_in1k", top1), ("-in21k", "fb_in22k_ft_in1k", top1_21k)):
+            table[f"deit3-{size}-patch{patch}-{image}{suffix}"] = Variant(
+                hidden_size=width, depth=depth, num_heads=heads, image_size=image, patch_size=patch, distilled=False,
+                layer_scale_init=1e-4, source=f"timm/deit3_{size}_patch{patch}_{image}.{tag}", top1=score,
+                crop_ratio=1.0, parameters=parameters,
+            )  # fmt: skip
+    return table
+
+
+# The published models, and `deit-digits-distilled-patch8-32`, the student of the demo: 32 x 32 pixels in patches of 8.
 VARIANTS: dict[str, Variant] = {
-    "deit-tiny-distilled-patch16-224": Variant(
-        hidden_size=192, depth=12, num_heads=3, image_size=224, patch_size=16, distilled=True,
-        source="facebook/deit-tiny-distilled-patch16-224", top1=74.476, parameters=5_910_800,
-    ),
-    "deit-small-distilled-patch16-224": Variant(
-        hidden_size=384, depth=12, num_heads=6, image_size=224, patch_size=16, distilled=True,
-        source="facebook/deit-small-distilled-patch16-224", top1=81.164, parameters=22_436_432,
-    ),
-    "deit-base-distilled-patch16-224": Variant(
-        hidden_size=768, depth=12, num_heads=12, image_size=224, patch_size=16, distilled=True,
-        source="facebook/deit-base-distilled-patch16-224", top1=83.372, parameters=87_338_192,
-    ),
-    "deit-base-distilled-patch16-384": Variant(
-        hidden_size=768, depth=12, num_heads=12, image_size=384, patch_size=16, distilled=True,
-        source="facebook/deit-base-distilled-patch16-384", top1=85.224, parameters=87_630_032,
-    ),
+    **_published(),
     "deit-digits-distilled-patch8-32": Variant(
-        hidden_size=96, depth=6, num_heads=3, image_size=32, patch_size=8, distilled=True,
+        hidden_size=64, depth=4, num_heads=2, image_size=32, patch_size=8, distilled=True,
     ),
 }  # fmt: skip
+
+
+def list_models(*, published: bool = True) -> list[str]:
+    """Returns the short names that `from_pretrained` and `deit train` understand.
+
+    Args:
+        published: Only those whose weights are on the hub.
+
+    Example:
+        >>> list_models()[:2]
+        ['deit-tiny-distilled-patch16-224', 'deit-small-distilled-patch16-224']
+    """
+    return [name for name, variant in VARIANTS.items() if variant.source is not None or not published]
 
 
 def find_variant(name: str) -> Variant:
@@ -80,14 +145,17 @@ def find_variant(name: str) -> Variant:
     raise ValueError(f"Unknown variant {name!r}.{hint} Known: {', '.join(VARIANTS)}.")
 
 
-def variant_config(name: str, **overrides: Any) -> DeiTConfig:
+def variant_config(name: str, **overrides: Any) -> VisionTransformerConfig:
     """Returns the configuration of a variant, for training from scratch.
 
     LayerNorm's epsilon is 1e-6, as in the paper's code; published files bring their own configuration.
 
     Args:
         name: A key of `VARIANTS`.
-        **overrides: Fields of `DeiTConfig` that replace the variant's.
+        **overrides: Fields of the configuration that replace the variant's.
+
+    Returns:
+        A `DeiTConfig` for distilled variants, else a `ViTConfig`.
 
     Raises:
         ValueError: Unknown name, or a bad value.
@@ -103,5 +171,36 @@ def variant_config(name: str, **overrides: Any) -> DeiTConfig:
         "encoder_stride": variant.patch_size,
         "num_channels": variant.num_channels,
         "layer_norm_eps": 1e-6,
+        "layer_scale_init": variant.layer_scale_init,
+        "pos_embed_prefix": not variant.layer_scale_init,
     }
-    return DeiTConfig(**{**fields, **overrides})
+    return (DeiTConfig if variant.distilled else ViTConfig)(**{**fields, **overrides})
+
+
+def preprocessing_fields(variant: Variant) -> dict[str, Any]:
+    """Returns the fields of the image processor that `variant.top1` was measured with (the paper's evaluation)."""
+    side = variant.image_size
+    return {
+        "size": {"shortest_edge": int(side / variant.crop_ratio)},
+        "crop_size": {"height": side, "width": side},
+        "do_center_crop": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+
+
+def same_architecture(config: Mapping[str, Any]) -> str | None:
+    """Returns the first variant with the sizes of a configuration (the number of classes aside), or None.
+
+    Args:
+        config: Fields of a configuration, such as `config.to_dict()`.
+    """
+    for name in VARIANTS:
+        fields = variant_config(name).to_dict()
+        compared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size",
+                    "patch_size", "num_channels", "pos_embed_prefix", "model_type", "qkv_bias")  # fmt: skip
+        if all(fields[key] == config[key] for key in compared) and bool(config["layer_scale_init"]) == bool(
+            fields["layer_scale_init"]
+        ):
+            return name
+    return None

@@ -1,0 +1,125 @@
+"""Building a model that is about to be filled from a file: no initial values are drawn, no memory is touched twice."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmptyParts:
+    """The parts of a model that were built without values.
+
+    Attributes:
+        device: Where they were built.
+        dtype: Their type.
+        modules: The parts.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    modules: list[nn.Module] = field(default_factory=list)
+
+    def everything_inside(self) -> set[nn.Module]:
+        """Returns the parts and all modules in them."""
+        return {inner for module in self.modules for inner in module.modules()}
+
+
+_ALIGNMENT = 64  # bytes, as PyTorch's own allocator
+
+Built = TypeVar("Built", bound=nn.Module)
+
+_current: ContextVar[EmptyParts | None] = ContextVar("empty_parts", default=None)
+
+
+@contextmanager
+def without_initial_values(device: torch.device, dtype: torch.dtype) -> Iterator[EmptyParts]:
+    """While it lasts, `construct` reserves memory and leaves it as it is.
+
+    Only modules that go through `construct` are concerned, which are the package's own trunks: what a user's subclass
+    makes in its constructor keeps its values.
+
+    Args:
+        device: Where the modules shall be.
+        dtype: Type of their parameters.
+
+    Yields:
+        The list of what was built empty; all of it must be filled.
+    """
+    parts = EmptyParts(device=device, dtype=dtype)
+    token = _current.set(parts)
+    try:
+        yield parts
+    finally:
+        _current.reset(token)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out the drawing of random numbers, which takes its time even where there is no memory."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("kaiming_uniform_", "uniform_", "normal_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def construct(build: Callable[[], Built]) -> Built:
+    """Builds a module whose parameters a checkpoint holds in full, and which has no buffers.
+
+    Args:
+        build: Returns the module, with or without initial values.
+    """
+    parts = _current.get()
+    if parts is None:
+        return build()
+    with torch.device("meta"), _NothingDrawn():
+        module = build()
+    assert not list(module.buffers()), "a buffer would lose its values"
+    for inner in module.modules():
+        for name, old in inner._parameters.items():
+            if old is not None:
+                dtype = parts.dtype if old.is_floating_point() else old.dtype
+                memory = torch.empty(old.shape, dtype=dtype, device=parts.device)
+                inner._parameters[name] = nn.Parameter(memory, requires_grad=old.requires_grad)
+    parts.modules.append(module)
+    return module
+
+
+def modules_to_initialize(model: nn.Module) -> list[nn.Module]:
+    """Returns all modules of a model but those that wait for the values of a file."""
+    parts = _current.get()
+    empty = set() if parts is None else parts.everything_inside()
+    return [module for module in model.modules() if module not in empty]
+
+
+def reserve_memory(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives parameters new memory without values, in large pages where the system has them: they are faster to fill.
+
+    Args:
+        parameters: On the CPU, and about to be filled.
+    """
+    places, size = [], 0
+    for parameter in parameters:
+        if parameter.numel():
+            places.append((parameter, size))
+            size += -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
+    if not size:
+        return
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size, **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    for parameter, offset in places:
+        flat = torch.frombuffer(memory, dtype=parameter.dtype, count=parameter.numel(), offset=offset)
+        parameter.data = flat.view(parameter.shape)
