@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deit.core.configuration import DeiTConfig
+from deit.core.configuration import DeiTConfig, ViTConfig
 
 with contextlib.suppress(ModuleNotFoundError):  # the tests of the core run without PyTorch
     import torch
@@ -37,6 +37,12 @@ def tiny_fields() -> dict[str, Any]:
 def tiny_config() -> Callable[..., DeiTConfig]:
     """Makes a tiny configuration; keywords override its fields."""
     return lambda **fields: DeiTConfig(**{**TINY, **fields})
+
+
+@pytest.fixture
+def tiny_vit_config() -> Callable[..., ViTConfig]:
+    """Makes a tiny configuration of a ViT; keywords override its fields."""
+    return lambda **fields: ViTConfig(**{**TINY, **fields})
 
 
 @pytest.fixture

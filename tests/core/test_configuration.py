@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import sys
 
 import pytest
 
-from deit.core.configuration import DeiTConfig, height_and_width, read_config
+from deit.core.configuration import DeiTConfig, ViTConfig, height_and_width, read_config
 
 
 def test_the_defaults_are_those_of_deit_base():
@@ -31,7 +34,7 @@ def test_the_defaults_are_those_of_deit_base():
         ({"distillation_temperature": 0}, "distillation_temperature must be at least"),
         ({"distillation_kind": "warm"}, "distillation_kind must be one of 'hard', 'soft'. Received: 'warm'"),
         ({"problem_type": "clustering"}, "problem_type must be one of"),
-        ({"attn_implementation": "flash"}, "attn_implementation must be one of 'sdpa', 'eager'. Received: 'flash'"),
+        ({"attn_implementation": "flash"}, "attn_implementation must be one of 'sdpa', 'eager', .*Received: 'flash'"),
         ({"image_size": 8}, "patch_size 16 is larger than image_size 8"),
         ({"image_size": (224, 8)}, "patch_size 16 is larger than image_size"),
         ({"image_size": (0, 8)}, "image_size must be at least 1"),
@@ -58,7 +61,14 @@ def test_a_value_that_is_out_of_range_is_refused(fields, message):
         ({"patch_size": (16, 16.0)}, "patch_size must be an integer. Received: 16.0"),
         ({"layer_norm_eps": "1e-6"}, "layer_norm_eps must be a number"),
         ({"hidden_dropout_prob": None}, "hidden_dropout_prob must be a number"),
-        ({"hidden_act": len}, "hidden_act must be the name of an activation"),
+        ({"hidden_act": 3}, "hidden_act must be the name of an activation or a function. Received: 3"),
+        ({"pooler_act": None}, "pooler_act must be the name of an activation or a function"),
+        ({"qkv_bias": "false"}, "qkv_bias must be True or False. Received: 'false'"),
+        ({"return_dict": 1}, "return_dict must be True or False. Received: 1"),
+        ({"id2label": ["cat", "dog"]}, "id2label must be a dict. Received:"),
+        ({"label2id": "cat"}, "label2id must be a dict. Received: 'cat'"),
+        ({"dtype": 16}, "dtype must be a torch type or its name. Received: 16"),
+        ({"pruned_heads": [1]}, "pruned_heads must be a dict"),
     ],
     ids=str,
 )
@@ -214,3 +224,155 @@ def test_a_configuration_of_another_kind_of_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ValueError, match="of model type 'vit', DeiTConfig needs 'deit'"):
         DeiTConfig.from_pretrained(tmp_path)
+
+
+# --- the two kinds ------------------------------------------------------------------------------------
+
+
+def test_a_vit_has_the_same_fields_and_one_prefix_token_less():
+    assert ViTConfig.field_names() == DeiTConfig.field_names()
+    assert (DeiTConfig().num_prefix_tokens, ViTConfig().num_prefix_tokens) == (2, 1)
+    values = {**ViTConfig(num_labels=3).to_dict(), "model_type": "deit"}
+    assert values == DeiTConfig(num_labels=3).to_dict()
+    assert ViTConfig() != DeiTConfig()
+
+
+def test_the_kind_is_written_and_a_file_of_the_other_kind_is_refused(tmp_path):
+    ViTConfig(hidden_size=96, num_attention_heads=3).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "vit"
+    assert ViTConfig.from_pretrained(tmp_path) == ViTConfig(hidden_size=96, num_attention_heads=3)
+    with pytest.raises(ValueError, match="of model type 'vit', DeiTConfig needs 'deit'"):
+        DeiTConfig.from_pretrained(tmp_path)
+
+
+# --- values that JSON does not have -------------------------------------------------------------------
+
+
+def test_a_pair_equals_itself_after_a_journey_through_json(tmp_path):
+    config = ViTConfig(image_size=(32, 48), patch_size=(16, 8), note=((1, 2), {"a": (3,)}))
+    config.save_pretrained(tmp_path)
+    again = ViTConfig.from_pretrained(tmp_path)
+    assert again == config
+    assert (again.grid_image_size, again.grid_patch_size, again.grid_size) == ((32, 48), (16, 8), (2, 6))
+    assert again != ViTConfig(image_size=(48, 32), patch_size=(16, 8), note=config.note)
+
+
+def test_a_function_is_an_activation_that_is_shown_and_cannot_be_written():
+    config = DeiTConfig(hidden_act=abs)
+    assert "built-in function abs" in repr(config)
+    with pytest.raises(ValueError, match=r"hidden_act cannot be written as JSON .*Replace <built-in function abs>"):
+        config.to_json_string()
+
+
+def test_a_configuration_shows_itself_as_its_file():
+    config = ViTConfig(num_labels=3)
+    assert repr(config) == str(config) == f"ViTConfig {config.to_json_string()}"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_a_configuration_can_be_copied_and_pickled(copied):
+    config = DeiTConfig(num_labels=3, attn_implementation="eager", image_size=(32, 48), note={"a": [1]})
+    again = copied(config)
+    assert again == config
+    assert again.attn_implementation == "eager"
+    again.num_labels = 4
+    assert config.num_labels == 3
+
+
+# --- pruned heads -------------------------------------------------------------------------------------
+
+
+def test_pruned_heads_are_written_when_there_are_any_and_read_with_numbers(tmp_path):
+    config = DeiTConfig(pruned_heads={"3": {5, 1}, 0: [2]})
+    assert config.pruned_heads == {3: [1, 5], 0: [2]}
+    config.save_pretrained(tmp_path)
+    assert DeiTConfig.from_pretrained(tmp_path) == config
+    assert DeiTConfig.from_pretrained(tmp_path).pruned_heads == {3: [1, 5], 0: [2]}
+    assert "pruned_heads" not in DeiTConfig().to_json_string()
+    assert DeiTConfig().pruned_heads is not DeiTConfig().pruned_heads
+
+
+@pytest.mark.parametrize(
+    ("pruned", "message"),
+    [
+        ({12: [0]}, "must name blocks from 0 to 11. Received: 12"),
+        ({0: [12]}, "must name heads from 0 to 11. Received for 0"),
+        ({0: list(range(12))}, "would leave block 0 without attention heads"),
+        ({"first": [0]}, "keys of pruned_heads must be numbers"),
+    ],
+    ids=str,
+)
+def test_heads_that_cannot_be_pruned_are_refused(pruned, message):
+    with pytest.raises(ValueError, match=message):
+        DeiTConfig(pruned_heads=pruned)
+
+
+# --- updates ------------------------------------------------------------------------------------------
+
+
+def test_an_update_with_one_wrong_value_changes_nothing():
+    config = DeiTConfig()
+    with pytest.raises(TypeError, match="patch_size must be an integer or a pair"):
+        config.update({"image_size": 32, "num_labels": 7, "patch_size": "8"})
+    assert config == DeiTConfig()
+
+
+def test_an_update_cannot_replace_a_method_and_keeps_what_it_does_not_know():
+    config = DeiTConfig()
+    for name in ("validate", "to_dict", "model_type"):
+        with pytest.raises(ValueError, match=f"cannot hold a key named '{name}'"):
+            config.update({name: None})
+    config.update({"note": 1, "id2label": {"0": "cat"}})
+    assert (config.note, config.id2label) == (1, {0: "cat"})
+
+
+def test_fields_can_be_given_as_text():
+    config = DeiTConfig(note="x")
+    config.update_from_string("image_size=64,qkv_bias=false,layer_norm_eps=1e-6,hidden_act=relu,num_labels=3,note=a=b")
+    assert (config.image_size, config.qkv_bias, config.layer_norm_eps) == (64, False, 1e-6)
+    assert (config.hidden_act, config.num_labels, config.note) == ("relu", 3, "a=b")
+    config.update_from_string("qkv_bias=YES")
+    assert config.qkv_bias is True
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("hidden_sise=3", ValueError, "'hidden_sise=3' names no field of DeiTConfig"),
+        ("hidden_size", ValueError, "'hidden_size' names no field"),
+        ("_attn_implementation=eager", ValueError, "names no field"),
+        ("hidden_size=wide", ValueError, "hidden_size must be a number like 768. Received: 'wide'"),
+        ("qkv_bias=maybe", ValueError, "qkv_bias must be true or false. Received: 'maybe'"),
+        ("hidden_size=100", ValueError, "not a multiple of num_attention_heads"),
+        ("problem_type=regression", TypeError, "problem_type cannot be given as text: it is None"),
+    ],
+)
+def test_text_that_names_no_field_or_value_is_refused(text, error, message):
+    config = DeiTConfig()
+    with pytest.raises(error, match=message):
+        config.update_from_string(text)
+    assert config == DeiTConfig()
+
+
+# --- unknown keys -------------------------------------------------------------------------------------
+
+SUSPICIOUS = {
+    "auto_map": {"AutoModel": "evil.Model"},
+    "custom_pipelines": {"x": {"impl": "evil.run"}},
+    "quantization_config": {"quant_method": "evil"},
+    "_target_": "evil.run",
+    "transformers_version": "99",
+    "unknown": [1, {"a": None}],
+}
+
+
+def test_unknown_keys_are_data_that_nothing_interprets(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**SUSPICIOUS, "model_type": "vit", "hidden_size": 96}))
+    before = set(sys.modules)
+    config = ViTConfig.from_pretrained(tmp_path)
+    assert set(sys.modules) == before
+    written = json.loads(config.to_json_string())
+    for key, value in SUSPICIOUS.items():
+        if not key.startswith("_"):
+            assert written[key] == value
+    assert "_target_" not in written

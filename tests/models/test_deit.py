@@ -17,8 +17,11 @@ from deit.models.deit import (
     DeiTModel,
 )
 from deit.models.losses import classification_loss, distillation_loss
+from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
-CLASSES = (DeiTModel, DeiTForImageClassification, DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling)
+DEITS = (DeiTModel, DeiTForImageClassification, DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling)
+VITS = (ViTModel, ViTForImageClassification, ViTForMaskedImageModeling)
+CLASSES = (*DEITS, *VITS)
 LABELS = torch.tensor([4, 0, 2])
 
 
@@ -31,9 +34,11 @@ def teacher_logits() -> Tensor:
 
 
 @pytest.fixture
-def build(tiny_config, redraw):
+def build(tiny_fields, redraw):
     """Builds a model with large random weights; keywords are fields of the configuration."""
-    return lambda model_class, **fields: redraw(model_class(tiny_config(**fields))).eval()
+    return lambda model_class, **fields: redraw(
+        model_class(model_class.config_class(**{**tiny_fields, **fields}))
+    ).eval()
 
 
 # --- heads --------------------------------------------------------------------------------------------
@@ -137,7 +142,8 @@ def test_mixed_labels_are_probabilities(build):
     model = build(DeiTForImageClassificationWithTeacher)
     certain = torch.nn.functional.one_hot(LABELS, 5).float()
     given = {"teacher_logits": teacher_logits()}
-    torch.testing.assert_close(model(pixels(), certain, **given).loss, model(pixels(), LABELS, **given).loss)
+    one, other = model(pixels(), labels=certain, **given), model(pixels(), labels=LABELS, **given)
+    torch.testing.assert_close(one.loss, other.loss)
 
 
 @torch.no_grad()
@@ -203,22 +209,25 @@ def test_labels_alone_train_both_heads(tiny_config):
     assert_every_parameter_learns(model)
 
 
-def test_classification_trains_every_parameter(tiny_config):
-    model = DeiTForImageClassification(tiny_config()).train()
+@pytest.mark.parametrize("model_class", [DeiTForImageClassification, ViTForImageClassification])
+def test_classification_trains_every_parameter(tiny_fields, model_class):
+    model = model_class(model_class.config_class(**tiny_fields)).train()
     model(pixels(), labels=LABELS).loss.backward()
     assert_every_parameter_learns(model)
 
 
-def test_masked_images_train_the_mask_token_and_everything_else(tiny_config):
-    model = DeiTForMaskedImageModeling(tiny_config()).train()
+@pytest.mark.parametrize("model_class", [DeiTForMaskedImageModeling, ViTForMaskedImageModeling])
+def test_masked_images_train_the_mask_token_and_everything_else(tiny_fields, model_class):
+    model = model_class(model_class.config_class(**tiny_fields)).train()
     mask = torch.zeros(3, 16, dtype=torch.bool)
     mask[:, ::3] = True
     model(pixels(), mask).loss.backward()
     assert_every_parameter_learns(model)
 
 
-def test_the_pooled_output_trains_the_pooler_and_everything_else(tiny_config):
-    model = DeiTModel(tiny_config()).train()
+@pytest.mark.parametrize("model_class", [DeiTModel, ViTModel])
+def test_the_pooled_output_trains_the_pooler_and_everything_else(tiny_fields, model_class):
+    model = model_class(model_class.config_class(**tiny_fields)).train()
     model(pixels()).pooler_output.square().sum().backward()
     assert_every_parameter_learns(model)
 
@@ -327,6 +336,16 @@ def test_outputs_can_be_copied_and_sent_to_other_processes(build, copied):
 
 
 @torch.no_grad()
+def test_outputs_can_be_made_from_a_dict_or_from_pairs(build):
+    """accelerate does the one and DataParallel the other to an output that a model returned."""
+    output = build(DeiTForImageClassificationWithTeacher)(pixels())
+    for again in (type(output)({**output}), type(output)((key, output[key]) for key in output)):
+        assert list(again) == list(output)
+        assert again.loss is None
+        assert again.logits is again[0] is output.logits
+
+
+@torch.no_grad()
 def test_a_field_of_an_output_can_be_replaced_in_both_ways(build):
     output = build(DeiTForImageClassification)(pixels())
     output.logits = torch.ones(1)
@@ -362,6 +381,8 @@ def test_inputs_that_cannot_be_used_are_refused(build, model_class):
         ValueError, match=r"attention_mask must have 2 or 4 dimensions. Received the shape \(3, 18, 18\)"
     ):
         model(pixels(), attention_mask=torch.ones(3, 18, 18))
+    with pytest.raises(TypeError, match=r"interpolate_pos_encoding must be True or False. Received a tensor: name it"):
+        model(pixels(), interpolate_pos_encoding=torch.ones(4))
     with pytest.raises(TypeError, match="output_attention"):
         model(pixels(), output_attention=True)
 
@@ -400,7 +421,9 @@ def test_labels_that_cannot_be_used_are_refused(build):
 
 @pytest.mark.parametrize("model_class", CLASSES)
 def test_a_model_needs_a_configuration(model_class):
-    with pytest.raises(TypeError, match=f"{model_class.__name__} needs a DeiTConfig. Received: dict"):
+    with pytest.raises(
+        TypeError, match=f"{model_class.__name__} needs a {model_class.config_class.__name__}. Received: dict"
+    ):
         model_class({"hidden_size": 32})
 
 

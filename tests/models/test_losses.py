@@ -213,6 +213,8 @@ def test_class_numbers_out_of_range_are_refused(wrong):
         (torch.tensor([1, 2], dtype=torch.int32), 3, "single_label_classification"),
         (torch.zeros(2, 3), 3, "multi_label_classification"),
         (torch.zeros(2, 3, dtype=torch.float64), 3, "multi_label_classification"),
+        (torch.ones(2, 3, dtype=torch.bool), 3, "multi_label_classification"),
+        (torch.ones(2, 3, dtype=torch.uint8), 3, "multi_label_classification"),
         (torch.tensor([1, 2]), 1, "regression"),
         (torch.tensor([0.5, 2]), 1, "regression"),
     ],

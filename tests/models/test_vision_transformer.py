@@ -7,13 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.models.vision_transformer import (
-    ACTIVATIONS,
-    DropPath,
-    VisionTransformer,
-    find_activation,
-    initialize_layer,
-)
+from deit.models.activations import ACTIVATIONS, find_activation
+from deit.models.vision_transformer import DropPath, VisionTransformer, initialize_layer
 
 
 def pixels(batch: int = 2, height: int = 16, width: int = 16, seed: int = 1) -> Tensor:
@@ -202,6 +197,7 @@ def test_drop_path_of_one_skips_everything_and_of_zero_nothing():
     x = torch.randn(4, 2, 3)
     assert DropPath(0.0).train()(x) is x
     assert DropPath(0.7).eval()(x) is x
+    assert torch.equal(DropPath(1.0).train()(x), torch.zeros(4, 2, 3))
     assert "0.250" in repr(DropPath(0.25))
 
 

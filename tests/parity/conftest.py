@@ -21,14 +21,15 @@ def pair(tmp_path: Path, tiny_fields: dict[str, Any], redraw: Callable[..., Any]
     transformers = pytest.importorskip("transformers")
 
     def build(name: str, *, attention: str = "eager", arguments: dict[str, Any] | None = None, **fields: Any) -> Any:
-        config = transformers.DeiTConfig(**{**tiny_fields, **fields})
+        config_class = getattr(transformers, getattr(deit, name).config_class.__name__)
+        config = config_class(**{**tiny_fields, **fields})
         oracle = redraw(getattr(transformers, name)(config, **(arguments or {}))).eval()
         oracle.set_attn_implementation("eager")
         oracle.save_pretrained(tmp_path / "oracle")
         ours, info = getattr(deit, name).from_pretrained(
             tmp_path / "oracle", attn_implementation=attention, output_loading_info=True, **(arguments or {})
         )
-        assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+        assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         return oracle, ours
 
     return build

@@ -150,7 +150,7 @@ def test_the_models_own_loss_equals_the_tasks() -> None:
         distillation=Distillation(kind="soft", temperature=3.0, weight=0.1),
         label_smoothing=0.0,
     )
-    torch.testing.assert_close(task(pixels, labels)["loss"], student(pixels, labels, logits).loss)
+    torch.testing.assert_close(task(pixels, labels)["loss"], student(pixels, labels=labels, teacher_logits=logits).loss)
 
 
 def test_a_student_with_one_head_cannot_be_distilled() -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
+from deit.models.classifier import head_logits
 from deit.train.students import build_student
 from deit.train.teacher import Teacher, check_teacher, open_teacher
 from tests.train import tiny
@@ -144,6 +145,21 @@ def test_the_same_seed_builds_the_same_student_and_leaves_the_global_generator_a
     assert one.config.id2label == {0: "a", 1: "b"}
     assert processor.output_size == (32, 32)
     assert one.config.drop_path_rate == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("deit-tiny-patch16-224", "ViTForImageClassification"),
+        ("deit-tiny-distilled-patch16-224", "DeiTForImageClassificationWithTeacher"),
+    ],
+)
+def test_a_variant_without_distillation_has_one_head(name: str, expected: str) -> None:
+    model, _ = build_student(name, ["a", "b"], tiny.recipe(), image_size=32)
+    assert type(model).__name__ == expected
+    assert list(head_logits(model.eval(), torch.zeros(1, 3, 32, 32))) == (
+        ["class"] if expected.startswith("ViT") else ["both", "class", "distillation"]
+    )
 
 
 def test_the_papers_evaluation_resizes_to_256_and_crops_224() -> None:

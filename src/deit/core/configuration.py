@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from deit.core.files import write_text_atomically
 
@@ -18,7 +18,7 @@ PROBLEM_TYPES = (
     "single_label_classification",
     "multi_label_classification",
 )
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 # Fields of the transformers base configuration that change what a model computes or returns. They
 # are written only when they differ from these defaults, as transformers does.
@@ -28,16 +28,19 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "output_attentions": False,
     "output_hidden_states": False,
     "problem_type": None,
+    "pruned_heads": {},
     "return_dict": True,
     "drop_path_rate": 0.0,
     "distillation_kind": "hard",
     "distillation_temperature": 1.0,
     "distillation_weight": 0.5,
+    "layer_scale_init": 0.0,
+    "pos_embed_prefix": True,
 }
 
 
-class DeiTConfig:
-    """Describes a DeiT: the trunk, its heads and the labels.
+class VisionTransformerConfig:
+    """Describes a vision transformer: the trunk, its heads and the labels. `DeiTConfig` and `ViTConfig` are its kinds.
 
     Names and defaults are those of Hugging Face transformers, so the values are DeiT-base. Keys that
     this class does not know are kept as plain attributes and written back, never interpreted.
@@ -47,7 +50,8 @@ class DeiTConfig:
         num_hidden_layers: Depth, the number of transformer blocks.
         num_attention_heads: Attention heads per block; must divide `hidden_size`.
         intermediate_size: Hidden width of the MLP; 4 x D in the paper.
-        hidden_act: Activation of the MLP. "gelu" is the exact (erf) form.
+        hidden_act: Activation of the MLP, by its name in transformers or as a function (which no file can hold).
+            "gelu" is the exact (erf) form.
         hidden_dropout_prob: Dropout after the embeddings and after each residual branch; 0 in the paper.
         attention_probs_dropout_prob: Dropout on the attention probabilities; 0 in the paper.
         initializer_range: Standard deviation of the truncated normal that starts linear layers, tokens and
@@ -59,30 +63,31 @@ class DeiTConfig:
         qkv_bias: Whether query, key and value have a bias.
         encoder_stride: Upsampling factor of the masked-image decoder; equal to the patch size.
         pooler_output_size: Width of the pooled output; `hidden_size` when None.
-        pooler_act: Activation of the pooler.
+        pooler_act: Activation of the pooler, as `hidden_act`.
         num_labels: Number of classes K (default 2). Sets `id2label` to LABEL_0, LABEL_1, ...
         id2label: Class names by number; JSON's string keys are accepted.
         label2id: Class numbers by name; derived from `id2label` when None.
         problem_type: "regression", "single_label_classification" or "multi_label_classification"; inferred
             from the labels at the first loss when None.
-        attn_implementation: "sdpa" (fused, the default) or "eager" (returns attention maps).
+        attn_implementation: "sdpa" (fused, the default), "eager", "flash_attention_2", "flash_attention_3" or
+            "flex_attention". A matter of the machine, so it is never written.
+        pruned_heads: Number of a block -> numbers of its attention heads that were removed.
         drop_path_rate: Drop path of the last block; it rises linearly from 0 with depth (paper: 0.1). Training only.
         distillation_kind: "hard" or "soft": the loss of `DeiTForImageClassificationWithTeacher` given teacher logits.
         distillation_temperature: Temperature T of soft distillation (the paper uses 3 for soft).
         distillation_weight: Share of the distillation loss (0.5 for hard, 0.1 for soft in the paper).
+        layer_scale_init: Initial value of layer scale, the learnt factor of each channel on each branch (DeiT III:
+            1e-4); 0 builds no layer scale.
+        pos_embed_prefix: Whether class and distillation token have position embeddings of their own (DeiT III: False).
         **kwargs: Further keys of the transformers base configuration, or any other inert data.
 
     Raises:
         TypeError: A value has the wrong type.
         ValueError: A value is out of range or contradicts another.
-
-    Example:
-        >>> config = DeiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=10)
-        >>> config.num_labels
-        10
     """
 
-    model_type = "deit"
+    model_type: ClassVar[str]
+    num_prefix_tokens: ClassVar[int]
 
     architectures: list[str] | None
     distillation_kind: str
@@ -92,9 +97,12 @@ class DeiTConfig:
     dtype: str | None
     id2label: dict[int, str]
     label2id: dict[str, int]
+    layer_scale_init: float
     output_attentions: bool
     output_hidden_states: bool
+    pos_embed_prefix: bool
     problem_type: str | None
+    pruned_heads: dict[int, list[int]]
     return_dict: bool
 
     def __init__(
@@ -103,7 +111,7 @@ class DeiTConfig:
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
         intermediate_size: int = 3072,
-        hidden_act: str = "gelu",
+        hidden_act: str | Callable[..., Any] = "gelu",
         hidden_dropout_prob: float = 0.0,
         attention_probs_dropout_prob: float = 0.0,
         initializer_range: float = 0.02,
@@ -114,7 +122,7 @@ class DeiTConfig:
         qkv_bias: bool = True,
         encoder_stride: int = 16,
         pooler_output_size: int | None = None,
-        pooler_act: str = "tanh",
+        pooler_act: str | Callable[..., Any] = "tanh",
         **kwargs: Any,
     ) -> None:
         self.hidden_size = hidden_size
@@ -159,16 +167,17 @@ class DeiTConfig:
         count = kwargs.pop("num_labels", None)
         id2label = kwargs.pop("id2label", None)
         label2id = kwargs.pop("label2id", None)
+        for name, table in (("id2label", id2label), ("label2id", label2id)):
+            if table is not None and not isinstance(table, Mapping):
+                raise TypeError(f"{name} must be a dict. Received: {table!r}.")
         if id2label is None:
             self.num_labels = 2 if count is None else count
             if label2id is not None:
-                self.label2id = dict(label2id)
+                self.label2id = _with_int_values(label2id)
             return
-        self.id2label = {int(i): name for i, name in id2label.items()}
+        self.id2label = _with_int_keys("id2label", id2label)
         self.label2id = (
-            {name: i for i, name in self.id2label.items()}
-            if label2id is None
-            else {name: int(i) for name, i in label2id.items()}
+            {name: i for i, name in self.id2label.items()} if label2id is None else _with_int_values(label2id)
         )
         if count is not None and count != len(self.id2label):
             self.num_labels = count  # as transformers 5: the number wins, the names start anew
@@ -184,15 +193,20 @@ class DeiTConfig:
         for key in [name for name in kwargs if name.startswith("_")]:
             kwargs.pop(key)  # a file must never set private state
         for key, default in _COMMON_DEFAULTS.items():
-            setattr(self, key, kwargs.pop(key, default))
+            setattr(self, key, kwargs.pop(key, copy.copy(default)))
         if self.dtype is not None:
+            if not isinstance(self.dtype, str) and not str(self.dtype).startswith("torch."):
+                raise TypeError(f"dtype must be a torch type or its name. Received: {self.dtype!r}.")
             self.dtype = str(self.dtype).removeprefix("torch.")
+        if isinstance(self.pruned_heads, Mapping):
+            pruned = _with_int_keys("pruned_heads", self.pruned_heads)
+            self.pruned_heads = {i: sorted(heads) if isinstance(heads, set) else heads for i, heads in pruned.items()}
         if isinstance(self.architectures, tuple):
             self.architectures = list(self.architectures)
 
     @property
     def attn_implementation(self) -> str:
-        """How attention is computed: "sdpa" or "eager"."""
+        """How attention is computed; one of `ATTENTION_IMPLEMENTATIONS`."""
         return self._attn_implementation
 
     @property
@@ -223,10 +237,16 @@ class DeiTConfig:
             _check_number(name, getattr(self, name), low=0.0, high=1.0)
         _check_number("initializer_range", self.initializer_range, low=0.0)
         _check_number("layer_norm_eps", self.layer_norm_eps, low=0.0)
+        _check_number("layer_scale_init", self.layer_scale_init, low=0.0)
+        _check_choice("pos_embed_prefix", self.pos_embed_prefix, (True, False))
         _check_number("distillation_temperature", self.distillation_temperature, low=1e-6)
         for name in ("hidden_act", "pooler_act"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be the name of an activation. Received: {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, str) and not callable(value):
+                raise TypeError(f"{name} must be the name of an activation or a function. Received: {value!r}.")
+        for name in ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False. Received: {getattr(self, name)!r}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}. "
@@ -237,6 +257,21 @@ class DeiTConfig:
         _check_choice("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
         _check_choice("attn_implementation", self._attn_implementation, ATTENTION_IMPLEMENTATIONS)
         _check_choice("distillation_kind", self.distillation_kind, ("hard", "soft"))
+        self._check_pruned_heads()
+
+    def _check_pruned_heads(self) -> None:
+        blocks, heads = range(self.num_hidden_layers), range(self.num_attention_heads)
+        if not isinstance(self.pruned_heads, dict):
+            raise TypeError(f"pruned_heads must be a dict of lists. Received: {self.pruned_heads!r}.")
+        for block, pruned in self.pruned_heads.items():
+            if not isinstance(pruned, (list, tuple, set)) or any(head not in heads for head in pruned):
+                raise ValueError(
+                    f"pruned_heads must name heads from 0 to {heads[-1]}. Received for {block}: {pruned!r}."
+                )
+            if block not in blocks:
+                raise ValueError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {block!r}.")
+            if len(set(pruned)) == len(heads):
+                raise ValueError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")
 
     # --- geometry ------------------------------------------------------------------------------------
 
@@ -274,8 +309,19 @@ class DeiTConfig:
         return values
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Returns the configuration as JSON: sorted keys, indented by two, with a trailing newline."""
+        """Returns the configuration as JSON: sorted keys, indented by two, with a trailing newline.
+
+        Raises:
+            ValueError: A value, such as an activation given as a function, cannot be written as JSON.
+        """
         values = self.to_diff_dict() if use_diff else self.to_dict()
+        for key, value in values.items():
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                raise ValueError(
+                    f"{key} cannot be written as JSON ({error}). Replace {value!r} before saving."
+                ) from error
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
@@ -317,13 +363,28 @@ class DeiTConfig:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Reads `config.json` from a model directory (or the file itself); keywords override its fields.
+        """Reads `config.json` of a model directory or of a model on the hub, or the file itself; keywords override it.
+
+        Args:
+            pretrained_model_name_or_path: Folder, file, or name on the hub.
+            return_unused_kwargs: Also return the keywords that name no field.
+            **kwargs: Fields; `subfolder`; and how to ask the hub, see `deit.core.hub.HubOptions`.
 
         Raises:
-            FileNotFoundError: There is no such folder or file.
+            OSError: There is no such folder or file, or the hub cannot be reached.
             ValueError: The file is not JSON, or describes another kind of model.
         """
-        values = read_config(pretrained_model_name_or_path)
+        from deit.core.hub import HubOptions, is_hub_name, local_path  # they need this module
+
+        options, subfolder = HubOptions.take_from(kwargs), kwargs.pop("subfolder", None) or ""
+        path = pretrained_model_name_or_path
+        if subfolder or is_hub_name(path):
+            path = local_path(path, need="config", options=options, subfolder=subfolder)
+        values = read_config(path)
+        if "architecture" in values and "model_type" not in values:
+            raise ValueError(
+                f"The configuration in {os.fspath(path)} is timm's and says too little. Open the model with its class."
+            )
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
@@ -340,26 +401,84 @@ class DeiTConfig:
     @classmethod
     def field_names(cls) -> set[str]:
         """Returns the names of all fields that have a meaning here."""
-        own = set(cls.__init__.__annotations__) - {"kwargs", "return"}
+        own = set(VisionTransformerConfig.__init__.__annotations__) - {"kwargs", "return"}
         return own | set(_COMMON_DEFAULTS) | {
             "num_labels", "id2label", "label2id", "torch_dtype", "attn_implementation",
         }  # fmt: skip
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Sets several fields at once, then checks them."""
+        """Sets several fields at once; when one is wrong, none is set.
+
+        Raises:
+            TypeError: A value has the wrong type.
+            ValueError: A value is out of range, or a key is the name of a method.
+        """
+        changed = copy.copy(self)
         for key, value in config_dict.items():
             if key == "attn_implementation":
                 key = "_attn_implementation"
-            setattr(self, key, value)
-        self.validate()
+            elif key == "id2label":
+                value = _with_int_keys(key, value)
+            elif hasattr(type(self), key) and key != "num_labels":
+                raise ValueError(f"A configuration cannot hold a key named {key!r}.")
+            setattr(changed, key, value)
+        changed.validate()
+        vars(self).update(vars(changed))
+
+    def update_from_string(self, update_str: str) -> None:
+        """Sets fields from a text such as "hidden_size=96,qkv_bias=false"; a field keeps its type.
+
+        Raises:
+            ValueError: An unknown field, a value that is not of the field's type, or one out of range.
+            TypeError: The field is neither a number, a truth value nor a text.
+        """
+        values: dict[str, Any] = {}
+        for assignment in update_str.split(","):
+            key, equals, text = assignment.partition("=")
+            if not equals or (key not in vars(self) and key != "num_labels") or key.startswith("_"):
+                raise ValueError(
+                    f"{assignment!r} names no field of {type(self).__name__}. Write field=value,field=value."
+                )
+            values[key] = _parse_like(getattr(self, key), key, text)
+        self.update(values)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, DeiTConfig) and self.to_dict() == other.to_dict()
+        if not isinstance(other, VisionTransformerConfig):
+            return False
+        return _with_lists(self.to_dict()) == _with_lists(other.to_dict())
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self.to_json_string()}"
+        shown = {key: str(value) if callable(value) else value for key, value in self.to_diff_dict().items()}
+        return f"{type(self).__name__} {json.dumps(shown, indent=2, sort_keys=True, default=repr)}\n"
+
+
+class DeiTConfig(VisionTransformerConfig):
+    """Describes a DeiT, which has a class token and a distillation token; fields as in `VisionTransformerConfig`.
+
+    Example:
+        >>> config = DeiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=10)
+        >>> config.num_labels
+        10
+    """
+
+    model_type = "deit"
+    num_prefix_tokens = 2
+
+
+class ViTConfig(VisionTransformerConfig):
+    """Describes a ViT, which has a class token alone; fields as in `VisionTransformerConfig`.
+
+    The published DeiT checkpoints without distillation are of this kind.
+
+    Example:
+        >>> ViTConfig(image_size=384).grid_size
+        (24, 24)
+    """
+
+    model_type = "vit"
+    num_prefix_tokens = 1
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -416,3 +535,42 @@ def _check_number(name: str, value: Any, *, low: float, high: float | None = Non
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}. Received: {value!r}.")
+
+
+def _with_int_keys(name: str, table: Any) -> dict[int, Any]:
+    """JSON knows text keys only."""
+    if not isinstance(table, Mapping):
+        raise TypeError(f"{name} must be a dict. Received: {table!r}.")
+    try:
+        return {int(key): value for key, value in table.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The keys of {name} must be numbers. Received: {list(table)!r}.") from error
+
+
+def _with_int_values(label2id: Mapping[str, Any]) -> dict[str, int]:
+    try:
+        return {name: int(number) for name, number in label2id.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The values of label2id must be numbers. Received: {dict(label2id)!r}.") from error
+
+
+def _with_lists(value: Any) -> Any:
+    """Turns tuples into lists, as JSON does, so that a configuration equals the one that was written."""
+    if isinstance(value, Mapping):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _parse_like(old: Any, name: str, text: str) -> Any:
+    """Reads a text as a value of the type of `old`."""
+    if isinstance(old, bool):
+        truth = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
+        if text.lower() not in truth:
+            raise ValueError(f"{name} must be true or false. Received: {text!r}.")
+        return truth[text.lower()]
+    if not isinstance(old, (int, float, str)):
+        raise TypeError(f"{name} cannot be given as text: it is {old!r}. Set the attribute instead.")
+    try:
+        return type(old)(text)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a number like {old!r}. Received: {text!r}.") from error

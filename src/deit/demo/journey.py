@@ -2,8 +2,8 @@
 
 The images are scikit-learn's handwritten digits, 1,797 scans of 8 x 8 pixels. Few labels, strong augmentation and a
 small transformer make the teacher matter for the paper's reason: a convnet knows that neighbouring pixels belong
-together, a transformer must learn that from examples, and here it has 10 of each digit. Soft distillation says most in few
-steps: the teacher's doubts about an augmented view are worth more than its first choice.
+together, a transformer must learn that from examples, and here it has 10 of each digit. Distillation is soft, because
+that says most in few steps: the teacher's doubts about a view are worth more than its first choice.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def demo_recipe(epochs: int, *, seed: int) -> Recipe:
         eval_epochs=max(epochs // 10, 1),
         num_workers=0,
         augment=Augmentation(crop_scale=(0.6, 1.0), flip_rate=0.0, rand_augment="rand-m6-mstd0.5-inc1", mix_rate=0.0),
-        optimizer=Optimizer(lr=1e-3, reference_batch_size=0),
+        optimizer=Optimizer(lr=1.5e-3, reference_batch_size=0),
         schedule=Schedule(epochs=epochs, warmup_epochs=min(5, epochs)),
         distillation=Distillation(kind="soft", temperature=3.0, weight=0.5),
     )

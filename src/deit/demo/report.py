@@ -87,6 +87,7 @@ def _attention_maps(journey: Journey, runner: TorchRunner, processor: DeiTImageP
 
     indices = [int(np.flatnonzero(journey.data.val.labels == digit)[0]) for digit in range(_MAP_IMAGES)]
     pixels = torch.from_numpy(preprocess(journey.data, indices, processor))
+    runner.model.set_attn_implementation("eager")
     with torch.inference_mode():
         attention = runner.model(pixels, output_attentions=True).attentions[-1].mean(1).numpy()  # (B, N, N)
     grid = runner.model.config.grid_size

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deit.core.configuration import DeiTConfig
-from deit.models.losses import classification_loss, distillation_loss, infer_problem_type, problem_loss
-from deit.models.outputs import (
-    BaseModelOutputWithPooling,
-    DeiTForImageClassificationWithTeacherOutput,
-    ImageClassifierOutput,
-    MaskedImageModelingOutput,
-    ModelOutput,
+from deit.models.construction import construct
+from deit.models.heads import (
+    Pooler,
+    as_asked,
+    classify,
+    encode,
+    linear_classifier,
+    pixel_decoder,
+    reconstruct,
+    require_equal_stride,
 )
+from deit.models.losses import classification_loss, distillation_loss
+from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput
 from deit.models.pretrained import DeiTPreTrainedModel
-from deit.models.vision_transformer import VisionTransformer, find_activation
-
-
-class DeiTPooler(nn.Module):
-    """Maps the class token to the pooled output."""
-
-    def __init__(self, config: DeiTConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
-        self.activation = find_activation(config.pooler_act)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Maps tokens (B, N, D) to (B, pooler_output_size)."""
-        return self.activation(self.dense(tokens[:, 0]))
+from deit.models.vision_transformer import VisionTransformer
 
 
 class DeiTModel(DeiTPreTrainedModel):
@@ -49,19 +40,15 @@ class DeiTModel(DeiTPreTrainedModel):
 
     def __init__(self, config: DeiTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
-        self.trunk = VisionTransformer(config, use_mask_token=use_mask_token)
-        self.pooler = DeiTPooler(config) if add_pooling_layer else None
+        self.trunk = construct(lambda: VisionTransformer(config, use_mask_token=use_mask_token))
+        self.pooler = Pooler(config) if add_pooling_layer else None
         self.initialize()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Returns the patch embedding."""
-        return self.trunk.patch_embed
 
     def forward(
         self,
         pixel_values: Tensor | None = None,
         bool_masked_pos: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool | None = False,
         attention_mask: Tensor | None = None,
         *,
         head_mask: Tensor | None = None,
@@ -77,34 +64,28 @@ class DeiTModel(DeiTPreTrainedModel):
             interpolate_pos_encoding: Accept another image size by resizing the position embedding.
             attention_mask: (B, N) with 0 for tokens that nobody may look at, or (B, 1 or H, N, N), boolean or added
                 to the scores. N counts class and distillation token.
-            head_mask: (H,) or (depth, H); attention probabilities of a head are multiplied by its number.
+            head_mask: (H,) or (depth, H); attention probabilities of a head are multiplied by its number. Also
+                (depth, B or 1, H or 1, N or 1, N or 1).
             output_attentions: Return attention maps; the configuration decides when None. Works with every attention
-                implementation: blocks take the eager path for it.
+                implementation: such a call is computed eagerly, which the log says once.
             output_hidden_states: Return every block's output; the configuration decides when None.
             return_dict: False returns a tuple; the configuration decides when None.
 
         Raises:
             ValueError: No pixels, or an input of the wrong shape.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values is missing: pass a tensor of the shape (batch, channels, height, width).")
-        config = self.config
-        result = self.trunk(
+        output = encode(
+            self.trunk,
+            self.pooler,
             pixel_values,
             bool_masked_pos,
-            interpolate=interpolate_pos_encoding,
-            bias=_attention_bias(attention_mask, self.trunk.pos_embed.dtype),
+            interpolate_pos_encoding,
+            attention_mask,
             head_mask=head_mask,
-            need_hidden_states=_decide(output_hidden_states, config.output_hidden_states),
-            need_attentions=_decide(output_attentions, config.output_attentions),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
         )
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=result.tokens,
-            pooler_output=None if self.pooler is None else self.pooler(result.tokens),
-            hidden_states=result.hidden_states,
-            attentions=result.attentions,
-        )
-        return _as_asked(output, return_dict, config)
+        return as_asked(output, return_dict, self.config)
 
 
 class DeiTForImageClassification(DeiTPreTrainedModel):
@@ -114,24 +95,27 @@ class DeiTForImageClassification(DeiTPreTrainedModel):
         config: `num_labels` is the number of classes; 0 leaves the classifier out.
     """
 
+    accepts_loss_kwargs = True  # tells transformers.Trainer to pass num_items_in_batch
+
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.deit = DeiTModel(config, add_pooling_layer=False)
-        self.classifier = _head(config)
+        self.classifier = linear_classifier(config)
         self.initialize()
 
     def forward(
         self,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool | None = False,
         attention_mask: Tensor | None = None,
         *,
         head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Classifies; further arguments as in `DeiTModel.forward`.
 
@@ -145,6 +129,7 @@ class DeiTForImageClassification(DeiTPreTrainedModel):
             output_attentions: See `DeiTModel.forward`.
             output_hidden_states: See `DeiTModel.forward`.
             return_dict: See `DeiTModel.forward`.
+            num_items_in_batch: See `problem_loss`.
         """
         outputs = self.deit(
             pixel_values,
@@ -156,16 +141,8 @@ class DeiTForImageClassification(DeiTPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.classifier(outputs.last_hidden_state[:, 0])
-        loss = None
-        if labels is not None:
-            if self.config.problem_type is None:
-                self.config.problem_type = infer_problem_type(labels, self.num_labels)
-            loss = problem_loss(logits, labels.to(logits.device), self.config.problem_type)
-        output = ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-        return _as_asked(output, return_dict, self.config)
+        output = classify(self.config, self.classifier, outputs, labels, num_items_in_batch)
+        return as_asked(output, return_dict, self.config)
 
 
 class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
@@ -181,8 +158,8 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.deit = DeiTModel(config, add_pooling_layer=False)
-        self.cls_classifier = _head(config)
-        self.distillation_classifier = _head(config)
+        self.cls_classifier = linear_classifier(config)
+        self.distillation_classifier = linear_classifier(config)
         self.initialize()
 
     def forward(
@@ -190,7 +167,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         teacher_logits: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool | None = False,
         attention_mask: Tensor | None = None,
         *,
         head_mask: Tensor | None = None,
@@ -238,7 +215,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return _as_asked(output, return_dict, self.config)
+        return as_asked(output, return_dict, self.config)
 
     def _loss(
         self, cls_logits: Tensor, distillation_logits: Tensor, labels: Tensor | None, teacher_logits: Tensor | None
@@ -247,6 +224,10 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
             if teacher_logits is not None:
                 raise ValueError("teacher_logits need labels. For images without labels pass labels of -100.")
             return None
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a tensor. Received: {labels!r}. Pass other options by name.")
+        if self.num_labels == 0:
+            raise ValueError("This model has no classifiers (num_labels is 0), so labels give no loss. Leave them out.")
         labels = labels.to(cls_logits.device)
         weight = self.config.distillation_weight
         from_labels = classification_loss(cls_logits, labels)
@@ -273,17 +254,14 @@ class DeiTForMaskedImageModeling(DeiTPreTrainedModel):
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
         self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
-        self.decoder = nn.Sequential(
-            nn.Conv2d(config.hidden_size, config.encoder_stride**2 * config.num_channels, kernel_size=1),
-            nn.PixelShuffle(config.encoder_stride),
-        )
+        self.decoder = pixel_decoder(config)
         self.initialize()
 
     def forward(
         self,
         pixel_values: Tensor | None = None,
         bool_masked_pos: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool | None = False,
         attention_mask: Tensor | None = None,
         *,
         head_mask: Tensor | None = None,
@@ -298,11 +276,8 @@ class DeiTForMaskedImageModeling(DeiTPreTrainedModel):
         Raises:
             ValueError: A mask is given and the encoder stride is not the patch size.
         """
-        if bool_masked_pos is not None and self.config.grid_patch_size != (self.config.encoder_stride,) * 2:
-            raise ValueError(
-                f"encoder_stride {self.config.encoder_stride} must equal patch_size {self.config.patch_size}: the "
-                "reconstruction must have the size of the image."
-            )
+        if bool_masked_pos is not None:
+            require_equal_stride(self.config)
         outputs = self.deit(
             pixel_values,
             bool_masked_pos,
@@ -313,48 +288,6 @@ class DeiTForMaskedImageModeling(DeiTPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        assert pixel_values is not None  # DeiTModel has checked it
-        patch_height, patch_width = self.config.grid_patch_size
-        grid = (pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width)
-        patches = outputs.last_hidden_state[:, self.deit.trunk.num_prefix_tokens :]
-        reconstruction = self.decoder(patches.transpose(1, 2).unflatten(2, grid))
-        loss = None
-        if bool_masked_pos is not None:
-            mask = bool_masked_pos.unflatten(1, grid).repeat_interleave(patch_height, 1)
-            mask = mask.repeat_interleave(patch_width, 2)
-            error = (pixel_values[..., : mask.shape[-2], : mask.shape[-1]] - reconstruction).abs()
-            error = error.to(torch.promote_types(error.dtype, torch.float32))  # float16 cannot count to 65 536 pixels
-            mask = mask.unsqueeze(1).to(error.dtype)  # (B, 1, H, W)
-            loss = (error * mask).sum() / (mask.sum() + 1e-5) / self.config.num_channels
-        output = MaskedImageModelingOutput(
-            loss=loss,
-            reconstruction=reconstruction,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return _as_asked(output, return_dict, self.config)
-
-
-def _head(config: DeiTConfig) -> nn.Module:
-    return nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
-
-
-def _decide(per_call: bool | None, configured: bool) -> bool:
-    return configured if per_call is None else per_call
-
-
-def _as_asked(output: ModelOutput, return_dict: bool | None, config: DeiTConfig) -> Any:
-    return output if _decide(return_dict, config.return_dict) else output.to_tuple()
-
-
-def _attention_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Returns what is added to the attention scores, or None."""
-    if mask is None:
-        return None
-    if mask.ndim == 2:
-        mask = mask[:, None, None, :].bool()
-    if mask.ndim != 4:
-        raise ValueError(f"attention_mask must have 2 or 4 dimensions. Received the shape {tuple(mask.shape)}.")
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    return mask.to(dtype)
+        assert pixel_values is not None  # the trunk has checked it
+        output = reconstruct(self.config, self.decoder, outputs, pixel_values, bool_masked_pos)
+        return as_asked(output, return_dict, self.config)

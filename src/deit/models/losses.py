@@ -6,6 +6,7 @@ imports them from here.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -79,38 +80,50 @@ def distillation_loss(
     return divergence * temperature**2 / count
 
 
-def problem_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+def problem_loss(
+    logits: Tensor, labels: Tensor, problem_type: str, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
     """The loss of a classification model by problem type, as transformers defines them.
 
     Args:
         logits: (B, K).
         labels: (B,) class numbers, (B, K) zeros and ones, or (B,) or (B, K) numbers to regress.
         problem_type: "regression", "single_label_classification" or "multi_label_classification".
+        num_items_in_batch: The sum is divided by this number in place of the number of labels here, so that the losses
+            of the parts of a large batch add up to its mean. (transformers forgets it unless there is one label.)
 
     Returns:
         A scalar, mean over the batch.
 
     Raises:
-        ValueError: The shapes disagree.
+        ValueError: The shapes disagree, or there is only one class to choose from.
         IndexError: A class number is out of range.
     """
     classes = logits.shape[-1]
+    reduction = "mean" if num_items_in_batch is None else "sum"
     if problem_type == "single_label_classification":
-        return F.cross_entropy(logits.view(-1, classes), labels.view(-1).long())
-    if problem_type == "regression" and classes == 1 and labels.numel() == logits.numel():
-        labels = labels.reshape(logits.shape)
-    if labels.shape != logits.shape:  # PyTorch would spread them to a common shape
-        raise ValueError(
-            f"Targets of the problem type {problem_type!r} must have the shape {tuple(logits.shape)}. "
-            f"Received: {tuple(labels.shape)}."
-        )
-    if problem_type == "regression":
-        return F.mse_loss(logits, labels.to(logits.dtype))
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        if classes == 1:
+            raise ValueError("With one label there is nothing to choose. Set num_labels, or problem_type='regression'.")
+        loss = F.cross_entropy(logits.view(-1, classes), labels.view(-1).long(), reduction=reduction)
+    else:
+        if problem_type == "regression" and classes == 1 and labels.numel() == logits.numel():
+            labels = labels.reshape(logits.shape)
+        if labels.shape != logits.shape:  # PyTorch would spread them to a common shape
+            raise ValueError(
+                f"Targets of the problem type {problem_type!r} must have the shape {tuple(logits.shape)}. "
+                f"Received: {tuple(labels.shape)}."
+            )
+        function = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+        loss = function(logits, labels.to(logits.dtype), reduction=reduction)
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
 def infer_problem_type(labels: Tensor, num_labels: int) -> str:
-    """Guesses the problem type from labels, as transformers does: one output is a regression, integers are classes."""
+    """Guesses the problem type from labels, as transformers does.
+
+    One output is a regression, integers of 32 or 64 bits are classes; all else, truth values and bytes too, marks many
+    labels.
+    """
     if num_labels == 1:
         return "regression"
-    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    return "single_label_classification" if labels.dtype in (torch.int64, torch.int32) else "multi_label_classification"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -14,10 +16,16 @@ class ModelOutput(OrderedDict[str, Any]):
     """Base of all outputs: a dict of the fields that are not None, in their order.
 
     `output["logits"]`, `output.logits` and `output[0]` all work; numbers and slices count only fields that are
-    not None.
+    not None. It can be made from a dict or from pairs too, as accelerate and `torch.nn.DataParallel` do.
     """
 
     def __post_init__(self) -> None:
+        first = fields(self)[0].name
+        given = getattr(self, first)
+        if isinstance(given, (Mapping, Iterator)):
+            super().__setattr__(first, None)
+            for name, value in dict(given).items():
+                super().__setattr__(name, value)
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None:
@@ -117,3 +125,13 @@ class DeiTForImageClassificationWithTeacherOutput(ModelOutput):
     distillation_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+# So that torch.export and DistributedDataParallel find the tensors in an output.
+for _output in (
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+    DeiTForImageClassificationWithTeacherOutput,
+):
+    torch.export.register_dataclass(_output, serialized_type_name=f"deit.{_output.__name__}")

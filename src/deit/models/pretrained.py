@@ -2,74 +2,74 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deit.core.checkpoint import WEIGHTS_NAME, Part, file_names, find_weights, layout, match_prefix
-from deit.core.configuration import DeiTConfig
-from deit.core.files import replace_folder_content
-from deit.models.vision_transformer import VisionTransformer, initialize_layer
+from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.hub import upload_folder
+from deit.core.weight_files import number_of_bytes
+from deit.models.attention import require_implementation
+from deit.models.construction import modules_to_initialize
+from deit.models.loading import published_tensors, refuse_incompatible, save_model, translate_state
+from deit.models.opening import open_model
+from deit.models.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
 
-logger = logging.getLogger(__name__)
-
-Model = TypeVar("Model", bound="DeiTPreTrainedModel")
-
-# What a task may bring anew when it starts from a checkpoint of another task. Everything else must be there.
-_NEW_PARTS = ("classifier.", "cls_classifier.", "distillation_classifier.", "decoder.", "pooler.", "mask_token")
-
-
-@dataclass(kw_only=True)
-class LoadingInfo:
-    """What did not match when a checkpoint was loaded, in published names.
-
-    Attributes:
-        missing_keys: Tensors the model has and the file has not; they keep their initial values.
-        unexpected_keys: Tensors of the file that the model has no place for.
-        mismatched_keys: (name, shape in the file, shape in the model), of tensors that kept their initial values.
-    """
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-    mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+Model = TypeVar("Model", bound="PreTrainedModel")
 
 
-class DeiTPreTrainedModel(nn.Module):
-    """What all DeiT models share: a configuration, initial values, loading and saving.
+class PreTrainedModel(nn.Module):
+    """What all models share: a configuration, initial values, loading and saving.
+
+    `DeiTPreTrainedModel` and `ViTPreTrainedModel` are its kinds.
 
     Args:
         config: Sizes, rates and labels.
 
     Raises:
-        TypeError: `config` is not a `DeiTConfig`.
+        TypeError: `config` is not of the model's class of configuration.
+        ImportError: The configured attention implementation is not installed.
     """
 
-    config_class = DeiTConfig
-    base_model_prefix = "deit"
+    config_class: ClassVar[type[VisionTransformerConfig]]
+    base_model_prefix: ClassVar[str]
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # tells transformers.Trainer which arguments `forward` has
 
-    def __init__(self, config: DeiTConfig) -> None:
+    def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
-        if not isinstance(config, DeiTConfig):
-            raise TypeError(f"{type(self).__name__} needs a DeiTConfig. Received: {type(config).__name__}.")
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}. Received: {type(config).__name__}."
+            )
         config.validate()
+        require_implementation(config.attn_implementation)
         self.config = config
+
+    # --- initial values ------------------------------------------------------------------------------
 
     def initialize(self) -> None:
         """Draws new values for every parameter."""
-        for module in self.modules():
-            initialize_layer(module, self.config.initializer_range)
-        for module in self.modules():
+        for module in modules_to_initialize(self):
+            self._init_weights(module)
             if isinstance(module, VisionTransformer):
                 module.initialize()
+
+    def post_init(self) -> None:
+        """Draws new values for every parameter; the name under which subclasses written for transformers call it."""
+        self.initialize()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws new values for one layer; subclasses may replace it, as in transformers."""
+        initialize_layer(module, self.config.initializer_range)
+
+    # --- what the model is ---------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -81,171 +81,299 @@ class DeiTPreTrainedModel(nn.Module):
         """Type of the parameters."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Returns the number of parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+    @property
+    def base_model(self) -> nn.Module:
+        """The bare model inside a model with heads; a bare model itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Returns the number of parameters.
+
+        Args:
+            only_trainable: Leave out those that are frozen.
+            exclude_embeddings: Leave out tables of embeddings (`torch.nn.Embedding`). As in transformers this concerns
+                only what a subclass adds: a patch embedding is a convolution.
+        """
+        excluded = {
+            id(parameter)
+            for module in self.modules()
+            if exclude_embeddings and isinstance(module, nn.Embedding)
+            for parameter in module.parameters()
+        }
+        return sum(
+            p.numel() for p in self.parameters() if (p.requires_grad or not only_trainable) and id(p) not in excluded
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the patch embedding."""
+        return self._trunks()[0].patch_embed
+
+    def _trunks(self) -> list[VisionTransformer]:
+        return [module for module in self.modules() if isinstance(module, VisionTransformer)]
+
+    # --- attention -----------------------------------------------------------------------------------
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Chooses how attention is computed from now on.
+
+        Args:
+            attn_implementation: "sdpa", "eager", "flash_attention_2", "flash_attention_3" or "flex_attention".
+
+        Raises:
+            ValueError: The name is unknown.
+            ImportError: The implementation is not installed.
+        """
+        require_implementation(attn_implementation)
+        self.config.update({"attn_implementation": attn_implementation})
+        for trunk in self._trunks():
+            trunk.config.update({"attn_implementation": attn_implementation})
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Removes attention heads for good; the configuration remembers them, so the model can be saved and opened.
+
+        Args:
+            heads_to_prune: Number of a block -> numbers of heads, counted as in the whole model.
+
+        Raises:
+            ValueError: A block or head does not exist, or a block would have no head left.
+        """
+        pruned = {int(block): set(heads) for block, heads in self.config.pruned_heads.items()}
+        for block, heads in heads_to_prune.items():
+            pruned[block] = pruned.get(block, set()) | set(heads)
+        table = {block: sorted(heads) for block, heads in pruned.items()}
+        self.config.update({"pruned_heads": table})
+        for trunk in self._trunks():
+            trunk.config.update({"pruned_heads": table})
+            for block, heads in heads_to_prune.items():
+                trunk.blocks[block].attn.prune(heads)  # type: ignore[operator,union-attr]
+
+    # --- gradient checkpointing ----------------------------------------------------------------------
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks compute what is inside them again in the backward pass, to save memory."""
+        return any(trunk.checkpointing is not None for trunk in self._trunks())
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """The newer name of `is_gradient_checkpointing`."""
+        return self.is_gradient_checkpointing
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Lets blocks compute what is inside them again in the backward pass, to save memory; in training only.
+
+        Args:
+            gradient_checkpointing_kwargs: Options of `torch.utils.checkpoint.checkpoint`; `use_reentrant` is False
+                when it is not given.
+            every_n_layers: Every how many blocks.
+            offload: Whether the inputs of such blocks wait in the memory of the CPU.
+
+        Raises:
+            ValueError: `every_n_layers` is smaller than 1.
+        """
+        if every_n_layers < 1:
+            raise ValueError(f"every_n_layers must be at least 1. Received: {every_n_layers}.")
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        for trunk in self._trunks():
+            trunk.checkpointing = Checkpointing(options=options, every=every_n_layers, offload=offload)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Ends gradient checkpointing."""
+        for trunk in self._trunks():
+            trunk.checkpointing = None
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The newer name of `gradient_checkpointing_enable`; arguments as there."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
+    def activation_checkpointing_disable(self) -> None:
+        """The newer name of `gradient_checkpointing_disable`."""
+        self.gradient_checkpointing_disable()
 
     # --- saving --------------------------------------------------------------------------------------
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *, state_dict: Mapping[str, Tensor] | None = None
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "5GB",
+        variant: str | None = None,
+        push_to_hub: bool = False,
+        **upload: Any,
     ) -> None:
-        """Writes `config.json` and `model.safetensors` into a folder; transformers can open it.
+        """Writes `config.json` and the weights into a folder, in the published layout; transformers can open it.
 
-        A reader sees the old files or the new ones, never a part of one.
+        A reader sees the old files or the new ones, never a part of one. Weight files that an earlier call left in the
+        folder are removed.
 
         Args:
             save_directory: Folder, made if missing.
+            is_main_process: False writes nothing: of several processes only one shall.
             state_dict: Weights to write in place of the model's own, under the names of `self.state_dict()`.
+            safe_serialization: False writes `pytorch_model.bin` in place of `model.safetensors`.
+            max_shard_size: Largest size of a file, such as "5GB" or a number of bytes; more goes to several files.
+            variant: Writes `model.VARIANT.safetensors`.
+            push_to_hub: Also upload the folder.
+            **upload: Arguments of `push_to_hub`; `repo_id` is the name of the folder when it is not given.
 
         Raises:
             NotADirectoryError: There is a file of that name.
+            TypeError: An argument is unknown.
         """
+        upload.pop("save_peft_format", None)  # of transformers, about models that are not ours
+        if not push_to_hub:
+            upload.pop("token", None)
+        if upload and not push_to_hub:
+            raise TypeError(f"save_pretrained does not know the argument {next(iter(upload))!r}.")
+        if not is_main_process:
+            return
         folder = Path(save_directory)
-        if folder.is_file():
-            raise NotADirectoryError(f"{folder} is a file. Pass a folder to save into.")
-        config = type(self.config).from_dict(self.config.to_dict())
-        config.architectures = [type(self).__name__]
-        config.dtype = str(self.dtype).removeprefix("torch.")
-        tensors = published_tensors(self.state_dict() if state_dict is None else state_dict, self.base_model_prefix)
-        with replace_folder_content(folder) as temporary:
-            config.save_pretrained(temporary)
-            save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        save_model(
+            self,
+            folder,
+            published_tensors(self.state_dict() if state_dict is None else state_dict),
+            safe_serialization=safe_serialization,
+            most_bytes=number_of_bytes(max_shard_size),
+            variant=variant,
+        )
+        if push_to_hub:
+            upload_folder(folder, upload.pop("repo_id", folder.name), **upload)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **saving: Any,
+    ) -> str:
+        """Uploads configuration and weights to the model hub, through huggingface_hub.
+
+        Args:
+            repo_id: Name on the hub, such as "me/my-deit"; made if it is missing.
+            commit_message: Says what the upload is.
+            private: Whether only its owner may see a new repository; None leaves the owner's default.
+            token: Access token; None takes the one stored by `hf auth login`.
+            revision: Branch to upload to, which must exist.
+            create_pr: Propose the upload in place of making it.
+            **saving: `safe_serialization`, `max_shard_size` and `variant` of `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, **saving)
+            return upload_folder(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
     # --- loading -------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
         cls: type[Model],
-        pretrained_model_name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
         *model_args: Any,
-        config: DeiTConfig | None = None,
+        config: VisionTransformerConfig | str | os.PathLike[str] | None = None,
         dtype: torch.dtype | str | None = "auto",
+        device_map: Any = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Opens a model directory; the model is returned in evaluation mode.
+        """Opens a model directory, a weight file or a model on the hub; it is returned in evaluation mode.
 
-        Heads that the file does not hold start anew and are named in a warning; any other missing tensor is an
-        error.
+        Weights may be in any dialect: published, transformers', timm's or the original release's. Heads that the file
+        does not hold start anew and are named in a warning; any other missing tensor is an error. The memory that is
+        used is the model's own: no second copy is made.
 
         Args:
-            pretrained_model_name_or_path: Model directory, as `save_pretrained` or transformers writes it.
+            pretrained_model_name_or_path: Model directory, as `save_pretrained`, transformers or timm writes it; a
+                `.safetensors`, `.bin` or `.pth` file; a name on the hub; a short name of `deit.list_models()`. None
+                with `config` and `state_dict`.
             *model_args: Passed to the constructor.
             config: Replaces the directory's configuration.
             dtype: A torch type or its name; "auto" takes the file's, None float32.
+            device_map: The device to load to: its name or number, {"": device}, or "auto".
             ignore_mismatched_sizes: Let tensors of another shape (a new number of classes) start anew.
             output_loading_info: Also return what did not match, as a dict.
-            **kwargs: Fields of the configuration that override it; others are passed to the constructor.
+            **kwargs: Fields of the configuration that override it; `state_dict`, `subfolder`, `variant`,
+                `use_safetensors` (see `deit.models.opening.FileOptions`); `revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download` (see `deit.core.hub.HubOptions`); others are passed to the
+                constructor. `low_cpu_mem_usage=False` reads every tensor; else, on the CPU, those that need no
+                change are views of the file, read when they are first used: the file may then be replaced or removed
+                while the model lives, but not changed in place. `trust_remote_code` changes nothing: no code is loaded.
 
         Returns:
             The model, or (model, loading info).
 
         Raises:
-            FileNotFoundError: The folder or a file of it is missing.
-            ValueError: The file is damaged or belongs to another architecture, or shapes differ.
+            OSError: The folder or a file of it is missing, or the hub cannot be reached.
+            TypeError: An argument is unknown.
+            ValueError: A file is damaged, holds code or belongs to another architecture, or shapes differ.
         """
-        folder = Path(pretrained_model_name_or_path)
-        weights = find_weights(folder)
-        if "torch_dtype" in kwargs:
-            dtype = kwargs.pop("torch_dtype")
-        if config is None:
-            config, kwargs = cls.config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
-        try:
-            model = cls(config, *model_args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{cls.__name__} does not know an argument: {error}.") from error
-        tensors = _read_tensors(weights)
-        model.to(_resolve_dtype(dtype, tensors)).eval()  # before the values, so that float64 keeps its digits
-        info = load_published_tensors(model, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes, source=weights)
+        dtype = kwargs.pop("torch_dtype", dtype)
+        placing = {"dtype": dtype, "device_map": device_map, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+        model, info = open_model(cls, pretrained_model_name_or_path, model_args, config, kwargs, **placing)
         return (model, vars(info)) if output_loading_info else model
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Copies tensors into the model, as `torch.nn.Module.load_state_dict`; every dialect is accepted.
 
-def published_tensors(state_dict: Mapping[str, Tensor], base_model_prefix: str) -> dict[str, Tensor]:
-    """Returns the weights of a model under their published names, query, key and value apart."""
-    published = {}
-    for name, tensor in state_dict.items():
-        names = file_names(name, f"{base_model_prefix}.")
-        for file_name, piece in zip(names, tensor.chunk(len(names)), strict=True):
-            published[file_name] = piece.detach().cpu().contiguous()
-    return published
+        Args:
+            state_dict: Under the names of the model, or of published files, transformers, timm or the original code.
+            strict: Whether missing and unexpected names are an error.
+            assign: Take the tensors themselves in place of copies.
 
+        Returns:
+            A named tuple (missing_keys, unexpected_keys), in the names of the state dict's dialect.
 
-def load_published_tensors(
-    model: DeiTPreTrainedModel,
-    tensors: Mapping[str, Tensor],
-    *,
-    ignore_mismatched_sizes: bool = False,
-    source: object = "the checkpoint",
-) -> LoadingInfo:
-    """Copies tensors under published names into a model.
-
-    Args:
-        model: Receives the values.
-        tensors: Name in the file -> tensor.
-        ignore_mismatched_sizes: See `from_pretrained`.
-        source: Named in messages.
-
-    Raises:
-        ValueError: A tensor other than a head is missing, or shapes differ.
-    """
-    prefix = f"{model.base_model_prefix}."
-    state = model.state_dict()
-    table = layout(state, prefix)
-    names = match_prefix(tensors, table, prefix)
-    found = {names[n]: t for n, t in tensors.items() if names[n] in table}
-    mismatched = []
-    for name, tensor in list(found.items()):
-        expected = _part_shape(state[table[name].name], table[name])
-        if tensor.shape != expected:
-            mismatched.append((name, tuple(tensor.shape), tuple(expected)))
-            del found[name]
-    missing = [n for n in table if n not in found and n not in {m[0] for m in mismatched}]
-    _refuse_missing_trunk(missing, type(model).__name__, source)
-    if mismatched and not ignore_mismatched_sizes:
-        shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
-        raise ValueError(
-            f"{len(mismatched)} tensors of {source} have another shape than the model's ({shown}). "
-            "Pass ignore_mismatched_sizes=True to start them anew."
-        )
-    with torch.no_grad():
-        for name, tensor in found.items():
-            part = table[name]
-            state[part.name].chunk(part.count)[part.index].copy_(tensor)
-    unexpected = [n for n in tensors if names[n] not in table]
-    for text, keys in (("start anew", missing + [m[0] for m in mismatched]), ("are not used", unexpected)):
-        if keys:
-            logger.warning("%s: of %s, these tensors %s: %s", type(model).__name__, source, text, ", ".join(keys))
-    return LoadingInfo(missing_keys=missing, unexpected_keys=unexpected, mismatched_keys=mismatched)
+        Raises:
+            RuntimeError: Names or shapes do not match; the model is then as it was, unless the names are its own.
+        """
+        current = self.state_dict()
+        translated = translate_state(state_dict, current, f"{self.base_model_prefix}.")
+        if translated is None:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        refuse_incompatible(self, translated, current, strict)
+        result = super().load_state_dict(translated.tensors, strict=False, assign=assign)
+        return type(result)(translated.missing_keys, translated.unexpected_keys)
 
 
-def _part_shape(tensor: Tensor, part: Part) -> torch.Size:
-    return tensor.chunk(part.count)[part.index].shape
+class DeiTPreTrainedModel(PreTrainedModel):
+    """What all DeiT models share; see `PreTrainedModel`."""
+
+    config_class = DeiTConfig
+    base_model_prefix = "deit"
+    config: DeiTConfig
 
 
-def _refuse_missing_trunk(missing: list[str], model_name: str, source: object) -> None:
-    lost = [n for n in missing if not any(p in n for p in _NEW_PARTS)]
-    if lost:
-        raise ValueError(
-            f"{source} lacks {len(lost)} tensors that {model_name} needs, such as {lost[0]!r}. "
-            "Is it a checkpoint of another architecture or depth?"
-        )
+class ViTPreTrainedModel(PreTrainedModel):
+    """What all ViT models share; see `PreTrainedModel`."""
 
-
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as safetensors ({error}). It may be truncated.") from error
-
-
-def _resolve_dtype(dtype: torch.dtype | str | None, tensors: Mapping[str, Tensor]) -> torch.dtype:
-    if dtype == "auto":
-        return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
-    if dtype is None:
-        return torch.float32
-    resolved = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype):
-        raise ValueError(f"dtype must be a torch type, its name or 'auto'. Received: {dtype!r}.")
-    return resolved
+    config_class = ViTConfig
+    base_model_prefix = "vit"
+    config: ViTConfig

@@ -1,47 +1,30 @@
-"""The transformer of DeiT: patch embedding, tokens, blocks, norm (paper, section 3 and 4).
+"""The transformer of DeiT and ViT: patch embedding, tokens, blocks, norm (paper, section 3 and 4).
 
 Letters in shape comments: B batch, C channels, N tokens, P patches, D embedding dimension, H heads, d = D / H.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 
-from deit.core.configuration import DeiTConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "selu": F.selu,
-    "silu": F.silu,
-    "swish": F.silu,
-    "mish": F.mish,
-    "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "linear": lambda x: x,
-}
-
-
-def find_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Returns an activation by its name in configurations.
-
-    Raises:
-        ValueError: The name is unknown.
-    """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"Unknown activation {name!r}. Known: {', '.join(ACTIVATIONS)}.")
-    return ACTIVATIONS[name]
+from deit.core.configuration import VisionTransformerConfig
+from deit.models.activations import find_activation
+from deit.models.attention import (
+    attention_bias,
+    choose_implementation,
+    eager_attention,
+    fused_attention,
+    head_mask_per_block,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +32,7 @@ class TrunkOutput:
     """What the trunk computes.
 
     Attributes:
-        tokens: (B, N, D) after the final norm; class token, distillation token, then patches row by row.
+        tokens: (B, N, D) after the final norm; class token, distillation token if any, then patches row by row.
         hidden_states: Depth + 1 tensors (B, N, D): the embeddings, then each block's output before the final
             norm; None unless asked for.
         attentions: Depth tensors (B, H, N, N) of attention probabilities; None unless asked for.
@@ -76,7 +59,7 @@ class DropPath(nn.Module):
         if self.rate == 0.0 or not self.training:
             return x
         keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
-        return x * keep / (1.0 - self.rate)
+        return x * keep / max(1.0 - self.rate, torch.finfo(x.dtype).tiny)
 
     def extra_repr(self) -> str:
         """Shows the rate."""
@@ -86,7 +69,7 @@ class DropPath(nn.Module):
 class PatchEmbed(nn.Module):
     """Cuts the image in patches and projects each to D numbers."""
 
-    def __init__(self, config: DeiTConfig) -> None:
+    def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_size = config.grid_patch_size
@@ -105,56 +88,81 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for query, key and value."""
+    """Multi-head self-attention with one fused projection for query, key and value.
 
-    def __init__(self, config: DeiTConfig) -> None:
+    Args:
+        config: Sizes and rates.
+        pruned_heads: Numbers of heads that are left out.
+    """
+
+    def __init__(self, config: VisionTransformerConfig, pruned_heads: Iterable[int] = ()) -> None:
         super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
+        width = config.hidden_size
+        self.head_width = width // config.num_attention_heads
+        self.heads = sorted(set(range(config.num_attention_heads)) - set(pruned_heads))
         self.dropout_rate = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        inner = len(self.heads) * self.head_width
+        self.qkv = nn.Linear(width, 3 * inner, bias=config.qkv_bias)
+        self.proj = nn.Linear(inner, width)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, need_probabilities: bool
+        self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Attends.
 
         Args:
             x: (B, N, D).
+            implementation: How; see `deit.models.attention`.
             bias: Added to the scores before softmax, broadcast to (B, H, N, N).
-            head_mask: (H,); what each head says is multiplied by its number.
-            need_probabilities: Whether the attention maps are wanted; they take the eager path.
+            head_mask: Multiplies the probabilities, (B or 1, H or 1, N or 1, N or 1); pruned heads are counted too.
 
         Returns:
-            (B, N, D) and the probabilities (B, H, N, N) or None.
+            (B, N, D), and the probabilities (B, H, N, N) where the implementation is "eager".
         """
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, len(self.heads), self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
         dropout_rate = self.dropout_rate if self.training else 0.0
+        if head_mask is not None and head_mask.shape[1] > len(self.heads):
+            head_mask = head_mask[:, self.heads]
         probabilities = None
-        if need_probabilities or self.config.attn_implementation == "eager":
-            scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-            if bias is not None:
-                scores = scores + bias
-            probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-            probabilities = F.dropout(probabilities, dropout_rate, self.training)
-            if head_mask is not None:
-                probabilities = probabilities * head_mask[:, None, None]
-            mixed = probabilities @ value
+        if implementation == "eager":
+            mixed, probabilities = eager_attention(query, key, value, bias, dropout_rate, head_mask)
         else:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_rate)
+            mixed = fused_attention(implementation, query, key, value, bias, dropout_rate)
             if head_mask is not None:  # the same as masking the probabilities: they enter linearly
-                mixed = mixed * head_mask[:, None, None]
-        mixed = mixed.transpose(1, 2).reshape(batch, tokens, width)
-        return self.proj(mixed), probabilities if need_probabilities else None
+                mixed = mixed * head_mask
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, -1)), probabilities
+
+    @torch.no_grad()
+    def prune(self, heads: Iterable[int]) -> None:
+        """Removes heads for good: their rows of the projection to query, key and value, and their columns of the other.
+
+        Args:
+            heads: Numbers as in the whole model; those removed before are ignored.
+        """
+        kept = [head for head in self.heads if head not in set(heads)]
+        places = torch.tensor([self.heads.index(head) for head in kept], device=self.proj.weight.device)
+        within = torch.arange(self.head_width, device=places.device)
+        columns = (places[:, None] * self.head_width + within).flatten()
+        rows = torch.cat([part * len(self.heads) * self.head_width + columns for part in range(3)])
+        self.qkv = _linear_like(self.qkv, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+        self.proj = _linear_like(self.proj, self.proj.weight[:, columns], self.proj.bias)
+        self.heads = kept
+
+
+def _linear_like(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.clone(), requires_grad=old.weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
+    return new.train(old.training)
 
 
 class Mlp(nn.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, config: DeiTConfig) -> None:
+    def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -165,31 +173,78 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+class LayerScale(nn.Module):
+    """Multiplies each channel of a residual branch by a learnt number (DeiT III).
 
-    def __init__(self, config: DeiTConfig, drop_path_rate: float) -> None:
+    Args:
+        width: Embedding dimension D.
+        initial_value: What every factor starts with; small, so that a deep network starts near the identity.
+    """
+
+    def __init__(self, width: int, initial_value: float) -> None:
+        super().__init__()
+        self.initial_value = initial_value
+        self.gamma = nn.Parameter(torch.full((width,), initial_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, N, D)."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input."""
+
+    def __init__(
+        self, config: VisionTransformerConfig, drop_path_rate: float, pruned_heads: Iterable[int] = ()
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = Attention(config)
+        self.attn = Attention(config, pruned_heads)
+        self.ls1 = _layer_scale(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Mlp(config)
+        self.ls2 = _layer_scale(config)
         self.drop = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, need_probabilities: bool
+        self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Maps (B, N, D) to (B, N, D); arguments and second result as in `Attention`."""
-        mixed, probabilities = self.attn(self.norm1(x), bias, head_mask, need_probabilities)
-        x = x + self.drop_path(self.drop(mixed))
-        x = x + self.drop_path(self.drop(self.mlp(self.norm2(x))))
+        mixed, probabilities = self.attn(self.norm1(x), implementation, bias, head_mask)
+        x = x + self.drop_path(self.ls1(self.drop(mixed)))
+        x = x + self.drop_path(self.ls2(self.drop(self.mlp(self.norm2(x)))))
         return x, probabilities
+
+
+def _layer_scale(config: VisionTransformerConfig) -> nn.Module:
+    return LayerScale(config.hidden_size, config.layer_scale_init) if config.layer_scale_init else nn.Identity()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """Gradient checkpointing: blocks forget what is inside them and compute it again in the backward pass.
+
+    Attributes:
+        options: Of `torch.utils.checkpoint.checkpoint`.
+        every: Every how many blocks.
+        offload: Whether what a block keeps, its input, waits in the memory of the CPU.
+    """
+
+    options: dict[str, Any]
+    every: int = 1
+    offload: bool = False
+
+    def __call__(self, block: nn.Module, arguments: tuple[Any, ...]) -> Any:
+        """Runs a block."""
+        with save_on_cpu(pin_memory=arguments[0].is_cuda) if self.offload else nullcontext():
+            return checkpoint(block, *arguments, **self.options)
 
 
 class VisionTransformer(nn.Module):
     """The trunk: pixels to tokens.
 
+    A ViT has a class token before its patches, a DeiT a distillation token as well; the configuration says which.
     The tensors carry the names of the paper's code: `cls_token`, `dist_token`, `pos_embed`, `patch_embed.proj`,
     `blocks.3.attn.qkv`, `norm`. Initial values are the paper's code's too (truncated normal for linear layers,
     tokens and position embedding); transformers starts tokens and positions at zero.
@@ -199,29 +254,32 @@ class VisionTransformer(nn.Module):
         use_mask_token: Whether there is a token that stands for masked patches.
     """
 
-    num_prefix_tokens = 2  # class token and distillation token
-
-    def __init__(self, config: DeiTConfig, use_mask_token: bool = False) -> None:
+    def __init__(self, config: VisionTransformerConfig, use_mask_token: bool = False) -> None:
         super().__init__()
         self.config = config
         width, depth = config.hidden_size, config.num_hidden_layers
         self.grid_size = config.grid_size
+        self.num_prefix_tokens = config.num_prefix_tokens
         num_patches = self.grid_size[0] * self.grid_size[1]
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if self.num_prefix_tokens == 2 else None
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if use_mask_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + num_patches, width))
+        self.num_prefix_positions = self.num_prefix_tokens if config.pos_embed_prefix else 0
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_positions + num_patches, width))
         self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
         rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        pruned = config.pruned_heads
+        self.blocks = nn.ModuleList(Block(config, rate, pruned.get(i, ())) for i, rate in enumerate(rates))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.checkpointing: Checkpointing | None = None
 
     @torch.no_grad()
     def initialize(self) -> None:
         """Draws new values for tokens and position embedding; layers are drawn by `initialize_layer`."""
         for token in (self.cls_token, self.dist_token, self.pos_embed):
-            nn.init.trunc_normal_(token, std=self.config.initializer_range)
+            if token is not None:
+                nn.init.trunc_normal_(token, std=self.config.initializer_range)
         if self.mask_token is not None:
             nn.init.zeros_(self.mask_token)
 
@@ -231,7 +289,7 @@ class VisionTransformer(nn.Module):
         patch_mask: Tensor | None = None,
         *,
         interpolate: bool = False,
-        bias: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
         need_hidden_states: bool = False,
         need_attentions: bool = False,
@@ -242,21 +300,28 @@ class VisionTransformer(nn.Module):
             pixels: (B, C, H, W).
             patch_mask: (B, P), 1 or True where a patch is replaced by the mask token.
             interpolate: Whether the position embedding is resized to the image; else its size must be the trained one.
-            bias: Added to the attention scores, broadcast to (B, H, N, N).
-            head_mask: (depth, H) or (H,); see `Attention`.
+            attention_mask: (B, N) or (B, 1 or H, N, N); see `attention_bias`.
+            head_mask: (H,) or (depth, H); see `head_mask_per_block`.
             need_hidden_states: Whether to return every block's output.
             need_attentions: Whether to return attention maps.
 
         Raises:
             ValueError: Pixels or masks have the wrong shape.
         """
+        config = self.config
         x = self.embed(pixels, patch_mask, interpolate)
+        bias = attention_bias(attention_mask, x)
         if head_mask is not None:
-            head_mask = self._head_mask_per_block(head_mask).to(x.dtype)
+            head_mask = head_mask_per_block(head_mask, len(self.blocks), config.num_attention_heads, x.dtype)
+        implementation = choose_implementation(config.attn_implementation, need_attentions, head_mask, bias)
         hidden_states = [x]
         attentions = []
         for i, block in enumerate(self.blocks):
-            x, probabilities = block(x, bias, None if head_mask is None else head_mask[i], need_attentions)
+            arguments = (x, implementation, bias, None if head_mask is None else head_mask[i])
+            if self.checkpointing is not None and self.training and i % self.checkpointing.every == 0:
+                x, probabilities = self.checkpointing(block, arguments)
+            else:
+                x, probabilities = block(*arguments)
             if need_hidden_states:
                 hidden_states.append(x)
             if need_attentions:
@@ -279,8 +344,12 @@ class VisionTransformer(nn.Module):
             )
         if patch_mask is not None:
             x = self._mask(x, patch_mask)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), self.dist_token.expand(len(x), -1, -1), x), dim=1)
-        return self.pos_drop(x + (self.resized_position_embedding(height, width) if interpolate else self.pos_embed))
+        positions = self.resized_position_embedding(height, width) if interpolate else self.pos_embed
+        if not self.num_prefix_positions:
+            x = x + positions  # DeiT III: the prefix tokens stand nowhere
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
+        x = torch.cat((*prefix, x), dim=1)
+        return self.pos_drop(x + positions if self.num_prefix_positions else x)
 
     def _mask(self, patches: Tensor, patch_mask: Tensor) -> Tensor:
         if self.mask_token is None:
@@ -307,19 +376,10 @@ class VisionTransformer(nn.Module):
         grid = (height // patch_height, width // patch_width)
         if grid == self.grid_size:
             return self.pos_embed
-        prefix, patches = self.pos_embed.split([self.num_prefix_tokens, self.pos_embed.shape[1] - 2], dim=1)
+        prefix, patches = self.pos_embed.tensor_split([self.num_prefix_positions], dim=1)
         patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # (1, D, rows, columns)
         patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
         return torch.cat((prefix, patches.flatten(2).transpose(1, 2)), dim=1)
-
-    def _head_mask_per_block(self, head_mask: Tensor) -> Tensor:
-        shape = (len(self.blocks), self.config.num_attention_heads)
-        if head_mask.shape not in (shape, shape[1:]):
-            raise ValueError(
-                f"head_mask must have the shape (heads,) = {shape[1:]} or (layers, heads) = {shape}. "
-                f"Received: {tuple(head_mask.shape)}."
-            )
-        return head_mask.expand(shape)
 
 
 @torch.no_grad()
@@ -335,5 +395,7 @@ def initialize_layer(module: nn.Module, std: float) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+    elif isinstance(module, LayerScale):
+        nn.init.constant_(module.gamma, module.initial_value)
     elif isinstance(module, nn.Conv2d):
         module.reset_parameters()

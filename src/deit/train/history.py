@@ -66,7 +66,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for key in keys:
             points = [(r["epoch"], r[key]) for r in rows if r.get(key) is not None]
             axis = losses if key.endswith("loss") else accuracy
-            label = key if not name else name
+            label = name or key
             marker = "o" if len(points) == 1 else None
             axis.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1.4)
     losses.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")

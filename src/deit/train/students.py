@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from deit.core.configuration import DeiTConfig, ViTConfig
 from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
 from deit.core.labels import id2label_from_names
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, variant_config
 from deit.models.deit import DeiTForImageClassificationWithTeacher
+from deit.models.vit import ViTForImageClassification
 from deit.train.recipe import Recipe
 from deit.train.teacher import create_timm
 
@@ -48,7 +50,12 @@ def build_student(
             raise ValueError(
                 f"image_size {side} is not a multiple of patch_size {patch}. Use {near} or {near + patch}."
             )
-        model = DeiTForImageClassificationWithTeacher(config)
+        model: nn.Module
+        if isinstance(config, ViTConfig):  # a variant without distillation token
+            model = ViTForImageClassification(config)
+        else:
+            assert isinstance(config, DeiTConfig)
+            model = DeiTForImageClassificationWithTeacher(config)
     processor = evaluation_processor(
         config.grid_image_size, crop_ratio=recipe.crop_ratio, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )

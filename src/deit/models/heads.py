@@ -1,0 +1,178 @@
+"""What stands on the trunk, the same for DeiT and ViT: pooler, classifier, decoder of masked images.
+
+The public models hold these parts under the names of transformers and choose what goes into them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deit.core.configuration import VisionTransformerConfig
+from deit.models.activations import find_activation
+from deit.models.construction import construct
+from deit.models.losses import infer_problem_type, problem_loss
+from deit.models.outputs import (
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+    ModelOutput,
+)
+from deit.models.vision_transformer import VisionTransformer
+
+
+class Pooler(nn.Module):
+    """Maps the class token to the pooled output."""
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.pooler_output_size)
+        self.activation = find_activation(config.pooler_act)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps tokens (B, N, D) to (B, pooler_output_size)."""
+        return self.activation(self.dense(tokens[:, 0]))
+
+
+def linear_classifier(config: VisionTransformerConfig) -> nn.Module:
+    """Builds a classifier of one token (B, D) -> (B, K); with no labels it returns the token."""
+    if config.num_labels == 0:
+        return nn.Identity()
+    return construct(lambda: nn.Linear(config.hidden_size, config.num_labels))
+
+
+def pixel_decoder(config: VisionTransformerConfig) -> nn.Sequential:
+    """Builds what turns patches (B, D, rows, columns) into an image (B, C, H, W)."""
+    return nn.Sequential(
+        nn.Conv2d(config.hidden_size, config.encoder_stride**2 * config.num_channels, kernel_size=1),
+        nn.PixelShuffle(config.encoder_stride),
+    )
+
+
+def encode(
+    trunk: VisionTransformer,
+    pooler: Pooler | None,
+    pixel_values: Tensor | None,
+    bool_masked_pos: Tensor | None,
+    interpolate_pos_encoding: bool | None,
+    attention_mask: Tensor | None,
+    *,
+    head_mask: Tensor | None,
+    output_attentions: bool | None,
+    output_hidden_states: bool | None,
+) -> BaseModelOutputWithPooling:
+    """Runs the trunk and the pooler; arguments as in `DeiTModel.forward`."""
+    if pixel_values is None:
+        raise ValueError("pixel_values is missing: pass a tensor of the shape (batch, channels, height, width).")
+    if isinstance(interpolate_pos_encoding, Tensor):
+        raise TypeError(
+            "interpolate_pos_encoding must be True or False. Received a tensor: name it (labels=, head_mask=)."
+        )
+    config = trunk.config
+    result = trunk(
+        pixel_values,
+        bool_masked_pos,
+        interpolate=bool(interpolate_pos_encoding),
+        attention_mask=attention_mask,
+        head_mask=head_mask,
+        need_hidden_states=decide(output_hidden_states, config.output_hidden_states),
+        need_attentions=decide(output_attentions, config.output_attentions),
+    )
+    return BaseModelOutputWithPooling(
+        last_hidden_state=result.tokens,
+        pooler_output=None if pooler is None else pooler(result.tokens),
+        hidden_states=result.hidden_states,
+        attentions=result.attentions,
+    )
+
+
+def classify(
+    config: VisionTransformerConfig,
+    classifier: nn.Module,
+    encoded: BaseModelOutputWithPooling,
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None,
+) -> ImageClassifierOutput:
+    """Classifies the class token; the problem type is inferred at the first loss and kept in the configuration.
+
+    Args:
+        config: Of the model.
+        classifier: From token to logits.
+        encoded: What `encode` returned.
+        labels: See `DeiTForImageClassification.forward`.
+        num_items_in_batch: See `problem_loss`.
+
+    Raises:
+        ValueError: The labels do not suit the model.
+    """
+    assert encoded.last_hidden_state is not None
+    logits = classifier(encoded.last_hidden_state[:, 0])
+    loss = None
+    if labels is not None:
+        if config.num_labels == 0:
+            raise ValueError("This model has no classifier (num_labels is 0), so labels give no loss. Leave them out.")
+        if config.problem_type is None:
+            config.problem_type = infer_problem_type(labels, config.num_labels)
+        loss = problem_loss(logits, labels.to(logits.device), config.problem_type, num_items_in_batch)
+    return ImageClassifierOutput(
+        loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+    )
+
+
+def require_equal_stride(config: VisionTransformerConfig) -> None:
+    """Checks that the reconstruction has the size of the image.
+
+    Raises:
+        ValueError: The encoder stride is not the patch size.
+    """
+    if config.grid_patch_size != (config.encoder_stride,) * 2:
+        raise ValueError(
+            f"encoder_stride {config.encoder_stride} must equal patch_size {config.patch_size}: the "
+            "reconstruction must have the size of the image."
+        )
+
+
+def reconstruct(
+    config: VisionTransformerConfig,
+    decoder: nn.Module,
+    encoded: BaseModelOutputWithPooling,
+    pixel_values: Tensor,
+    bool_masked_pos: Tensor | None,
+) -> MaskedImageModelingOutput:
+    """Turns patches into pixels; with a mask, the loss is the mean absolute error of the masked pixels.
+
+    Args:
+        config: Of the model.
+        decoder: Result of `pixel_decoder`.
+        encoded: What `encode` returned.
+        pixel_values: (B, C, H, W).
+        bool_masked_pos: (B, P) or None.
+    """
+    assert encoded.last_hidden_state is not None
+    patch_height, patch_width = config.grid_patch_size
+    grid = (pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width)
+    patches = encoded.last_hidden_state[:, config.num_prefix_tokens :]
+    reconstruction = decoder(patches.transpose(1, 2).unflatten(2, grid))
+    loss = None
+    if bool_masked_pos is not None:
+        mask = bool_masked_pos.unflatten(1, grid).repeat_interleave(patch_height, 1)
+        mask = mask.repeat_interleave(patch_width, 2)
+        error = (pixel_values[..., : mask.shape[-2], : mask.shape[-1]] - reconstruction).abs()
+        error = error.to(torch.promote_types(error.dtype, torch.float32))  # float16 cannot count to 65 536 pixels
+        mask = mask.unsqueeze(1).to(error.dtype)  # (B, 1, H, W)
+        loss = (error * mask).sum() / (mask.sum() + 1e-5) / config.num_channels
+    return MaskedImageModelingOutput(
+        loss=loss, reconstruction=reconstruction, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+    )
+
+
+def decide(per_call: bool | None, configured: bool) -> bool:
+    """Returns what the call says, or the configuration where it says nothing."""
+    return configured if per_call is None else per_call
+
+
+def as_asked(output: ModelOutput, return_dict: bool | None, config: VisionTransformerConfig) -> Any:
+    """Returns the output itself, or a tuple where the call or the configuration asks for one."""
+    return output if decide(return_dict, config.return_dict) else output.to_tuple()
