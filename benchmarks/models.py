@@ -24,15 +24,18 @@ from harness import compare, report, take_turns
 import deit
 
 LOAD = """
-import resource, sys
+import sys
 import torch, {library}
 from {library} import DeiTForImageClassificationWithTeacher as Model
 Model.from_pretrained(sys.argv[2])  # once on a tiny folder: imports and lazy set-up are not what is measured
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = peak()
+def memory(what):
+    line = next(line for line in open("/proc/self/status") if line.startswith(what + ":"))
+    return 1024 * int(line.split()[1])
+open("/proc/self/clear_refs", "w").write("5")  # the peak counts from here
+before = memory("VmRSS")
 model = Model.from_pretrained(sys.argv[1])
-print((peak() - before) * 1024)
+total = sum(float(p.sum()) for p in model.parameters())  # mapped files count only once they are read
+print(memory("VmHWM") - before)
 """
 
 
@@ -51,8 +54,8 @@ def loading(base: Path, tiny: Path, rounds: int) -> dict[str, Any]:
     def loader(library: Any) -> Any:
         return lambda: library.DeiTForImageClassificationWithTeacher.from_pretrained(base)
 
-    row = {"what": "load"}
-    row |= compare(take_turns({"deit": loader(deit), "transformers": loader(transformers)}, rounds=rounds))
+    row: dict[str, Any] = {"what": "load"}
+    row |= compare(take_turns({"deit": loader(deit), "transformers": loader(transformers)}, rounds=3 * rounds))
     size = (base / "model.safetensors").stat().st_size
     for library in ("deit", "transformers"):
         command = [sys.executable, "-c", LOAD.format(library=library), str(base), str(tiny)]
@@ -65,14 +68,15 @@ def forward(base: Path, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         ours = deit.DeiTForImageClassificationWithTeacher.from_pretrained(base, dtype=dtype)
+        packed = deit.DeiTForImageClassificationWithTeacher.from_pretrained(base, dtype=dtype).pack_weights()
         theirs = transformers.DeiTForImageClassificationWithTeacher.from_pretrained(base, dtype=dtype).eval()
         peer = timm.create_model("deit_base_distilled_patch16_224").to(dtype).eval()
         for batch in (1, 8):
             pixels = torch.randn(batch, 3, 224, 224, dtype=dtype)
             with torch.inference_mode():
-                difference = (ours(pixels).logits - theirs(pixels).logits).abs().max().item()
+                difference = (packed(pixels).logits - theirs(pixels).logits).abs().max().item()
                 assert difference < (1e-4 if dtype == torch.float32 else 0.1), difference
-                models = {"deit": ours, "transformers": theirs, "timm": peer}
+                models = {"deit": packed, "deit, not packed": ours, "transformers": theirs, "timm": peer}
                 functions = {name: functools.partial(model, pixels) for name, model in models.items()}
                 row = {"what": f"forward, batch {batch}", "dtype": str(dtype).removeprefix("torch.")}
                 rows.append(row | compare(take_turns(functions, rounds=rounds)) | {"largest difference": difference})

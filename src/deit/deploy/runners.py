@@ -69,6 +69,8 @@ def open_runner(folder: Path, device: str = "cpu") -> TorchRunner:
         from deit.models.classifier import open_classifier
 
         classifier = open_classifier(folder)
+        if device == "cpu":
+            classifier.pack_weights()
         return TorchRunner(classifier, names_in_order(classifier.config.id2label), device)
     import timm
 

@@ -79,7 +79,23 @@ def fused_attention(
         return _flash_attention(name, query, key, value, dropout_rate)
     if name == "flex_attention":
         return _flex_attention(query, key, value, bias, dropout_rate)
+    if bias is None and not dropout_rate and _is_faster_in_steps(query):
+        return F.softmax((query * query.shape[-1] ** -0.5) @ key.transpose(2, 3), dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_rate)
+
+
+def _is_faster_in_steps(query: Tensor) -> bool:
+    """Whether two plain products beat PyTorch's fused attention: in bfloat16 on the CPU, for images of usual size.
+
+    Measured in `benchmarks/models.py`. The scores are rounded to bfloat16, as in the eager path.
+    """
+    return (
+        query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and query.shape[2] <= 1024
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _flash_attention(name: str, query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:

@@ -15,6 +15,7 @@ from deit.models.heads import (
     encode,
     linear_classifier,
     pixel_decoder,
+    prefix_alone,
     reconstruct,
     require_equal_stride,
 )
@@ -55,6 +56,7 @@ class DeiTModel(DeiTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        prefix_only: bool = False,
     ) -> Any:
         """Runs the network.
 
@@ -70,6 +72,8 @@ class DeiTModel(DeiTPreTrainedModel):
                 implementation: such a call is computed eagerly, which the log says once.
             output_hidden_states: Return every block's output; the configuration decides when None.
             return_dict: False returns a tuple; the configuration decides when None.
+            prefix_only: Make `last_hidden_state` the class token and, in a DeiT, the distillation token alone, which is
+                faster without gradients. Classifiers need no more.
 
         Raises:
             ValueError: No pixels, or an input of the wrong shape.
@@ -84,6 +88,7 @@ class DeiTModel(DeiTPreTrainedModel):
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            prefix_only=prefix_only,
         )
         return as_asked(output, return_dict, self.config)
 
@@ -140,6 +145,7 @@ class DeiTForImageClassification(DeiTPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **prefix_alone(self.deit, DeiTModel),
         )
         output = classify(self.config, self.classifier, outputs, labels, num_items_in_batch)
         return as_asked(output, return_dict, self.config)
@@ -204,6 +210,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **prefix_alone(self.deit, DeiTModel),
         )
         cls_logits = self.cls_classifier(outputs.last_hidden_state[:, 0])
         distillation_logits = self.distillation_classifier(outputs.last_hidden_state[:, 1])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deit.core.configuration import VisionTransformerConfig
 from deit.models.activations import find_activation
 from deit.models.construction import construct
+from deit.models.linear import is_watched
 from deit.models.losses import infer_problem_type, problem_loss
 from deit.models.outputs import (
     BaseModelOutputWithPooling,
@@ -62,6 +63,7 @@ def encode(
     head_mask: Tensor | None,
     output_attentions: bool | None,
     output_hidden_states: bool | None,
+    prefix_only: bool = False,
 ) -> BaseModelOutputWithPooling:
     """Runs the trunk and the pooler; arguments as in `DeiTModel.forward`."""
     if pixel_values is None:
@@ -79,6 +81,7 @@ def encode(
         head_mask=head_mask,
         need_hidden_states=decide(output_hidden_states, config.output_hidden_states),
         need_attentions=decide(output_attentions, config.output_attentions),
+        prefix_only=prefix_only,
     )
     return BaseModelOutputWithPooling(
         last_hidden_state=result.tokens,
@@ -86,6 +89,16 @@ def encode(
         hidden_states=result.hidden_states,
         attentions=result.attentions,
     )
+
+
+def prefix_alone(base_model: nn.Module, original: type[nn.Module]) -> dict[str, bool]:
+    """Returns the argument that asks for prefix tokens alone, or none where somebody might miss the others.
+
+    Args:
+        base_model: What a classifier stands on; users replace it, extend it and hang hooks on it.
+        original: This package's class.
+    """
+    return {"prefix_only": True} if type(base_model) is original and not is_watched(base_model) else {}
 
 
 def classify(

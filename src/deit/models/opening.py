@@ -199,6 +199,19 @@ def build_and_fill(
     Raises:
         ValueError: See `load_tensors`.
     """
+    # Parameters are ordinary tensors also where the caller is in inference mode, and can be filled from any thread.
+    with torch.inference_mode(False):
+        return _build_and_fill(build, checkpoint, dtype, device_map, ignore_mismatched_sizes, may_map)
+
+
+def _build_and_fill(
+    build: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | str | None,
+    device_map: Any,
+    ignore_mismatched_sizes: bool,
+    may_map: bool,
+) -> tuple[Any, LoadingInfo]:
     device = resolve_device(device_map)
     resolved = resolve_dtype(dtype, checkpoint.source)
     with without_initial_values(device, resolved) as parts:

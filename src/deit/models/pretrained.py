@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from deit.core.hub import upload_folder
 from deit.core.weight_files import number_of_bytes
 from deit.models.attention import require_implementation
 from deit.models.construction import modules_to_initialize
+from deit.models.linear import Linear
 from deit.models.loading import published_tensors, refuse_incompatible, save_model, translate_state
 from deit.models.opening import open_model
 from deit.models.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
@@ -127,6 +128,21 @@ class PreTrainedModel(nn.Module):
         self.config.update({"attn_implementation": attn_implementation})
         for trunk in self._trunks():
             trunk.config.update({"attn_implementation": attn_implementation})
+
+    def pack_weights(self) -> Self:
+        """Prepares for answering on the CPU: linear layers keep a copy of their weights in the processor's layout.
+
+        Calls without gradients are then faster by about a tenth, at the price of as much memory again. Numbers differ
+        by rounding alone. Training mode gives the copies up. Weights that are changed behind PyTorch's back
+        (`weight.data[...] = ...`) need another call.
+
+        Returns:
+            The model.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        return self
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
         """Removes attention heads for good; the configuration remembers them, so the model can be saved and opened.

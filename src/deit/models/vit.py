@@ -18,6 +18,7 @@ from deit.models.heads import (
     encode,
     linear_classifier,
     pixel_decoder,
+    prefix_alone,
     reconstruct,
     require_equal_stride,
 )
@@ -56,6 +57,7 @@ class ViTModel(ViTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        prefix_only: bool = False,
     ) -> Any:
         """Runs the network; arguments as in `DeiTModel.forward`, with one token less."""
         output = encode(
@@ -68,6 +70,7 @@ class ViTModel(ViTPreTrainedModel):
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            prefix_only=prefix_only,
         )
         return as_asked(output, return_dict, self.config)
 
@@ -111,6 +114,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **prefix_alone(self.vit, ViTModel),
         )
         output = classify(self.config, self.classifier, outputs, labels, num_items_in_batch)
         return as_asked(output, return_dict, self.config)
