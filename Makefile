@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check format clean
 
 demo: $(VENV)/.demo
+	rm -rf build/demo
 	$(BIN)/deit demo --out build/demo
 
 test: $(VENV)/.dev
