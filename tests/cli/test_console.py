@@ -25,6 +25,18 @@ def test_an_error_of_the_library_becomes_one_line(error, capsys):
     assert capsys.readouterr().err == "Error: first line second line\n"
 
 
+@pytest.mark.parametrize(("package", "extra"), [("torch", "train"), ("sklearn", "demo")])
+def test_a_missing_package_comes_with_the_command_that_installs_it(package, extra, capsys):
+    @reports_errors
+    def command() -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    with pytest.raises(typer.Exit):
+        command()
+    expected = f'Error: This command needs the {package!r} package. Install it with: pip install "deit[{extra}]"\n'
+    assert capsys.readouterr().err == expected
+
+
 def test_a_mistake_of_our_own_is_not_hidden():
     @reports_errors
     def command() -> None:

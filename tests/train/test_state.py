@@ -47,6 +47,13 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, caplog, nam
     assert "Passed over the training state" in caplog.text
 
 
+def test_when_every_state_is_damaged_the_run_does_not_silently_begin_anew(tmp_path) -> None:
+    for step in (5, 9):
+        truncate(save_state(tmp_path, state(step)) / "tensors.safetensors")
+    with pytest.raises(ValueError, match=r"Every training state in .* is damaged"):
+        load_state(tmp_path)
+
+
 def test_an_interrupted_write_leaves_no_state_and_no_rest(tmp_path, monkeypatch) -> None:
     save_state(tmp_path, state(5))
 

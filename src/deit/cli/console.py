@@ -39,16 +39,25 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        logging.basicConfig(level=logging.WARNING, format="Note: %(message)s")
+        notes = logging.StreamHandler()
+        notes.addFilter(lambda record: record.name != "deit.data.sources")  # `report_skipped` says it with names
+        logging.basicConfig(level=logging.WARNING, format="Note: %(message)s", handlers=[notes])
         try:
             command(*args, **kwargs)
         except (ValueError, TypeError, OSError, ArithmeticError, ModuleNotFoundError) as error:
             if os.environ.get("DEIT_TRACEBACK"):
                 raise
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"Error: {' '.join(_explain(error).split())}", err=True)
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("deit"):
+        extra = "demo" if error.name in ("sklearn", "jinja2") else "train"
+        return f'This command needs the {error.name!r} package. Install it with: pip install "deit[{extra}]"'
+    return str(error)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

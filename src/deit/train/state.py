@@ -62,11 +62,15 @@ def save_state(folder: Path, state: State) -> Path:
 
 
 def load_state(folder: Path) -> State | None:
-    """Reads the newest complete state of a folder, or None when there is none.
+    """Reads the newest complete state of a folder, or None when none was ever saved.
 
     A damaged state is passed over with a warning, for the one before it.
+
+    Raises:
+        ValueError: There are states, and all of them are damaged.
     """
-    for path in reversed(_step_folders(folder)):
+    paths = _step_folders(folder)
+    for path in reversed(paths):
         try:
             manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
             damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
@@ -78,6 +82,8 @@ def load_state(folder: Path) -> State | None:
             continue
         meta = json.loads((path / _META).read_text(encoding="utf-8"))
         return State(step=meta.pop("step"), tensors=load_file(path / _TENSORS), meta=meta)
+    if paths:
+        raise ValueError(f"Every training state in {folder} is damaged. Begin a new run in another folder.")
     return None
 
 
