@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +61,9 @@ def without_initial_values(device: torch.device, dtype: torch.dtype) -> Iterator
         _current.reset(token)
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Leaves out the drawing of random numbers, which takes its time even where there is no memory."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__name__", "") in ("kaiming_uniform_", "uniform_", "normal_"):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
+def draws_initial_values() -> bool:
+    """Whether a layer that is being built shall draw initial values: not while a checkpoint is about to fill it."""
+    return _current.get() is None
 
 
 def construct(build: Callable[[], Built]) -> Built:
@@ -82,7 +75,11 @@ def construct(build: Callable[[], Built]) -> Built:
     parts = _current.get()
     if parts is None:
         return build()
-    with torch.device("meta"), _NothingDrawn():
+    if parts.device.type == "cpu" and parts.dtype == torch.get_default_dtype():
+        module = build()  # memory that nobody writes to costs nothing
+        parts.modules.append(module)
+        return module
+    with torch.device("meta"):
         module = build()
     assert not list(module.buffers()), "a buffer would lose its values"
     for inner in module.modules():
@@ -98,8 +95,17 @@ def construct(build: Callable[[], Built]) -> Built:
 def modules_to_initialize(model: nn.Module) -> list[nn.Module]:
     """Returns all modules of a model but those that wait for the values of a file."""
     parts = _current.get()
-    empty = set() if parts is None else parts.everything_inside()
-    return [module for module in model.modules() if module not in empty]
+    if parts is None:
+        return list(model.modules())
+    empty = set(parts.modules)
+
+    def outside(module: nn.Module) -> Iterator[nn.Module]:
+        if module not in empty:
+            yield module
+            for child in module.children():
+                yield from outside(child)
+
+    return list(dict.fromkeys(outside(model)))
 
 
 def reserve_memory(parameters: Iterable[nn.Parameter]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deit.core.configuration import VisionTransformerConfig
 from deit.models.activations import find_activation
 from deit.models.construction import construct
-from deit.models.linear import is_watched
+from deit.models.linear import Linear, is_watched
 from deit.models.losses import infer_problem_type, problem_loss
 from deit.models.outputs import (
     BaseModelOutputWithPooling,
@@ -41,7 +41,7 @@ def linear_classifier(config: VisionTransformerConfig) -> nn.Module:
     """Builds a classifier of one token (B, D) -> (B, K); with no labels it returns the token."""
     if config.num_labels == 0:
         return nn.Identity()
-    return construct(lambda: nn.Linear(config.hidden_size, config.num_labels))
+    return construct(lambda: Linear(config.hidden_size, config.num_labels))
 
 
 def pixel_decoder(config: VisionTransformerConfig) -> nn.Sequential:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deit.models.construction import draws_initial_values
+
 _PACKED_TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -26,6 +28,11 @@ class Linear(nn.Linear):
 
     # (first output, after the last one) -> what the weight was, and the copy; None while packing was not asked for.
     _packs: dict[tuple[int, int], tuple[Any, Tensor]] | None = None
+
+    def reset_parameters(self) -> None:
+        """Draws PyTorch's initial values, where anybody will see them."""
+        if draws_initial_values():
+            super().reset_parameters()
 
     def pack(self) -> None:
         """Asks for the copy; it is made at the first call without gradients."""

@@ -138,8 +138,11 @@ def load_tensors(
     unfilled = [part.name for part in plan.missing.values()] + [plan.found.pop(name).name for name, _, _ in mismatched]
     if before_reading is not None:
         before_reading(unfilled)
-    mapped = _map(model, tensors, plan.found, state, may_be_mapped)
-    state = model.state_dict()  # some parameters have other memory now
+    parameters = dict(model.named_parameters())
+    mapped = _map(parameters, tensors, plan.found, state, may_be_mapped)
+    for part in plan.found.values():
+        if part.name in parameters:  # it may have other memory now
+            state[part.name] = parameters[part.name].data
     tensors.read_into({name: _piece(state, part) for name, part in plan.found.items() if name not in mapped})
     missing = list(plan.missing)
     for text, keys in (("start anew", missing + [m[0] for m in mismatched]), ("are not used", plan.unexpected)):
@@ -149,7 +152,7 @@ def load_tensors(
 
 
 def _map(
-    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
     tensors: TensorSource,
     found: Mapping[str, Part],
     state: Mapping[str, Tensor],
@@ -165,7 +168,6 @@ def _map(
         and state[part.name].dtype == tensors.dtypes[name]
     ]
     mapped = tensors.mapped(wanted)
-    parameters = dict(model.named_parameters())
     for name, tensor in mapped.items():
         parameters[found[name].name].data = tensor
     filled = {found[name].name for name in mapped}

@@ -216,8 +216,12 @@ def _build_and_fill(
     resolved = resolve_dtype(dtype, checkpoint.source)
     with without_initial_values(device, resolved) as parts:
         model = build()
-    # The type before the values, so that float64 keeps its digits.
-    model.to(device=device, dtype=resolved).eval()
+    inside = {id(parameter) for module in parts.modules for parameter in module.parameters()}
+    names = {name: id(parameter) in inside for name, parameter in model.named_parameters()}
+    if not all(names.values()) or any(True for _ in model.buffers()):
+        # What a subclass brings. The type before the values, so that float64 keeps its digits.
+        model.to(device=device, dtype=resolved)
+    model.eval()
     info = load_tensors(
         model,
         checkpoint.source,
@@ -225,14 +229,9 @@ def _build_and_fill(
         ignore_mismatched_sizes=ignore_mismatched_sizes,
         source=checkpoint.name,
         before_reading=lambda names: _draw_initial_values(model, names, parts),
-        may_be_mapped=_names_inside(model, parts) if may_map else (),
+        may_be_mapped={name for name, empty in names.items() if empty} if may_map else (),
     )
     return model, info
-
-
-def _names_inside(model: nn.Module, parts: EmptyParts) -> set[str]:
-    inside = {id(parameter) for module in parts.modules for parameter in module.parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
 
 
 def _draw_initial_values(model: Any, names: list[str], parts: EmptyParts) -> None:

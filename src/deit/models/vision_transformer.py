@@ -25,6 +25,7 @@ from deit.models.attention import (
     fused_attention,
     head_mask_per_block,
 )
+from deit.models.construction import draws_initial_values
 from deit.models.linear import Linear, has_hooks
 
 
@@ -67,6 +68,12 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
+class _Projection(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        if draws_initial_values():
+            super().reset_parameters()
+
+
 class PatchEmbed(nn.Module):
     """Cuts the image in patches and projects each to D numbers."""
 
@@ -74,7 +81,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_size = config.grid_patch_size
-        self.proj = nn.Conv2d(
+        self.proj = _Projection(
             config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
         )
 
