@@ -138,6 +138,9 @@ class _Run:
         batch, total = recipe.batch_size, recipe.schedule.epochs
         self.steps_per_epoch = StepOrder(len(data.train.labels), batch, recipe.seed, 0, 0).steps_per_epoch
         self.total_steps = self.steps_per_epoch * total
+        # What must be the same for a run to go on, beside the recipe. Worked out once: the hash visits every image.
+        teacher = task.teacher.name if isinstance(task, DistillationTask) else None
+        self.identity = {"teacher": teacher, "training images": data.train.fingerprint()}
         state = _open_run_folder(out, recipe, resume)
 
         task.to(device)
@@ -277,15 +280,10 @@ class _Run:
         tensors.update(optimizer_tensors(self.optimizer))
         if self.average is not None:
             tensors.update({f"average.{k}": v for k, v in self.average.state_dict().items()})
-        save_state(self.out / STATE_NAME, State(step=self.step, tensors=tensors, meta=self._identity()))
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to go on, beside the recipe."""
-        teacher = self.task.teacher.name if isinstance(self.task, DistillationTask) else None
-        return {"teacher": teacher, "training images": self.data.train.fingerprint()}
+        save_state(self.out / STATE_NAME, State(step=self.step, tensors=tensors, meta=self.identity))
 
     def _restore(self, state: State) -> None:
-        for name, value in self._identity().items():
+        for name, value in self.identity.items():
             if state.meta[name] != value:
                 raise ValueError(f"The run in {self.out} has another {name}: {state.meta[name]}. Received: {value}.")
         try:
@@ -314,10 +312,9 @@ class _Run:
         )
 
     def _record(self, seconds: float) -> dict[str, Any]:
-        teacher = self.task.teacher.name if isinstance(self.task, DistillationTask) else None
         return {
             "task": type(self.task).__name__,
-            "teacher": teacher,
+            "teacher": self.identity["teacher"],
             "recipe": self.recipe.to_dict(),
             "scores": {head: asdict(s) for head, s in self.scores.items()},
             "weights": "average" if self.average is not None else "last",
@@ -325,7 +322,7 @@ class _Run:
                 "train_images": len(self.data.train.labels),
                 "val_images": len(self.data.val.labels),
                 "skipped_files": len(self.data.skipped),
-                "train_fingerprint": self.data.train.fingerprint(),
+                "train_fingerprint": self.identity["training images"],
                 "val_fingerprint": self.data.val.fingerprint(),
             },
             "steps": self.step,

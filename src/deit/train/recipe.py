@@ -40,7 +40,8 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "optimizer.lr must be positive", self.lr)
-        _require(self.reference_batch_size >= 0, "optimizer.reference_batch_size must be at least 0", self.lr)
+        received = self.reference_batch_size
+        _require(received >= 0, "optimizer.reference_batch_size must be at least 0", received)
         _require(self.weight_decay >= 0, "optimizer.weight_decay must be at least 0", self.weight_decay)
         _require(self.clip_grad >= 0, "optimizer.clip_grad must be at least 0", self.clip_grad)
 
@@ -185,8 +186,7 @@ class Recipe:
 
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in _plain(self.to_dict()).items()}
-        write_text_atomically(path, yaml.safe_dump(plain, sort_keys=False))
+        write_text_atomically(path, yaml.safe_dump(_plain(self.to_dict()), sort_keys=False))
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

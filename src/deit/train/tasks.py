@@ -38,10 +38,6 @@ class ClassificationTask(nn.Module):
         losses = [_from_labels(heads[name], targets, self) for name in (CLASS, DISTILLATION) if name in heads]
         return {"loss": sum(losses[1:], losses[0]) / len(losses)}
 
-    def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Returns the logits of each head, see `head_logits`."""
-        return head_logits(self.student, pixels)
-
 
 class DistillationTask(nn.Module):
     """Learns from labels with the class head and from a teacher with the distillation head (paper, section 4).
@@ -102,10 +98,6 @@ class DistillationTask(nn.Module):
             "class_loss": class_loss,
             "distillation_loss": teacher_loss,
         }
-
-    def predict(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Returns the logits of each head, see `head_logits`."""
-        return head_logits(self.student, pixels)
 
 
 Task = ClassificationTask | DistillationTask
