@@ -25,7 +25,9 @@ def test_an_error_of_the_library_becomes_one_line(error, capsys):
     assert capsys.readouterr().err == "Error: first line second line\n"
 
 
-@pytest.mark.parametrize(("package", "extra"), [("torch", "train"), ("sklearn", "demo")])
+@pytest.mark.parametrize(
+    ("package", "extra"), [("torch", "train"), ("sklearn", "demo"), ("pyarrow", "parquet"), ("datasets", "datasets")]
+)
 def test_a_missing_package_comes_with_the_command_that_installs_it(package, extra, capsys):
     @reports_errors
     def command() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.data.sources import ArraySource, Data, ImageFolder, Subset, class_folders, open_data, split_indices
+from deit.data.sources import ArraySource, Data, ImageFolder, Subset, class_folders, split_indices
 from tests.data.pictures import COLOURS, fill, picture, write_text, write_truncated_jpeg
 
 
@@ -187,68 +187,7 @@ def test_a_class_folder_that_is_not_among_the_given_classes_is_refused(tmp_path)
         ImageFolder(fill(tmp_path, 1), classes=["blue", "green"])
 
 
-# --- open_data ----------------------------------------------------------------------------------------
-
-
-def test_train_and_val_folders_are_taken_as_they_are(tmp_path):
-    fill(tmp_path / "train", 3)
-    fill(tmp_path / "val", 1, ["blue", "red"], seed=10)
-    write_text(tmp_path / "train" / "red" / "a.txt")
-    write_text(tmp_path / "val" / "red" / "b.txt")
-    data = open_data(tmp_path)
-    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert data.val.classes == ["blue", "green", "red"]
-    assert data.val.labels.tolist() == [0, 2]
-    assert np.array_equal(np.asarray(data.val.image(1)), np.asarray(picture("red", 10)))
-    assert [Path(file.path).name for file in data.skipped] == ["a.txt", "b.txt"]
-
-
-def test_train_without_val_is_refused_with_the_way_to_divide_it(tmp_path):
-    fill(tmp_path / "train", 2)
-    with pytest.raises(FileNotFoundError, match=r"has train/ but no val/\. Add it, or pass .*train to have it divided"):
-        open_data(tmp_path)
-
-
-def test_a_val_folder_with_an_unknown_class_is_refused(tmp_path):
-    fill(tmp_path / "train", 2, ["blue", "green"])
-    fill(tmp_path / "val", 1)
-    with pytest.raises(ValueError, match="class folders that the training images lack: red"):
-        open_data(tmp_path)
-
-
-def test_one_folder_is_divided_by_class_without_overlap(tmp_path):
-    fill(tmp_path, 10)
-    fill(tmp_path, 4, ["red"])
-    data = open_data(tmp_path, val_fraction=0.3)
-    train, val = data.train, data.val
-    assert isinstance(train, Subset)
-    assert isinstance(val, Subset)
-    assert sorted([*train.indices, *val.indices]) == list(range(30))
-    assert np.bincount(train.labels).tolist() == [7, 7, 7]
-    assert np.bincount(val.labels).tolist() == [3, 3, 3]
-    for subset in (train, val):
-        for index, label in enumerate(subset.labels):
-            pixels = np.asarray(subset.image(index)).mean((0, 1))
-            assert pixels.argmax() == 2 - label
-
-
-def test_the_division_depends_on_the_seed_alone(tmp_path):
-    fill(tmp_path, 8)
-
-    def chosen(seed: int) -> list[int]:
-        val = open_data(tmp_path, val_fraction=0.25, seed=seed).val
-        assert isinstance(val, Subset)
-        return val.indices.tolist()
-
-    assert chosen(0) == chosen(0)
-    assert chosen(0) != chosen(1)
-
-
-def test_a_class_with_one_image_cannot_be_divided(tmp_path):
-    fill(tmp_path, 3, ["blue", "green"])
-    fill(tmp_path, 1, ["red"])
-    with pytest.raises(ValueError, match=r"Class 'red' has 1 image\(s\); dividing it needs at least 2"):
-        open_data(tmp_path)
+# --- Data --------------------------------------------------------------------------------------------
 
 
 def test_training_and_validation_must_have_equal_classes():
@@ -334,6 +273,75 @@ def test_a_subset_takes_images_and_labels_in_the_order_given():
     assert subset.labels.tolist() == [1, 0, 2]
     for position, index in enumerate((4, 0, 5)):
         assert np.array_equal(np.asarray(subset.image(position)), np.asarray(source.image(index)))
+
+
+# --- other problem types ------------------------------------------------------------------------------
+
+
+def test_sources_say_what_their_labels_are_for(tmp_path):
+    assert ImageFolder(fill(tmp_path, 1)).problem_type == "single_label_classification"
+    source = array_source()
+    assert Subset(source, np.array([0])).problem_type == source.problem_type == "single_label_classification"
+    assert Data(train=source, val=source).problem_type == "single_label_classification"
+
+
+def test_arrays_take_several_classes_and_numbers():
+    several = ArraySource(IMAGES, np.array([[1, 0, 1], [0, 0, 0]]), problem_type="multi_label_classification")
+    assert several.labels.dtype == np.float32
+    assert several.labels.tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert several.classes == ["0", "1", "2"]
+    number = ArraySource(IMAGES, np.array([1.5, -2]), ["age"], problem_type="regression")
+    assert number.labels.dtype == np.float32
+    assert number.labels.tolist() == [1.5, -2.0]
+    assert number.classes == ["age"]
+    with pytest.raises(ValueError, match="Training images are for multi_label_classification and validation images"):
+        Data(train=several, val=number)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "problem_type", "message"),
+    [
+        (np.array([[0, 2], [0, 1]]), None, "multi_label_classification", "must be zeros and ones"),
+        (np.array([[0, 1], [0, 1]]), ["a"], "multi_label_classification", r"of the shape \(N, 1\)"),
+        (np.array([0, 1]), None, "multi_label_classification", "One label row for each image is needed"),
+        (np.array([0.0, np.nan]), None, "regression", "Regression needs finite numbers"),
+        (np.array([0.0, 1.0]), ["a", "b"], "regression", "Received: 2 names"),
+        (np.array([0, 1]), None, "ranking", "Unknown problem_type 'ranking'. Choose one of: single_label"),
+    ],
+)
+def test_labels_that_do_not_fit_their_problem_type_are_refused(labels, classes, problem_type, message):
+    with pytest.raises(ValueError, match=message):
+        ArraySource(IMAGES, labels, classes, problem_type=problem_type)
+
+
+def test_numbers_are_divided_at_random():
+    labels = np.linspace(0, 1, 50, dtype=np.float32)
+    first, second = split_indices(labels, ["age"], 0.2, seed=3)
+    assert len(second) == 10
+    assert sorted([*first, *second]) == list(range(50))
+    assert second.tolist() != list(range(10))
+    assert np.array_equal(second, split_indices(labels, ["age"], 0.2, seed=3)[1])
+    assert not np.array_equal(second, split_indices(labels, ["age"], 0.2, seed=4)[1])
+    with pytest.raises(ValueError, match=r"1 image\(s\) cannot be divided"):
+        split_indices(labels[:1], ["age"], 0.2, seed=3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_of_several_classes_is_on_both_sides_if_two_images_have_it(seed):
+    random = np.random.default_rng(seed)
+    labels = (random.random((40, 6)) < [0.5, 0.3, 0.1, 0.05, 0.05, 0.0]).astype(np.float32)
+    labels[:2, 4] = 1
+    first, second = split_indices(labels, list("abcdef"), 0.2, seed)
+    assert sorted([*first, *second]) == list(range(40))
+    for label in range(6):
+        if labels[:, label].sum() >= 2:
+            assert labels[first, label].any()
+            assert labels[second, label].any()
+
+
+def test_a_class_that_no_image_has_does_not_hinder_the_division():
+    first, second = split_indices(np.array([0, 0, 2, 2]), ["a", "b", "c"], 0.5, seed=0)
+    assert len(first) == len(second) == 2
 
 
 # --- fingerprints -------------------------------------------------------------------------------------

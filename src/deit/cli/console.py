@@ -30,6 +30,9 @@ ERR = Console(stderr=True, markup=False)
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
+# Which extra brings a package that is missing; "train" brings all others.
+_EXTRAS = {"sklearn": "demo", "pyarrow": "parquet", "datasets": "datasets"}
+
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Turns the library's errors into one line on standard error and exit code 2.
@@ -47,7 +50,8 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (ValueError, TypeError, OSError, ArithmeticError, ModuleNotFoundError) as error:
             if os.environ.get("DEIT_TRACEBACK"):
                 raise
-            typer.echo(f"Error: {' '.join(_explain(error).split())}", err=True)
+            if type(error).__name__ != "FirstProcessError":  # that one is told by the first process
+                typer.echo(f"Error: {' '.join(_explain(error).split())}", err=True)
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
@@ -55,7 +59,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("deit"):
-        extra = "demo" if error.name in ("sklearn", "jinja2") else "train"
+        extra = _EXTRAS.get(error.name.partition(".")[0], "train")
         return f'This command needs the {error.name!r} package. Install it with: pip install "deit[{extra}]"'
     return str(error)
 
@@ -82,11 +86,12 @@ def report_skipped(skipped: Sequence[Any]) -> None:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Update]:
+def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
     """Shows a bar with count and time left while a block runs, on a terminal only.
 
     Args:
         label: In front of the bar.
+        shown: Whether to show it at all: of several processes, one does.
 
     Yields:
         A function to call with (done, total, text to show behind the bar).
@@ -98,7 +103,7 @@ def progress_bar(label: str) -> Iterator[Update]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as progress:
+    with Progress(*columns, console=ERR, transient=True, disable=not (shown and ERR.is_terminal)) as progress:
         task = progress.add_task(label, total=None, text="")
 
         def update(done: int, total: int, text: str = "", /) -> None:

@@ -1,4 +1,4 @@
-"""Names of published models: from a name or a path to a local folder. The only network code of the package.
+"""Names of published models: from a name or a path to a local folder.
 
 Everything that goes over the network goes through huggingface_hub, which brings the cache (`HF_HOME`), the offline
 mode (`HF_HUB_OFFLINE`), mirrors (`HF_ENDPOINT`) and tokens. Only data is fetched: configuration, preprocessing and

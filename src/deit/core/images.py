@@ -52,14 +52,14 @@ def load_image(source: ImageFile | Image.Image, *, mode: str | None = "RGB") -> 
         return convert_image(ImageOps.exif_transpose(image), mode)
 
 
-def check_image(path: str | os.PathLike[str]) -> None:
+def check_image(source: ImageFile) -> None:
     """Decodes an image as cheaply as its format allows, to find out whether it is whole.
 
     Raises:
         FileNotFoundError: There is no such file.
         ImageError: See `load_image`.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         image.draft(None, (1, 1))  # JPEG: an eighth of the size, but every byte is read
         image.load()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,22 @@ from PIL import Image
 
 from deit.core.images import IMAGE_SUFFIXES, ImageError, check_image, load_image
 from deit.core.labels import id2label_from_names
+from deit.core.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 
-Labels = npt.NDArray[np.int64]
+# (N,) int64 class numbers; several classes: (N, K) float32 zeros and ones; regression: (N,) float32.
+Labels: TypeAlias = npt.NDArray[Any]
+Progress: TypeAlias = Callable[[int, int], None]
 
 
 class Source(Protocol):
     """Labelled images by number.
 
     Attributes:
-        classes: Class names; a label is a position in this list.
-        labels: (N,) true classes.
+        classes: Class names; a label is a position in this list. For regression one name, of the number.
+        labels: (N,) int64 true classes; (N, K) float32 zeros and ones for several classes; (N,) float32 for regression.
+        problem_type: Which of the three: one of `PROBLEM_TYPES`.
     """
 
     @property
@@ -38,8 +42,15 @@ class Source(Protocol):
     @property
     def labels(self) -> Labels: ...  # noqa: D102
 
+    @property
+    def problem_type(self) -> str: ...  # noqa: D102
+
     def image(self, index: int) -> Image.Image:
-        """Returns one image, RGB."""
+        """Returns one image, RGB.
+
+        Raises:
+            ImageError: It can no longer be read; the message names the place.
+        """
         ...
 
     def fingerprint(self) -> str:
@@ -49,10 +60,43 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedFile:
-    """A file that is not used, and why."""
+    """A file, row or shard member that is not used, and why.
+
+    Attributes:
+        path: Where it is, as a reader can find it: "photos/cat/1.png", "labels.csv line 7".
+        reason: Why, to stand behind the path.
+    """
 
     path: str
     reason: str
+
+
+def refuse_skipped(skipped: Sequence[SkippedFile], what: str, *, strict: bool) -> None:
+    """Notes what was left out in the log, or refuses it.
+
+    Args:
+        skipped: What was left out.
+        what: Of what.
+        strict: Refuse.
+
+    Raises:
+        ValueError: `strict` is on and something was left out.
+    """
+    if strict and skipped:
+        first = skipped[0]
+        raise ValueError(f"{first.path}: {first.reason} ({len(skipped)} such files; strict is on.)")
+    if skipped:
+        logger.warning("Left out %d files of %s that cannot be used.", len(skipped), what)
+
+
+def check_problem_type(problem_type: str) -> None:
+    """Checks the name of a problem type.
+
+    Raises:
+        ValueError: It is not one of `PROBLEM_TYPES`.
+    """
+    if problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"Unknown problem_type {problem_type!r}. Choose one of: {', '.join(PROBLEM_TYPES)}.")
 
 
 class ArraySource:
@@ -60,34 +104,42 @@ class ArraySource:
 
     Args:
         images: (N, H, W, 3) or grey (N, H, W), uint8.
-        labels: (N,) integers.
-        classes: Class names; "0", "1", ... when None.
+        labels: (N,) integers; (N, K) zeros and ones for several classes; (N,) numbers for regression.
+        classes: Class names; "0", "1", ... when None, and "value" for regression.
+        problem_type: One of `PROBLEM_TYPES`.
 
     Raises:
-        TypeError: `images` are not uint8, or `labels` are not integers.
-        ValueError: Shapes disagree, there are no images, or a label has no class.
+        TypeError: `images` are not uint8, or `labels` are not integers where they must be.
+        ValueError: Shapes disagree, there are no images, a label has no class, or a number is not finite.
     """
 
     def __init__(
-        self, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer], classes: Sequence[str] | None = None
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[Any],
+        classes: Sequence[str] | None = None,
+        *,
+        problem_type: str = SINGLE_LABEL,
     ) -> None:
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
             raise TypeError(
                 f"images must be uint8 of the shape (N, H, W) or (N, H, W, 3). Received: {images.dtype} {images.shape}."
             )
-        if not np.issubdtype(labels.dtype, np.integer):
+        check_problem_type(problem_type)
+        if problem_type == SINGLE_LABEL and not np.issubdtype(labels.dtype, np.integer):
             raise TypeError(f"labels must be integers. Received: {labels.dtype}.")
-        if labels.shape != images.shape[:1] or not len(images):
+        several = problem_type == MULTI_LABEL
+        if labels.ndim != 1 + several or labels.shape[:1] != images.shape[:1] or not len(images):
             raise ValueError(
-                f"One label for each image is needed. Received: {len(images)} images, {labels.shape} labels."
+                f"One label{' row' * several} for each image is needed. "
+                f"Received: {len(images)} images, {labels.shape} labels."
             )
-        self.classes = [str(i) for i in range(int(labels.max()) + 1)] if classes is None else list(classes)
-        id2label_from_names(self.classes)
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
-            raise ValueError(
-                f"Labels must lie in [0, {len(self.classes)}). Received: {int(labels.min())} to {int(labels.max())}."
-            )
-        self.labels: Labels = labels.astype(np.int64)
+        names = _array_classes(labels, problem_type) if classes is None else list(classes)
+        id2label_from_names(names)
+        _check_values(labels, names, problem_type)
+        self.classes = names
+        self.problem_type = problem_type
+        self.labels: Labels = labels.astype(np.int64 if problem_type == SINGLE_LABEL else np.float32)
         self._images = images
 
     def image(self, index: int) -> Image.Image:
@@ -98,7 +150,30 @@ class ArraySource:
         """Returns a hash of pixels and labels."""
         digest = hashlib.sha256(repr(self._images.shape).encode() + np.ascontiguousarray(self._images).tobytes())
         digest.update(self.labels.tobytes() + "\0".join(self.classes).encode())
+        if self.problem_type != SINGLE_LABEL:
+            digest.update(self.problem_type.encode())
         return digest.hexdigest()
+
+
+def _array_classes(labels: npt.NDArray[Any], problem_type: str) -> list[str]:
+    if problem_type == REGRESSION:
+        return ["value"]
+    count = labels.shape[1] if problem_type == MULTI_LABEL else int(labels.max()) + 1
+    return [str(i) for i in range(count)]
+
+
+def _check_values(labels: npt.NDArray[Any], classes: Sequence[str], problem_type: str) -> None:
+    if problem_type == SINGLE_LABEL and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise ValueError(
+            f"Labels must lie in [0, {len(classes)}). Received: {int(labels.min())} to {int(labels.max())}."
+        )
+    if problem_type == MULTI_LABEL and (labels.shape[1] != len(classes) or not np.isin(labels, (0, 1)).all()):
+        raise ValueError(
+            f"Labels of several classes must be zeros and ones of the shape (N, {len(classes)}). "
+            f"Received: {labels.shape}, {labels.min()} to {labels.max()}."
+        )
+    if problem_type == REGRESSION and (len(classes) != 1 or not np.isfinite(labels).all()):
+        raise ValueError(f"Regression needs finite numbers and one name. Received: {len(classes)} names: {classes}.")
 
 
 class ImageFolder:
@@ -114,6 +189,7 @@ class ImageFolder:
         progress: Called with (files checked, files in all).
 
     Attributes:
+        problem_type: Always "single_label_classification".
         skipped: Files left out.
 
     Raises:
@@ -121,13 +197,15 @@ class ImageFolder:
         ValueError: It has no class folders, or one of them has no image, or (strict) a file is broken.
     """
 
+    problem_type = SINGLE_LABEL
+
     def __init__(
         self,
         root: str | os.PathLike[str],
         *,
         classes: Sequence[str] | None = None,
         strict: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.root = Path(root)
         found = class_folders(self.root)
@@ -142,15 +220,13 @@ class ImageFolder:
         reasons = _check_all(paths, progress)
         broken = [SkippedFile(path=str(p), reason=r) for p, r in zip(paths, reasons, strict=True) if r]
         self.skipped += broken
-        if strict and self.skipped:
-            first = self.skipped[0]
-            raise ValueError(f"{first.path}: {first.reason} ({len(self.skipped)} such files; strict is on.)")
+        if strict:
+            refuse_skipped(self.skipped, str(self.root), strict=True)
         good = [i for i, reason in enumerate(reasons) if not reason]
         self.paths = [paths[i] for i in good]
         self.labels: Labels = np.array([labels[i] for i in good], dtype=np.int64)
         self._require_images(found)
-        if self.skipped:
-            logger.warning("Left out %d files of %s that cannot be used.", len(self.skipped), self.root)
+        refuse_skipped(self.skipped, str(self.root), strict=False)
 
     def _scan(self) -> tuple[list[Path], list[int], list[SkippedFile]]:
         paths, labels, skipped = [], [], []
@@ -199,6 +275,7 @@ class Subset:
         self.source = source
         self.indices = indices
         self.classes = source.classes
+        self.problem_type = source.problem_type
         self.labels: Labels = source.labels[indices]
 
     def image(self, index: int) -> Image.Image:
@@ -225,76 +302,86 @@ class Data:
     skipped: tuple[SkippedFile, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.train.problem_type != self.val.problem_type:
+            raise ValueError(
+                f"Training images are for {self.train.problem_type} and validation images for {self.val.problem_type}. "
+                "Open both with one problem_type."
+            )
         if self.train.classes != self.val.classes:
             raise ValueError(
                 f"Training and validation classes differ: {self.train.classes[:5]} ... and {self.val.classes[:5]} ..."
             )
 
-
-def open_data(
-    path: str | os.PathLike[str],
-    *,
-    val_fraction: float = 0.2,
-    seed: int = 0,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Data:
-    """Opens a folder of images for training.
-
-    Args:
-        path: A folder with `train/` and `val/`, each with a folder for each class; or one with the class folders
-            themselves, of which a share is kept for validation.
-        val_fraction: That share, of each class; at least one image of each class stays on each side.
-        seed: Chooses which.
-        strict: See `ImageFolder`.
-        progress: See `ImageFolder`.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-        ValueError: It is empty, or a class has too few images to be divided.
-    """
-    root = Path(path)
-    if (root / "train").is_dir():
-        if not (root / "val").is_dir():
-            raise FileNotFoundError(
-                f"{root} has train/ but no val/. Add it, or pass {root / 'train'} to have it divided."
-            )
-        train = ImageFolder(root / "train", strict=strict, progress=progress)
-        val = ImageFolder(root / "val", classes=train.classes, strict=strict, progress=progress)
-        return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
-    folder = ImageFolder(root, strict=strict, progress=progress)
-    train_indices, val_indices = split_indices(folder.labels, folder.classes, val_fraction, seed)
-    return Data(train=Subset(folder, train_indices), val=Subset(folder, val_indices), skipped=tuple(folder.skipped))
+    @property
+    def problem_type(self) -> str:
+        """What both are for: one of `PROBLEM_TYPES`."""
+        return self.train.problem_type
 
 
 def split_indices(labels: Labels, classes: Sequence[str], val_fraction: float, seed: int) -> tuple[Labels, Labels]:
-    """Divides images into two groups, each class by the same share.
+    """Divides images into two groups: single classes each by the same share, all others at random.
 
     Args:
-        labels: (N,) true classes.
+        labels: (N,) true classes; (N, K) zeros and ones; or (N,) float32 numbers of a regression.
         classes: Their names, for messages.
-        val_fraction: Share of the second group, between 0 and 1; at least one image of each class on each side.
+        val_fraction: Share of the second group, between 0 and 1; at least one image on each side: of each class where
+            an image has one, and of each class with two images or more where an image may have several.
         seed: Chooses which.
 
     Returns:
         Sorted numbers of the first and of the second group.
 
     Raises:
-        ValueError: The share is not between 0 and 1, or a class has fewer than two images.
+        ValueError: The share is not between 0 and 1, or there are fewer than two images (of a class that has any).
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction must lie between 0 and 1. Received: {val_fraction}.")
     random = np.random.default_rng(seed)
+    if not np.issubdtype(labels.dtype, np.integer):
+        return _split_at_random(labels, val_fraction, random)
     first, second = [], []
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            raise ValueError(f"Class {name!r} has {len(members)} image(s); dividing it needs at least 2. Add some.")
+        if len(members) == 1:
+            raise ValueError(f"Class {name!r} has 1 image(s); dividing it needs at least 2. Add some.")
+        if not len(members):  # a name that the labels may have and none has
+            continue
         members = random.permutation(members)
-        count = min(max(round(len(members) * val_fraction), 1), len(members) - 1)
+        count = _share(len(members), val_fraction)
         second.append(members[:count])
         first.append(members[count:])
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def _share(count: int, fraction: float) -> int:
+    return min(max(round(count * fraction), 1), count - 1)
+
+
+def _split_at_random(labels: Labels, val_fraction: float, random: np.random.Generator) -> tuple[Labels, Labels]:
+    if len(labels) < 2:
+        raise ValueError(f"{len(labels)} image(s) cannot be divided for validation. Add some.")
+    order = random.permutation(len(labels))
+    in_second = np.zeros(len(labels), dtype=bool)
+    in_second[order[: _share(len(labels), val_fraction)]] = True
+    if labels.ndim == 2:
+        _bring_classes_to_both_sides(labels > 0, in_second, order)
+    return np.flatnonzero(~in_second), np.flatnonzero(in_second)
+
+
+def _bring_classes_to_both_sides(
+    has: npt.NDArray[np.bool_], in_second: npt.NDArray[np.bool_], order: npt.NDArray[np.integer]
+) -> None:
+    """Moves an image of each class that is on one side alone, unless that takes another class from a side."""
+    for label in np.argsort(has.sum(0), kind="stable"):  # rare classes have the least choice
+        for side in (False, True):
+            members = order[has[order, label]]
+            if len(members) < 2 or (in_second[members] == side).any():
+                continue
+            for image in members:
+                left = has[(in_second != side) & (np.arange(len(has)) != image)].any(0)
+                if left[has[image] & (has.sum(0) > 1)].all():
+                    in_second[image] = side
+                    break
 
 
 def class_folders(root: Path) -> list[str]:
@@ -312,7 +399,7 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def _check_all(paths: Sequence[Path], progress: Callable[[int, int], None] | None) -> list[str]:
+def _check_all(paths: Sequence[Path], progress: Progress | None) -> list[str]:
     """Returns for each path why it cannot be used, or an empty string. Pillow decodes outside the interpreter lock."""
     reasons = []
     # Filters of warnings belong to the whole process, and the threads' own changes of them interleave. This one is in

@@ -1,0 +1,70 @@
+"""Which column of a table holds the images and which the labels: asked for, known by name, or the only one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+IMAGE_NAMES = ("image", "img", "picture", "photo")
+PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "target", "targets")
+
+
+def choose_column(
+    columns: Mapping[str, str],
+    candidates: Sequence[str],
+    known_names: Sequence[str],
+    *,
+    option: str,
+    origin: str,
+    asked: str = "",
+) -> str:
+    """Chooses a column.
+
+    Args:
+        columns: All columns with their types, for messages.
+        candidates: Those that could be it by type or content.
+        known_names: Names that settle it among several.
+        option: The setting with which a user chooses: "image_column" or "label_column".
+        origin: The table, for messages.
+        asked: The user's choice; empty to find it.
+
+    Returns:
+        The only candidate, or the only one with a known name. What a user asks for must exist; whether it fits is for
+        the caller to see.
+
+    Raises:
+        ValueError: There is no such column, no candidate, or more than one.
+    """
+    if asked:
+        if asked not in columns:
+            raise ValueError(f"{origin} has no column {asked!r}. Its columns: {described(columns)}.")
+        return asked
+    named = [name for name in candidates if name.lower() in known_names]
+    for found in (named, candidates):
+        if len(found) == 1:
+            return found[0]
+    what = option.removesuffix("_column")
+    if not candidates:
+        raise ValueError(
+            f"{origin} has no column that can be the {what}. Its columns: {described(columns)}. "
+            f"Choose one with --set data.{option}=NAME."
+        )
+    raise ValueError(
+        f"{origin} has several columns that can be the {what}: {', '.join(named or candidates)}. "
+        f"Choose one with --set data.{option}={(named or candidates)[0]}."
+    )
+
+
+def not_an_image(origin: str, column: str, kind: str, candidates: Sequence[str]) -> ValueError:
+    """Returns the error for a column that was asked for and holds no images."""
+    other = f"Columns that hold images: {', '.join(candidates)}." if candidates else "No other column holds any."
+    return ValueError(
+        f"Column {column!r} of {origin} is not an image: it holds {kind}. {other} "
+        "Choose with --set data.image_column=NAME."
+    )
+
+
+def described(columns: Mapping[str, str]) -> str:
+    """Returns columns and their types in one line, at most ten."""
+    shown = [f"{name} ({kind})" if kind else name for name, kind in list(columns.items())[:10]]
+    return ", ".join(shown) + (f" and {len(columns) - 10} more" if len(columns) > 10 else "")

@@ -1,0 +1,381 @@
+"""Data sets for training and for measuring, whatever they are stored as."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from deit.core.metrics import SINGLE_LABEL
+from deit.data.listings import listed_parts
+from deit.data.shards import expand_braces, fetch_shards, shard_part
+from deit.data.sources import Data, ImageFolder, Progress, Subset, check_problem_type, split_indices
+from deit.data.stores import Part, StoredImages
+from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+DataPath: TypeAlias = (
+    "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | datasets.Dataset | datasets.DatasetDict"
+)
+
+SUPPORTED = (
+    "a folder with one sub-folder of images for each class (or train/ and val/ of that form), .parquet files, "
+    "a .csv or .tsv file of paths and labels, a folder of datasets.save_to_disk, or .tar shards"
+)
+_PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+
+
+_Parts: TypeAlias = Mapping[str, Callable[[], Part]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    image_column: str
+    label_column: str
+    problem_type: str
+    progress: Progress | None
+
+    def columns(self) -> dict[str, str]:
+        return {
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "problem_type": self.problem_type,
+        }
+
+
+def open_data(
+    path: DataPath,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    strict: bool = False,
+    image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
+    progress: Progress | None = None,
+) -> Data:
+    """Opens labelled images for training.
+
+    What is divided into train and val (else test) is taken so: by the names of folders, files or parts, or by a column
+    `split` of a table. Of everything else a share is kept for validation. Each image is decoded once, to find broken
+    ones at once; images without a label are left out of training, and refused in validation.
+
+    Args:
+        path: One of: a folder with one sub-folder of images for each class, or with train/ and val/ of that form;
+            Parquet files in the layout of the Hugging Face hub; a .csv or .tsv file of paths and labels; a folder
+            written by `datasets.save_to_disk`; WebDataset shards (.tar). Files may be a list, a folder of them, or a
+            pattern such as "shards-{000..009}.tar" or "{train,val}.parquet"; shards may be http(s) addresses, which
+            are fetched once. Or a `datasets.Dataset` or `DatasetDict`.
+        val_fraction: The share kept, see `split_indices`.
+        seed: Chooses which.
+        strict: Raise at the first image that is broken or has no label, in place of leaving it out.
+        image_column: Column of images (of paths in a table); empty finds it. In shards, the ending of the images.
+        label_column: Column of labels; empty finds it. In shards "cls", "txt" or a key of the .json.
+        problem_type: What the labels are for: one of `PROBLEM_TYPES`.
+        progress: Called with (images checked, images in all), part after part.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        ValueError: It is none of these, empty or damaged; columns cannot be found; labels are missing from the
+            validation part, or name classes that the training part lacks; or a class has too few images to be divided.
+        ConnectionError: A shard cannot be fetched.
+        ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
+    """
+    check_problem_type(problem_type)
+    options = _Options(
+        image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
+    )
+    parts = _find_parts(path, options)
+    if isinstance(parts, Path):
+        return _open_folder(parts, val_fraction, seed, strict, options)
+    data = (
+        _divide(parts, val_fraction, seed, strict, options) if len(parts) == 1 else _open_parts(parts, strict, options)
+    )
+    _note_empty_classes(data)
+    return data
+
+
+def _divide(parts: _Parts, val_fraction: float, seed: int, strict: bool, options: _Options) -> Data:
+    (read,) = parts.values()
+    whole = StoredImages(read(), problem_type=options.problem_type, strict=strict, progress=options.progress)
+    first, second = split_indices(whole.labels, whole.classes, val_fraction, seed)
+    return Data(train=Subset(whole, first), val=Subset(whole, second), skipped=tuple(whole.skipped))
+
+
+def _open_parts(parts: _Parts, strict: bool, options: _Options) -> Data:
+    chosen = "val" if "val" in parts else "test"
+    if "train" not in parts or chosen not in parts:
+        raise ValueError(
+            f"The parts {', '.join(parts)} cannot be trained with. Name one train and one val, or pass one alone."
+        )
+    train = StoredImages(parts["train"](), problem_type=options.problem_type, strict=strict, progress=options.progress)
+    val = StoredImages(
+        parts[chosen](),
+        problem_type=options.problem_type,
+        classes=train.classes,
+        strict=strict,
+        labels_needed=True,
+        progress=options.progress,
+    )
+    return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
+
+
+def open_labelled(
+    path: DataPath,
+    *,
+    classes: Sequence[str] | None = None,
+    strict: bool = False,
+    image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
+    progress: Progress | None = None,
+) -> ImageFolder | StoredImages:
+    """Opens labelled images for measuring: the validation part, else the test part, else all.
+
+    Args:
+        path: See `open_data`.
+        classes: Names and order of the classes, a model's say; labels are matched by name. Whole numbers without
+            names count as positions in this list where it has words for names. None takes those of the data.
+        strict: See `open_data`.
+        image_column: See `open_data`.
+        label_column: See `open_data`.
+        problem_type: See `open_data`.
+        progress: See `open_data`.
+
+    Returns:
+        A `Source` with the attribute `skipped`.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        ValueError: See `open_data`; also if a label is not among `classes` or an image has none.
+        ConnectionError: See `open_data`.
+        ModuleNotFoundError: See `open_data`.
+    """
+    check_problem_type(problem_type)
+    options = _Options(
+        image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
+    )
+    parts = _find_parts(path, options)
+    if isinstance(parts, Path):
+        chosen = _val_folder(parts)
+        if chosen is None and (parts / "train").is_dir():
+            raise FileNotFoundError(f"{parts} has train/ but no val/. Add it, or pass {parts / 'train'}.")
+        return ImageFolder(chosen or parts, classes=classes, strict=strict, progress=progress)
+    name = next(name for name in ("val", "test", *parts) if name in parts)
+    return StoredImages(
+        parts[name](),
+        problem_type=problem_type,
+        classes=classes,
+        strict=strict,
+        labels_needed=True,
+        numbers_fit=True,
+        progress=progress,
+    )
+
+
+# --- folders of images --------------------------------------------------------------------------------
+
+
+def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, options: _Options) -> Data:
+    progress = options.progress
+    if (root / "train").is_dir():
+        val_folder = _val_folder(root)
+        if val_folder is None:
+            raise FileNotFoundError(
+                f"{root} has train/ but no val/. Add it, or pass {root / 'train'} to have it divided."
+            )
+        train = ImageFolder(root / "train", strict=strict, progress=progress)
+        val = ImageFolder(val_folder, classes=train.classes, strict=strict, progress=progress)
+        return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
+    folder = ImageFolder(root, strict=strict, progress=progress)
+    first, second = split_indices(folder.labels, folder.classes, val_fraction, seed)
+    return Data(train=Subset(folder, first), val=Subset(folder, second), skipped=tuple(folder.skipped))
+
+
+def _val_folder(root: Path) -> Path | None:
+    """Returns val/, or beside a train/ what stands in for it."""
+    names = ("val", "validation", "valid", "test") if (root / "train").is_dir() else ("val",)
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _refuse_columns(root: Path, options: _Options) -> None:
+    if options.image_column or options.label_column:
+        raise ValueError(
+            f"{root} is a folder of images, which has no columns. Leave image_column and label_column out."
+        )
+    if options.problem_type != SINGLE_LABEL:
+        raise ValueError(
+            f"{root} is a folder of images, where each has one class. For {options.problem_type}, list the files and "
+            "their labels in a .csv file."
+        )
+
+
+# --- what is at a path --------------------------------------------------------------------------------
+
+
+def _find_parts(path: DataPath, options: _Options) -> _Parts | Path:
+    """Returns functions that open the parts of a data set, by name; or a folder of images.
+
+    A data set that is not divided is one part of any name.
+    """
+    if not isinstance(path, (str, os.PathLike, list, tuple)):
+        return _parts_of_object(path, options)
+    names = [os.fspath(each) for each in path] if isinstance(path, (list, tuple)) else [os.fspath(path)]
+    names = [name for each in names for name in ([each] if os.path.exists(each) else expand_braces(each))]
+    if not names:
+        raise ValueError(f"An empty list has no data. Supported: {SUPPORTED}.")
+    for name in names:
+        if not _is_address(name) and not os.path.exists(name):
+            raise FileNotFoundError(f"There is nothing at {name}. Supported: {SUPPORTED}.")
+    if len(names) == 1 and os.path.isdir(names[0]):
+        return _parts_of_folder(Path(names[0]), options)
+    kinds = sorted({_kind(name) for name in names})
+    if len(kinds) > 1:
+        raise ValueError(f"The files are of several kinds: {', '.join(kinds)}. Pass files of one.")
+    return _parts_of_files(kinds[0], names, options)
+
+
+def _is_address(name: str) -> bool:
+    return "://" in name or name.startswith("pipe:")
+
+
+def _kind(name: str) -> str:
+    """Returns ".parquet", ".csv" (for .tsv too) or ".tar"."""
+    bare = name.partition("?")[0] if _is_address(name) else name
+    ending = Path(bare).suffix.lower()
+    ending = ".csv" if ending == ".tsv" else ending
+    if os.path.isdir(name) or ending not in (".parquet", ".csv", ".tar"):
+        raise ValueError(f"{bare} is not a data set of a known kind. Supported: {SUPPORTED}.")
+    if _is_address(name) and ending != ".tar":
+        raise ValueError(f"{bare} cannot be opened: only .tar shards are fetched. Download it and pass its path.")
+    return ending
+
+
+def _parts_of_folder(folder: Path, options: _Options) -> _Parts | Path:
+    if is_saved_dataset(folder):
+        return _parts_of_datasets(load_saved_dataset(folder), str(folder), options)
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    places = [folder, *(p for p in inside if p.name.lower() in (*_PARTS, "data"))]
+    for ending in (".parquet", ".tar"):
+        for files in (_files(places[:1], ending), _files(places[1:], ending)):
+            if files:
+                return _parts_of_files(ending, files, options)
+    tables = sorted([*_files([folder], ".csv"), *_files([folder], ".tsv")])
+    if tables and not inside:
+        return _parts_of_files(".csv", tables, options)
+    if tables and len(inside) == 1 and inside[0].name != "train":
+        raise ValueError(f"{folder} has one folder, {inside[0].name}/, and a table. Pass the table: {tables[0]}.")
+    _refuse_columns(folder, options)
+    return folder
+
+
+def _files(folders: Sequence[Path], ending: str) -> list[str]:
+    found = [file for folder in folders for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    return [str(file) for file in found if file.suffix.lower() == ending and file.is_file()]
+
+
+def _parts_of_files(kind: str, names: Sequence[str], options: _Options) -> _Parts:
+    if kind == ".csv":
+        return _parts_of_tables(names, options)
+    return {
+        part: partial(_open_files, kind, part, members, options) for part, members in _named_after_parts(names).items()
+    }
+
+
+def _open_files(kind: str, part: str, names: Sequence[str], options: _Options) -> Part:
+    if kind == ".parquet":
+        return parquet_part(part, [Path(name) for name in names], **options.columns(), progress=options.progress)
+    return shard_part(part, fetch_shards(names, options.progress), **options.columns(), progress=options.progress)
+
+
+def _parts_of_tables(names: Sequence[str], options: _Options) -> _Parts:
+    parts: dict[str, Part] = {}
+    for part, members in _named_after_parts(names).items():
+        if len(members) > 1:
+            raise ValueError(f"{members[0]} and {members[1]} are for the same part. Join them into one table.")
+        inside = listed_parts(Path(members[0]), **options.columns())
+        if len(names) == 1:
+            parts = inside
+        elif "" not in inside:
+            raise ValueError(f"{members[0]} is one of several tables and has a column 'split'. Pass it alone.")
+        else:
+            parts[part] = replace(inside[""], name=part)
+    return {name: partial(_given, part) for name, part in parts.items()}
+
+
+def _given(part: Part) -> Part:
+    return part
+
+
+def _named_after_parts(names: Sequence[str]) -> dict[str, list[str]]:
+    """Groups files by the part that their names tell, or else the names of their folders: "cifar10-train.parquet"."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        path = Path(name.partition("?")[0] if _is_address(name) else name)
+        told = _part_in(path.stem) or _part_in(path.parent.name, whole=True)
+        groups.setdefault(told, []).append(name)
+    if "" in groups and len(groups) > 1:
+        raise ValueError(
+            f"Some files are named after a part of the data and others are not: {groups[''][0]}. "
+            "Name each after train, val or test, or none."
+        )
+    return groups
+
+
+def _part_in(text: str, *, whole: bool = False) -> str:
+    words = [text.lower()] if whole else re.findall("[a-z]+", text.lower())
+    told = {_PARTS[word] for word in words if word in _PARTS}
+    return told.pop() if len(told) == 1 else ""
+
+
+def _parts_of_object(data: Any, options: _Options) -> _Parts:
+    if type(data).__module__.partition(".")[0] == "datasets":
+        import datasets
+
+        if isinstance(data, datasets.DatasetDict):
+            return _parts_of_datasets(dict(data), "the data set", options)
+        if isinstance(data, datasets.Dataset):
+            return _parts_of_datasets({"": data}, "the data set", options)
+    raise TypeError(
+        f"path must be a path, a list of paths, a datasets.Dataset or a DatasetDict. Received: {type(data).__name__}."
+    )
+
+
+def _parts_of_datasets(loaded: Mapping[str, datasets.Dataset], origin: str, options: _Options) -> _Parts:
+    if not loaded:
+        raise ValueError(f"{origin} has no parts. Save it again.")
+    parts: dict[str, Callable[[], Part]] = {}
+    for name, dataset in loaded.items():
+        shown = f"{origin} ({name})" if name else origin
+        known = _PARTS.get(name.lower(), name)
+        parts[known] = partial(dataset_part, known, dataset, origin=shown, **options.columns())
+    return parts
+
+
+def _note_empty_classes(data: Data) -> None:
+    if data.problem_type != SINGLE_LABEL:
+        return
+    counts = np.bincount(data.train.labels, minlength=len(data.train.classes))
+    empty = [name for name, count in zip(data.train.classes, counts, strict=True) if not count]
+    if empty:
+        logger.warning(
+            "%d of %d classes have no training image, the first is %r.", len(empty), len(data.train.classes), empty[0]
+        )

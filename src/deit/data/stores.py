@@ -1,0 +1,198 @@
+"""Images that lie in tables and archives: where their bytes are, and the source made of them and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deit.core.images import ImageError, check_image, load_image
+from deit.core.metrics import SINGLE_LABEL
+from deit.data.label_columns import LabelColumn, encode_labels
+from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
+
+logger = logging.getLogger(__name__)
+
+_CHECKED_TOGETHER = 32  # images in a task of a thread: enough that the task itself costs little
+
+
+class ImageStore(Protocol):
+    """The bytes of images by number, quick in any order, from several threads and after fork or pickle."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> bytes:
+        """Returns the content of an image file.
+
+        Raises:
+            ImageError: There is none; the message begins with what is wrong and leaves the place out.
+            OSError: It cannot be read.
+        """
+        ...
+
+    def place(self, row: int) -> str:
+        """Names the row in a message."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a data set as it was found: images and labels, nothing checked yet.
+
+    Attributes:
+        name: "train", "val", "test", ...; empty for a data set that is not divided.
+        origin: What a message calls it.
+        store: The images.
+        labels: One label for each.
+        skipped: What could not even be listed, such as the rest of a truncated shard.
+    """
+
+    name: str
+    origin: str
+    store: ImageStore
+    labels: LabelColumn
+    skipped: tuple[SkippedFile, ...] = ()
+
+
+class StoredImages:
+    """Labelled images of a table or an archive.
+
+    Every image is read and decoded once, cheaply, when it is opened: a broken one is found before hours of work. Its
+    length and CRC-32 are kept, so that a file that changes or rots later is noticed when the image is used.
+
+    Args:
+        part: Images and labels as they were found.
+        problem_type: What the labels are for: one of `PROBLEM_TYPES`.
+        classes: Names and order of the classes; those of the labels when None.
+        strict: Raise where an image is broken or has no label, in place of leaving it out.
+        labels_needed: Raise where an image has no label, as in a validation set.
+        numbers_fit: See `encode_labels`.
+        progress: Called with (images checked, images in all).
+
+    Attributes:
+        classes: Class names.
+        labels: See `Source`.
+        problem_type: See `Source`.
+        skipped: What was left out.
+
+    Raises:
+        ValueError: There are no usable images, the labels do not fit, or one of the two conditions above.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        *,
+        problem_type: str = SINGLE_LABEL,
+        classes: Sequence[str] | None = None,
+        strict: bool = False,
+        labels_needed: bool = False,
+        numbers_fit: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self._store = part.store
+        if not len(part.store):
+            raise ValueError(f"{part.origin} has no images. Check that it is the right file.")
+        encoded = encode_labels(
+            part.labels, problem_type, place=part.store.place, classes=classes, numbers_fit=numbers_fit
+        )
+        self.classes = encoded.classes
+        self.problem_type = problem_type
+        unlabelled = np.flatnonzero(encoded.missing)
+        if labels_needed and len(unlabelled):
+            raise ValueError(
+                f"Labels missing from {part.name or part.origin}: {len(unlabelled)} of {len(part.store)} images have "
+                f"none, the first is {part.store.place(int(unlabelled[0]))}. Add them, or choose another part."
+            )
+        rows = np.flatnonzero(~encoded.missing)
+        reasons, checks = _check_all(part.store, rows, progress)
+        self.skipped = [
+            *part.skipped,
+            *(SkippedFile(path=part.store.place(int(row)), reason="it has no label.") for row in unlabelled),
+            *(SkippedFile(path=part.store.place(int(rows[i])), reason=reason) for i, reason in reasons.items()),
+        ]
+        refuse_skipped(self.skipped, part.origin, strict=strict)
+        good = np.array([i for i in range(len(rows)) if i not in reasons], dtype=np.int64)
+        if not len(good):
+            raise ValueError(
+                f"{part.origin} has no usable image. The first that was left out: "
+                f"{self.skipped[0].path}: {self.skipped[0].reason}"
+            )
+        self._rows, self._checks = rows[good], checks[good]
+        self.labels: Labels = encoded.labels[self._rows]
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB.
+
+        Raises:
+            ImageError: Its bytes are no longer those of the opening, or cannot be read; the message names the place.
+        """
+        row = int(self._rows[index])
+        try:
+            data = self._store.read(row)
+        except (ImageError, OSError) as error:
+            raise ImageError(f"{self._store.place(row)}: {error}") from error
+        if (len(data), zlib.crc32(data)) != tuple(self._checks[index]):
+            raise ImageError(
+                f"{self._store.place(row)}: it is not what it was when the data was opened. "
+                "Restore the file, or start again."
+            )
+        return load_image(data)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of labels, classes and the length and CRC-32 of each image, wherever they lie."""
+        digest = hashlib.sha256(f"{self.problem_type}\0{self.labels.shape}\0".encode())
+        digest.update("\0".join(self.classes).encode() + self.labels.tobytes() + self._checks.tobytes())
+        return digest.hexdigest()
+
+
+def _check_all(
+    store: ImageStore, rows: npt.NDArray[np.integer], progress: Progress | None
+) -> tuple[dict[int, str], npt.NDArray[np.int64]]:
+    """Decodes all images in threads; returns what is wrong with some, and (N, 2) length and CRC-32 of each."""
+    reasons: dict[int, str] = {}
+    checks = np.zeros((len(rows), 2), dtype=np.int64)
+
+    def check(start: int) -> int:
+        stop = min(start + _CHECKED_TOGETHER, len(rows))
+        for i in range(start, stop):
+            try:
+                data = store.read(int(rows[i]))
+                checks[i] = len(data), zlib.crc32(data)
+                check_image(data)
+            except (ImageError, OSError) as error:
+                reasons[i] = str(error).removeprefix("the given bytes ")
+        return stop
+
+    # Filters of warnings belong to the whole process, and the threads' own changes of them interleave. This one is in
+    # force while they run and takes all of them back.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        together = 64 * _CHECKED_TOGETHER  # a bound on the tasks that wait
+        for first in range(0, len(rows), together):
+            for done in pool.map(check, range(first, min(first + together, len(rows)), _CHECKED_TOGETHER)):
+                if progress is not None:
+                    progress(done, len(rows))
+    return dict(sorted(reasons.items())), checks
+
+
+def cache_folder() -> Path:
+    """Returns where shards that were fetched and large tables that were unpacked are kept.
+
+    The environment variable DEIT_CACHE; without it `deit` in XDG_CACHE_HOME or in ~/.cache.
+    """
+    chosen = os.environ.get("DEIT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit"

@@ -1,0 +1,424 @@
+"""Images in Parquet files and in data sets of the Hugging Face `datasets` package."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deit.core.images import ImageError
+from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deit.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column, not_an_image
+from deit.data.label_columns import LabelColumn, zeros_and_ones
+from deit.data.sources import Progress
+from deit.data.stores import Part, cache_folder
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+# Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
+# once and mapped from there, one copy for all processes: a single row cannot be read from a Parquet file without
+# unpacking many.
+IN_MEMORY = 2**28
+_BATCH = 1000  # rows that are unpacked together
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    image: str
+    label: str
+    class_names: tuple[str, ...] | None
+
+
+# --- columns of an Arrow table ------------------------------------------------------------------------
+
+
+def _choose(schema: pa.Schema, origin: str, image_column: str, label_column: str, problem_type: str) -> _Chosen:
+    """Chooses the columns of images and labels by the types of a table, and by what `datasets` wrote into it."""
+    features = _features(schema)
+    columns = {field.name: str(field.type) for field in schema}
+    images = [field.name for field in schema if _can_be_image(field.type, features.get(field.name))]
+    image = choose_column(columns, images, IMAGE_NAMES, option="image_column", origin=origin, asked=image_column)
+    if image not in images:
+        raise not_an_image(origin, image, columns[image], images)
+    others = [field for field in schema if field.name not in images]
+    labels = [field.name for field in others if _can_be_label(field.type, problem_type)]
+    labels += [field.name for field in others if field.name.lower() in LABEL_NAMES and field.name not in labels]
+    named = [name for name in labels if _class_names(features.get(name))]
+    if not any(name.lower() in LABEL_NAMES for name in labels) and len(named) == 1 and problem_type != REGRESSION:
+        labels = named
+    label = choose_column(columns, labels, LABEL_NAMES, option="label_column", origin=origin, asked=label_column)
+    return _Chosen(image=image, label=label, class_names=_class_names(features.get(label)))
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """Returns the types that `datasets` notes in a table: {"label": {"_type": "ClassLabel", "names": [...]}}."""
+    try:
+        noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        return dict(noted.get("info", {}).get("features") or {})
+    except (ValueError, AttributeError):  # somebody else's note
+        return {}
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    if isinstance(feature, list) and len(feature) == 1:  # how `datasets` once wrote a list
+        feature = feature[0]
+    if isinstance(feature, dict) and "feature" in feature:
+        feature = feature["feature"]
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return tuple(str(name) for name in names) if names else None
+
+
+def _can_be_image(kind: pa.DataType, feature: Any) -> bool:
+    import pyarrow as pa
+
+    noted = feature.get("_type", "Value") if isinstance(feature, dict) else "Value"
+    if noted not in ("Image", "Value"):
+        return False
+    if pa.types.is_struct(kind):
+        if kind.get_field_index("bytes") < 0:
+            return False
+        content = kind.field("bytes").type
+        return _is_binary(content) or bool(pa.types.is_null(content))  # null: all images are files beside the table
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _can_be_label(kind: pa.DataType, problem_type: str) -> bool:
+    from pyarrow import types
+
+    if problem_type == REGRESSION:
+        return bool(types.is_integer(kind) or types.is_floating(kind))
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
+    if problem_type == MULTI_LABEL:
+        return bool(text or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+    return bool(text or types.is_integer(kind) or types.is_boolean(kind))
+
+
+def _label_column(chosen: _Chosen, values: list[Any], problem_type: str) -> LabelColumn:
+    rows = problem_type == MULTI_LABEL and all(value is None or isinstance(value, list) for value in values)
+    if not rows or not zeros_and_ones(values):
+        return LabelColumn(name=chosen.label, values=values, class_names=chosen.class_names)
+    width = next(len(value) for value in values if value is not None)
+    names = chosen.class_names or tuple(str(i) for i in range(width))
+    return LabelColumn(name=chosen.label, values=values, class_names=names, zeros_and_ones=True)
+
+
+def _image_bytes(value: Any, folder: Path) -> bytes:
+    """Returns the content of an image file from a cell: bytes, or {"bytes": ..., "path": ...} as `datasets` has it."""
+    path = None
+    if isinstance(value, dict):
+        value, path = value.get("bytes"), value.get("path")
+    if value is None and path:
+        try:
+            return (folder / path).read_bytes()
+        except OSError as error:
+            raise ImageError(f"it names the file {path}, which cannot be read ({error.strerror}).") from error
+    if not value:
+        raise ImageError("it has no image.")
+    return bytes(value)
+
+
+# --- Parquet ------------------------------------------------------------------------------------------
+
+
+def parquet_part(
+    name: str,
+    paths: Sequence[Path],
+    *,
+    image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
+    progress: Progress | None = None,
+) -> Part:
+    """Opens Parquet files that together are one part of a data set.
+
+    Args:
+        name: Of the part.
+        paths: The files, in order.
+        image_column: Column of images: bytes, or a struct of bytes and path; found by its type when empty.
+        label_column: Column of labels; found by type and name when empty.
+        problem_type: What the labels are for.
+        progress: Called with (rows unpacked, rows in all), for tables that are too large for the memory.
+
+    Raises:
+        ValueError: A file is not Parquet or lacks a column, or the columns cannot be found.
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    import pyarrow.parquet as pq
+
+    chosen: _Chosen | None = None
+    values: list[Any] = []
+    counts = []
+    for path in paths:
+        with _readable(path):
+            schema = pq.read_schema(path)
+        found = _choose(schema, str(path), image_column, label_column, problem_type)
+        if chosen is not None and found != chosen:
+            raise ValueError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
+        chosen = found
+        with _readable(path), pq.ParquetFile(path) as file:
+            column = file.read(columns=[found.label]).column(found.label)
+        values += column.to_pylist()
+        counts.append(len(column))
+    if chosen is None:
+        raise ValueError("No Parquet files were given.")
+    store = ParquetStore(paths, counts, chosen.image)
+    store.load(progress)
+    origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    return Part(name=name, origin=origin, store=store, labels=_label_column(chosen, values, problem_type))
+
+
+class ParquetStore:
+    """The images of Parquet files.
+
+    Args:
+        paths: The files.
+        counts: Rows of each.
+        column: The column of images.
+    """
+
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int], column: str) -> None:
+        self._paths = list(paths)
+        self._column = column
+        self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+        self._sizes = [path.stat().st_size for path in paths]
+        self._rows: pa.ChunkedArray | None = None
+        self._broken: list[tuple[range, str]] = []
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}  # another process opens the files for itself
+
+    def load(self, progress: Progress | None = None) -> None:
+        """Reads the column of images into memory, or unpacks it into the cache and maps it.
+
+        Args:
+            progress: Called with (rows unpacked, rows in all).
+
+        Raises:
+            ValueError: A file has changed or cannot be read.
+            OSError: The cache cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._broken = []
+        for path, size in zip(self._paths, self._sizes, strict=True):
+            if path.stat().st_size != size:
+                raise ValueError(f"{path} has changed since it was opened. Start again.")
+        total = sum(_unpacked_size(pq.read_metadata(path), self._column) for path in self._paths)
+        parts: list[pa.Array] = []
+        for start, path in zip(self._starts, self._paths, strict=False):
+
+            def report(done: int, start: int = start) -> None:
+                if progress is not None:
+                    progress(start + done, len(self))
+
+            batches = self._read(path, start)
+            if total <= IN_MEMORY:
+                parts += batches
+            else:
+                parts += _mapped(path, self._column, batches, report)
+        self._rows = pa.chunked_array(parts) if parts else pa.chunked_array([], type=pa.binary())
+
+    def _read(self, path: Path, start: int) -> Iterator[pa.Array]:
+        """Reads a column piece by piece; a group of rows that is broken becomes empty cells."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path, memory_map=True) as file:
+            kind = file.schema_arrow.field(self._column).type
+            for group in range(file.num_row_groups):
+                expected, done = file.metadata.row_group(group).num_rows, 0
+                try:
+                    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[self._column]):
+                        done += len(batch)
+                        yield batch.column(0)
+                except (pa.ArrowException, OSError) as error:
+                    reason = f"its part of the Parquet file cannot be read ({_first_line(error)})."
+                    self._broken.append((range(start + done, start + expected), reason))
+                    yield pa.nulls(expected - done, kind)
+                start += expected
+
+    def read(self, row: int) -> bytes:
+        """Returns the content of an image file."""
+        if self._rows is None:
+            self.load()
+        assert self._rows is not None
+        for rows, reason in self._broken:
+            if row in rows:
+                raise ImageError(reason)
+        return _image_bytes(self._rows[row].as_py(), self._paths[self._file(row)].parent)
+
+    def _file(self, row: int) -> int:
+        return bisect.bisect_right(self._starts, row) - 1
+
+    def place(self, row: int) -> str:
+        """Names file and row, counted from 0."""
+        file = self._file(row)
+        return f"{self._paths[file]} row {row - self._starts[file]}"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns pyarrow's errors into one of ours."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _unpacked_size(metadata: Any, column: str) -> int:
+    size = 0
+    for group in range(metadata.num_row_groups):
+        chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
+        size += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+    return size
+
+
+def _mapped(path: Path, column: str, batches: Iterator[pa.Array], report: Any) -> list[pa.Array]:
+    """Returns the column from an Arrow file in the cache, mapped into memory; writes that file where there is none."""
+    import pyarrow as pa
+
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{column}".encode()).hexdigest()
+    unpacked = cache_folder() / "parquet" / f"{key[:32]}.arrow"
+    if not unpacked.exists():
+        try:
+            _write(unpacked, batches, report)
+        except OSError as error:
+            raise OSError(
+                f"{path} cannot be unpacked into {unpacked.parent} ({error.strerror or error}). "
+                "Free some space, or choose another folder with the environment variable DEIT_CACHE."
+            ) from error
+    with pa.memory_map(str(unpacked)) as mapped:
+        return list(pa.ipc.open_file(mapped).read_all().column(0).chunks)
+
+
+def _write(path: Path, batches: Iterator[pa.Array], report: Any) -> None:
+    """Writes an Arrow file whole or not at all."""
+    import pyarrow as pa
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        writer, done = None, 0
+        with pa.OSFile(temporary, "wb") as sink:
+            for batch in batches:
+                record = pa.record_batch([batch], names=["image"])
+                writer = writer or pa.ipc.new_file(sink, record.schema)
+                writer.write_batch(record)
+                done += len(batch)
+                report(done)
+            if writer is None:
+                writer = pa.ipc.new_file(sink, pa.schema([("image", pa.binary())]))
+            writer.close()
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+# --- the `datasets` package ---------------------------------------------------------------------------
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether a folder was written by `datasets.save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def load_saved_dataset(folder: Path) -> dict[str, datasets.Dataset]:
+    """Opens what `datasets.save_to_disk` wrote: the parts by name, one of the name "" where there are none.
+
+    Raises:
+        ValueError: It is damaged.
+        ModuleNotFoundError: `datasets` is not installed.
+    """
+    import datasets
+    import pyarrow as pa
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} cannot be read as a saved data set ({_first_line(error)}).") from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+
+
+def dataset_part(
+    name: str,
+    dataset: datasets.Dataset,
+    *,
+    origin: str,
+    image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
+) -> Part:
+    """Takes a `datasets.Dataset` as one part of a data set.
+
+    Args:
+        name: Of the part.
+        dataset: With a column of images and one of labels.
+        origin: What messages call it.
+        image_column: See `parquet_part`.
+        label_column: See `parquet_part`.
+        problem_type: What the labels are for.
+
+    Raises:
+        ValueError: The columns cannot be found.
+    """
+    schema = dataset.features.arrow_schema
+    chosen = _choose(schema, origin, image_column, label_column, problem_type)
+    table = dataset.select_columns([chosen.label]).with_format("arrow")[:]
+    labels = _label_column(chosen, table.column(chosen.label).to_pylist(), problem_type)
+    return Part(name=name, origin=origin, store=DatasetStore(dataset, chosen.image, origin), labels=labels)
+
+
+class DatasetStore:
+    """The images of a `datasets.Dataset`, as they are stored.
+
+    Args:
+        dataset: The data set.
+        column: Its column of images.
+        origin: What messages call it.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, column: str, origin: str) -> None:
+        self._images = dataset.select_columns([column]).with_format("arrow")  # this format decodes nothing
+        self._origin = origin
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, row: int) -> bytes:
+        """Returns the content of an image file."""
+        return _image_bytes(self._images[row].column(0)[0].as_py(), Path())
+
+    def place(self, row: int) -> str:
+        """Names data set and row, counted from 0."""
+        return f"{self._origin} row {row}"

@@ -1,0 +1,479 @@
+"""Tar shards, against webdataset's own writer and reader, and over the web from this machine."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import pickle
+import socket
+import tarfile
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit.core.images import ImageError
+from deit.data import shards
+from deit.data.shards import expand_braces, fetch_shards, shard_part
+from deit.data.stores import StoredImages
+from tests.data.pictures import COLOURS, colour_members, encoded, picture, truncated_jpeg, write_shard, write_text
+
+webdataset = pytest.importorskip("webdataset")
+
+MULTI, REGRESSION = "multi_label_classification", "regression"
+
+
+def source(*paths: Path, **options: Any) -> StoredImages:
+    columns = {key: options.pop(key) for key in ("image_column", "label_column") if key in options}
+    problem_type = options.get("problem_type", "single_label_classification")
+    return StoredImages(shard_part("train", list(paths), problem_type=problem_type, **columns), **options)
+
+
+def read_by_webdataset(paths: list[Path]) -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
+        reader = webdataset.WebDataset([str(path) for path in paths], shardshuffle=False)
+        samples = list(reader.decode("pil").to_tuple("png", "cls"))
+        del reader
+        gc.collect()
+    return samples
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a.tar",
+        "a-{000..011}.tar",
+        "{8..11}.tar",
+        "{train,val}-{0..1}.tar",
+        "{train-{00..01},val-00}.tar",
+        "x{a,b}{c,d}y",
+        "http://host/{0..2}/a-{1..2}.tar?key=1",
+        "{a,}",
+    ],
+)
+def test_braces_stand_for_what_the_shell_makes_of_them(pattern):
+    import braceexpand  # comes with webdataset
+
+    assert expand_braces(pattern) == list(braceexpand.braceexpand(pattern))
+
+
+@pytest.mark.parametrize("pattern", ["a-{0..3.tar", "a-0..3}.tar", "{a,{b}.tar"])
+def test_braces_that_do_not_match_are_refused(pattern):
+    with pytest.raises(ValueError, match="do not match"):
+        expand_braces(pattern)
+
+
+def test_a_range_that_runs_backwards_is_refused():
+    with pytest.raises(ValueError, match="runs backwards"):
+        expand_braces("a-{003..000}.tar")
+
+
+# --- what is found ------------------------------------------------------------------------------------
+
+
+def test_shards_of_webdataset_give_what_webdataset_reads(tmp_path):
+    with webdataset.ShardWriter(str(tmp_path / "a-%03d.tar"), maxcount=4, verbose=0) as writer:
+        for number in range(10):
+            image = np.asarray(picture(COLOURS[number % 3], number))
+            writer.write(
+                {"__key__": f"sub.folder/{number:04d}", "png": image, "cls": number % 3, "json": {"n": number}}
+            )
+    paths = sorted(tmp_path.glob("*.tar"))
+    assert len(paths) == 3
+    theirs = read_by_webdataset(paths)
+    ours = source(*paths)
+    assert ours.classes == ["0", "1", "2"]
+    assert ours.labels.tolist() == [label for _, label in theirs]
+    assert len(ours.labels) == 10
+    for i in (9, 0, 4, 3):
+        assert np.array_equal(np.asarray(ours.image(i)), np.asarray(theirs[i][0]))
+    assert ours.skipped == []
+
+
+def test_other_members_and_hidden_files_are_not_seen(tmp_path):
+    members = {
+        "._a.png": b"?", "a.png": encoded("red", 1), "a.seg.png": b"?", "a.xyz": b"?", "a.cls": b" 3\n",
+        "README": b"?", "x.y/b.PNG": encoded("red", 2), "x.y/b.cls": b"5",
+    }  # fmt: skip
+    ours = source(write_shard(tmp_path / "a.tar", members), strict=True)
+    assert ours.classes == ["3", "5"]
+    assert np.array_equal(np.asarray(ours.image(1)), np.asarray(picture("red", 2)))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_form_of_tar_with_long_names(tmp_path, form):
+    name = "/".join(["folder" * 5] * 4) + "/image"
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
+        for ending, content in (("png", encoded("red", 3)), ("txt", b"owl")):
+            member = tarfile.TarInfo(f"{name}.{ending}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    ours = source(tmp_path / "a.tar")
+    assert ours.classes == ["owl"]
+    assert np.array_equal(np.asarray(ours.image(0)), np.asarray(picture("red", 3)))
+
+
+def labelled(*labels: tuple[str, bytes]) -> dict[str, bytes]:
+    members = {}
+    for i, (ending, content) in enumerate(labels):
+        members.update({f"{i}.png": encoded("red", i), f"{i}.{ending}": content})
+    return members
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "classes", "expected"),
+    [
+        ([("txt", b"owl\n"), ("txt", b"cat")], {}, ["cat", "owl"], [1, 0]),
+        ([("json", b'{"label": "owl"}'), ("json", b'{"label": "cat"}')], {}, ["cat", "owl"], [1, 0]),
+        ([("json", b'{"label": 7}'), ("json", b'{"label": 5}')], {}, ["5", "7"], [1, 0]),
+        ([("json", b'{"kind": 7}'), ("json", b'{"kind": 5}')], {"label_column": "kind"}, ["5", "7"], [1, 0]),
+        ([("txt", b"a|b"), ("txt", b"b")], {"problem_type": MULTI}, ["a", "b"], [[1, 1], [0, 1]]),
+        ([("json", b'{"label": [0, 2]}'), ("json", b'{"label": []}')], {"problem_type": MULTI}, ["0", "2"],
+         [[1, 1], [0, 0]]),
+        ([("json", b'{"label": [0, 0, 1]}')], {"problem_type": MULTI}, ["0", "1", "2"], [[0, 0, 1]]),
+        ([("json", b'{"label": 0.5}'), ("json", b'{"label": 2}')], {"problem_type": REGRESSION}, ["label"], [0.5, 2.0]),
+        ([("txt", b"-0.5")], {"problem_type": REGRESSION}, ["txt"], [-0.5]),
+    ],
+)  # fmt: skip
+def test_labels_of_every_form(tmp_path, labels, options, classes, expected):
+    ours = source(write_shard(tmp_path / "a.tar", labelled(*labels)), **options)
+    assert ours.classes == classes
+    assert ours.labels.tolist() == expected
+
+
+def test_a_choice_among_several_labels_and_images(tmp_path):
+    members = {
+        "0.jpg": encoded("red", 0, "JPEG"), "0.png": encoded("blue", 0), "0.cls": b"4",
+        "0.txt": b"a red square", "0.json": json.dumps({"label": "red", "size": 3}).encode(),
+    }  # fmt: skip
+    path = write_shard(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match=r"several columns that can be the image: jpg, png. .*data.image_column=jpg"):
+        source(path)
+    ours = source(path, image_column="png")
+    assert np.array_equal(np.asarray(ours.image(0)), np.asarray(picture("blue", 0)))
+    assert ours.classes == ["4"]
+    for asked, name in (("cls", "4"), ("txt", "a red square"), ("json", "red"), ("label", "red"), ("size", "3")):
+        assert source(path, image_column="jpg", label_column=asked).classes == [name]
+    with pytest.raises(ValueError, match=r"has no labels named 'colour'. .* Found: cls, txt, label, size"):
+        source(path, image_column="png", label_column="colour")
+    with pytest.raises(ValueError, match=r"has no column 'webp'. Its columns: jpg, png"):
+        source(path, image_column="webp")
+
+
+def test_a_pickled_source_reads_the_same(tmp_path):
+    ours = source(write_shard(tmp_path / "a.tar", colour_members(2)))
+    again = pickle.loads(pickle.dumps(ours))
+    assert np.array_equal(np.asarray(again.image(3)), np.asarray(picture("green", 1)))
+    assert again.fingerprint() == ours.fingerprint()
+
+
+# --- what is left out or refused ----------------------------------------------------------------------
+
+
+def test_samples_that_cannot_be_used_are_left_out_by_name(tmp_path):
+    members = {
+        "a.png": encoded(), "a.cls": b"1", "b.jpg": truncated_jpeg(), "b.cls": b"1", "c.png": encoded(), "d.cls": b"1",
+        "e.png": encoded(), "e.cls": b"-1", "f.png": b"", "f.cls": b"1",
+    }  # fmt: skip
+    path = write_shard(tmp_path / "a.tar", members)
+    ours = source(path)
+    reasons = {file.path.removeprefix(f"{path}: "): file.reason for file in ours.skipped}
+    assert ours.labels.tolist() == [0]
+    assert reasons.pop("b.jpg").startswith("cannot be read as an image (image file is truncated")
+    assert reasons.pop("f.png").startswith("is not an image")
+    assert reasons == {
+        "c.png": "it has no label.",
+        "e.png": "it has no label.",
+        "d": "it has no image (one of jpg, jpeg, png, webp).",
+    }
+    with pytest.raises(ValueError, match=r"a.tar: c.png: it has no label. \(5 such files; strict is on.\)"):
+        source(path, strict=True)
+
+
+def test_a_name_that_comes_twice_is_two_samples(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for ending, content in (("png", encoded("red", 1)), ("cls", b"1"), ("png", encoded("red", 2)), ("cls", b"2")):
+            member = tarfile.TarInfo(f"a.{ending}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert source(tmp_path / "a.tar").classes == ["1", "2"]
+
+
+@pytest.mark.parametrize("where", ["in the data of a member", "in a header", "between members"])
+def test_the_whole_samples_of_a_truncated_shard_are_used_and_the_rest_is_reported(tmp_path, where):
+    path = write_shard(tmp_path / "a.tar", colour_members(2))
+    with tarfile.open(path) as archive:
+        member = archive.getmember("green-1.png")  # the fourth sample
+    end = {"in the data of a member": member.offset_data + 50, "in a header": member.offset + 50}
+    content = path.read_bytes()[: end.get(where, member.offset)]
+    path.write_bytes(content)
+    ours = source(path, write_shard(tmp_path / "b.tar", colour_members(1)))
+    assert ours.labels.tolist() == [0, 0, 1, 0, 1, 2]
+    assert np.array_equal(np.asarray(ours.image(2)), np.asarray(picture("green", 0)))
+    assert [file.path for file in ours.skipped] == [str(path)]
+    assert "truncated" in ours.skipped[0].reason
+    assert ours.skipped[0].reason.endswith("Its 3 whole samples are used.")
+    with pytest.raises(ValueError, match=r"a.tar: It is truncated .* \(1 such files; strict is on.\)"):
+        source(path, strict=True)
+
+
+def test_a_label_cut_off_at_the_end_of_a_shard_takes_its_image_along(tmp_path):
+    path = write_shard(tmp_path / "a.tar", colour_members(2))
+    with tarfile.open(path) as archive:
+        member = archive.getmember("red-1.cls")
+    path.write_bytes(path.read_bytes()[: member.offset + 10])
+    part = shard_part("val", [path])
+    assert len(StoredImages(part, labels_needed=True).labels) == 5
+
+
+def test_a_damaged_header_ends_a_shard(tmp_path):
+    path = write_shard(tmp_path / "a.tar", colour_members(2))
+    with tarfile.open(path) as archive:
+        offset = archive.getmember("green-1.png").offset
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 100] = b"\xff" * 100
+    path.write_bytes(content)
+    ours = source(path)
+    assert len(ours.labels) == 3
+    assert ours.skipped[0].reason.startswith(f"It is truncated or damaged after byte {offset}")
+
+
+def test_a_shard_that_is_no_archive_is_left_out_beside_good_ones_and_refused_alone(tmp_path):
+    bad, good = write_text(tmp_path / "a.tar"), write_shard(tmp_path / "b.tar", colour_members(1))
+    ours = source(bad, good)
+    assert len(ours.labels) == 3
+    assert ours.skipped[0].path == str(bad)
+    with pytest.raises(ValueError, match=r"a.tar gives no samples. It is not a tar archive"):
+        source(bad)
+    (tmp_path / "c.tar").touch()
+    with pytest.raises(ValueError, match=r"c.tar gives no samples. It is not a tar archive \(empty file\)"):
+        source(tmp_path / "c.tar")
+    with tarfile.open(tmp_path / "d.tar", "w:gz") as archive:
+        archive.add(good, "x.png")
+    with pytest.raises(ValueError, match=r"d.tar gives no samples. .* Unpack it first: a compressed shard"):
+        source(tmp_path / "d.tar")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({}, r"a.tar has no images. A sample needs one of: .jpg, .jpeg, .png, .webp"),
+        ({"a.cls": b"1"}, r"a.tar has no images"),
+        ({"a.png": encoded()}, r"a.tar has no labels. A sample needs a .cls, .* Found: none"),
+        ({"a.png": encoded(), "a.json": b"{}"}, r"a.tar has no labels. .* Found: none"),
+        ({"a.png": encoded(), "a.json": b"{"}, r"a.tar: a.json cannot be read as a label \("),
+        ({"a.png": encoded(), "a.json": b"[1]"}, r"a.tar has no labels"),
+        ({"a.png": encoded(), "a.cls": b"\xff"}, r"a.tar: a.cls cannot be read as a label \("),
+        ({"a.png": encoded(), "a.txt": b"a\nb"}, r"a.tar: a.txt cannot be read as a label \(it has several lines\)"),
+    ],
+)
+def test_a_shard_without_images_or_labels_is_refused(tmp_path, members, message):
+    with pytest.raises(ValueError, match=message):
+        source(write_shard(tmp_path / "a.tar", members))
+
+
+@pytest.mark.parametrize("change", ["cut", "overwritten", "swapped", "removed"])
+def test_a_shard_that_breaks_in_the_middle_of_an_epoch_is_named_with_the_member(tmp_path, change):
+    path = write_shard(tmp_path / "a.tar", colour_members(2))
+    ours = source(path)
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        member = archive.getmember("red-0.png")
+    if change == "removed":
+        path.unlink()
+    else:
+        if change == "cut":
+            del content[member.offset_data + 100 :]
+        elif change == "overwritten":
+            content[member.offset_data + 100 : member.offset_data + 110] = b"\0" * 10
+        else:
+            write_shard(path, colour_members(2, seed=1))
+            content = bytearray(path.read_bytes())
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a.tar: red-0.png: ") as caught:
+        ours.image(4)
+    if change == "cut":
+        assert f"the shard ends inside of it, after 100 of {member.size} bytes" in str(caught.value)
+    elif change != "removed":
+        assert "not what it was when the data was opened" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["image", "label"])
+def test_the_fingerprint_changes_with(tmp_path, change):
+    members = colour_members(1)
+    before = source(write_shard(tmp_path / "a.tar", members)).fingerprint()
+    assert source(write_shard(tmp_path / "b.tar", members)).fingerprint() == before
+    members.update({"red-0.png": encoded("red", 9)} if change == "image" else {"red-0.cls": b"1"})
+    assert source(write_shard(tmp_path / "a.tar", members)).fingerprint() != before
+
+
+# --- over the web -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Web:
+    """Files on a server, what was asked, and how it behaves."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    ranges: list[str | None] = field(default_factory=list)
+    stop_after: list[int] = field(default_factory=list)  # bytes of an answer, for the next answers
+    knows_ranges: bool = True
+    address: str = ""
+
+
+def handler_for(web: Web) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            name, asked = self.path.partition("?")[0][1:], self.headers.get("Range")
+            web.ranges.append(asked)
+            if name not in web.files:
+                self.send_error(403 if name == "secret.tar" else 404)
+                return
+            content, etag = web.files[name], f'"{hash(web.files[name])}"'
+            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and web.knows_ranges else 0
+            if self.headers.get("If-Range") != etag:
+                start = 0
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("ETag", etag)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            end = start + web.stop_after.pop(0) if web.stop_after else len(content)
+            self.wfile.write(content[start:end])
+
+    return Handler
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch) -> Iterator[Web]:
+    monkeypatch.setenv("DEIT_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    served = Web()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(served))
+    served.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def shard_bytes(tmp_path: Path, seed: int = 0) -> bytes:
+    return write_shard(tmp_path / "made.tar", colour_members(1, seed=seed)).read_bytes()
+
+
+def test_shards_are_fetched_once_into_the_cache(tmp_path, web):
+    web.files = {"a-0.tar": shard_bytes(tmp_path), "a-1.tar": shard_bytes(tmp_path, 5)}
+    addresses = expand_braces(f"{web.address}/a-{{0..1}}.tar?key=7")
+    seen: list[tuple[int, int]] = []
+    paths = fetch_shards(addresses, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert [path.read_bytes() for path in paths] == list(web.files.values())
+    assert all(path.is_relative_to(tmp_path / "cache") for path in paths)
+    web.files.clear()  # as without a network
+    assert fetch_shards(addresses) == paths
+    assert len(web.ranges) == 2
+    ours = source(*paths)
+    assert np.array_equal(np.asarray(ours.image(5)), np.asarray(picture("red", 5)))
+    assert not list((tmp_path / "cache").rglob("*.part*"))
+
+
+def test_a_connection_that_ends_early_is_gone_on_with(tmp_path, web):
+    web.files["a.tar"] = shard_bytes(tmp_path)
+    web.stop_after = [1000, 500]
+    (path,) = fetch_shards([f"{web.address}/a.tar"])
+    assert path.read_bytes() == web.files["a.tar"]
+    assert web.ranges == [None, "bytes=1000-", "bytes=1500-"]
+
+
+def test_what_could_not_be_fetched_is_gone_on_with_by_the_next_run(tmp_path, web):
+    web.files["a.tar"] = shard_bytes(tmp_path)
+    web.stop_after = [1000, 0, 0, 0]
+    with pytest.raises(
+        ConnectionError, match=r"a.tar cannot be fetched .*; 1000 bytes are here. .* it goes on from there"
+    ):
+        fetch_shards([f"{web.address}/a.tar?key=7"])
+    assert not list((tmp_path / "cache").rglob("*.tar"))
+    (path,) = fetch_shards([f"{web.address}/a.tar?key=7"])
+    assert web.ranges[-1] == "bytes=1000-"
+    assert path.read_bytes() == web.files["a.tar"]
+
+
+@pytest.mark.parametrize("case", ["another version on the server", "a server without ranges", "a part without version"])
+def test_a_part_that_does_not_fit_is_fetched_again_whole(tmp_path, web, case):
+    web.files["a.tar"] = shard_bytes(tmp_path)
+    web.stop_after = [1000, 0, 0, 0]
+    with pytest.raises(ConnectionError):
+        fetch_shards([f"{web.address}/a.tar"])
+    if case == "another version on the server":
+        web.files["a.tar"] = shard_bytes(tmp_path, 8)
+    elif case == "a server without ranges":
+        web.knows_ranges = False
+    else:
+        (note,) = (tmp_path / "cache").rglob("*.version")
+        note.unlink()
+    (path,) = fetch_shards([f"{web.address}/a.tar"])
+    assert path.read_bytes() == web.files["a.tar"]
+
+
+def test_two_that_want_the_same_shard_fetch_it_once(tmp_path, web):
+    web.files["a.tar"] = shard_bytes(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch_shards([f"{web.address}/a.tar"]), range(4)))
+    assert all(paths == found[0] for paths in found)
+    assert found[0][0].read_bytes() == web.files["a.tar"]
+    assert len(web.ranges) == 1
+    assert not list((tmp_path / "cache").rglob("*.part*"))
+
+
+def test_errors_of_the_web_are_said_in_one_line(tmp_path, web, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"There is no http://.*/none.tar \(error 404\). Check the address"):
+        fetch_shards([f"{web.address}/none.tar?key=7"])
+    with pytest.raises(PermissionError, match=r"The server refuses http://.*/secret.tar \(error 403\)"):
+        fetch_shards([f"{web.address}/secret.tar"])
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(
+            ConnectionError, match=r"/a.tar cannot be fetched \(.*Connection refused\); 0 bytes are here"
+        ):
+            fetch_shards([f"http://127.0.0.1:{unused.getsockname()[1]}/a.tar?key=7"])
+    for address in ("s3://bucket/a.tar", "pipe:cat a.tar", "ftp://host/a.tar"):
+        with pytest.raises(ValueError, match="cannot be opened: shards come from http, https or files"):
+            fetch_shards([address])
+    (tmp_path / "full").write_text("a file, not a folder")
+    monkeypatch.setenv("DEIT_CACHE", str(tmp_path / "full"))
+    with pytest.raises(OSError, match=r"a.tar cannot be kept in .* environment variable DEIT_CACHE"):
+        fetch_shards([f"{web.address}/a.tar"])
+
+
+def test_images_are_read_from_other_formats_too(tmp_path):
+    members: dict[str, bytes] = {}
+    for kind in ("jpeg", "webp"):
+        file = io.BytesIO()
+        picture("green", 3).save(file, kind)
+        members.update({f"{kind}.{kind}": file.getvalue(), f"{kind}.cls": b"0"})
+    ours = source(write_shard(tmp_path / "a.tar", members))
+    assert all(isinstance(ours.image(i), Image.Image) for i in range(2))
+    assert shards.IMAGE_ENDINGS == ("jpg", "jpeg", "png", "webp")
