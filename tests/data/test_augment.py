@@ -1,14 +1,20 @@
-"""The variations of training images: timm's own, with the paper's arguments, is the oracle."""
+"""The variations of training images: timm with the paper's arguments, and torchvision's pieces, are the oracles."""
 
 from __future__ import annotations
 
+import pickle
+import random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 from timm.data import Mixup, create_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import transforms
+from torchvision.transforms import functional as tvf
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.data.augment import Augmentation, BatchMixer, build_transform
@@ -16,6 +22,9 @@ from deit.data.random_state import seeded
 from tests.data.pictures import COLOURS, picture
 
 PLAIN = {"flip_rate": 0.0, "rand_augment": "", "erase_rate": 0.0}
+WHOLE = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+THREE: dict[str, Any] = {"three_augment": True, "color_jitter": 0.3, "rand_augment": "", "erase_rate": 0.0}
+UNSCALED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def timm_pipeline(image_size: int) -> Any:
@@ -67,24 +76,65 @@ def test_every_view_equals_timms_with_the_papers_arguments():
 def test_settings_reach_timm():
     """With the random parts off or certain, what is left can be told by hand."""
     image = picture("green", height=24, width=24)
-    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
     mean, std = (0.5, 0.25, 0.125), (0.5, 0.25, 2.0)
     expected = (np.asarray(image).transpose(2, 0, 1) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-    plain = build_transform(Augmentation(**PLAIN, **whole), (24, 24), mean, std)(image)
+    plain = build_transform(Augmentation(**PLAIN, **WHOLE), (24, 24), mean, std)(image)
     assert np.allclose(plain.numpy(), expected, atol=1e-6)
-    mirrored = build_transform(Augmentation(**{**PLAIN, "flip_rate": 1.0}, **whole), (24, 24), mean, std)(image)
+    mirrored = build_transform(Augmentation(**{**PLAIN, "flip_rate": 1.0}, **WHOLE), (24, 24), mean, std)(image)
     assert torch.equal(mirrored, plain.flip(-1))
     with seeded(0):
-        erased = build_transform(Augmentation(**{**PLAIN, "erase_rate": 1.0}, **whole), (24, 24), mean, std)(image)
+        erased = build_transform(Augmentation(**{**PLAIN, "erase_rate": 1.0}, **WHOLE), (24, 24), mean, std)(image)
     rows, columns = np.nonzero((erased != plain).any(0).numpy())
     inside = (slice(None), slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
     assert 0.02 * 24 * 24 <= len(rows) <= 0.34 * 24 * 24
     assert bool((erased[inside] != plain[inside]).all())  # one rectangle, every pixel another
 
 
+def test_a_view_can_be_written_into_its_place_in_a_batch():
+    transform = build_transform(Augmentation(erase_rate=1.0), (16, 24), IMAGENET_MEAN, IMAGENET_STD)
+    batch = torch.full((3, 3, 16, 24), 7.0)
+    with seeded(1):
+        expected = transform(picture())
+    with seeded(1):
+        written = transform(picture(), batch[1])
+    assert torch.equal(batch[1], expected)
+    assert written.data_ptr() == batch[1].data_ptr()
+    assert bool((batch[[0, 2]] == 7).all())
+
+
+@pytest.mark.parametrize("settings", [{}, THREE, {"crop": "simple"}, {"crop": "padded"}])
+def test_a_transform_can_be_sent_to_another_process(settings):
+    transform = build_transform(Augmentation(**settings), (16, 16), IMAGENET_MEAN, IMAGENET_STD)
+    sent = pickle.loads(pickle.dumps(transform))
+    for view in range(5):
+        with seeded(view):
+            expected = transform(picture())
+        with seeded(view):
+            assert torch.equal(sent(picture()), expected)
+
+
+def test_random_erasing_equals_timms_on_the_normalized_pixels():
+    settings = {**PLAIN, **WHOLE, "erase_rate": 0.25}
+    erasing = build_transform(Augmentation(**settings), (32, 32), IMAGENET_MEAN, IMAGENET_STD)
+    plain = build_transform(Augmentation(**{**settings, "erase_rate": 0.0}), (32, 32), IMAGENET_MEAN, IMAGENET_STD)
+    oracle = RandomErasing(0.25, min_area=0.02, max_area=1 / 3, min_aspect=0.3, mode="pixel", max_count=1, device="cpu")
+    image = picture(height=32, width=32)
+    erased = 0
+    for view in range(100):
+        with seeded(view):
+            shown = erasing(image)
+        with seeded(view):
+            expected = plain(image)
+            before = expected.clone()
+            oracle(expected)  # in place
+        assert torch.equal(shown, expected)
+        erased += not torch.equal(shown, before)
+    assert 10 <= erased <= 42  # 25 expected; 4 standard deviations
+
+
 def test_posterize_to_0_bits_gives_a_black_image():
     pipeline: Any = build_transform(Augmentation(), (16, 16), IMAGENET_MEAN, IMAGENET_STD)
-    operations = pipeline.transforms[2].ops
+    operations = pipeline.image_steps[2].ops
     (posterize,) = [operation.aug_fn for operation in operations if operation.name == "PosterizeIncreasing"]
     image = picture()
     assert np.asarray(posterize(image, 0)).max() == 0
@@ -134,10 +184,123 @@ def test_a_padded_crop_resizes_images_of_another_size_first():
     assert shown[0].mean() > shown[1].mean() + 0.2
 
 
+def test_a_simple_crop_cuts_a_square_of_the_resized_image_with_a_mirrored_border():
+    """DeiT III's: the shorter side becomes the model's, and 4 mirrored pixels stand around the image."""
+    transform = build_transform(Augmentation(crop="simple", **PLAIN), (16, 16), *UNSCALED)
+    image = picture(height=40, width=60)
+    resized = np.asarray(image.resize((24, 16), Image.Resampling.BICUBIC))
+    padded = np.pad(resized, ((4, 4), (4, 4), (0, 0)), mode="reflect").transpose(2, 0, 1) / np.float32(255)
+    places = set()
+    for view in range(300):
+        with seeded(view):
+            shown = transform(image).numpy()
+        assert shown.shape == (3, 16, 16)
+        windows = [(top, left) for top in range(9) for left in range(17)]
+        found = [(t, c) for t, c in windows if np.array_equal(padded[:, t : t + 16, c : c + 16], shown)]
+        assert len(found) == 1
+        places.update(found)
+    assert {top for top, _ in places} == set(range(9))
+    assert {left for _, left in places} == set(range(17))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (24, 16)])
+def test_a_simple_crop_fills_a_model_that_is_not_square(size):
+    transform = build_transform(Augmentation(crop="simple", **PLAIN), size, *UNSCALED)
+    assert transform(picture(height=20, width=20)).shape == (3, *size)
+
+
+# --- 3-Augment ----------------------------------------------------------------------------------------
+
+
+def three_augment_by_hand(image: Image.Image) -> torch.Tensor:
+    """DeiT III's views of torchvision's pieces, with timm's crop, whose numbers come from Python's generator."""
+
+    def blur(image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+    def solarize(image: Image.Image) -> Image.Image:
+        return tvf.solarize(image, 128)
+
+    def grey(image: Image.Image) -> Image.Image:
+        return tvf.rgb_to_grayscale(image, num_output_channels=3)
+
+    image = RandomResizedCropAndInterpolation(48, interpolation="bicubic")(image)
+    image = transforms.RandomHorizontalFlip()(image)
+    image = random.choice([solarize, grey, blur])(image)
+    image = transforms.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3)(image)
+    return transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)(transforms.ToTensor()(image))
+
+
+def test_three_augment_equals_the_steps_of_deit_iii_put_together_by_hand():
+    transform = build_transform(Augmentation(**THREE), (48, 48), IMAGENET_MEAN, IMAGENET_STD)
+    for view in range(60):
+        image = picture(COLOURS[view % 3], view, height=50, width=70)
+        with seeded(view):
+            shown = transform(image)
+        with seeded(view):
+            assert torch.equal(shown, three_augment_by_hand(image)), view
+
+
+def test_three_augment_equals_timms_3a():
+    ours = build_transform(Augmentation(**THREE), (48, 48), IMAGENET_MEAN, IMAGENET_STD)
+    oracle: Any = create_transform(48, is_training=True, auto_augment="3a", color_jitter=0.3, interpolation="bicubic")
+    for view in range(30):
+        image = picture(COLOURS[view % 3], view, height=70, width=50)
+        with seeded(view):
+            shown = ours(image)
+        with seeded(view):
+            assert torch.equal(shown, oracle(image)), view
+
+
+def test_three_augment_takes_exactly_one_of_the_three_equally_often():
+    settings = Augmentation(**{**PLAIN, **WHOLE, "three_augment": True})
+    transform = build_transform(settings, (12, 12), *UNSCALED)
+    image = picture(height=12, width=12)
+    solarized = np.asarray(ImageOps.solarize(image, 128))
+    counts = {"grey": 0, "solarized": 0, "blurred": 0}
+    for view in range(900):
+        with seeded(view):
+            shown = (transform(image).numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
+        if (shown == shown[..., :1]).all():
+            assert np.array_equal(shown[..., 0], np.asarray(image.convert("L")))
+            counts["grey"] += 1
+        elif np.array_equal(shown, solarized):
+            counts["solarized"] += 1
+        else:
+            assert np.abs(shown.mean((0, 1)) - np.asarray(image).mean((0, 1))).max() < 2
+            counts["blurred"] += 1
+    chi_square = sum((count - 300) ** 2 / 300 for count in counts.values())
+    assert chi_square < 13.8, counts  # two degrees of freedom: one in a thousand is larger
+
+
+def test_colour_jitter_changes_each_of_three_properties_by_the_factor_at_most():
+    """On a grey image contrast and saturation do next to nothing, and brightness shows itself."""
+    settings = Augmentation(**{**PLAIN, **WHOLE, "color_jitter": 0.3})
+    transform = build_transform(settings, (8, 8), *UNSCALED)
+    image = Image.new("RGB", (8, 8), (100, 100, 100))
+    factors = []
+    for view in range(300):
+        with seeded(view):
+            shown = transform(image)
+        assert float(shown.max() - shown.min()) == 0
+        factors.append(float(shown[0, 0, 0]) * 255 / 100)
+    assert 0.68 <= min(factors) < 0.72
+    assert 1.28 < max(factors) <= 1.32
+    assert np.mean(factors) == pytest.approx(1, abs=0.04)  # uniform: standard error 0.01
+
+
+# --- what is refused ----------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop": "center"}, "augment.crop must be 'resized' or 'padded'. Received: 'center'"),
+        ({"crop": "center"}, "augment.crop must be one of resized, padded, simple. Received: 'center'"),
+        ({"color_jitter": 1.1, "rand_augment": ""}, "augment.color_jitter must lie between 0 and 1. Received: 1.1"),
+        ({"color_jitter": 0.3}, "augment.color_jitter is not used together with augment.rand_augment.* color_jitter=0"),
+        ({"three_augment": True}, "three_augment takes the place of augment.rand_augment.* Pass rand_augment=''"),
+        ({"num_repeats": 0}, "augment.num_repeats must be at least 1. Received: 0"),
+        ({"mixup_alpha": float("nan")}, "augment.mixup_alpha must be at least 0. Received: nan"),
         ({"flip_rate": 1.5}, "augment.flip_rate must lie between 0 and 1. Received: 1.5"),
         ({"erase_rate": -0.1}, "augment.erase_rate must lie between 0 and 1. Received: -0.1"),
         ({"mix_rate": 2}, "augment.mix_rate must lie between 0 and 1. Received: 2"),
@@ -203,6 +366,87 @@ def test_mixing_equals_timms_under_the_same_random_state(settings):
         assert torch.equal(targets, expected_targets)
         shares.add(round(targets[1].max().item(), 6))
     assert len(shares) > 5  # images 1 and 2 have different labels
+
+
+def test_on_a_batch_of_several_processes_each_part_is_mixed_in_its_own_way():
+    mixer = BatchMixer(Augmentation(), 3, 0.1, seed=5)
+    first, second = mixer(*batch(), 3, 0), mixer(*batch(), 3, 1)
+    assert torch.equal(first[0], mixer(*batch(), 3)[0])
+    assert not torch.equal(first[0], second[0])
+    assert torch.equal(second[0], mixer(*batch(), 3, part=1)[0])
+    assert torch.equal(second[1], mixer(*batch(), 3, part=1)[1])
+
+
+def test_an_odd_batch_cannot_be_mixed():
+    with pytest.raises(ValueError, match=r"even number of images in each process's batch. Received: 3. .*mix_rate=0"):
+        BatchMixer(Augmentation(), 3, 0.1, seed=0)(*batch(3), 0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_several_labels_are_mixed_as_timm_mixes_them(smoothing):
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])
+    mixer = BatchMixer(Augmentation(), 3, smoothing, seed=5)
+    oracle = Mixup(
+        mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=smoothing, num_classes=3, multi_label=True, mode="batch"
+    )
+    for step in range(10):
+        pixels, _ = batch()
+        mixed, targets = mixer(pixels, labels, step)
+        with seeded(5, 1, step):
+            expected_pixels, expected_targets = oracle(pixels.clone(), labels)
+        assert torch.equal(mixed, expected_pixels)
+        assert torch.equal(targets, expected_targets)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_values_are_mixed_as_the_pixels_are_shared_and_never_smoothed(smoothing):
+    pixels = torch.cat([torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)])
+    values = torch.tensor([10.0, -30.0])
+    for step in range(10):
+        mixed, targets = BatchMixer(Augmentation(), 1, smoothing, seed=0)(pixels, values, step)
+        share = 1 - mixed[0].mean().item()
+        assert targets.tolist() == pytest.approx(
+            [10 * share - 30 * (1 - share), -30 * share + 10 * (1 - share)], abs=1e-4
+        )
+        assert targets.dtype == torch.float32
+
+
+def test_a_rectangle_cut_at_the_border_counts_with_the_area_that_is_left(monkeypatch):
+    """A share of 0.36 asks for a side of 0.8: 8 of 10 rows and 16 of 20 columns around the point drawn, (1, 19).
+
+    Of the rows -3 to 4 five are inside, of the columns 11 to 26 nine: 45 of 200 pixels, a share of 0.775.
+    """
+    draws = iter([1, 19])
+    monkeypatch.setattr(np.random, "rand", lambda *size: 0.0)
+    monkeypatch.setattr(np.random, "beta", lambda a, b: 0.36)
+    monkeypatch.setattr(np.random, "randint", lambda *limits, **_: next(draws))
+    pixels = torch.cat([torch.zeros(1, 3, 10, 20), torch.ones(1, 3, 10, 20)])
+    mixer = BatchMixer(Augmentation(mixup_alpha=0.0), 2, 0.0, seed=0)
+    mixed, targets = mixer(pixels, torch.tensor([0, 1]), 0)
+    expected = torch.zeros(10, 20)
+    expected[0:5, 11:20] = 1
+    assert torch.equal(mixed[0], expected.expand(3, 10, 20))
+    assert torch.equal(mixed[1], 1 - expected.expand(3, 10, 20))
+    assert targets.flatten().tolist() == pytest.approx([0.775, 0.225, 0.225, 0.775], abs=1e-6)
+
+
+def test_mixing_happens_as_often_and_as_strongly_as_the_settings_say():
+    """Half the mixed batches are cut; Mixup's share has the mean 1/2 and the variance of Beta(0.8, 0.8), 1 / 10.4."""
+    mixer = BatchMixer(Augmentation(mix_rate=0.6), 2, 0.0, seed=0)
+    pixels = torch.cat([torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)])
+    cut, shares = 0, []
+    for step in range(1500):
+        mixed, targets = mixer(pixels, torch.tensor([0, 1]), step)
+        values = mixed[0].unique()
+        if len(values) == 2:
+            cut += 1
+        elif 0 < values[0] < 1:
+            shares.append(float(targets[0, 0]))
+    # A rectangle may be empty or hold everything: of 450 expected some do not show.
+    assert 350 <= cut <= 500
+    assert 450 - 71 <= len(shares) <= 450 + 71  # 4 standard deviations
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.06)
+    assert np.var(shares) == pytest.approx(1 / 10.4, rel=0.15)
 
 
 def test_mixing_leaves_the_given_batch_alone():

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
+from timm.data.distributed_sampler import RepeatAugSampler
 
 from deit.core.image_processor import evaluation_processor
+from deit.core.images import ImageError
 from deit.data.augment import Augmentation, build_transform
-from deit.data.loader import EvaluationBatches, StepOrder, default_workers, training_batches
+from deit.data.loader import Batch, EvaluationBatches, StepOrder, default_workers, training_batches, view_key
 from deit.data.random_state import seeded
 from deit.data.sources import ArraySource
 
@@ -24,8 +33,21 @@ def source(count: int = 10) -> ArraySource:
     return ArraySource(images, np.arange(count) % 3)
 
 
-def order(first: int, last: int, *, images: int = 10, batch: int = 3, seed: int = 0) -> list[list[Any]]:
-    return list(StepOrder(images, batch, seed, first, last))
+def order(first: int, last: int, *, images: int = 10, batch: int = 3, seed: int = 0, **others: int) -> list[list[Any]]:
+    return list(StepOrder(images, batch, seed, first, last, **others))
+
+
+class Images:
+    """A source made of what a test says."""
+
+    def __init__(self, labels: npt.NDArray[Any], image: Callable[[int], Image.Image] | None = None) -> None:
+        self.classes = ["a", "b", "c"]
+        self.labels = labels
+        self.problem_type = "single_label_classification"
+        self.image = image or source(len(labels)).image
+
+    def fingerprint(self) -> str:
+        return ""
 
 
 # --- StepOrder ----------------------------------------------------------------------------------------
@@ -37,20 +59,20 @@ def test_the_batches_of_an_epoch_are_disjoint_and_leave_out_less_than_a_batch(im
     for epoch in range(3):
         steps = order(epoch * per_epoch, (epoch + 1) * per_epoch, images=images, batch=batch)
         assert [len(step) for step in steps] == [batch] * per_epoch
-        indices = [index for step in steps for _, _, index in step]
+        indices = [index for step in steps for _, _, index, _ in step]
         assert len(set(indices)) == per_epoch * batch
         assert set(indices) <= set(range(images))
 
 
 def test_every_view_carries_the_seed_its_epoch_and_plain_numbers():
     for step, views in enumerate(order(0, 7, seed=4)):
-        assert {(seed, epoch) for seed, epoch, _ in views} == {(4, step // 3)}
+        assert {(seed, epoch, repeat) for seed, epoch, _, repeat in views} == {(4, step // 3, 0)}
         assert all(type(number) is int for view in views for number in view)
 
 
 def test_another_epoch_and_another_seed_have_another_order():
     def indices(steps: list[list[Any]]) -> list[int]:
-        return [index for step in steps for _, _, index in step]
+        return [index for step in steps for _, _, index, _ in step]
 
     first = indices(order(0, 3))
     assert first != sorted(first)
@@ -75,36 +97,122 @@ def test_fewer_images_than_a_batch_needs_are_refused():
         StepOrder(3, 4, 0, 0, 1)
 
 
+# --- StepOrder: repeated augmentation and several processes -------------------------------------------
+
+
+def numbers(steps: list[list[Any]]) -> list[tuple[int, int]]:
+    """Number and repeat of every view."""
+    return [(index, repeat) for step in steps for _, _, index, repeat in step]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_repeats", [1, 3])
+def test_every_process_sees_the_images_of_the_papers_sampler_in_its_order(monkeypatch, world_size, num_repeats):
+    """timm's copy of it, under our permutation. It stops at a multiple of 256 images, and ours at whole batches."""
+    permutation = np.random.default_rng((5, 2)).permutation(600)
+    monkeypatch.setattr(torch, "randperm", lambda count, generator: torch.from_numpy(permutation))
+    for rank in range(world_size):
+        sampler: Any = RepeatAugSampler(range(600), world_size, rank, num_repeats=num_repeats)
+        theirs = list(sampler)
+        assert len(theirs) == 512 // world_size
+        steps = order(24, 36, images=600, batch=48, seed=5, num_repeats=num_repeats, rank=rank, world_size=world_size)
+        ours = [index for index, _ in numbers(steps)]
+        assert len(ours) == 12 * 48 // world_size
+        assert ours[: len(theirs)] == theirs
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_the_entries_of_every_process_follow_the_formula_worked_out_by_hand(world_size):
+    """Entry e of the epoch is repeat e % 3 of image permutation[e // 3]; process r has r, r + W, r + 2 W, ..."""
+    permutation = np.random.default_rng((0, 1)).permutation(50).tolist()
+    for rank in range(world_size):
+        steps = order(6, 12, images=50, batch=8, num_repeats=3, rank=rank, world_size=world_size)
+        expected = [(permutation[e // 3], e % 3) for e in range(rank, 48, world_size)]
+        assert numbers(steps) == expected
+
+
+@pytest.mark.parametrize(("num_repeats", "world_size"), [(1, 2), (3, 2), (3, 4), (4, 12), (12, 3)])
+def test_the_views_of_a_step_do_not_depend_on_the_number_of_processes(num_repeats, world_size):
+    alone = order(0, 8, images=30, batch=12, num_repeats=num_repeats)
+    parts = [
+        order(0, 8, images=30, batch=12, num_repeats=num_repeats, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for step, views in enumerate(alone):
+        assert sorted(view for part in parts for view in part[step]) == sorted(views)
+        assert [part[step] for part in parts] == [views[rank::world_size] for rank in range(world_size)]
+
+
+def test_the_repeats_of_an_image_lie_on_different_processes():
+    parts = [order(0, 4, images=40, batch=8, num_repeats=3, rank=rank, world_size=4) for rank in range(4)]
+    for step in range(4):
+        for part in parts:
+            shown = [index for _, _, index, _ in part[step]]
+            assert len(set(shown)) == len(shown)
+
+
+def test_an_epoch_of_repeats_keeps_its_length_and_shows_a_third_of_the_images():
+    steps = order(0, 12, images=50, batch=4, num_repeats=3)
+    assert StepOrder(50, 4, 0, 0, 0, num_repeats=3).steps_per_epoch == 12
+    counts = np.unique([index for index, _ in numbers(steps)], return_counts=True)[1]
+    assert counts.tolist() == [3] * 16
+    assert len(set(numbers(steps))) == 48
+
+
+@pytest.mark.parametrize(("images", "batch"), [(8, 8), (5, 4), (3, 2), (1, 1)])
+def test_a_small_data_set_is_repeated_too(images, batch):
+    """The paper's sampler gives nothing below 256 images."""
+    (first, *_) = order(0, 1, images=images, batch=batch, num_repeats=3)
+    assert len(first) == batch
+    assert [repeat for _, _, _, repeat in first] == [i % 3 for i in range(batch)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch_size must be at least 1. Received: 0"),
+        ({"batch": 6, "world_size": 4}, "4 processes cannot share a batch of 6 evenly. Pass .* a multiple of 4"),
+        ({"num_repeats": 0}, "num_repeats must be at least 1. Received: 0"),
+        ({"rank": 2, "world_size": 2}, r"rank must lie in \[0, world_size\). Received: 2 of 2"),
+        ({"rank": -1}, "Received: -1 of 1"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        order(0, 1, **options)
+
+
 # --- training_batches ---------------------------------------------------------------------------------
 
 
-def training(num_workers: int, first: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def training(num_workers: int, first: int = 0, images: Any = None, **options: int) -> list[Batch]:
     transform = build_transform(Augmentation(), (16, 16), MEAN, STD)
-    steps = StepOrder(10, 3, 7, first, 6)
-    return [tuple(batch) for batch in training_batches(source(), transform, steps, num_workers=num_workers)]
+    steps = StepOrder(10, 3, 7, first, 6, **options)
+    return list(training_batches(images or source(), transform, steps, num_workers=num_workers))
 
 
-def assert_equal(ones: list[tuple[torch.Tensor, torch.Tensor]], others: list[tuple[torch.Tensor, torch.Tensor]]):
+def assert_equal(ones: list[Batch], others: list[Batch]) -> None:
     assert len(ones) == len(others)
-    for (pixels, labels), (other_pixels, other_labels) in zip(ones, others, strict=True):
-        assert torch.equal(pixels, other_pixels)
-        assert torch.equal(labels, other_labels)
+    for one, other in zip(ones, others, strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.targets, other.targets)
+        assert one.checksum == other.checksum
 
 
 def test_batches_hold_the_views_of_the_images_that_the_order_names():
     transform = build_transform(Augmentation(), (16, 16), MEAN, STD)
     images = source()
-    for (pixels, labels), views in zip(training(0), order(0, 6, seed=7), strict=True):
-        assert labels.tolist() == [index % 3 for _, _, index in views]
-        for row, (seed, epoch, index) in zip(pixels, views, strict=True):
+    for (pixels, labels, _), views in zip(training(0), order(0, 6, seed=7), strict=True):
+        assert labels.tolist() == [index % 3 for _, _, index, _ in views]
+        for row, (seed, epoch, index, _) in zip(pixels, views, strict=True):
             with seeded(seed, 0, epoch, index):
                 assert torch.equal(row, transform(images.image(index)))
 
 
 def test_an_image_looks_different_in_every_epoch():
     views: dict[int, list[bytes]] = {}
-    for (pixels, _), step in zip(training(0), order(0, 6, seed=7), strict=True):
-        for row, (_, _, index) in zip(pixels, step, strict=True):
+    for (pixels, _, _), step in zip(training(0), order(0, 6, seed=7), strict=True):
+        for row, (_, _, index, _) in zip(pixels, step, strict=True):
             views.setdefault(index, []).append(row.numpy().tobytes())
     twice = [pair for pair in views.values() if len(pair) == 2]
     assert len(twice) >= 8
@@ -132,9 +240,105 @@ def test_batches_from_the_middle_equal_those_of_the_whole_run():
     assert_equal(training(0, first=4), training(0)[4:])
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (3, 2), (8, 7), (64, 16)])
-def test_small_machines_prepare_images_in_the_main_process_and_large_ones_keep_a_core(monkeypatch, cores, workers):
+def test_every_repeat_of_an_image_is_another_view():
+    (batch, *_) = training(0, num_repeats=3)
+    ((index, _), *_) = numbers(order(0, 1, seed=7, num_repeats=3))
+    assert batch.targets.tolist() == [index % 3] * 3
+    transform = build_transform(Augmentation(), (16, 16), MEAN, STD)
+    for repeat, row in enumerate(batch.pixels):
+        with seeded(*view_key(7, 0, index, repeat)):
+            assert torch.equal(row, transform(source().image(index)))
+    assert len({row.numpy().tobytes() for row in batch.pixels}) == 3
+
+
+def test_processes_show_the_views_that_one_alone_shows():
+    whole = training(0)
+    parts = [training(0, rank=rank, world_size=3) for rank in range(3)]
+    for step, batch in enumerate(whole):
+        for rank in range(3):
+            assert torch.equal(parts[rank][step].pixels, batch.pixels[rank::3])
+            assert torch.equal(parts[rank][step].targets, batch.targets[rank::3])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.random.default_rng(0).integers(0, 2, (10, 3)).astype(np.float32), np.linspace(-1, 1, 10, dtype=np.float32)],
+    ids=["several labels", "values"],
+)
+def test_targets_of_every_kind_pass_through(labels):
+    for batch, views in zip(training(0, images=Images(labels)), order(0, 6, seed=7), strict=True):
+        assert batch.targets.dtype == torch.float32
+        assert np.array_equal(batch.targets.numpy(), labels[[index for _, _, index, _ in views]])
+
+
+def test_the_checksum_is_the_crc_of_a_sample_of_the_pixels_the_targets_and_the_views():
+    transform = build_transform(Augmentation(), (224, 224), MEAN, STD)
+    (batch,) = training_batches(source(), transform, StepOrder(10, 2, 7, 3, 4), num_workers=0)
+    (views,) = order(3, 4, batch=2, seed=7)
+    data = np.ascontiguousarray(batch.pixels.numpy()[:, :, ::16, ::16]).tobytes()
+    data += batch.targets.numpy().tobytes() + np.array(views, np.int64).tobytes()
+    assert batch.checksum == zlib.crc32(data)
+
+
+def test_the_checksum_tells_other_pixels_targets_and_views_apart():
+    changed = Images(source().labels, lambda i: Image.eval(source().image(i), lambda value: value // 2))
+    relabelled = Images((source().labels + 1) % 3)
+    batches = [training(0)[0], training(0, images=changed)[0], training(0, images=relabelled)[0]]
+    batches += [training(0, first=1)[0], training(0, num_repeats=3)[0], training(0, rank=1, world_size=3)[0]]
+    assert len({batch.checksum for batch in batches}) == len(batches)
+
+
+def an_image_that_breaks(error: Exception) -> Images:
+    """The eighth image that the order of seed 7 shows cannot be read."""
+    broken = numbers(order(0, 3, seed=7))[7][0]
+
+    def image(index: int) -> Image.Image:
+        if index == broken:
+            raise error
+        return source().image(index)
+
+    return Images(source().labels, image)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # PyTorch forks its workers
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ImageError("red/7.jpg cannot be read as an image. It may be truncated."),
+            "red/7.jpg cannot be read as an image. ",
+        ),
+        (FileNotFoundError(2, "No such file", "red/7.jpg"), "A training image cannot be read any more .*'red/7.jpg'"),
+    ],
+)
+def test_a_broken_image_is_reported_in_one_line_when_its_step_comes(num_workers, error, message):
+    transform = build_transform(Augmentation(), (16, 16), MEAN, STD)
+    batches = training_batches(
+        an_image_that_breaks(error), transform, StepOrder(10, 3, 7, 0, 6), num_workers=num_workers
+    )
+    seen: list[Batch] = []
+    with pytest.raises(ImageError, match=message) as caught:
+        seen.extend(batches)
+    assert "\n" not in str(caught.value)
+    assert_equal(seen, training(0)[:2])
+
+
+@pytest.mark.parametrize(
+    ("cores", "without_gpu", "with_gpu"), [(1, 0, 1), (2, 0, 2), (3, 2, 2), (8, 7, 7), (64, 16, 16)]
+)
+def test_small_machines_prepare_images_beside_a_gpu_alone_and_large_ones_keep_a_core(
+    monkeypatch, cores, without_gpu, with_gpu
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    assert default_workers() == without_gpu
+    assert default_workers(gpu=True) == with_gpu
+
+
+@pytest.mark.parametrize(("processes", "workers"), [("1", 16), ("8", 7), ("32", 0), ("999", 0)])
+def test_the_processes_of_torchrun_share_the_cores(monkeypatch, processes, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert default_workers() == workers
 
 
@@ -160,3 +364,64 @@ def test_an_evaluation_batch_needs_an_image(batch):
     processor = evaluation_processor((8, 8), crop_ratio=1.0, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match=f"batch_size must be at least 1. Received: {batch}"):
         EvaluationBatches(source(), processor, batch)
+
+
+@pytest.mark.parametrize(("images", "world_size"), [(10, 1), (10, 3), (9, 3), (2, 4)])
+def test_processes_together_evaluate_every_image_once_without_padding(images, world_size):
+    processor = evaluation_processor((8, 8), crop_ratio=0.8, mean=MEAN, std=STD)
+    whole = EvaluationBatches(source(images), processor, images)
+    ((pixels, labels),) = whole
+    for rank in range(world_size):
+        part = EvaluationBatches(source(images), processor, 2, rank=rank, world_size=world_size)
+        found = list(part)
+        assert len(found) == len(part)
+        own = pixels[rank::world_size]
+        assert sum(len(p) for p, _ in found) == len(own)
+        if found:
+            assert np.array_equal(np.concatenate([p for p, _ in found]), own)
+            assert np.array_equal(np.concatenate([t for _, t in found]), labels[rank::world_size])
+
+
+@pytest.mark.parametrize("cores", [1, 4])
+def test_evaluation_does_not_depend_on_the_number_of_threads_and_leaves_the_filters_of_warnings(monkeypatch, cores):
+    processor = evaluation_processor((8, 8), crop_ratio=0.8, mean=MEAN, std=STD)
+    expected = np.concatenate([pixels for pixels, _ in EvaluationBatches(source(50), processor, 50)])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    before = list(warnings.filters)
+    found = np.concatenate([pixels for pixels, _ in EvaluationBatches(source(50), processor, 7)])
+    assert np.array_equal(found, expected)
+    assert warnings.filters == before
+
+
+def test_images_that_are_padded_to_their_neighbours_are_prepared_together():
+    processor = evaluation_processor((8, 8), crop_ratio=0.8, mean=MEAN, std=STD)
+    processor.do_pad = True
+    ((pixels, _),) = EvaluationBatches(source(4), processor, 4)
+    images = [source(4).image(i) for i in range(4)]
+    assert np.array_equal(pixels, processor(images, return_tensors="np").pixel_values)
+
+
+def test_targets_of_an_evaluation_keep_their_kind():
+    labels = np.linspace(-1, 1, 5, dtype=np.float32)
+    processor = evaluation_processor((8, 8), crop_ratio=0.8, mean=MEAN, std=STD)
+    found = [targets for _, targets in EvaluationBatches(Images(labels), processor, 2)]
+    assert all(targets.dtype == np.float32 for targets in found)
+    assert np.array_equal(np.concatenate(found), labels)
+
+
+def test_a_broken_image_ends_an_evaluation_with_its_message():
+    processor = evaluation_processor((8, 8), crop_ratio=0.8, mean=MEAN, std=STD)
+    with pytest.raises(ImageError, match="it is gone"):
+        list(EvaluationBatches(an_image_that_breaks(ImageError("it is gone")), processor, 4))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(1, 1), (-1, 2), (0, 0)])
+def test_a_process_outside_of_the_group_is_refused(rank, world_size):
+    processor = evaluation_processor((8, 8), crop_ratio=1.0, mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match="rank must lie in"):
+        EvaluationBatches(source(), processor, 4, rank=rank, world_size=world_size)
+
+
+def test_evaluation_does_without_timm():
+    code = "import sys; sys.modules['timm'] = None; from deit.data.loader import EvaluationBatches"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deit.data.random_state import seeded
+from deit.data.random_state import random_state_kept, seeded, set_random_state
 
 
 def draw() -> tuple[float, float, float]:
@@ -81,3 +81,31 @@ def test_blocks_can_be_nested():
         draw()
         draw_with(2)
         assert draw() == expected
+
+
+def test_one_block_can_hold_many_states_and_puts_back_what_was_before_the_first():
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    # One of numpy's normal numbers is drawn ahead: it is part of the state.
+    np.random.normal()
+    expected = np.random.normal(), draw()
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    np.random.normal()
+    with random_state_kept():
+        drawn = []
+        for key in (1, 2, 1):
+            set_random_state(key)
+            drawn.append(draw())
+    assert drawn == [draw_with(1), draw_with(2), draw_with(1)]
+    assert (np.random.normal(), draw()) == expected
+
+
+def test_setting_a_state_forgets_normal_numbers_that_were_drawn_ahead():
+    set_random_state(3)
+    expected = random.gauss(0, 1), np.random.normal(), torch.randn(1).item()
+    random.gauss(0, 1)
+    set_random_state(3)
+    assert (random.gauss(0, 1), np.random.normal(), torch.randn(1).item()) == expected

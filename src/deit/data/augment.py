@@ -1,37 +1,55 @@
-"""The variations of an image that training sees: timm's transforms with the paper's settings (Table 9)."""
+"""The variations of images that training sees: of one (DeiT's Table 9, DeiT III's 3-Augment), and mixed in pairs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
-from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
 from deit.data.random_state import seeded
 
+_MIXING_KEY = 1  # first number of the random key: views take 0, the model 2
+_SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in the paper's code
+
+_WHITE = np.float32(255)
+_CROPS = ("resized", "padded", "simple")
+
+Box = tuple[int, int, int, int]  # top, bottom, left, right
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training images are varied. The defaults are the paper's (Table 9).
+    """How training images are varied. The defaults are the paper's (Table 9), save for its repeats.
+
+    DeiT III's views are `three_augment=True, color_jitter=0.3, rand_augment="", erase_rate=0`.
 
     Attributes:
-        crop: "resized" takes a random part of the image and resizes it; "padded" moves the whole image by up to an
-            eighth of its side, which suits small images.
+        crop: "resized" takes a random part of the image and resizes it; "simple" (DeiT III) resizes the shorter side
+            to the model's size and cuts a square after adding 4 mirrored pixels on each side; "padded" moves the whole
+            image by up to an eighth of its side, which suits small images.
         crop_scale: Smallest and largest part of the area that a resized crop takes.
         crop_ratio: Smallest and largest width / height of a resized crop.
         flip_rate: Probability of a horizontal flip; 0 where left and right mean something, as in text.
         rand_augment: timm's description of RandAugment; empty for none.
+        three_augment: DeiT III's choice of exactly one of grey, solarized (what is brighter than 128 inverted) and
+            blurred (Gaussian, radius 0.1 to 2 pixels), in place of RandAugment.
+        color_jitter: Brightness, contrast and saturation are multiplied by 1 - this to 1 + this; 0.3 in DeiT III.
         erase_rate: Probability of random erasing.
         mixup_alpha: Mixup draws its share from Beta(alpha, alpha); 0 for none.
         cutmix_alpha: Likewise for CutMix; with both, each batch takes one of them.
         mix_rate: Probability that a batch is mixed at all.
+        num_repeats: Views of an image in a row, see `StepOrder`; 3 in the paper. It helps large models and long
+            training; the default shows more different images.
     """
 
     crop: str = "resized"
@@ -39,20 +57,25 @@ class Augmentation:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_rate: float = 0.5
     rand_augment: str = "rand-m9-mstd0.5-inc1"
+    three_augment: bool = False
+    color_jitter: float = 0.0
     erase_rate: float = 0.25
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
     mix_rate: float = 1.0
+    num_repeats: int = 1
 
     def __post_init__(self) -> None:
-        if self.crop not in ("resized", "padded"):
-            raise ValueError(f"augment.crop must be 'resized' or 'padded'. Received: {self.crop!r}.")
-        for name in ("flip_rate", "erase_rate", "mix_rate"):
+        if self.crop not in _CROPS:
+            raise ValueError(f"augment.crop must be one of {', '.join(_CROPS)}. Received: {self.crop!r}.")
+        for name in ("flip_rate", "erase_rate", "mix_rate", "color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} must lie between 0 and 1. Received: {getattr(self, name)}.")
         for name in ("mixup_alpha", "cutmix_alpha"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"augment.{name} must be at least 0. Received: {getattr(self, name)}.")
+        if self.num_repeats < 1:
+            raise ValueError(f"augment.num_repeats must be at least 1. Received: {self.num_repeats}.")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"augment.crop_scale must be 0 < low <= high <= 1. Received: {self.crop_scale}.")
@@ -60,7 +83,25 @@ class Augmentation:
         if not 0 < low <= high:
             raise ValueError(f"augment.crop_ratio must be 0 < low <= high. Received: {self.crop_ratio}.")
         if self.rand_augment:
-            _check_rand_augment(self.rand_augment)
+            self._check_rand_augment()
+
+    def _check_rand_augment(self) -> None:
+        if self.three_augment:
+            raise ValueError(
+                "augment.three_augment takes the place of augment.rand_augment. "
+                f"Received both (rand_augment={self.rand_augment!r}). Pass rand_augment='' or three_augment=False."
+            )
+        if self.color_jitter:
+            raise ValueError(
+                f"augment.color_jitter is not used together with augment.rand_augment, which changes colours itself. "
+                f"Received: {self.color_jitter} and {self.rand_augment!r}. Pass color_jitter=0 or rand_augment=''."
+            )
+        try:
+            rand_augment_transform(self.rand_augment, {})
+        except (AssertionError, ValueError, KeyError) as error:  # timm asserts
+            raise ValueError(
+                f"augment.rand_augment must be like 'rand-m9-mstd0.5-inc1', or empty. Received: {self.rand_augment!r}."
+            ) from error
 
     @property
     def mixes(self) -> bool:
@@ -68,18 +109,55 @@ class Augmentation:
         return self.mix_rate > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
-def _check_rand_augment(description: str) -> None:
-    try:
-        rand_augment_transform(description, {})
-    except (AssertionError, ValueError, KeyError) as error:  # timm asserts
-        raise ValueError(
-            f"augment.rand_augment must be like 'rand-m9-mstd0.5-inc1', or empty. Received: {description!r}."
-        ) from error
+class ViewTransform:
+    """From an RGB image to normalized, augmented pixels; what `build_transform` returns.
+
+    Its numbers are those of timm's pipeline under the same random state, bit for bit. It writes them straight into
+    their place in a batch, which saves two copies of every image.
+
+    Args:
+        image_steps: From image to image.
+        mean: Of each channel, for values in [0, 1].
+        std: Likewise.
+        erase: What happens to the pixels at last, in place.
+    """
+
+    def __init__(
+        self,
+        image_steps: Sequence[Callable[[Image.Image], Image.Image]],
+        mean: Sequence[float],
+        std: Sequence[float],
+        erase: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.image_steps = list(image_steps)
+        self._mean = np.array(mean, np.float32)
+        self._std = np.array(std, np.float32)
+        self._erase = erase
+
+    def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
+        """Draws one view.
+
+        Args:
+            image: RGB.
+            out: Where to write the pixels: (3, H, W) float32 on the CPU; a new tensor when None.
+
+        Returns:
+            The pixels, which are `out` if it was given.
+        """
+        for step in self.image_steps:
+            image = step(image)
+        pixels = torch.empty(3, image.height, image.width) if out is None else out
+        # The divisions and the subtraction of ToTensor and Normalize, for one channel at a time: it stays in the cache.
+        for band, place, mean, std in zip(image.split(), pixels.numpy(), self._mean, self._std, strict=True):
+            np.divide(np.asarray(band), _WHITE, out=place, dtype=np.float32)
+            np.subtract(place, mean, out=place)
+            np.divide(place, std, out=place)
+        return pixels if self._erase is None else self._erase(pixels)
 
 
 def build_transform(
     augmentation: Augmentation, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
-) -> Callable[[Image.Image], Tensor]:
+) -> ViewTransform:
     """Returns the function from an RGB image to normalized, augmented pixels (3, H, W).
 
     Args:
@@ -88,40 +166,48 @@ def build_transform(
         mean: Of each channel, for values in [0, 1].
         std: Likewise.
     """
-    pipeline = create_transform(
+    create: Any = create_transform
+    first, second, _ = create(
         input_size=(3, *image_size),
         is_training=True,
         scale=augmentation.crop_scale,
         ratio=augmentation.crop_ratio,
         hflip=augmentation.flip_rate,
-        color_jitter=0.0,  # the paper's code ignores it whenever RandAugment is on
-        auto_augment=augmentation.rand_augment or None,
+        color_jitter=augmentation.color_jitter or None,
+        auto_augment="3a" if augmentation.three_augment else augmentation.rand_augment or None,
         interpolation="bicubic",
         mean=tuple(mean),
         std=tuple(std),
-        re_prob=augmentation.erase_rate,
-        re_mode="pixel",
-        re_count=1,
+        separate=True,
     )
-    _repair_posterize(pipeline)
-    if augmentation.crop == "padded":
-        bicubic = transforms.InterpolationMode.BICUBIC
-        padding = (image_size[1] // 8, image_size[0] // 8)
+    steps = [*first.transforms, *second.transforms]
+    _repair_posterize(steps)
+    if augmentation.crop != "resized":
         # Takes the place of timm's random resized crop, which is always the first step.
-        pipeline.transforms[0] = transforms.Compose(
-            [transforms.Resize(image_size, interpolation=bicubic), transforms.RandomCrop(image_size, padding=padding)]
-        )
-    transform: Callable[[Image.Image], Tensor] = pipeline
-    return transform
+        steps[0] = _whole_image_crop(augmentation.crop, image_size)
+    # Normally distributed noise, area and aspect as timm's defaults, which are the paper's.
+    erase = RandomErasing(augmentation.erase_rate, mode="pixel", device="cpu") if augmentation.erase_rate else None
+    return ViewTransform(steps, mean, std, erase)
 
 
-def _repair_posterize(pipeline: Any) -> None:
+def _whole_image_crop(crop: str, image_size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
+    bicubic = transforms.InterpolationMode.BICUBIC
+    if crop == "padded":
+        padding = (image_size[1] // 8, image_size[0] // 8)
+        resize = transforms.Resize(image_size, interpolation=bicubic)
+        return transforms.Compose([resize, transforms.RandomCrop(image_size, padding=padding)])
+    # The shorter side to the longer one of the model, so that there is enough of the image in both directions.
+    resize = transforms.Resize(max(image_size), interpolation=bicubic)
+    return transforms.Compose([resize, transforms.RandomCrop(image_size, padding=4, padding_mode="reflect")])
+
+
+def _repair_posterize(steps: Sequence[Any]) -> None:
     """Lets RandAugment posterize to 0 bits, a black image, at the largest magnitude.
 
     That is what timm asks for and what Pillow did until it began to refuse it with an error (seen with timm 1.0.31 and
     Pillow 13.0). To be removed when timm no longer asks for 0 bits.
     """
-    for step in pipeline.transforms:
+    for step in steps:
         for operation in getattr(step, "ops", ()):
             if "Posterize" in getattr(operation, "name", ""):
                 operation.aug_fn = _posterize
@@ -134,39 +220,87 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class BatchMixer:
-    """Mixes the images and labels of a batch (timm's Mixup and CutMix), the same way for the same key.
+    """Mixes the images and targets of a batch as timm does (mode "batch"), the same way for the same key.
+
+    Mixup adds the mirror of the batch to it, lam x + (1 - lam) x', and CutMix copies a rectangle out of the mirror;
+    there lam is the share of the image that was kept, borders taken into account.
 
     Args:
         augmentation: Which mixing.
         num_classes: Number of classes K.
-        label_smoothing: Share of the target mass spread over all classes.
+        label_smoothing: Share of the target mass spread over all classes. Of several labels each moves by that share
+            towards 1/2; values (regression) are not smoothed.
         seed: Of the run.
     """
 
     def __init__(self, augmentation: Augmentation, num_classes: int, label_smoothing: float, seed: int) -> None:
+        self._augmentation = augmentation
+        self._num_classes = num_classes
+        self._smoothing = label_smoothing
         self._seed = seed
-        self._mixup: Any = Mixup(
-            mixup_alpha=augmentation.mixup_alpha,
-            cutmix_alpha=augmentation.cutmix_alpha,
-            prob=augmentation.mix_rate,
-            switch_prob=0.5,
-            mode="batch",
-            label_smoothing=label_smoothing,
-            num_classes=num_classes,
-        )
 
-    def __call__(self, pixels: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Tensor, targets: Tensor, step: int, part: int = 0) -> tuple[Tensor, Tensor]:
         """Mixes one batch.
 
         Args:
             pixels: (B, 3, H, W); B must be even, since each image is mixed with its mirror in the batch.
-            labels: (B,) true classes.
+            targets: (B,) true classes, (B, K) float of several labels, or (B,) float values.
             step: Number of the batch in the whole training.
+            part: Number of the process that has this part of the batch.
 
         Returns:
-            Mixed pixels and target probabilities (B, K).
+            Mixed pixels, and float32 targets: probabilities (B, K), labels (B, K) or values (B,).
+
+        Raises:
+            ValueError: B is odd.
         """
-        with seeded(self._seed, 1, step):
-            # The device and type of the targets follow the labels' device in timm.
-            mixed, targets = self._mixup(pixels.clone(), labels)
-        return mixed, targets.to(torch.float32)
+        if len(pixels) % 2:
+            raise ValueError(
+                f"Mixing needs an even number of images in each process's batch. Received: {len(pixels)}. "
+                "Pass another batch size, or augment.mix_rate=0 to mix nothing."
+            )
+        with seeded(self._seed, _MIXING_KEY, step, part):
+            share, box = self._draw(pixels.shape[-2], pixels.shape[-1])
+        dense = self._dense(targets)
+        return _mixed_pixels(pixels, share, box), dense * share + dense.flip(0) * (1.0 - share)
+
+    def _draw(self, height: int, width: int) -> tuple[float, Box | None]:
+        """Returns the share of the first image, and for CutMix the rectangle of the second."""
+        settings = self._augmentation
+        ways = [alpha for alpha in (settings.mixup_alpha, settings.cutmix_alpha) if alpha > 0]
+        # timm's order of draws, so that equal states mix equally.
+        if not np.random.rand() < settings.mix_rate or not ways:
+            return 1.0, None
+        cut = np.random.rand() < _SWITCH_RATE if len(ways) == 2 else settings.cutmix_alpha > 0
+        alpha = settings.cutmix_alpha if cut else settings.mixup_alpha
+        share = float(np.random.beta(alpha, alpha))
+        return _drawn_box(share, height, width) if cut else (share, None)
+
+    def _dense(self, targets: Tensor) -> Tensor:
+        if targets.is_floating_point():
+            dense = targets.to(torch.float32)
+            return dense * (1.0 - self._smoothing) + 0.5 * self._smoothing if dense.ndim == 2 else dense
+        off = self._smoothing / self._num_classes
+        spread = torch.full((len(targets), self._num_classes), off, device=targets.device)
+        return spread.scatter_(1, targets[:, None], 1.0 - self._smoothing + off)
+
+
+def _drawn_box(share: float, height: int, width: int) -> tuple[float, Box]:
+    """Returns a rectangle of the area 1 - share around a random point, cut at the borders, and the share that stays."""
+    side = math.sqrt(1 - share)
+    box_height, box_width = int(height * side), int(width * side)
+    row, column = int(np.random.randint(height)), int(np.random.randint(width))
+    top, bottom = max(row - box_height // 2, 0), min(row + (box_height + 1) // 2, height)
+    left, right = max(column - box_width // 2, 0), min(column + (box_width + 1) // 2, width)
+    return 1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
+
+
+def _mixed_pixels(pixels: Tensor, share: float, box: Box | None) -> Tensor:
+    if share == 1.0:
+        return pixels
+    if box is None:
+        return (pixels * share).add_(pixels.flip(0).mul_(1.0 - share))
+    top, bottom, left, right = box
+    mixed = pixels.clone()
+    mixed[:, :, top:bottom, left:right] = pixels[:, :, top:bottom, left:right].flip(0)
+    return mixed

@@ -3,61 +3,112 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.core.image_processor import DeiTImageProcessor
-from deit.data.random_state import seeded
+from deit.core.images import ImageError
+from deit.data.random_state import random_state_kept, set_random_state
 from deit.data.sources import Source
+
+if TYPE_CHECKING:  # it brings timm, which evaluation does without
+    from deit.data.augment import ViewTransform
 
 # First number of every random key, so that views, mixing and the model never share a stream.
 _VIEW_KEY = 0
 
-View = tuple[int, int, int]  # seed, epoch, index of the image
+View = tuple[int, int, int, int]  # seed, epoch, number of the image, number of its repeat
 
 
-class _AugmentedImages(Dataset[tuple[Tensor, int]]):
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor]) -> None:
-        self._source = source
-        self._transform = transform
+class Batch(NamedTuple):
+    """One step's images for one process.
 
-    def __getitem__(self, view: View) -> tuple[Tensor, int]:
-        seed, epoch, index = view
-        with seeded(seed, _VIEW_KEY, epoch, index):
-            return self._transform(self._source.image(index)), int(self._source.labels[index])
+    Attributes:
+        pixels: (b, 3, H, W) float32, augmented but not mixed.
+        targets: (b,) int64 classes, (b, K) float32 of several labels, or (b,) float32 values.
+        checksum: CRC-32 of a sample of the pixels, of the views' numbers and of the targets: two runs that disagree
+            on it do not see the same images.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    checksum: int
 
 
 class StepOrder(Sampler[list[View]]):
-    """Says which images make up each step: a new permutation every epoch, what does not fill a batch is left out.
+    """Says which views make up each step: a new permutation every epoch, what does not fill a batch is left out.
+
+    With repeated augmentation every image of the permutation stands `num_repeats` times in a row, each time as another
+    view. An epoch keeps its length, num_images // batch_size steps, as in the paper's code: it shows about
+    num_images / num_repeats different images. (That code also cuts an epoch to a multiple of 256 images, which leaves
+    nothing of a small data set; this one cuts to whole batches.)
+
+    With several processes a step is the same set of views: the process `rank` takes every world_size-th one, so that
+    the repeats of one image lie on different processes.
 
     Args:
         num_images: Size of the data set.
-        batch_size: Images in a step.
+        batch_size: Views in a step, over all processes.
         seed: Of the run.
         first_step: Where to begin.
         last_step: Where to stop, exclusive.
+        num_repeats: Views of an image in a row; 3 in the paper.
+        rank: Number of this process.
+        world_size: Number of processes.
+
+    Attributes:
+        steps_per_epoch: Length of an epoch.
 
     Raises:
-        ValueError: There are fewer images than a batch needs.
+        ValueError: There are fewer images than a batch needs, the processes cannot share a batch evenly, or a number
+            is out of range.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, first_step: int, last_step: int) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        *,
+        num_repeats: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
         if num_images < batch_size:
             raise ValueError(
                 f"There are {num_images} training images and the batch size is {batch_size}. "
                 f"Pass a batch size of at most {num_images}."
+            )
+        if num_repeats < 1:
+            raise ValueError(f"num_repeats must be at least 1. Received: {num_repeats}.")
+        _check_rank(rank, world_size)
+        if batch_size % world_size:
+            raise ValueError(
+                f"{world_size} processes cannot share a batch of {batch_size} evenly. "
+                f"Pass a batch size that is a multiple of {world_size}, or start another number of processes."
             )
         self.steps_per_epoch = num_images // batch_size
         self._num_images = num_images
         self._batch_size = batch_size
         self._seed = seed
         self._steps = range(first_step, last_step)
+        self._num_repeats = num_repeats
+        self._rank = rank
+        self._world_size = world_size
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -69,69 +120,182 @@ class StepOrder(Sampler[list[View]]):
                 epoch = step // self.steps_per_epoch
                 order = np.random.default_rng((self._seed, epoch)).permutation(self._num_images)
             start = step % self.steps_per_epoch * self._batch_size
-            yield [(self._seed, epoch, int(i)) for i in order[start : start + self._batch_size]]
+            entries = range(start + self._rank, start + self._batch_size, self._world_size)
+            places = (divmod(entry, self._num_repeats) for entry in entries)
+            yield [(self._seed, epoch, int(order[place]), repeat) for place, repeat in places]
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must lie in [0, world_size). Received: {rank} of {world_size}.")
+
+
+class _Broken(NamedTuple):
+    """Stands for a batch of which an image could not be read; exceptions of worker processes arrive as tracebacks."""
+
+    message: str
+
+
+class _AugmentedImages(Dataset[Any]):
+    """Whole batches of views, which the loader asks for by `__getitems__`."""
+
+    def __init__(self, source: Source, transform: ViewTransform) -> None:
+        self._source = source
+        self._transform = transform
+
+    def __getitems__(self, views: Sequence[View]) -> Batch | _Broken:
+        try:
+            pixels = self._pixels(views)
+        except ImageError as error:
+            return _Broken(str(error))
+        except OSError as error:
+            return _Broken(f"A training image cannot be read any more ({error}). Put it back, or leave it out.")
+        targets = torch.from_numpy(self._source.labels[[index for _, _, index, _ in views]])
+        return Batch(pixels, targets, _checksum(pixels, targets, views))
+
+    def _pixels(self, views: Sequence[View]) -> Tensor:
+        with random_state_kept():
+            first = self._draw(views[0])
+            pixels = first.new_empty(len(views), *first.shape)
+            pixels[0] = first
+            for view, place in zip(views[1:], pixels[1:], strict=True):
+                self._draw(view, place)
+        return pixels
+
+    def _draw(self, view: View, out: Tensor | None = None) -> Tensor:
+        seed, epoch, index, repeat = view
+        image = self._source.image(index)
+        set_random_state(*view_key(seed, epoch, index, repeat))
+        return self._transform(image, out)
+
+
+def view_key(seed: int, epoch: int, index: int, repeat: int = 0) -> tuple[int, ...]:
+    """Returns the key for `seeded` under which a view is drawn."""
+    return (seed, _VIEW_KEY, epoch, index, repeat) if repeat else (seed, _VIEW_KEY, epoch, index)
+
+
+def _checksum(pixels: Tensor, targets: Tensor, views: Sequence[View]) -> int:
+    stride = max(min(pixels.shape[-2:]) // 14, 1)  # every 16th row and column of 224
+    crc = zlib.crc32(pixels[:, :, ::stride, ::stride].numpy().tobytes())
+    crc = zlib.crc32(targets.numpy().tobytes(), crc)
+    return zlib.crc32(np.array(views, np.int64).tobytes(), crc)
+
+
+def _whole(batch: Any) -> Any:
+    """Takes the place of collating: the data set gives whole batches."""
+    return batch
+
+
+class _TrainingBatches:
+    """Batches of a `DataLoader`, with its markers of broken images turned back into the error."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, _Broken):
+                raise ImageError(batch.message)
+            yield batch
 
 
 def training_batches(
     source: Source,
-    transform: Callable[[Image.Image], Tensor],
+    transform: ViewTransform,
     order: StepOrder,
     *,
     num_workers: int = -1,
     pin_memory: bool = False,
-) -> DataLoader[Any]:
-    """Returns batches of augmented pixels (B, 3, H, W) and true classes (B,), one for each step of `order`.
+) -> Iterable[Batch]:
+    """Returns one `Batch` for each step of `order`; going through it raises ImageError at an image that is broken.
 
     Args:
         source: Labelled images.
         transform: Of one image, see `build_transform`.
         order: Which images come when.
-        num_workers: Processes that prepare images; -1 chooses: none on machines with up to 2 cores, else one for
-            each core that is left, at most 16.
+        num_workers: Processes that prepare images; -1 chooses, see `default_workers`.
         pin_memory: Whether batches lie in page-locked memory, for a faster copy to a GPU.
     """
-    workers = default_workers() if num_workers < 0 else num_workers
-    return DataLoader(
+    workers = default_workers(gpu=pin_memory) if num_workers < 0 else num_workers
+    loader = DataLoader(
         _AugmentedImages(source, transform),
         batch_sampler=order,
         num_workers=workers,
+        collate_fn=_whole,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
     )
+    return _TrainingBatches(loader)
 
 
-def default_workers() -> int:
-    """Returns how many processes prepare images unless told otherwise."""
+def default_workers(*, gpu: bool = False) -> int:
+    """Returns how many processes prepare images unless told otherwise.
+
+    Args:
+        gpu: Whether the model computes on a GPU. The CPU's cores are then free for images; without one a machine of
+            up to 2 cores has none to spare.
+    """
+    cores = _cores()
+    if cores <= 2:
+        return cores if gpu else 0
+    return min(cores - 1, 16)
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use; the processes that torchrun starts share a machine's."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return 0 if cores <= 2 else min(cores - 1, 16)
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
 class EvaluationBatches:
-    """Batches of pixels (B, 3, H, W) and true classes (B,) as numpy arrays, in order, the last one smaller.
+    """Batches of pixels (B, 3, H, W) and targets (B, ...) as numpy arrays, in order, the last one smaller.
 
     Args:
-        source: Labelled images.
+        source: Labelled images; its `image` is called from several threads.
         processor: The preprocessing of the model.
         batch_size: Images in a batch.
+        rank: Number of this process; it takes every world_size-th image.
+        world_size: Number of processes. Together they show every image once: nothing is padded, and a process may get
+            one image less than another, or none.
 
     Raises:
-        ValueError: `batch_size` is smaller than 1.
+        ValueError: `batch_size` is smaller than 1, or `rank` is not below `world_size`.
     """
 
-    def __init__(self, source: Source, processor: DeiTImageProcessor, batch_size: int) -> None:
+    def __init__(
+        self, source: Source, processor: DeiTImageProcessor, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
+        _check_rank(rank, world_size)
         self._source = source
         self._processor = processor
         self._batch_size = batch_size
+        self._numbers = range(rank, len(source.labels), world_size)
 
     def __len__(self) -> int:
-        return -(-len(self._source.labels) // self._batch_size)
+        return -(-len(self._numbers) // self._batch_size)
 
-    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        labels = self._source.labels
-        for start in range(0, len(labels), self._batch_size):
-            chunk = range(start, min(start + self._batch_size, len(labels)))
-            images = [self._source.image(i) for i in chunk]
-            pixels = self._processor(images, return_tensors="np").pixel_values
-            yield pixels, labels[start : chunk.stop]
+    def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
+        with ThreadPoolExecutor(min(_cores(), 16)) as pool:
+            for start in range(0, len(self._numbers), self._batch_size):
+                chunk = self._numbers[start : start + self._batch_size]
+                # Filters of warnings belong to the whole process, and the threads' own changes of them interleave:
+                # this takes all of them back.
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    pixels = self._pixels(chunk, pool)
+                yield pixels, self._source.labels[chunk.start : chunk.stop : chunk.step]
+
+    def _pixels(self, numbers: Sequence[int], pool: ThreadPoolExecutor) -> npt.NDArray[np.float32]:
+        """Prepares images in threads: Pillow decodes and resizes outside of the interpreter lock."""
+        if self._processor.do_pad:  # what is added to an image may depend on its neighbours
+            images = list(pool.map(self._source.image, numbers))
+            return np.asarray(self._processor(images, return_tensors="np").pixel_values, np.float32)
+        return np.concatenate(list(pool.map(self._image_pixels, numbers)))
+
+    def _image_pixels(self, number: int) -> npt.NDArray[np.float32]:
+        pixels: npt.NDArray[np.float32] = self._processor(self._source.image(number), return_tensors="np").pixel_values
+        return pixels

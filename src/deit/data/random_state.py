@@ -10,24 +10,42 @@ import numpy as np
 import torch
 
 
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seeds Python's, numpy's and torch's generators for a block, and puts their states back after it.
-
-    timm's augmentations draw from all three. Keyed by (seed, epoch, image) they give the same view whichever
-    process, batch or resumed run asks for it.
+def set_random_state(*key: int) -> None:
+    """Seeds Python's, numpy's and torch's generators, from all of which timm's augmentations draw.
 
     Args:
         *key: Non-negative integers.
     """
     words = np.random.SeedSequence(key).generate_state(4)
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(int(words[0]) << 32 | int(words[1]))
     np.random.seed(words[2])
     torch.default_generator.manual_seed(int(words[3]))  # this process's CPU stream alone
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts the states of the three generators back after a block.
+
+    It costs several times as much as seeding them: one block around many `set_random_state` is the fast way.
+    """
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.random.set_rng_state(states[2])
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds the three generators for a block, and puts their states back after it.
+
+    Keyed by (seed, epoch, image) augmentations give the same view whichever process, batch or resumed run asks for it.
+
+    Args:
+        *key: Non-negative integers.
+    """
+    with random_state_kept():
+        set_random_state(*key)
+        yield
