@@ -18,16 +18,21 @@ PROGRAM = Path(sys.executable).with_name("deit")
 
 OPTIONS = {
     "train": [
-        "--out", "--student", "--teacher", "--recipe", "--epochs", "--batch-size", "--lr", "--seed", "--image-size",
-        "--val-fraction", "--set", "--device", "--strict", "--resume",
+        "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--epochs", "--batch-size", "--lr",
+        "--seed", "--image-size", "--set", "--device", "--resume",
     ],
-    "evaluate": ["--batch-size", "--device", "--json", "--strict"],
+    "recipes": ["--yaml", "--json"],
+    "evaluate": [
+        "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--precision", "--held-out",
+        "--image-column", "--label-column", "--strict",
+    ],
     "classify": ["--top-k", "--batch-size", "--device", "--json", "--strict"],
     "convert": ["--to", "--variant"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
 ARGUMENTS = {
     "train": ["data"],
+    "recipes": ["name"],
     "evaluate": ["model", "data"],
     "classify": ["model", "images"],
     "convert": ["source", "destination"],
@@ -55,7 +60,7 @@ def test_the_options_of_a_command_are_these_and_at_most_15(name):
 def test_help_explains_every_option(name):
     text = succeeds(name, "--help").output
     for option in OPTIONS[name]:
-        (explained,) = re.findall(rf"^  {option}\b(.*(?:\n   .*)*)", text, re.MULTILINE)
+        (explained,) = re.findall(rf"^  {option}\b(?!-)(.*(?:\n   .*)*)", text, re.MULTILINE)
         assert re.search(r"[A-Za-z]{3,}.*\.", explained)
 
 

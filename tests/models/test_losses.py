@@ -7,6 +7,7 @@ from math import exp, log
 
 import pytest
 import torch
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from deit.models.losses import classification_loss, distillation_loss, infer_problem_type, problem_loss
 
@@ -82,6 +83,74 @@ def test_class_numbers_may_be_integers_of_any_width(dtype):
     assert value(classification_loss(LOGITS, LABELS.to(dtype))) == near(value(classification_loss(LOGITS, LABELS)))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_timms(smoothing):
+    logits, labels, mixed = random_case()
+    timm_loss = LabelSmoothingCrossEntropy(smoothing) if smoothing else torch.nn.CrossEntropyLoss()
+    assert value(classification_loss(logits, labels, label_smoothing=smoothing)) == near(
+        value(timm_loss(logits, labels))
+    )
+    assert value(classification_loss(logits, mixed)) == near(value(SoftTargetCrossEntropy()(logits, mixed)))
+
+
+def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (6, 5), class numbers (6,), and the numbers mixed with their mirror, 0.7 to 0.3."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 4, 2, 2, 1, 3])
+    one_hot = torch.nn.functional.one_hot(labels, 5).double()
+    return logits, labels, 0.7 * one_hot + 0.3 * one_hot.flip(0)
+
+
+# --- a yes or no for each class -----------------------------------------------------------------------
+
+
+def yes(logit: float) -> float:
+    return log(1 + exp(-logit))
+
+
+def no(logit: float) -> float:
+    return log(1 + exp(logit))
+
+
+def test_the_binary_loss_asks_about_each_class_and_is_the_mean_over_all_answers():
+    expected = (no(1) + no(2) + yes(3) + yes(0) + no(0) + no(1)) / 6
+    assert value(classification_loss(LOGITS, LABELS, loss="bce")) == near(expected)
+
+
+def test_both_classes_of_a_mixed_image_count_fully_in_the_binary_loss():
+    mixed = torch.tensor([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    expected = (yes(1) + no(2) + yes(3) + no(0) + yes(0) + no(1)) / 6
+    assert value(classification_loss(LOGITS, mixed, loss="bce")) == near(expected)
+
+
+def test_the_binary_loss_equals_timms():
+    logits, labels, mixed = random_case()
+    oracle = BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0)
+    assert value(classification_loss(logits, labels, loss="bce")) == near(value(oracle(logits, labels)))
+    assert value(classification_loss(logits, mixed, loss="bce")) == near(value(oracle(logits, mixed)))
+
+
+def test_images_without_a_label_do_not_count_in_the_binary_loss():
+    expected = (yes(0) + no(0) + no(1)) / 3
+    assert value(classification_loss(LOGITS, torch.tensor([-100, 0]), loss="bce")) == near(expected)
+    logits = LOGITS.clone().requires_grad_()
+    none = classification_loss(logits, torch.tensor([-100, -100]), loss="bce")
+    none.backward()
+    assert value(none) == 0.0
+    assert logits.grad.abs().max() == 0.0
+
+
+def test_the_binary_loss_refuses_label_smoothing():
+    with pytest.raises(ValueError, match=r'label_smoothing must be 0 with the loss "bce". Received: 0.1'):
+        classification_loss(LOGITS, LABELS, loss="bce", label_smoothing=0.1)
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match=r"loss must be 'ce' or 'bce'. Received: 'mse'"):
+        classification_loss(LOGITS, LABELS, loss="mse")
+
+
 # --- teacher ------------------------------------------------------------------------------------------
 
 
@@ -90,6 +159,16 @@ def test_hard_distillation_is_the_cross_entropy_to_the_teachers_first_class():
     expected = ((STUDENT_SUMS[0] - 1) + (STUDENT_SUMS[1] - 0)) / 2
     assert value(distillation_loss(LOGITS, TEACHER)) == near(expected)
     assert value(distillation_loss(LOGITS, TEACHER, kind="hard", temperature=5.0)) == near(expected)
+
+
+def test_hard_distillation_takes_the_teachers_classes_in_place_of_its_logits():
+    assert value(distillation_loss(LOGITS, TEACHER.argmax(dim=1))) == value(distillation_loss(LOGITS, TEACHER))
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, 3])
+def test_every_class_of_the_teacher_must_exist(wrong):
+    with pytest.raises(IndexError):
+        distillation_loss(LOGITS, torch.tensor([0, wrong]))
 
 
 def divergence(teacher: list[float], student: list[float], temperature: float) -> float:
@@ -146,6 +225,8 @@ def test_soft_distillation_survives_a_teacher_that_is_certain():
             r"same number of classes. Received: teacher \(2, 4\), student \(2, 3\)",
         ),
         ({"teacher_logits": torch.zeros(1, 3)}, r"Received: teacher \(1, 3\), student \(2, 3\)"),
+        ({"teacher_logits": LABELS, "kind": "soft"}, "hard distillation alone. Received: 'soft'"),
+        ({"teacher_logits": LABELS[:1]}, r"one class of the teacher for each image. Received: teacher \(1,\)"),
     ],
     ids=lambda v: v if isinstance(v, str) else "-".join(v),
 )

@@ -10,26 +10,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CLASSIFICATION_LOSSES = ("ce", "bce")
 DISTILLATION_KINDS = ("hard", "soft")
 REDUCTIONS = ("batchmean", "numel")
+NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
 
 
-def classification_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits and true classes, mean over the batch.
+def classification_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0, loss: str = "ce") -> Tensor:
+    """How far logits are from the true classes.
+
+    * "ce": cross-entropy, mean over the batch (DeiT).
+    * "bce": a yes or no for each class, mean over batch and classes (DeiT III). Every class with a target above 0
+      counts as fully present: an image mixed of two has two classes, whatever their shares.
 
     Args:
         logits: (B, K).
         target: (B,) class numbers, -100 for images without a label; or (B, K) class probabilities, as Mixup gives.
         label_smoothing: Share of the target mass spread over all K classes (0.1 in the paper). Probabilities are
-            smoothed as well, so leave it at 0 when Mixup has smoothed them already.
+            smoothed as well, so leave it at 0 when Mixup has smoothed them already. It must be 0 with "bce", where it
+            would make every class present; for the same reason Mixup must not smooth either.
+        loss: "ce" or "bce".
 
     Returns:
         A scalar; 0 when no image has a label.
+
+    Raises:
+        ValueError: An unknown loss, or label smoothing with "bce".
+        IndexError: A class number is out of range (RuntimeError with "bce").
     """
+    if loss == "bce":
+        if label_smoothing:
+            raise ValueError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
+        return _binary_loss(logits, target)
+    if loss != "ce":
+        raise ValueError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
     if target.ndim == 2:
         return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     total = F.cross_entropy(logits, target.long(), label_smoothing=label_smoothing, reduction="sum")
-    return total / (target != -100).sum().clamp(min=1)
+    return total / (target != NO_LABEL).sum().clamp(min=1)
+
+
+def _binary_loss(logits: Tensor, target: Tensor) -> Tensor:
+    if target.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, (target > 0).to(logits.dtype))
+    labelled = target != NO_LABEL  # (B,)
+    one_hot = F.one_hot(target.long().where(labelled, 0), logits.shape[1]).to(logits.dtype)  # (B, K)
+    terms = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").mean(dim=1)  # (B,)
+    return terms.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1)
 
 
 def distillation_loss(
@@ -51,14 +78,18 @@ def distillation_loss(
 
     Args:
         student_logits: (B, K), of the distillation head.
-        teacher_logits: (B, K).
+        teacher_logits: (B, K); with "hard" the teacher's first classes (B,) as 64-bit integers will do.
         kind: "hard" or "soft".
         temperature: T of the soft loss; the hard loss ignores it.
         reduction: "batchmean" or "numel", of the soft loss.
 
     Raises:
-        ValueError: An unknown kind or reduction, or the numbers of classes differ.
+        ValueError: An unknown kind or reduction, the numbers of classes or images differ, or class numbers came where
+            the soft loss needs logits.
+        IndexError: A class number is out of range.
     """
+    if teacher_logits.dtype == torch.int64:
+        return _loss_to_teacher_labels(student_logits, teacher_logits, kind)
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"Teacher and student must have the same number of classes. Received: teacher "
@@ -78,6 +109,20 @@ def distillation_loss(
     )
     count = student_logits.shape[0] if reduction == "batchmean" else student_logits.numel()
     return divergence * temperature**2 / count
+
+
+def _loss_to_teacher_labels(student_logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+    if kind != "hard":
+        raise ValueError(
+            f"A teacher's classes suffice for hard distillation alone. Received: {kind!r}. Pass its logits."
+        )
+    if labels.shape != student_logits.shape[:1]:
+        raise ValueError(
+            f"There must be one class of the teacher for each image. Received: teacher {tuple(labels.shape)}, "
+            f"student {tuple(student_logits.shape)}."
+        )
+    # Every image has an answer of the teacher: -100 is a mistake here and must not pass as "has no class".
+    return F.cross_entropy(student_logits, labels, ignore_index=-(2**62))
 
 
 def problem_loss(

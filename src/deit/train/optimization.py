@@ -1,50 +1,159 @@
-"""AdamW's parameter groups, the learning rate as a function of the step, and the running average of the weights."""
+"""The optimizer and its parameter groups, the learning rate of a step, and the running average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from timm.models import group_parameters
+from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from deit.train.recipe import Optimizer, Recipe
 
-# Tokens and position embeddings are matrices by shape but act like biases. The paper's code decays the
-# distillation token by accident; we do not.
-_NO_DECAY_ENDINGS = ("cls_token", "dist_token", "mask_token", "pos_embed")
+# Tokens and position embeddings are matrices by shape but act like biases.
+_NO_DECAY_NAMES = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})
+
+_BLOCK = re.compile(r"(?P<trunk>(?:.*\.)?)blocks\.(?P<index>\d+)\.")
+_EMBEDDINGS = _NO_DECAY_NAMES | {"patch_embed", "norm_pre"}  # what comes before the first block
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Divides the trainable parameters in those with weight decay and those without.
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters that a training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+    """Divides the trainable parameters by weight decay and by learning rate.
+
+    Without weight decay are norms, biases, tokens, position embeddings, and what a model of timm names in
+    `no_weight_decay()`. The paper's code decays the distillation token too, by a slip that
+    `settings.decay_distillation_token` brings back.
+
+    With `settings.layer_decay` d below 1 and L blocks, the learning rate is multiplied by d ** (L - i) in block i (from
+    0), by d ** (L + 1) in the embeddings and tokens before the first block, and by 1 after the last block: heads and
+    final norm. (timm counts the final norm with the last block.) Models of timm without a plain row of `blocks` are
+    divided as timm does it.
 
     Args:
         model: Any module.
-        weight_decay: Of the first group.
+        settings: Weight decay, layer decay and the distillation token.
 
     Returns:
-        Two groups; norms, biases, tokens and position embeddings are in the second.
+        Groups with "params", "weight_decay", "lr_scale" and "lr"; the learning rate of a step times "lr_scale" is the
+        group's "lr". Without layer decay: those with weight decay, then those without.
+
+    Raises:
+        ValueError: Nothing is trainable, or layer decay was asked of a model whose layers have no order.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_plain = parameter.ndim <= 1 or name.endswith(_NO_DECAY_ENDINGS)
-            (plain if is_plain else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise ValueError("The model has no trainable parameter. Set requires_grad on what shall be trained.")
+    scale = _layer_scales(model, settings.layer_decay)
+    plain_names = set(_NO_DECAY_NAMES)
+    of_timm: Any = getattr(model, "no_weight_decay", set)
+    plain_names |= of_timm()
+    if settings.decay_distillation_token:
+        plain_names.discard("dist_token")
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        is_plain = parameter.ndim <= 1 or name in plain_names or name.rpartition(".")[2] in plain_names
+        key = (scale(name), is_plain)
+        if key not in groups:
+            decay = 0.0 if is_plain else settings.weight_decay
+            groups[key] = {"params": [], "weight_decay": decay, "lr_scale": key[0], "lr": settings.lr * key[0]}
+        groups[key]["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
-def build_optimizer(model: nn.Module, settings: Optimizer, device: torch.device) -> torch.optim.AdamW:
-    """Returns AdamW over the trainable parameters; one fused kernel where the device has it."""
-    return torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=device.type in ("cpu", "cuda"),
+def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
+    """Returns the function from a parameter's name to the factor of its learning rate."""
+    if decay == 1.0:
+        return lambda name: 1.0
+    names = [name for name, _ in model.named_parameters()]
+    matches = [match for match in map(_BLOCK.match, names) if match]
+    trunks = {match["trunk"] for match in matches}
+    if len(trunks) == 1:
+        trunk, depth = trunks.pop(), 1 + max(int(match["index"]) for match in matches)
+
+        def distance(name: str) -> int:
+            block = _BLOCK.match(name)
+            if block:
+                return depth - int(block["index"])
+            is_embedding = name.startswith(trunk) and name.removeprefix(trunk).split(".")[0] in _EMBEDDINGS
+            return depth + 1 if is_embedding else 0
+
+        return lambda name: decay ** distance(name)
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is not None:
+        layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+        last = max(layers.values())
+        return lambda name: decay ** (last - layers.get(name, last))
+    raise ValueError(
+        f"optimizer.layer_decay needs a model with one row of blocks. Received: {type(model).__name__}, layer_decay "
+        f"{decay}. Set optimizer.layer_decay=1."
     )
+
+
+def build_optimizer(model: nn.Module, settings: Optimizer, device: torch.device) -> torch.optim.Optimizer:
+    """Returns the optimizer over the trainable parameters.
+
+    * "adamw": PyTorch's, as one fused kernel where the device has it.
+    * "lamb": timm's, which computes what apex's FusedLAMB computes, the optimizer of DeiT III: bias correction, decay
+      inside the update, a trust ratio for parameters with weight decay alone. Both clip the global norm of the gradient
+      to 1 by themselves; here `settings.clip_grad` alone decides, so the recipes of DeiT III set it to 1.
+    * "sgd": PyTorch's with Nesterov's momentum, which is what timm and the paper's code mean by "sgd"; weight decay is
+      added to the gradient.
+
+    All state is tensors in `state_dict()["state"]`.
+
+    Args:
+        model: Whose parameters; see `parameter_groups`.
+        settings: Of the recipe.
+        device: Where the model is.
+
+    Raises:
+        ValueError: See `parameter_groups`.
+    """
+    groups = parameter_groups(model, settings)
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    if settings.name == "lamb":
+        lamb = Lamb(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, max_grad_norm=None)
+        lamb.register_state_dict_post_hook(_step_into_state)
+        lamb.register_load_state_dict_pre_hook(_step_out_of_state)
+        return lamb
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=device.type in ("cpu", "cuda")
+    )
+
+
+# timm's Lamb counts its steps in the group, where settings are. A training state keeps tensors of parameters alone, so
+# the count travels with them. To be removed when timm counts in the state, as PyTorch does.
+
+
+def _step_into_state(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> None:
+    states = whole["state"]
+    for group in whole["param_groups"]:
+        if "step" in group:
+            step = torch.as_tensor(group.pop("step"), dtype=torch.float32)
+            for index in group["params"]:
+                if index in states:
+                    states[index] = {**states[index], "step": step.clone()}
+
+
+def _step_out_of_state(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> dict[str, Any]:
+    states = {index: dict(state) for index, state in whole["state"].items()}
+    groups = [dict(group) for group in whole["param_groups"]]
+    for group in groups:
+        steps = [states[index].pop("step") for index in group["params"] if "step" in states.get(index, {})]
+        if steps:
+            group["step"] = steps[0]
+    return {"state": states, "param_groups": groups}
 
 
 def learning_rate(step: int, *, steps_per_epoch: int, recipe: Recipe) -> float:
@@ -52,7 +161,12 @@ def learning_rate(step: int, *, steps_per_epoch: int, recipe: Recipe) -> float:
 
     A closed form: nothing is carried from step to step, so a resumed run cannot drift. Warm-up is linear from
     `warmup_lr` to the peak; the cosine runs over the whole training and is not shifted by the warm-up, as in the
-    paper's code.
+    paper's code. `schedule.updates` says when the value changes:
+
+    * "step": after each step.
+    * "epoch": after each epoch, which trains with the value of its first step.
+    * "original": after each epoch, which trains with the value of the epoch before it. The paper's code steps its
+      schedule late, so epochs 0 and 1 both train at `warmup_lr`.
 
     Args:
         step: From 0.
@@ -60,12 +174,15 @@ def learning_rate(step: int, *, steps_per_epoch: int, recipe: Recipe) -> float:
         recipe: Its schedule, batch size and optimizer.
     """
     schedule, peak = recipe.schedule, recipe.learning_rate()
-    warmup_steps = schedule.warmup_epochs * steps_per_epoch
-    if step < warmup_steps:
-        return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup_steps
-    progress = step / (schedule.epochs * steps_per_epoch)
+    epoch = step / steps_per_epoch
+    if schedule.updates != "step":
+        epoch = step // steps_per_epoch
+    if schedule.updates == "original":
+        epoch = max(epoch - 1, 0)
+    if epoch < schedule.warmup_epochs:
+        return schedule.warmup_lr + (peak - schedule.warmup_lr) * epoch / schedule.warmup_epochs
     low = min(schedule.min_lr, peak)
-    return low + (peak - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return low + (peak - low) * 0.5 * (1.0 + math.cos(math.pi * epoch / schedule.epochs))
 
 
 def build_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -12,38 +12,57 @@ from typing import Any, get_type_hints
 import yaml
 
 from deit.core.files import write_text_atomically
+from deit.core.metrics import PROBLEM_TYPES
 from deit.data.augment import Augmentation
-from deit.models.losses import DISTILLATION_KINDS, REDUCTIONS
+from deit.models.losses import CLASSIFICATION_LOSSES, DISTILLATION_KINDS, REDUCTIONS
+from deit.models.vision_transformer import DROP_PATH_SHAPES
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "lamb", "sgd")
+UPDATES = ("step", "epoch", "original")
+STUDENT_MODES = ("train", "eval")
+EMA_USES = ("save", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW.
+    """The optimizer; see `deit.train.optimization`.
 
     Attributes:
+        name: "adamw" (DeiT), "lamb" (DeiT III) or "sgd" (with Nesterov's momentum, as timm's).
         lr: Learning rate for a batch of `reference_batch_size`; other batch sizes scale it in proportion.
         reference_batch_size: 512 in the paper; 0 takes `lr` as it is.
         weight_decay: Of weight matrices and convolutions; norms, biases, tokens and position embeddings have none.
-        betas: Decay rates of the running averages.
-        eps: Added to the denominator.
+        betas: Decay rates of the running averages of AdamW and LAMB.
+        eps: Added to the denominator of AdamW and LAMB.
+        momentum: Of SGD.
         clip_grad: Largest norm of the gradient; 0 for no limit (the paper's choice for DeiT).
+        layer_decay: Factor of the learning rate from one block to the one before it; 1 for one rate everywhere.
+        decay_distillation_token: True decays the weights of the distillation token too, a slip of the paper's code.
     """
 
+    name: str = "adamw"
     lr: float = 5e-4
     reference_batch_size: int = 512
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    momentum: float = 0.9
     clip_grad: float = 0.0
+    layer_decay: float = 1.0
+    decay_distillation_token: bool = False
 
     def __post_init__(self) -> None:
+        _require_one_of("optimizer.name", self.name, OPTIMIZERS)
         _require(self.lr > 0, "optimizer.lr must be positive", self.lr)
         received = self.reference_batch_size
         _require(received >= 0, "optimizer.reference_batch_size must be at least 0", received)
         _require(self.weight_decay >= 0, "optimizer.weight_decay must be at least 0", self.weight_decay)
+        _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas must lie in [0, 1)", self.betas)
+        _require(self.eps > 0, "optimizer.eps must be positive", self.eps)
+        _require(0 <= self.momentum < 1, "optimizer.momentum must lie in [0, 1)", self.momentum)
         _require(self.clip_grad >= 0, "optimizer.clip_grad must be at least 0", self.clip_grad)
+        _require(0 < self.layer_decay <= 1, "optimizer.layer_decay must lie in (0, 1]", self.layer_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +74,22 @@ class Schedule:
         warmup_epochs: Length of the warm-up; at most `epochs`.
         warmup_lr: Where the warm-up begins; not scaled by the batch size.
         min_lr: Where the cosine ends; not scaled by the batch size.
+        updates: When the rate changes: "step" after each step; "epoch" after each epoch; "original" after each epoch
+            and one epoch late, as in the paper's code, whose epochs 0 and 1 both train at `warmup_lr`.
     """
 
     epochs: int = 300
     warmup_epochs: int = 5
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    updates: str = "step"
 
     def __post_init__(self) -> None:
+        _require_one_of("schedule.updates", self.updates, UPDATES)
         _require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
         _require(0 <= self.warmup_epochs <= self.epochs, "schedule.warmup_epochs must lie in [0, epochs]", self)
+        _require(self.warmup_lr >= 0, "schedule.warmup_lr must be at least 0", self.warmup_lr)
+        _require(self.min_lr >= 0, "schedule.min_lr must be at least 0", self.min_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +101,44 @@ class Distillation:
         temperature: Of soft distillation; 3 in the paper.
         weight: Share of the distillation loss; 0.5 for hard, 0.1 for soft in the paper.
         reduction: "batchmean", or "numel" as in the paper's code, which is K times smaller; see `distillation_loss`.
+        cache_top_k: Largest logits kept for each view of an image when a soft teacher's answers are stored.
     """
 
     kind: str = "hard"
     temperature: float = 1.0
     weight: float = 0.5
     reduction: str = "batchmean"
+    cache_top_k: int = 100
 
     def __post_init__(self) -> None:
-        _require(self.kind in DISTILLATION_KINDS, f"distillation.kind must be one of {DISTILLATION_KINDS}", self.kind)
+        _require_one_of("distillation.kind", self.kind, DISTILLATION_KINDS)
         _require(self.temperature > 0, "distillation.temperature must be positive", self.temperature)
         _require(0 <= self.weight <= 1, "distillation.weight must lie in [0, 1]", self.weight)
-        _require(self.reduction in REDUCTIONS, f"distillation.reduction must be one of {REDUCTIONS}", self.reduction)
+        _require_one_of("distillation.reduction", self.reduction, REDUCTIONS)
+        _require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How the data set is read.
+
+    Attributes:
+        val_fraction: Share kept for validation where the data set has no validation part.
+        strict: True stops at the first image that cannot be used; False leaves it out and says so.
+        image_column: Column of a table that holds the images; empty finds it.
+        label_column: Column of a table that holds the labels; empty finds it.
+        problem_type: What the labels are; transformers' names.
+    """
+
+    val_fraction: float = 0.2
+    strict: bool = False
+    image_column: str = ""
+    label_column: str = ""
+    problem_type: str = "single_label_classification"
+
+    def __post_init__(self) -> None:
+        _require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
+        _require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,28 +146,45 @@ class Recipe:
     """All hyper-parameters of one training.
 
     Attributes:
-        batch_size: Images in a step.
+        batch_size: Images in a step, over all processes and accumulated parts together.
+        accumulate: Parts that each process computes one after the other and sums up to one step, to save memory.
         seed: Of order, views, mixing, dropout and drop path.
-        precision: "fp32", "bf16" (autocast; weights stay fp32), or "auto": bf16 on a GPU, fp32 on a CPU.
-        label_smoothing: Share of the target mass spread over all classes.
-        drop_path_rate: Of the last block of a student that `build_student` makes; a student made otherwise has its own.
-        ema_decay: Of the running average of the weights; 0 for none. With it, the average is what is saved. The first
-            steps use less, so that short trainings are not dominated by the initial values.
+        precision: "fp32", "bf16" or "fp16" (autocast; weights stay fp32), or "auto": bf16 on GPUs and on CPUs with
+            AMX, which multiply it in hardware; fp32 elsewhere.
+        compile: True compiles the student with torch.compile.
+        loss: "ce", cross-entropy, or "bce", a yes or no for each class (DeiT III); see `classification_loss`.
+        label_smoothing: Share of the target mass spread over all classes; 0 with "bce".
+        drop_path_rate: Of a student that `build_student` makes; a student made otherwise has its own.
+        drop_path_shape: "linear" rises from 0 to the rate of the last block (DeiT); "constant" is the same in all
+            blocks (DeiT III).
+        student_mode: "train", or "eval", which switches off drop path and dropout, as the paper's code did when it
+            fine-tuned.
+        ema_decay: Of the running average of the weights; 0 for none. The first steps use less, so that short trainings
+            are not dominated by the initial values.
+        ema_use: "save": the average is what is evaluated and saved as the model. "keep": it stays in the training state
+            and is not used, as in the paper's code.
         crop_ratio: Of the evaluation; see `evaluation_processor`.
         eval_epochs: Epochs between two evaluations; the last epoch is always evaluated.
         num_workers: Processes that prepare images; -1 chooses.
         augment: How training images are varied.
-        optimizer: AdamW.
+        optimizer: What turns gradients into steps.
         schedule: Learning rate over time.
         distillation: The teacher's loss; unused without a teacher.
+        data: How the data set is read.
     """
 
     batch_size: int = 64
+    accumulate: int = 1
     seed: int = 0
     precision: str = "auto"
+    compile: bool = False
+    loss: str = "ce"
     label_smoothing: float = 0.1
     drop_path_rate: float = 0.1
+    drop_path_shape: str = "linear"
+    student_mode: str = "train"
     ema_decay: float = 0.0
+    ema_use: str = "save"
     crop_ratio: float = 0.875
     eval_epochs: int = 1
     num_workers: int = -1
@@ -124,12 +192,28 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     distillation: Distillation = field(default_factory=Distillation)
+    data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        _require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"batch_size must be a multiple of accumulate ({self.accumulate})",
+            self.batch_size,
+        )
         _require(self.seed >= 0, "seed must be at least 0", self.seed)
-        _require(self.precision in PRECISIONS, f"precision must be one of {PRECISIONS}", self.precision)
+        _require_one_of("precision", self.precision, PRECISIONS)
+        _require_one_of("loss", self.loss, CLASSIFICATION_LOSSES)
+        _require_one_of("drop_path_shape", self.drop_path_shape, DROP_PATH_SHAPES)
+        _require_one_of("student_mode", self.student_mode, STUDENT_MODES)
+        _require_one_of("ema_use", self.ema_use, EMA_USES)
         _require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
+        _require(
+            self.loss != "bce" or self.label_smoothing == 0,
+            'label_smoothing must be 0 with loss "bce", which counts every class above 0 as present',
+            self.label_smoothing,
+        )
         _require(0 <= self.ema_decay < 1, "ema_decay must lie in [0, 1)", self.ema_decay)
         _require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
         _require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)
@@ -184,9 +268,14 @@ class Recipe:
         recipe: Recipe = _build(cls, values, "")
         return recipe
 
+    def to_yaml(self) -> str:
+        """Returns the recipe as YAML, every setting included."""
+        text: str = yaml.safe_dump(_plain(self.to_dict()), sort_keys=False)
+        return text
+
     def save(self, path: Path) -> None:
         """Writes the recipe as YAML."""
-        write_text_atomically(path, yaml.safe_dump(_plain(self.to_dict()), sort_keys=False))
+        write_text_atomically(path, self.to_yaml())
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -207,7 +296,8 @@ class Recipe:
         return cls.from_dict(values)
 
 
-_SECTIONS = ("augment", "optimizer", "schedule", "distillation")
+_SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data")
+_TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
 def differences(first: Recipe, second: Recipe) -> list[str]:
@@ -255,11 +345,29 @@ def _convert(name: str, value: Any, default: Any) -> Any:
             if len(parts) != len(default):
                 raise ValueError
             return tuple(float(part) for part in parts)
+        if isinstance(default, bool):
+            return _truth(value)
+        if isinstance(value, bool):  # YAML reads a bare `no` as False; it is neither a number nor a name
+            raise ValueError
         if isinstance(default, int) and float(value) != int(float(value)):
             raise ValueError
         return type(default)(float(value)) if isinstance(default, (int, float)) else str(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be like {default!r}. Received: {value!r}.") from None
+
+
+def _truth(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in _TRUTH:
+        raise ValueError
+    return _TRUTH[text]
+
+
+def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {known}. Received: {value!r}.{hint}")
 
 
 def _require(condition: bool, message: str, received: Any) -> None:

@@ -1,0 +1,79 @@
+"""`deit recipes`: the named recipes, and all that is known about one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deit.cli.console import reports_errors
+
+if TYPE_CHECKING:
+    from deit.train.recipes import NamedRecipe
+
+
+@reports_errors
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe to show; all are listed without one.")] = None,
+    yaml: Annotated[bool, typer.Option("--yaml", help="Print the settings of NAME alone, for a file to edit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the recipes that `deit train --recipe` knows by name, or show one.
+
+    A recipe of your own: deit recipes NAME --yaml > my.yaml, then deit train DATA --recipe my.yaml
+    """
+    from deit.train.recipes import list_recipes, named_recipe
+
+    if yaml and as_json:
+        raise ValueError("--yaml and --json cannot both be printed. Received both. Leave one out.")
+    if name is None:
+        if yaml:
+            raise ValueError("--yaml needs the name of a recipe. Received none. Use: deit recipes NAME --yaml.")
+        _list([named_recipe(each) for each in list_recipes()], as_json=as_json)
+        return
+    found = named_recipe(name)
+    if yaml:
+        typer.echo(found.recipe.to_yaml(), nl=False)
+    elif as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _show(found)
+
+
+def _list(found: list[NamedRecipe], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([named.to_dict() for named in found], indent=2))
+        return
+    rows = [("name", "student", "epochs", "pixels", "top-1 %")]
+    for n in found:
+        top1 = "-" if n.top1 is None else f"{n.top1:.1f}"
+        rows.append((n.name, n.student, str(n.recipe.schedule.epochs), str(n.image_size), top1))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # plain text: a table that fits the terminal would cut names that are there to be copied
+        texts = [text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+        typer.echo("  ".join(texts))
+    typer.echo("Details: deit recipes NAME. Top-1 was published, not measured here.")
+
+
+def _show(named: NamedRecipe) -> None:
+    top1 = "none" if named.top1 is None else f"{named.top1} %"
+    facts = [
+        ("name", named.name),
+        ("summary", named.summary),
+        ("student", f"{named.student}, {named.image_size} pixels"),
+        ("starts from", named.init or "random weights"),
+        ("teacher", named.teacher or "none"),
+        ("command", named.command),
+        ("hardware", named.hardware),
+        ("time", named.expected_time),
+        ("top-1", f"{top1}. {named.top1_note}"),
+        ("source", named.source),
+        *(("note", note) for note in named.notes),
+    ]
+    if named.original and not named.name.endswith("-original"):
+        changes = ", ".join(f"{key}={value}" for key, value in named.original.items())
+        facts.append(("as the original", f"{named.name}-original: {changes}"))
+    for label, text in facts:
+        typer.echo(f"{label + ':':<17}{text}")
+    typer.echo(f"settings:\n\n{named.recipe.to_yaml()}", nl=False)
