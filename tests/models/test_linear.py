@@ -33,7 +33,7 @@ KINDS = (DeiTForImageClassification, DeiTForImageClassificationWithTeacher, ViTF
 @pytest.mark.parametrize("packed", [False, True])
 def test_without_gradients_the_logits_are_the_same(tiny_config, redraw, kind, fields, packed) -> None:
     model = classifier(tiny_config, redraw, kind, **fields)
-    expected = model(PIXELS).logits.detach()  # with gradients every token goes through every block
+    expected = model(PIXELS, output_hidden_states=True).logits.detach()  # so every token goes through every block
     if packed:
         model.pack_weights()
     with torch.no_grad():
@@ -48,10 +48,10 @@ def test_the_shortcut_is_really_taken(tiny_config, redraw, monkeypatch) -> None:
     original = Block.first_tokens
     monkeypatch.setattr(Block, "first_tokens", lambda self, x, count: taken.append(count) or original(self, x, count))
     model(PIXELS)
-    assert taken == []
+    assert taken == [2]
     with torch.no_grad():
         model(PIXELS)
-        assert taken == [2]
+        assert taken == [2, 2]
         for options in (
             {"output_hidden_states": True},
             {"output_attentions": True},
@@ -59,9 +59,32 @@ def test_the_shortcut_is_really_taken(tiny_config, redraw, monkeypatch) -> None:
             {"attention_mask": torch.ones(3, 18)},
         ):
             model(PIXELS, **options)
-        assert taken == [2]
-        model.train()(PIXELS)
-        assert taken == [2]
+        assert taken == [2, 2]
+    model.train()(PIXELS)
+    assert taken == [2, 2, 2]
+    model.gradient_checkpointing_enable()
+    model(PIXELS)
+    assert taken == [2, 2, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", [{}, {"qkv_bias": False}, {"drop_path_rate": 0.4}], ids=str)
+def test_in_training_the_gradients_are_the_same(tiny_config, redraw, kind, fields) -> None:
+    gradients = []
+    for options in ({}, {"output_hidden_states": True}):  # with it every token goes through every block
+        model = classifier(tiny_config, redraw, kind, **fields).train()
+        torch.manual_seed(3)
+        model(PIXELS, **options).logits.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("rate", ["attention_probs_dropout_prob", "hidden_dropout_prob"])
+def test_a_block_with_dropout_is_computed_whole_in_training(tiny_config, redraw, rate) -> None:
+    model = classifier(tiny_config, redraw, **{rate: 0.5})
+    assert model.deit.trunk.blocks[-1].can_shorten()
+    assert not model.train().deit.trunk.blocks[-1].can_shorten()
 
 
 def test_whoever_watches_the_last_block_or_the_model_sees_every_token(tiny_config, redraw) -> None:

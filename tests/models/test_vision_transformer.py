@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deit.models.activations import ACTIVATIONS, find_activation
-from deit.models.vision_transformer import DropPath, VisionTransformer, initialize_layer
+from deit.models.deit import DeiTForImageClassification
+from deit.models.vision_transformer import DropPath, Mlp, VisionTransformer, initialize_layer, set_drop_path
 
 
 def pixels(batch: int = 2, height: int = 16, width: int = 16, seed: int = 1) -> Tensor:
@@ -184,6 +186,34 @@ def test_drop_path_rates_rise_linearly_with_depth(trunk):
     assert [block.drop_path.rate for block in trunk(num_hidden_layers=1, drop_path_rate=0.2).blocks] == [0.0]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 12])
+def test_set_drop_path_gives_the_rates_of_timms_blocks(tiny_config, depth):
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "num_heads": 4, "drop_path_rate": 0.3}
+    theirs = timm.models.vision_transformer.VisionTransformer(depth=depth, **sizes)
+    expected = [getattr(block.drop_path1, "drop_prob", 0.0) for block in theirs.blocks]
+    model = DeiTForImageClassification(tiny_config(num_hidden_layers=depth, drop_path_rate=0.05))
+    set_drop_path(model, 0.3)
+    assert [block.drop_path.rate for block in model.deit.trunk.blocks] == pytest.approx(expected)
+    assert model.config.drop_path_rate == 0.05
+
+
+def test_set_drop_path_can_be_the_same_in_all_blocks_or_off(trunk):
+    model = trunk(num_hidden_layers=3)
+    set_drop_path(model, 0.2, shape="constant")
+    assert [block.drop_path.rate for block in model.blocks] == [0.2] * 3
+    set_drop_path(model, 0.0)
+    assert [block.drop_path.rate for block in model.blocks] == [0.0] * 3
+
+
+def test_set_drop_path_refuses_what_it_cannot_do(trunk):
+    with pytest.raises(ValueError, match=r"must be 'linear' or 'constant'. Received: 'round'"):
+        set_drop_path(trunk(), 0.1, shape="round")
+    with pytest.raises(ValueError, match=r"must lie between 0 and 1. Received: 1.5"):
+        set_drop_path(trunk(), 1.5)
+    with pytest.raises(TypeError, match=r"in a DeiT or ViT of this package. Received: Linear"):
+        set_drop_path(torch.nn.Linear(2, 2), 0.1)
+
+
 def test_drop_path_skips_whole_samples_and_scales_up_the_others():
     torch.manual_seed(0)
     x = torch.randn(4000, 2, 3)
@@ -199,6 +229,37 @@ def test_drop_path_of_one_skips_everything_and_of_zero_nothing():
     assert DropPath(0.7).eval()(x) is x
     assert torch.equal(DropPath(1.0).train()(x), torch.zeros(4, 2, 3))
     assert "0.250" in repr(DropPath(0.25))
+
+
+@pytest.mark.parametrize("fields", [{}, {"layer_scale_init": 0.3}], ids=["deit", "deit 3"])
+@pytest.mark.parametrize("rate", [0.3, 0.9, 1.0])
+def test_leaving_skipped_samples_out_of_the_work_changes_neither_numbers_nor_gradients(trunk, fields, rate):
+    results = []
+    for watch in (False, True):
+        model = trunk(**fields).train()
+        set_drop_path(model, rate, shape="constant")
+        if watch:  # then each part of a block is called for the whole batch
+            for block in model.blocks:
+                block.mlp.register_forward_hook(lambda module, given, result: None)
+        torch.manual_seed(5)
+        tokens = model(pixels(4)).tokens
+        (tokens * pixels(4).sum()).sum().backward()
+        results.append([tokens, *(p.grad for name, p in model.named_parameters() if name != "mask_token")])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+def test_skipped_samples_really_do_not_reach_the_mlp(trunk, monkeypatch):
+    model = trunk().train()
+    set_drop_path(model, 0.5, shape="constant")
+    seen = []
+    original = Mlp.forward
+    monkeypatch.setattr(Mlp, "forward", lambda self, x: seen.append(len(x)) or original(self, x))
+    torch.manual_seed(0)
+    for _ in range(20):
+        model(pixels(16))
+    assert min(seen) < max(seen) <= 16
+    assert 7 < sum(seen) / len(seen) < 9
 
 
 # --- attention ----------------------------------------------------------------------------------------

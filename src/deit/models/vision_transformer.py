@@ -5,7 +5,7 @@ Letters in shape comments: B batch, C channels, N tokens, P patches, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,11 @@ from deit.models.attention import (
     head_mask_per_block,
 )
 from deit.models.construction import draws_initial_values
+from deit.models.gradients import attend, backward_by_hand, can_attend
 from deit.models.linear import Linear, has_hooks
+from deit.models.position_embedding import resize_position_embedding
+
+DROP_PATH_SHAPES = ("linear", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,21 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is skipped: in training, unless the rate is 0."""
+        return self.training and self.rate > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns (B, N, D), in evaluation the input itself."""
-        if self.rate == 0.0 or not self.training:
+        if not self.is_active:
             return x
-        keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
-        return x * keep / max(1.0 - self.rate, torch.finfo(x.dtype).tiny)
+        kept = x * self.draw(x)
+        return kept / (1.0 - self.rate) if self.rate < 1.0 else kept
+
+    def draw(self, x: Tensor) -> Tensor:
+        """Draws which samples of the batch x (B, ...) are kept: (B, 1, 1), 0 or 1."""
+        return x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
 
     def extra_repr(self) -> str:
         """Shows the rate."""
@@ -129,8 +142,11 @@ class Attention(nn.Module):
         """
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, len(self.heads), self.head_width)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
         dropout_rate = self.dropout_rate if self.training else 0.0
+        plain = implementation == "sdpa" and bias is None and head_mask is None and not dropout_rate
+        if plain and can_attend(qkv):
+            return self.proj(attend(qkv)), None
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
         if head_mask is not None and head_mask.shape[1] > len(self.heads):
             head_mask = head_mask[:, self.heads]
         probabilities = None
@@ -240,20 +256,93 @@ class Block(nn.Module):
         self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Maps (B, N, D) to (B, N, D); arguments and second result as in `Attention`."""
+        if implementation != "eager" and bias is None and head_mask is None and self._skips_samples(x):
+            x = self._add(x, lambda kept: self._attend(kept, implementation), self.ls1)
+            return self._add(x, lambda kept: self.mlp(self.norm2(kept)), self.ls2), None
         mixed, probabilities = self.attn(self.norm1(x), implementation, bias, head_mask)
-        x = x + self.drop_path(self.ls1(self.drop(mixed)))
-        x = x + self.drop_path(self.ls2(self.drop(self.mlp(self.norm2(x)))))
+        # Under autocast a branch has fewer bits than x: PyTorch is slow to add tensors of two types.
+        x = x + self.drop_path(self.ls1(self.drop(mixed))).to(x.dtype)
+        x = x + self.drop_path(self.ls2(self.drop(self.mlp(self.norm2(x))))).to(x.dtype)
         return x, probabilities
+
+    def _attend(self, x: Tensor, implementation: str) -> Tensor:
+        mixed: Tensor = self.attn(self.norm1(x), implementation, None, None)[0]
+        return mixed
+
+    def _skips_samples(self, x: Tensor) -> bool:
+        """Whether drop path leaves samples out of the work. On a GPU asking which ones would make it wait."""
+        return self.drop_path.is_active and backward_by_hand(x) and not self._has_dropout() and not has_hooks(self)
+
+    def _has_dropout(self) -> bool:
+        """Whether dropout acts. Shortcuts would give it other shapes to draw for, so a hook would change a run."""
+        return self.training and (self.drop.p > 0.0 or self.attn.dropout_rate > 0.0)
+
+    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], scale: nn.Module) -> Tensor:
+        """Adds a residual branch that is computed for those samples only that drop path lets through."""
+        kept = self.drop_path.draw(x).flatten().nonzero().flatten()
+        factor = 0.0
+        if len(kept):
+            factor = 1.0 / (1.0 - self.drop_path.rate)
+        else:  # one sample for nothing, so that every parameter has a gradient
+            kept = kept.new_zeros(1)
+        if len(kept) == len(x):
+            return torch.add(x, scale(branch(x)).to(x.dtype), alpha=factor)
+        y = scale(branch(x.index_select(0, kept)))
+        return x.index_add(0, kept, y.to(x.dtype), alpha=factor)
 
     def first_tokens(self, x: Tensor, count: int) -> Tensor:
         """Maps (B, N, D) to (B, count, D), the first rows of what `forward` would return; see `Attention`."""
         mixed = self.attn.first_tokens(self.norm1(x), count)
-        x = x[:, :count] + self.ls1(mixed)
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        x = x[:, :count] + self.drop_path(self.ls1(mixed)).to(x.dtype)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)
 
     def can_shorten(self) -> bool:
-        """Whether `first_tokens` may stand for `forward`: nobody watches, replaced or drops anything in here."""
-        return not self.training and type(self.attn.qkv) is Linear and not has_hooks(self)
+        """Whether `first_tokens` may stand for `forward`: nobody watches or replaced anything in here."""
+        return type(self.attn.qkv) is Linear and not self._has_dropout() and not has_hooks(self)
+
+
+def drop_path_rates(rate: float, depth: int, *, shape: str = "linear") -> list[float]:
+    """Returns the drop path of each block, from the first to the last.
+
+    Args:
+        rate: Of the last block.
+        depth: Number of blocks.
+        shape: "linear" rises from 0 to the rate (DeiT; a single block gets 0); "constant" is the same everywhere
+            (DeiT III).
+
+    Raises:
+        ValueError: An unknown shape, or the rate is no probability.
+    """
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"The drop path rate must lie between 0 and 1. Received: {rate}.")
+    if shape not in DROP_PATH_SHAPES:
+        raise ValueError(f"The shape of drop path must be 'linear' or 'constant'. Received: {shape!r}.")
+    if shape == "constant":
+        return [rate] * depth
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def set_drop_path(model: nn.Module, rate: float, *, shape: str = "linear") -> None:
+    """Sets the drop path of a model that is built already, such as one from a file.
+
+    The configuration stays as it is: drop path belongs to a training, not to the weights.
+
+    Args:
+        model: A DeiT or ViT of this package, whole or its trunk.
+        rate: See `drop_path_rates`.
+        shape: See `drop_path_rates`.
+
+    Raises:
+        ValueError: An unknown shape, or the rate is no probability.
+        TypeError: There is no transformer of this package in the model.
+    """
+    trunks = [module for module in model.modules() if isinstance(module, VisionTransformer)]
+    if not trunks:
+        raise TypeError(f"Drop path can be set in a DeiT or ViT of this package. Received: {type(model).__name__}.")
+    for trunk in trunks:
+        rates = drop_path_rates(rate, len(trunk.blocks), shape=shape)
+        for block, own_rate in zip(trunk.blocks, rates, strict=True):
+            block.drop_path.rate = own_rate  # type: ignore[union-attr]
 
 
 def _layer_scale(config: VisionTransformerConfig) -> nn.Module:
@@ -307,7 +396,7 @@ class VisionTransformer(nn.Module):
         self.num_prefix_positions = self.num_prefix_tokens if config.pos_embed_prefix else 0
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_positions + num_patches, width))
         self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
-        rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        rates = drop_path_rates(config.drop_path_rate, depth)
         pruned = config.pruned_heads
         self.blocks = nn.ModuleList(Block(config, rate, pruned.get(i, ())) for i, rate in enumerate(rates))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -344,8 +433,8 @@ class VisionTransformer(nn.Module):
             head_mask: (H,) or (depth, H); see `head_mask_per_block`.
             need_hidden_states: Whether to return every block's output.
             need_attentions: Whether to return attention maps.
-            prefix_only: Return the prefix tokens alone. Without gradients the last block is then computed for them
-                only, which is 7 % of the work of 12 blocks less; the numbers are the same.
+            prefix_only: Return the prefix tokens alone. The last block is then computed for them only, which is 7 % of
+                the work of 12 blocks less, in training too; numbers and gradients are the same.
 
         Raises:
             ValueError: Pixels or masks have the wrong shape.
@@ -379,7 +468,9 @@ class VisionTransformer(nn.Module):
         )
 
     def _can_shorten(self, bias: Tensor | None, head_mask: Tensor | None, need_hidden_states: bool) -> bool:
-        if torch.is_grad_enabled() or bias is not None or head_mask is not None or need_hidden_states:
+        if bias is not None or head_mask is not None or need_hidden_states:
+            return False
+        if self.checkpointing is not None and self.training:
             return False
         last = self.blocks[-1]
         return isinstance(last, Block) and last.can_shorten() and not has_hooks(self.norm)
@@ -415,10 +506,7 @@ class VisionTransformer(nn.Module):
         return patches * (1.0 - mask) + self.mask_token * mask
 
     def resized_position_embedding(self, height: int, width: int) -> Tensor:
-        """Returns the position embedding for an image of other size, (1, N, D).
-
-        Bicubic, as in the paper (section 3): bilinear would shrink the vectors. Prefix tokens are untouched, and
-        at the trained size it is the embedding itself.
+        """Returns the position embedding for an image of other size, (1, N, D); at the trained size it is itself.
 
         Args:
             height: Of the image, in pixels; a rest that fills no patch is ignored.
@@ -426,12 +514,9 @@ class VisionTransformer(nn.Module):
         """
         patch_height, patch_width = self.patch_embed.patch_size
         grid = (height // patch_height, width // patch_width)
-        if grid == self.grid_size:
-            return self.pos_embed
-        prefix, patches = self.pos_embed.tensor_split([self.num_prefix_positions], dim=1)
-        patches = patches.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # (1, D, rows, columns)
-        patches = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-        return torch.cat((prefix, patches.flatten(2).transpose(1, 2)), dim=1)
+        return resize_position_embedding(
+            self.pos_embed, self.grid_size, grid, num_prefix_positions=self.num_prefix_positions
+        )
 
 
 @torch.no_grad()

@@ -1,0 +1,85 @@
+"""Steps of training on the CPU whose backward pass is written by hand, because PyTorch's own is slow there.
+
+The numbers are the same up to rounding. Everything else (a GPU, compiling, exporting, tracing, function transforms,
+second derivatives of a transform) takes PyTorch's own way. Measured in `benchmarks/training.py`.
+
+Letters in shape comments: B batch, N tokens, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+# Attention keeps its probabilities (B, H, N, N) for the backward pass; above this N they would be most of the memory.
+MAX_TOKENS = 640
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+def backward_by_hand(x: Tensor) -> bool:
+    """Whether the steps of this file may stand for PyTorch's own at this input."""
+    return (
+        x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._get_tracing_state()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def can_attend(qkv: Tensor) -> bool:
+    """Whether `attend` is the right way for this projection (B, N, 3, H, d)."""
+    return qkv.dtype in _TYPES and qkv.shape[1] <= MAX_TOKENS and backward_by_hand(qkv)
+
+
+def attend(qkv: Tensor) -> Tensor:
+    """Multi-head self-attention without masks or dropout.
+
+    Args:
+        qkv: Query, key and value, (B, N, 3, H, d).
+
+    Returns:
+        (B, N, H * d).
+    """
+    return _Attention.apply(qkv)
+
+
+def _probabilities(query: Tensor, key: Tensor) -> Tensor:
+    return F.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1)
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        batch, tokens, _, heads, width = qkv.shape
+        parts = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, width)  # contiguous: products are faster
+        query, key, value = parts
+        scores = qkv.new_empty(batch * heads, tokens, tokens)
+        torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=width**-0.5, out=scores)
+        probabilities = torch.softmax(scores, dim=-1, out=scores)  # row by row, so the memory can be used again
+        ctx.save_for_backward(qkv, parts, probabilities)
+        mixed = torch.bmm(probabilities, value).view(batch, heads, tokens, width)
+        return mixed.transpose(1, 2).reshape(batch, tokens, heads * width)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        qkv, parts, probabilities = ctx.saved_tensors
+        batch, tokens, _, heads, width = qkv.shape
+        if torch.is_grad_enabled():  # create_graph=True: let PyTorch differentiate what it can see
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = (_probabilities(query, key) @ value).transpose(1, 2).flatten(2)
+            return torch.autograd.grad(mixed, qkv, gradient, create_graph=True)[0]
+        query, key, value = parts
+        gradient = gradient.view(batch, tokens, heads, width).transpose(1, 2).reshape(-1, tokens, width)
+        result = torch.empty_like(parts)
+        torch.bmm(probabilities.transpose(1, 2), gradient, out=result[2])
+        scores = torch.bmm(gradient, value.transpose(1, 2))
+        torch._softmax_backward_data(scores, probabilities, -1, scores.dtype, grad_input=scores)
+        scale = width**-0.5
+        torch.baddbmm(result[0], scores, key, beta=0, alpha=scale, out=result[0])
+        torch.baddbmm(result[1], scores.transpose(1, 2), query, beta=0, alpha=scale, out=result[1])
+        return result.view(3, batch, heads, tokens, width).permute(1, 3, 0, 2, 4).reshape(qkv.shape)

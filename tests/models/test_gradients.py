@@ -1,0 +1,82 @@
+"""Backward passes written by hand: the same numbers and gradients as PyTorch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deit.models import gradients
+from deit.models.gradients import attend, backward_by_hand, can_attend
+from deit.models.vision_transformer import VisionTransformer
+
+
+def projection(dtype: torch.dtype = torch.float32, batch: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 7, 3, 2, 8, generator=generator).to(dtype).requires_grad_()
+
+
+def reference(qkv: Tensor) -> Tensor:
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_attention_and_its_gradient_are_those_of_pytorch(batch):
+    qkv, weights = projection(batch=batch), torch.randn(batch, 7, 16)
+    for function in (attend, reference):
+        function(qkv)  # may be called without a backward pass
+    torch.testing.assert_close(attend(qkv), reference(qkv))
+    (expected,) = torch.autograd.grad(reference(qkv), qkv, weights)
+    (received,) = torch.autograd.grad(attend(qkv), qkv, weights)
+    torch.testing.assert_close(received, expected)
+
+
+def test_attention_in_bfloat16_stays_within_its_rounding():
+    qkv, weights = projection(torch.bfloat16), torch.randn(3, 7, 16)
+    exact = qkv.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(reference(exact), exact, weights.double())
+    (received,) = torch.autograd.grad(attend(qkv), qkv, weights.bfloat16())
+    assert received.dtype == torch.bfloat16
+    assert (received - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_gradient_of_the_gradient_can_be_taken():
+    qkv = projection()
+    penalties = []
+    for function in (attend, reference_in_steps):
+        (gradient,) = torch.autograd.grad(function(qkv).square().sum(), qkv, create_graph=True)
+        penalties.append(torch.autograd.grad(gradient.square().sum(), qkv)[0])
+    torch.testing.assert_close(*penalties, rtol=1e-4, atol=1e-4)
+
+
+def reference_in_steps(qkv: Tensor) -> Tensor:
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    scores = query @ key.transpose(2, 3) / 8**0.5
+    return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+
+
+def test_it_is_used_in_training_and_left_to_pytorch_everywhere_else(monkeypatch):
+    qkv = projection()
+    assert can_attend(qkv)
+    assert not can_attend(qkv.half())
+    assert not can_attend(qkv.double())
+    with torch.no_grad():
+        assert not can_attend(qkv)
+    assert not can_attend(qkv.to("meta"))
+    assert torch.equal(torch.func.vmap(lambda x: x * backward_by_hand(x))(qkv), torch.zeros_like(qkv))
+    monkeypatch.setattr(gradients, "MAX_TOKENS", 6)
+    assert not can_attend(qkv)
+
+
+def test_gradients_under_a_function_transform_are_the_same(tiny_config, redraw):
+    model = redraw(VisionTransformer(tiny_config()))
+    parameters = dict(model.named_parameters())
+    pixels = torch.randn(2, 3, 16, 16)
+
+    def total(values):
+        return torch.func.functional_call(model, values, (pixels,)).tokens.square().sum()
+
+    transformed = torch.func.grad(total)(parameters)
+    total(parameters).backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.grad, transformed[name], rtol=1e-3, atol=1e-3)
