@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from deit.core.checkpoint import DIALECTS, Part, detect_dialect, file_names, layout, match_prefix, places
+from deit.core.checkpoint import (
+    DIALECTS,
+    Part,
+    detect_dialect,
+    file_names,
+    layout,
+    match_prefix,
+    name_in_trunk,
+    places,
+)
 from deit.core.weight_files import find_weights
 
 # Every kind of name, written down from a published file.
@@ -209,3 +218,12 @@ def test_a_missing_folder_or_file_of_weights_is_named(tmp_path: Path):
         find_weights(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"No model\.safetensors in"):
         find_weights(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "trunk.", "deit.trunk.", "my.vit.trunk."])
+def test_a_tensor_of_the_trunk_has_one_name_whatever_stands_around_the_trunk(prefix):
+    assert name_in_trunk(f"{prefix}blocks.0.norm1.bias") == "blocks.0.norm1.bias"
+
+
+def test_a_head_keeps_its_name():
+    assert name_in_trunk("cls_classifier.weight") == "cls_classifier.weight"

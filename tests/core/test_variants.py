@@ -70,7 +70,11 @@ def test_all_published_models_have_a_name_and_a_source():
     assert VARIANTS["deit-base-patch16-384"].source == "facebook/deit-base-patch16-384"
     assert VARIANTS["deit3-large-patch16-384-in21k"].source == "timm/deit3_large_patch16_384.fb_in22k_ft_in1k"
     assert VARIANTS["deit3-huge-patch14-224"].source == "timm/deit3_huge_patch14_224.fb_in1k"
-    assert set(list_models(published=False)) - set(names) == {"deit-digits-distilled-patch8-32"}
+    assert set(list_models(published=False)) - set(names) == {
+        "deit-digits-distilled-patch8-32",
+        "deit-tiny-distilled-patch4-32",
+        "deit-micro-distilled-patch4-32",
+    }
 
 
 def test_the_published_scores_come_with_their_preprocessing():

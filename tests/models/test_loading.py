@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deit
-from deit.models.loading import resolve_device
+from deit.models.loading import published_tensors, read_network, resolve_device
 from deit.models.pretrained import DeiTPreTrainedModel
+from deit.models.tensor_source import DictSource
 
 Model = deit.DeiTForImageClassificationWithTeacher
 
@@ -345,3 +346,27 @@ def test_files_open_from_any_working_directory(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_equal_weights(model, Model.from_pretrained("model"))
     assert_equal_weights(model, Model.from_pretrained(Path("model")))
+
+
+# --- weights without a configuration ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", ["huggingface", "transformers"])
+@pytest.mark.parametrize(
+    "name", ["DeiTForMaskedImageModeling", "ViTForMaskedImageModeling", "DeiTForImageClassification", "DeiTModel"]
+)
+def test_a_weight_file_alone_tells_its_class_and_its_sizes(name, dialect, tiny_fields, redraw, tmp_path):
+    kind = getattr(deit, name)
+    config = kind.config_class(**{**tiny_fields, "hidden_size": 64, "num_attention_heads": 1, "layer_norm_eps": 1e-6})
+    model = redraw(kind(config)).eval()
+    save_file(published_tensors(model.state_dict(), dialect), tmp_path / "weights.safetensors")
+    again = kind.from_pretrained(tmp_path / "weights.safetensors")
+    assert again.config.architectures == [name]
+    assert_equal_weights(model, again)
+
+
+def test_a_network_is_read_whole_and_joined_under_the_names_of_the_trunk(model):
+    tensors = read_network(DictSource(published_tensors(model.state_dict())))
+    expected = {name.removeprefix("deit.trunk."): tensor for name, tensor in model.state_dict().items()}
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)

@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from deit.core.checkpoint import TRUNK, file_names, is_distilled, places
+from deit.core.checkpoint import TRUNK, file_names, is_distilled, name_in_trunk, places
 from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConfig
 from deit.core.variants import VARIANTS, same_architecture
 
-_HEADS = {"classifier", "cls_classifier", "distillation_classifier"}
+# What may stand outside the trunk: the classifiers, the pooler of a bare model, the decoder of a masked-image model.
+_DECODER = "decoder.0"
+_OUTSIDE = {"classifier", "cls_classifier", "distillation_classifier", "pooler.dense", _DECODER}
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _LAYER_SCALE_INIT = 1e-4  # the paper's; the learnt values are in the file
 
@@ -31,7 +33,7 @@ def own_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
     """Returns the shapes of the network's tensors, given those of a file in any dialect; prefixes are left out."""
     found: dict[str, tuple[int, ...]] = {}
     for name, part in places(shapes).items():
-        own = part.name.rpartition(TRUNK)[2] if TRUNK in part.name else part.name
+        own = name_in_trunk(part.name)
         shape = tuple(shapes[name])
         found[own] = (shape[0] * part.count, *shape[1:]) if part.count > 1 else shape
     return found
@@ -65,7 +67,7 @@ def infer_config(
     channels, *patch = own["patch_embed.proj.weight"][1:]
     depth = 1 + max((int(m[1]) for m in map(_BLOCK.match, own) if m), default=0)
     patches, has_prefix = _patches(own["pos_embed"][1], 2 if distilled else 1, source)
-    head = own.get("cls_classifier.weight" if distilled else "classifier.weight", (0,))
+    head = own.get("cls_classifier.weight", own.get("classifier.weight", (0,)))
     fields: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": depth,
@@ -79,7 +81,7 @@ def infer_config(
         "layer_scale_init": _LAYER_SCALE_INIT if "blocks.0.ls1.gamma" in own else 0.0,
         "pos_embed_prefix": has_prefix,
         "num_labels": head[0],
-        "architectures": [_class_name(distilled, head[0])],
+        "architectures": [_class_name(distilled, own)],
     }
     fields["num_attention_heads"] = _num_heads(fields, values, source)
     names = values.get("label_names")
@@ -88,15 +90,18 @@ def infer_config(
     return (DeiTConfig if distilled else ViTConfig)(**fields)
 
 
-def _class_name(distilled: bool, num_labels: int) -> str:
-    if not num_labels:
-        return "DeiTModel" if distilled else "ViTModel"
-    return "DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"
+def _class_name(distilled: bool, own: Mapping[str, tuple[int, ...]]) -> str:
+    family = "DeiT" if distilled else "ViT"
+    if f"{_DECODER}.weight" in own:
+        return f"{family}ForMaskedImageModeling"
+    if "cls_classifier.weight" in own:
+        return f"{family}ForImageClassificationWithTeacher"
+    return f"{family}ForImageClassification" if "classifier.weight" in own else f"{family}Model"
 
 
 def _is_known(name: str) -> bool:
     stem = name.rpartition(".")[0]
-    return stem in _HEADS or file_names(TRUNK + name) != [TRUNK + name]
+    return stem in _OUTSIDE or file_names(TRUNK + name) != [TRUNK + name]
 
 
 def _patches(positions: int, num_prefix_tokens: int, source: object) -> tuple[int, bool]:

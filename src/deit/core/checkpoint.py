@@ -199,6 +199,16 @@ def _filled(name: str, match: re.Match[str]) -> str:
     return found["prefix"] + name.format(found.get("block")) + (found["suffix"] or "")
 
 
+def name_in_trunk(name: str) -> str:
+    """Returns the name of a tensor of the network without what stands in front of its trunk; heads keep theirs.
+
+    Example:
+        >>> name_in_trunk("deit.trunk.blocks.0.norm1.bias"), name_in_trunk("classifier.bias")
+        ('blocks.0.norm1.bias', 'classifier.bias')
+    """
+    return name.rpartition(TRUNK)[2]
+
+
 def file_names(name: str, dialect: str = HUGGINGFACE) -> list[str]:
     """Returns the names in a dialect of one tensor of the network.
 

@@ -25,6 +25,7 @@ from deit.core.checkpoint import (
     detect_dialect,
     layout,
     match_prefix,
+    name_in_trunk,
     places,
 )
 from deit.core.files import replace_folder_content
@@ -174,6 +175,35 @@ def _map(
     others = {part.name for part in found.values() if part.name in may_be_mapped} - filled
     reserve_memory([parameters[name] for name in sorted(others) if parameters[name].device.type == "cpu"])
     return set(mapped)
+
+
+def read_network(tensors: TensorSource, *, source: object = "the checkpoint") -> dict[str, Tensor]:
+    """Reads all tensors of a checkpoint in any dialect, under the names of the network.
+
+    Args:
+        tensors: Where they come from.
+        source: Named in messages.
+
+    Returns:
+        Name -> tensor; names inside the trunk have nothing in front (`blocks.0.attn.qkv.weight`), so that those of a
+        bare trunk and of any model with heads are the same.
+
+    Raises:
+        ValueError: One of query, key and value is missing.
+    """
+    network: dict[str, Tensor] = {}
+    destinations: dict[str, Tensor] = {}
+    for name, part in places(tensors.shapes).items():
+        own = name_in_trunk(part.name)
+        shape = tensors.shapes[name]
+        if own not in network:
+            whole = (shape[0] * part.count, *shape[1:]) if part.count > 1 else shape
+            network[own] = torch.empty(whole, dtype=tensors.dtypes[name])
+        destinations[name] = network[own].chunk(part.count)[part.index] if part.count > 1 else network[own]
+    if sum(tensor.numel() for tensor in destinations.values()) != sum(tensor.numel() for tensor in network.values()):
+        raise ValueError(f"{source} lacks some of its query, key and value tensors, or has a tensor twice.")
+    tensors.read_into(destinations)
+    return network
 
 
 def load_published_tensors(

@@ -1,74 +1,236 @@
-"""The student: a new model with its classes, and the preprocessing it will be used with."""
+"""The student: a model with its classes, new or started from a checkpoint, and the preprocessing it is used with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from deit.core.configuration import DeiTConfig, ViTConfig
+from deit.core.architecture import infer_config
+from deit.core.configuration import (
+    CONFIG_NAME,
+    DeiTConfig,
+    VisionTransformerConfig,
+    ViTConfig,
+    height_and_width,
+    read_config,
+)
 from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
-from deit.core.labels import id2label_from_names
-from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, variant_config
+from deit.core.labels import id2label_from_names, names_in_order
+from deit.core.model_directory import read_image_processor
+from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, Variant, find_variant, variant_config
 from deit.models.deit import DeiTForImageClassificationWithTeacher
+from deit.models.initialization import InitReport, initialize_from
+from deit.models.loading import read_network
+from deit.models.opening import Checkpoint, FileOptions, open_checkpoint
 from deit.models.vit import ViTForImageClassification
+from deit.train.label_matching import head_rows
 from deit.train.recipe import Recipe
-from deit.train.teacher import create_timm
+from deit.train.timm_students import build_timm, timm_architecture
+
+# What a named variant and a checkpoint must agree in.
+_ARCHITECTURE = {
+    "num_hidden_layers": "depth",
+    "hidden_size": "embedding dimension",
+    "intermediate_size": "MLP width",
+    "num_attention_heads": "number of attention heads",
+    "patch_size": "patch size",
+    "num_channels": "number of channels",
+}
+# What of a checkpoint's configuration is about itself and not about the student.
+_NOT_INHERITED = ("model_type", "architectures", "dtype", "id2label", "label2id", "return_dict", "output_attentions",
+                  "output_hidden_states")  # fmt: skip
+
+_CLASS_HEADS = ("cls_classifier.weight", "classifier.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A student, ready to be trained.
+
+    Attributes:
+        model: A DeiT or ViT classifier of this package, or a model of timm, with float32 weights on the CPU.
+        processor: The preprocessing that it is evaluated and saved with.
+        report: What became of the checkpoint's tensors; None for a student that starts from nothing.
+    """
+
+    model: nn.Module
+    processor: DeiTImageProcessor
+    report: InitReport | None = None
 
 
 def build_student(
-    name: str, classes: Sequence[str], recipe: Recipe, *, image_size: int | None = None
-) -> tuple[nn.Module, DeiTImageProcessor]:
-    """Builds a new student; the same seed gives the same initial values.
+    name: str | None,
+    classes: Sequence[str],
+    recipe: Recipe,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    init: str | Path | None = None,
+) -> Student:
+    """Builds a student, new or from a checkpoint; the same seed gives the same initial values.
+
+    From a checkpoint, the trunk is taken with its kind of layer scale and position embedding, which is resized to the
+    image (bicubic). The variant named may have a distillation token that the checkpoint has not, or the reverse; see
+    `initialize_from`. Heads are kept when their classes are those of the data: by name, in any order, or, where the
+    checkpoint does not name its classes, by number. Else they start anew. The normalization is the checkpoint's.
 
     Args:
         name: A variant of this package, or `timm/NAME` for any architecture of timm, such as a convnet that shall
-            become a teacher.
-        classes: Class names.
-        recipe: Its seed, drop path rate and evaluation crop are used.
-        image_size: Side of the input in pixels; None takes the variant's, for timm the model's own.
-
-    Returns:
-        The model and its preprocessing.
+            become a teacher. With `init` it may be None: the architecture is then the checkpoint's.
+        classes: Class names; for regression one name, of the number to predict.
+        recipe: Its seed, problem type, drop path rate and evaluation crop are used.
+        image_size: Input in pixels, the side of a square or (height, width). None takes the named variant's, or else
+            the checkpoint's; for timm the model's own.
+        init: Model directory, weight file (`.safetensors`, `.pth`) or name on the model hub, in any dialect that
+            `from_pretrained` reads; for `timm/NAME` in timm's.
 
     Raises:
-        ValueError: An unknown name, or an image size that the patches do not fill.
+        ValueError: An unknown name, an image size that the patches do not fill, a checkpoint of another architecture,
+            or several classes for regression.
+        OSError: The checkpoint cannot be found, or the hub cannot be reached.
     """
-    library, _, architecture = name.partition("/")
+    if recipe.data.problem_type == "regression" and len(classes) != 1:
+        raise ValueError(f"Regression predicts one number, so it has one class name. Received: {len(classes)}.")
+    size = None if image_size is None else height_and_width(image_size, "image_size")
+    library, _, architecture = (name or "").partition("/")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if library == "timm" and architecture:
-            return _build_timm(architecture, classes, recipe, image_size)
-        labels = id2label_from_names(classes)
-        overrides: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
-        config = variant_config(name, id2label=labels, drop_path_rate=recipe.drop_path_rate, **overrides)
-        side, patch = config.grid_image_size[0], config.grid_patch_size[0]
+            return Student(**build_timm(architecture, classes, recipe, size, init))
+        if init is None:
+            if not name:
+                raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
+            config = _with_classes(variant_config(name), classes, recipe, size)
+            return Student(model=_build(config), processor=_processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD))
+        variant = find_variant(name) if name else None
+        checkpoint = open_checkpoint(init, FileOptions())
+        other = timm_architecture(checkpoint) if variant is None else None
+        if other is not None:
+            return Student(**build_timm(other, classes, recipe, size, init))
+        return _start_from(checkpoint, name, variant, classes, recipe, size)
+
+
+def _build(config: VisionTransformerConfig) -> nn.Module:
+    for side, patch in zip(config.grid_image_size, config.grid_patch_size, strict=True):
         if side % patch:
             near = max(side // patch, 1) * patch
             raise ValueError(
                 f"image_size {side} is not a multiple of patch_size {patch}. Use {near} or {near + patch}."
             )
-        model: nn.Module
-        if isinstance(config, ViTConfig):  # a variant without distillation token
-            model = ViTForImageClassification(config)
-        else:
-            assert isinstance(config, DeiTConfig)
-            model = DeiTForImageClassificationWithTeacher(config)
-    processor = evaluation_processor(
-        config.grid_image_size, crop_ratio=recipe.crop_ratio, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
-    return model, processor
+    if isinstance(config, ViTConfig):  # without distillation token
+        return ViTForImageClassification(config)
+    assert isinstance(config, DeiTConfig)
+    return DeiTForImageClassificationWithTeacher(config)
 
 
-def _build_timm(
-    architecture: str, classes: Sequence[str], recipe: Recipe, image_size: int | None
-) -> tuple[nn.Module, DeiTImageProcessor]:
-    model = create_timm(architecture, num_classes=len(classes))
-    cfg: Any = model.pretrained_cfg
-    if image_size is not None and cfg.get("fixed_input_size"):  # transformers are built for one size
-        model = create_timm(architecture, num_classes=len(classes), img_size=image_size)
-    size = tuple(cfg["input_size"][1:]) if image_size is None else (image_size, image_size)
-    processor = evaluation_processor(size, crop_ratio=recipe.crop_ratio, mean=cfg["mean"], std=cfg["std"])
-    return model, processor
+def _with_classes(
+    config: VisionTransformerConfig, classes: Sequence[str], recipe: Recipe, size: tuple[int, int] | None
+) -> VisionTransformerConfig:
+    fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_INHERITED}
+    if size is not None:
+        fields["image_size"] = size[0] if size[0] == size[1] else size
+    fields["id2label"] = id2label_from_names(classes)
+    fields["drop_path_rate"] = recipe.drop_path_rate
+    fields["problem_type"] = recipe.data.problem_type
+    return type(config)(**fields)
+
+
+def _processor(
+    config: VisionTransformerConfig, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
+) -> DeiTImageProcessor:
+    return evaluation_processor(config.grid_image_size, crop_ratio=recipe.crop_ratio, mean=mean, std=std)
+
+
+# --- from a checkpoint --------------------------------------------------------------------------------
+
+
+def _start_from(
+    checkpoint: Checkpoint,
+    name: str | None,
+    variant: Variant | None,
+    classes: Sequence[str],
+    recipe: Recipe,
+    size: tuple[int, int] | None,
+) -> Student:
+    found = _config_of(checkpoint)
+    notes: list[str] = []
+    config = found
+    if name is not None and variant is not None:
+        notes += _require_architecture(found, variant_config(name), name, checkpoint)
+        size = size or (variant.image_size, variant.image_size)
+        fields = {key: value for key, value in found.to_dict().items() if key not in _NOT_INHERITED}
+        config = (DeiTConfig if variant.distilled else ViTConfig)(**fields)
+    own = _with_classes(config, classes, recipe, size)
+    model = _build(own)
+    tensors = read_network(checkpoint.source, source=checkpoint.name)
+    count = next((tensors[head].shape[0] for head in _CLASS_HEADS if head in tensors), 0)
+    rows, why = head_rows(_class_names(found), count, classes)
+    report = initialize_from(model, tensors, found, head_rows=rows, source=str(checkpoint.name))
+    mean, std, origin = _normalization(checkpoint)
+    report = replace(report, notes=(*notes, *why, *report.notes, *origin))
+    return Student(model=model, processor=_processor(own, recipe, mean, std), report=report)
+
+
+def _folder_values(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    path = checkpoint.path
+    return read_config(path) if path is not None and (path / CONFIG_NAME).is_file() else {}
+
+
+def _config_of(checkpoint: Checkpoint) -> VisionTransformerConfig:
+    values = _folder_values(checkpoint)
+    kinds: dict[Any, type[VisionTransformerConfig]] = {"deit": DeiTConfig, "vit": ViTConfig}
+    model_type = values.get("model_type")
+    if model_type in kinds:
+        config: VisionTransformerConfig = kinds[model_type].from_dict(values)
+        return config
+    if model_type is not None:
+        raise ValueError(
+            f"{checkpoint.path} holds a model of type {model_type!r}. A student can start from 'deit' or 'vit'."
+        )
+    return infer_config(checkpoint.source.shapes, values, source=checkpoint.name)
+
+
+def _class_names(config: VisionTransformerConfig) -> list[str] | None:
+    names = names_in_order(config.id2label)
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+def _require_architecture(
+    found: VisionTransformerConfig, wanted: VisionTransformerConfig, name: str, checkpoint: Checkpoint
+) -> list[str]:
+    """Checks that a checkpoint has the sizes of a named variant; returns what it brings beyond them, in sentences."""
+    differing = [
+        f"{word} {getattr(found, field)} and not {getattr(wanted, field)}"
+        for field, word in _ARCHITECTURE.items()
+        if _pair(getattr(found, field)) != _pair(getattr(wanted, field))
+    ]
+    if wanted.layer_scale_init and not found.layer_scale_init:
+        differing.append("no layer scale")
+    if differing:
+        raise ValueError(
+            f"{checkpoint.name} is of another architecture than {name}: it has {', '.join(differing)}. Name its own "
+            "variant, or none: the architecture is then the checkpoint's."
+        )
+    if found.layer_scale_init and not wanted.layer_scale_init:
+        return ["Layer scale and the form of the position embedding are the checkpoint's (DeiT III)."]
+    return []
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def _normalization(checkpoint: Checkpoint) -> tuple[Sequence[float], Sequence[float], tuple[str, ...]]:
+    """Returns mean and std that a checkpoint was trained with, and what to say of them."""
+    path = checkpoint.path
+    if path is not None and (path / "preprocessor_config.json").is_file():
+        processor = read_image_processor(path)
+        return processor.channel_mean, processor.channel_std, ()
+    cfg = _folder_values(checkpoint).get("pretrained_cfg")
+    if isinstance(cfg, Mapping) and "mean" in cfg and "std" in cfg:
+        return cfg["mean"], cfg["std"], ()
+    return IMAGENET_MEAN, IMAGENET_STD, ("The checkpoint says no normalization; ImageNet's is taken, as in the paper.",)
