@@ -190,7 +190,7 @@ def test_a_transformer_of_timm_is_built_for_the_size_asked_for(photos, tmp_path)
 
 
 def test_one_folder_is_divided_by_the_share_asked_for(photos, tmp_path):
-    result = train(photos / "train", tmp_path / "run", "--epochs", 1, "--val-fraction", 0.25)
+    result = train(photos / "train", tmp_path / "run", "--epochs", 1, "--set", "data.val_fraction=0.25")
     assert result.exit_code == 0
     assert "18 training and 6 validation images, 3 classes." in result.stdout
 
@@ -203,7 +203,7 @@ def test_a_recipe_file_is_taken_and_options_override_it(photos, tmp_path):
     succeeds("train", photos, "--student", VARIANT, "--recipe", file, *options, "--out", out)
     recipe = Recipe.load(out / "recipe.yaml")
     assert (recipe.batch_size, recipe.seed, recipe.augment.mix_rate) == (8, 4, 0.0)
-    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (1, 1)
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (1, 0)
     assert (recipe.optimizer.weight_decay, recipe.ema_decay) == (0.2, 0.9)
     record = read_json(out / "training.json")
     assert record["weights"] == "average"
@@ -306,7 +306,7 @@ def test_resuming_with_other_images_is_refused(photos, alone, copied):
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    is_refused(train(tmp_path / "nowhere", tmp_path / "run"), f"No folder at {tmp_path / 'nowhere'}.")
+    is_refused(train(tmp_path / "nowhere", tmp_path / "run"), f"There is nothing at {tmp_path / 'nowhere'}.")
     assert not (tmp_path / "run").exists()
 
 
@@ -342,7 +342,7 @@ def test_broken_files_are_left_out_with_a_report(damaged, tmp_path):
 
 
 def test_strict_stops_at_a_broken_file(damaged, tmp_path):
-    result = train(damaged, tmp_path / "run", "--strict")
+    result = train(damaged, tmp_path / "run", "--set", "data.strict=true")
     is_refused(result, str(damaged / "blue" / "half.jpg"), "2 such files; strict is on.")
     assert not (tmp_path / "run").exists()
 
@@ -411,10 +411,12 @@ def test_an_output_folder_that_holds_other_files_and_a_file_are_refused(photos, 
 # --- bad input: teachers ------------------------------------------------------------------------------
 
 
-def test_a_teacher_with_another_number_of_classes_is_refused(teacher, tmp_path):
-    data = fill(tmp_path / "data", 4, ["blue", "red"])
+def test_a_teacher_that_lacks_a_class_is_refused(teacher, tmp_path):
+    data = fill(tmp_path / "data", 4)
+    (data / "green").rename(data / "white")
+    (data / "red").rename(data / "grey")
     result = train(data, tmp_path / "run", "--teacher", teacher)
-    is_refused(result, f"The teacher {teacher} has 3 classes and the data has 2.", "Train it on this data first")
+    is_refused(result, f"The teacher {teacher}, of 3 classes", "'grey', 'white'", "Train it on this data first")
     assert not (tmp_path / "run").exists()
 
 
@@ -423,9 +425,7 @@ def test_a_teacher_with_other_classes_is_refused(request, tmp_path, kind):
     data = fill(tmp_path / "data", 4)
     (data / "red").rename(data / "black")
     result = train(data, tmp_path / "run", "--teacher", request.getfixturevalue(kind))
-    is_refused(
-        result, "has other classes than the data, or another order: its 'blue' stands where the data has 'black'"
-    )
+    is_refused(result, "does not know 1 of the data's 3", "'black'")
 
 
 @pytest.mark.parametrize("kind", ["teacher", "student"])
@@ -443,7 +443,7 @@ def test_a_teacher_with_truncated_weights_is_refused(request, photos, tmp_path, 
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_names_the_step(photos, tmp_path):
     result = train(photos, tmp_path / "run", "--lr", 1e30, "--set", "schedule.warmup_epochs=0")
-    is_refused(result, "The loss became infinite or NaN at step 1 (learning rate 9.8e+29). No state was saved before.")
+    is_refused(result, "The loss became infinite or NaN at step 2 (learning rate 9.8e+29). No state was saved before.")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml"}
 
 
@@ -459,5 +459,4 @@ def test_a_run_that_goes_wrong_later_keeps_its_last_good_state(photos, tmp_path)
     assert state.step == 1
     weights = {name.removeprefix("student."): t for name, t in state.tensors.items() if name.startswith("student.")}
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
-    model, _ = build_student(VARIANT, COLOURS, Recipe())
-    model.load_state_dict(weights)
+    build_student(VARIANT, COLOURS, Recipe()).model.load_state_dict(weights)

@@ -63,7 +63,8 @@ PLAIN = Augmentation(crop_scale=(1.0, 1.0), flip_rate=0.0, rand_augment="", eras
 def recipe(**settings: object) -> Recipe:
     values = {
         "batch_size": 4,
-        "drop_path_rate": 0.1,
+        "drop_path_rate": 0.0,
+        "precision": "fp32",  # "auto" depends on the machine
         "crop_ratio": 1.0,
         "num_workers": 0,
         "optimizer": Optimizer(lr=1e-3, reference_batch_size=0),

@@ -25,7 +25,7 @@ from deit.train.loop import FitResult, StepEvent, fit
 from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
 from deit.train.students import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
-from deit.train.teacher import check_teacher, open_teacher
+from deit.train.teacher import match_teacher, open_teacher
 
 LABELS_PER_CLASS = 10
 TEACHER = "timm/resnet10t"
@@ -82,6 +82,7 @@ def demo_recipe(epochs: int, *, seed: int) -> Recipe:
     return Recipe(
         batch_size=50,
         seed=seed,
+        precision="fp32",  # the same on every machine
         drop_path_rate=0.0,
         crop_ratio=1.0,
         eval_epochs=max(epochs // 10, 1),
@@ -133,16 +134,15 @@ def run_journey(
         return fit(task, data, demo_recipe(epochs, seed=seed), out=out / name, device="cpu", on_step=watch)
 
     recipe = demo_recipe(student_epochs, seed=seed)
-    convnet, processor = build_student(TEACHER, data.train.classes, recipe, image_size=IMAGE_SIZE)
-    taught = train("teacher", ClassificationTask(convnet, processor), teacher_epochs)
+    convnet = build_student(TEACHER, data.train.classes, recipe, image_size=IMAGE_SIZE)
+    taught = train("teacher", ClassificationTask(convnet.model, convnet.processor), teacher_epochs)
 
-    student, processor = build_student(STUDENT, data.train.classes, recipe)
-    alone = train("student-alone", ClassificationTask(student, processor), student_epochs)
+    student = build_student(STUDENT, data.train.classes, recipe)
+    alone = train("student-alone", ClassificationTask(student.model, student.processor), student_epochs)
 
-    student, processor = build_student(STUDENT, data.train.classes, recipe)
-    teacher = open_teacher(taught.out)
-    check_teacher(teacher, data.train.classes, processor.output_size)
-    task = DistillationTask(student, teacher, processor, distillation=recipe.distillation)
+    student = build_student(STUDENT, data.train.classes, recipe)
+    teacher = match_teacher(open_teacher(taught.out), data.train.classes, student.processor.output_size)
+    task = DistillationTask(student.model, teacher, student.processor, distillation=recipe.distillation)
     distilled = train("student-distilled", task, student_epochs)
 
     held_out, label = _save_held_out(data, out, seed)

@@ -11,6 +11,7 @@ from typing import Any
 from deit.core.files import sync_folder, write_text_atomically
 
 _JSONL, _CSV, CURVES_NAME = "metrics.jsonl", "metrics.csv", "curves.png"
+_DRAWN = ("loss", "top1", "micro_f1", "mean_absolute_error")
 
 
 class History:
@@ -19,10 +20,12 @@ class History:
     Args:
         folder: Of the run.
         until_step: Forget epochs that ended later: a resumed run does them again.
+        writes: Whether this process writes the files; of several, one does.
     """
 
-    def __init__(self, folder: Path, *, until_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, until_step: int = 0, writes: bool = True) -> None:
         self._folder = folder
+        self._writes = writes
         self.epochs: list[dict[str, Any]] = []
         file = folder / _JSONL
         if until_step and file.is_file():
@@ -32,6 +35,8 @@ class History:
     def add(self, row: dict[str, Any]) -> None:
         """Adds an epoch: a flat dict of numbers, with "epoch" and "step". The files are written anew, each whole."""
         self.epochs.append(row)
+        if not self._writes:
+            return
         write_text_atomically(self._folder / _JSONL, "".join(json.dumps(r) + "\n" for r in self.epochs))
         columns = list(dict.fromkeys(key for r in self.epochs for key in r))
         table = io.StringIO()
@@ -43,6 +48,8 @@ class History:
     def draw(self) -> Path:
         """Writes `curves.png`: losses on the left, top-1 of each head on the right; returns its path."""
         path = self._folder / CURVES_NAME
+        if not self._writes:
+            return path
         draw_curves({"": self.epochs}, path)
         sync_folder(self._folder)
         return path
@@ -60,7 +67,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     for name, rows in runs.items():
-        keys = [k for k in dict.fromkeys(k for r in rows for k in r) if k.endswith("loss") or k.endswith("top1")]
+        keys = [k for k in dict.fromkeys(k for r in rows for k in r) if k.endswith(_DRAWN)]
         if name:  # several runs: the main curves alone, or nobody can read it
             keys = [k for k in keys if k in ("train_loss", "val_top1")]
         for key in keys:
@@ -70,7 +77,7 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             marker = "o" if len(points) == 1 else None
             axis.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1.4)
     losses.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")
-    accuracy.set(xlabel="epoch", ylabel="top-1 (%)", title="Validation")
+    accuracy.set(xlabel="epoch", ylabel=_measure(runs), title="Validation")
     for axis in (losses, accuracy):
         axis.grid(alpha=0.3)
         if axis.has_data():
@@ -78,3 +85,9 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=110)
     temporary.replace(path)
+
+
+def _measure(runs: dict[str, list[dict[str, Any]]]) -> str:
+    names = {key.split("_", 1)[1] for rows in runs.values() for row in rows for key in row if key.startswith("val_")}
+    drawn = [name for name in _DRAWN if name != "loss" and name in names]
+    return "top-1 (%)" if not drawn or drawn[0] == "top1" else drawn[0].replace("_", " ")

@@ -1,14 +1,20 @@
-"""What is being learnt: a task holds the student and turns a batch into losses. The loop knows nothing else."""
+"""What is being learnt: a task holds the student and turns a batch into losses. The loop knows nothing else.
+
+A task works in two steps. `prepare` turns what the loader gives into the tensors of a batch, once; `forward` turns
+them, or an equal part of each, into losses, and is what may be compiled or shared among processes.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.metrics import SINGLE_LABEL
 from deit.models.classifier import CLASS, DISTILLATION, head_logits
-from deit.models.losses import classification_loss, distillation_loss
+from deit.models.losses import classification_loss, distillation_loss, problem_loss
 from deit.train.recipe import Distillation
-from deit.train.teacher import Teacher
+from deit.train.teacher import Teacher, TeacherEnsemble
+from deit.train.teacher_cache import BatchPlace, TeacherCache
 
 
 class ClassificationTask(nn.Module):
@@ -19,24 +25,46 @@ class ClassificationTask(nn.Module):
         processor: The preprocessing of the student: evaluation uses it whole, training its mean, std and size.
         label_smoothing: Share of the target mass spread over all classes; targets that Mixup has made probabilities of
             are taken as they are.
+        loss: "ce", or "bce" as in DeiT III; see `classification_loss`.
+        problem_type: Of the data, by transformers' names; see `problem_loss`.
     """
 
-    def __init__(self, student: nn.Module, processor: DeiTImageProcessor, *, label_smoothing: float = 0.1) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        processor: DeiTImageProcessor,
+        *,
+        label_smoothing: float = 0.1,
+        loss: str = "ce",
+        problem_type: str = SINGLE_LABEL,
+    ) -> None:
         super().__init__()
         self.student = student
         self.processor = processor
         self.label_smoothing = label_smoothing
+        self.loss = loss
+        self.problem_type = problem_type
+
+    def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
+        """Returns the tensors of a batch, each (B, ...), in the order of `forward`'s arguments."""
+        return pixels, targets
 
     def forward(self, pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize.
 
         Args:
             pixels: (B, 3, H, W).
-            targets: (B,) true classes, or (B, K) probabilities.
+            targets: (B,) true classes, (B, K) probabilities or marks, or (B,) numbers to regress.
         """
         heads = head_logits(self.student, pixels)
-        losses = [_from_labels(heads[name], targets, self) for name in (CLASS, DISTILLATION) if name in heads]
+        losses = [self._from_labels(heads[name], targets) for name in (CLASS, DISTILLATION) if name in heads]
         return {"loss": sum(losses[1:], losses[0]) / len(losses)}
+
+    def _from_labels(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.problem_type != SINGLE_LABEL:
+            return problem_loss(logits.float(), targets, self.problem_type)
+        smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
+        return classification_loss(logits.float(), targets, label_smoothing=smoothing, loss=self.loss)
 
 
 class DistillationTask(nn.Module):
@@ -46,10 +74,14 @@ class DistillationTask(nn.Module):
 
     Args:
         student: A model with two heads.
-        teacher: Fixed; it sees the student's pixels, see `Teacher`.
+        teacher: Fixed; it sees the student's pixels, see `Teacher`. None when `cache` holds all its answers.
         processor: See `ClassificationTask`.
         distillation: Kind, temperature, weight w and reduction.
         label_smoothing: See `ClassificationTask`; the teacher's labels are never smoothed.
+        loss: See `ClassificationTask`; of the class head.
+
+    Attributes:
+        cache: Where the teacher's answers are recorded and read; None asks the teacher every time.
 
     Raises:
         ValueError: At the first batch: the student has one head, or the teacher another number of classes.
@@ -58,11 +90,12 @@ class DistillationTask(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Teacher,
+        teacher: Teacher | TeacherEnsemble | None,
         processor: DeiTImageProcessor,
         *,
         distillation: Distillation | None = None,
         label_smoothing: float = 0.1,
+        loss: str = "ce",
     ) -> None:
         super().__init__()
         self.student = student
@@ -70,25 +103,58 @@ class DistillationTask(nn.Module):
         self.processor = processor
         self.distillation = Distillation() if distillation is None else distillation
         self.label_smoothing = label_smoothing
+        self.loss = loss
+        self.cache: TeacherCache | None = None
 
-    def forward(self, pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
+        """Returns the tensors of a batch: pixels, targets and the teacher's answers (see `forward`).
+
+        Args:
+            pixels: (B, 3, H, W).
+            targets: (B,) true classes, or (B, K) probabilities.
+            place: Which batch this is; the cache needs it.
+
+        Raises:
+            ValueError: The cache lacks this batch and there is no teacher, or its views were others.
+        """
+        if self.cache is None or place is None:
+            return pixels, targets, self._ask(pixels)
+        answers = self.cache.read(place)
+        if answers is None:
+            if self.teacher is None:
+                raise ValueError(
+                    f"The teacher cache {self.cache.folder} has nothing about step {place.step}. Pass the teacher as "
+                    "well: it is asked for what is missing."
+                )
+            answers = self.cache.write(place, self._ask(pixels))
+        return pixels, targets, answers.to(pixels.device)
+
+    def _ask(self, pixels: Tensor) -> Tensor:
+        if self.teacher is None:
+            raise ValueError("Distillation needs a teacher, or a cache of what one said.")
+        return self.teacher(pixels, mean=self.processor.channel_mean, std=self.processor.channel_std)
+
+    def forward(self, pixels: Tensor, targets: Tensor, answers: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize, the others are its parts before weighting.
 
         Args:
             pixels: (B, 3, H, W).
             targets: (B,) true classes, or (B, K) probabilities.
+            answers: The teacher's logits (B, K), or for hard distillation its classes (B,); asked for when None.
         """
-        teacher_logits = self.teacher(pixels, mean=self.processor.channel_mean, std=self.processor.channel_std)
+        if answers is None:
+            answers = self._ask(pixels)
         heads = head_logits(self.student, pixels)
         if DISTILLATION not in heads:
             raise ValueError(
                 "Distillation needs a student with a distillation head. Take DeiTForImageClassificationWithTeacher."
             )
         settings = self.distillation
-        class_loss = _from_labels(heads[CLASS], targets, self)
+        smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
+        class_loss = classification_loss(heads[CLASS].float(), targets, label_smoothing=smoothing, loss=self.loss)
         teacher_loss = distillation_loss(
             heads[DISTILLATION].float(),
-            teacher_logits.float(),
+            answers.float() if answers.is_floating_point() else answers,
             kind=settings.kind,
             temperature=settings.temperature,
             reduction=settings.reduction,
@@ -101,8 +167,3 @@ class DistillationTask(nn.Module):
 
 
 Task = ClassificationTask | DistillationTask
-
-
-def _from_labels(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
-    smoothing = task.label_smoothing if targets.ndim == 1 else 0.0
-    return classification_loss(logits.float(), targets, label_smoothing=smoothing)

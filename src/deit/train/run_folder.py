@@ -1,0 +1,107 @@
+"""The folder of a run: whether it may begin or go on there, and the model directory it becomes."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import deit
+from deit.core.files import replace_folder_content, write_json_atomically
+from deit.core.image_processor import DeiTImageProcessor
+from deit.core.labels import id2label_from_names
+from deit.core.model_directory import TRAINING_NAME
+from deit.models.pretrained import PreTrainedModel
+from deit.train.recipe import Recipe, differences
+
+RECIPE_NAME, STATE_NAME = "recipe.yaml", "state"
+
+
+def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Checks that a run may begin, or go on, in a folder; `fit` does so itself, before anything is computed.
+
+    Args:
+        out: Folder of the run.
+        recipe: Of the run.
+        resume: Whether to go on with the run in it.
+
+    Raises:
+        FileExistsError: It holds a run or other files, and `resume` is off.
+        FileNotFoundError: It holds no run, and `resume` is on.
+        ValueError: Its run has other settings.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file. Pass a folder for the run.")
+    recipe_file = out / RECIPE_NAME
+    if resume:
+        if not recipe_file.is_file():
+            raise FileNotFoundError(f"{out} holds no run to resume. Leave out --resume to begin one.")
+        other = differences(Recipe.load(recipe_file), recipe)
+        if other:
+            raise ValueError(f"The run in {out} has other settings: {', '.join(other)}. Resume it with the same ones.")
+    elif out.is_dir() and any(out.iterdir()):
+        what = "a run" if recipe_file.is_file() else "other files"
+        raise FileExistsError(f"{out} holds {what} already. Pass a new folder, or --resume to go on with a run.")
+
+
+def open_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Makes the folder of a new run, with its recipe in it; of a resumed one it only checks (see above)."""
+    check_run_folder(out, recipe, resume=resume)
+    if not resume:
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.save(out / RECIPE_NAME)
+
+
+def write_model(
+    out: Path, student: nn.Module, classes: list[str], processor: DeiTImageProcessor, record: dict[str, Any]
+) -> None:
+    """Writes a model directory: weights, labels, preprocessing and how they came about, whole or not at all.
+
+    Args:
+        out: The folder; files of other names in it stay.
+        student: A model of this package or of timm.
+        classes: Class names.
+        processor: The student's preprocessing.
+        record: For `training.json`.
+    """
+    with replace_folder_content(out) as temporary:
+        _save_student(student, classes, processor, temporary)
+        processor.save_pretrained(temporary)
+        write_json_atomically(temporary / TRAINING_NAME, record)
+
+
+def _save_student(student: nn.Module, classes: list[str], processor: DeiTImageProcessor, folder: Path) -> None:
+    if isinstance(student, PreTrainedModel):
+        id2label = id2label_from_names(classes)
+        student.config.update({"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}})
+        student.save_pretrained(folder)
+        return
+    from timm.models import save_for_hf
+
+    student.pretrained_cfg = {  # type: ignore[assignment]
+        **student.pretrained_cfg,  # type: ignore[dict-item]
+        "mean": processor.channel_mean,
+        "std": processor.channel_std,
+        "num_classes": len(classes),
+        "input_size": (3, *processor.output_size),
+    }
+    fixed = student.pretrained_cfg.get("fixed_input_size")  # type: ignore[operator, union-attr]
+    save_for_hf(
+        student,
+        str(folder),
+        model_config={"label_names": classes},
+        model_args={"img_size": list(processor.output_size)} if fixed else None,
+        safe_serialization=True,
+    )
+
+
+def hardware_and_versions(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Returns what a result may depend on beside the recipe, for records."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "processes": world_size,
+        "versions": {"deit": deit.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }

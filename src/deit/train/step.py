@@ -1,0 +1,236 @@
+"""One optimizer step: mix, ask the teacher, forward, backward, update, average; on one process or on several."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deit.data.augment import BatchMixer
+from deit.data.distributed import Processes
+from deit.data.loader import Batch
+from deit.data.random_state import seeded
+from deit.train.optimization import all_finite, build_average, build_optimizer, learning_rate, trained_parameters
+from deit.train.recipe import Recipe
+from deit.train.state import optimizer_tensors, restore_optimizer
+from deit.train.tasks import Task
+from deit.train.teacher_cache import BatchPlace
+
+_MODEL_KEY = 2  # views take 0, mixing 1
+_MAX_SKIPPED = 20
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became infinite or NaN; the run's last state is from before that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step gave.
+
+    Attributes:
+        losses: Mean over this process's share of the batch, detached, on the device.
+        lr: Peak group's learning rate.
+    """
+
+    losses: dict[str, Tensor]
+    lr: float
+
+
+class TrainStep:
+    """Takes a student from one step to the next.
+
+    A step of `recipe.batch_size` images is shared equally among the processes, and each share is gone through in
+    `recipe.accumulate` equal parts. Mixing and the teacher see a process's share whole, so accumulation changes the
+    memory needed and nothing else. (Batch norm and the random draws of dropout and drop path see the parts.)
+
+    Args:
+        task: Student and losses, on the device.
+        recipe: All hyper-parameters.
+        device: Where to compute.
+        steps_per_epoch: Of the run.
+        num_classes: K of the data.
+        processes: Those that work together.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        steps_per_epoch: int,
+        num_classes: int,
+        processes: Processes,
+    ) -> None:
+        self.task, self.recipe, self.device, self.processes = task, recipe, device, processes
+        self.steps_per_epoch = steps_per_epoch
+        _check_division(recipe, processes)
+        self.optimizer = build_optimizer(task.student, recipe.optimizer, device)
+        self.average = build_average(task.student, recipe.ema_decay) if recipe.ema_decay else None
+        self.trained = trained_parameters(task.student)
+        self.mixer = (
+            BatchMixer(recipe.augment, num_classes, recipe.label_smoothing, recipe.seed)
+            if recipe.augment.mixes
+            else None
+        )
+        self.autocast_type = autocast_type(recipe.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
+        self._skipped = 0
+        module: nn.Module = task
+        if recipe.compile:
+            module = torch.compile(task)  # type: ignore[assignment]
+        if processes.world_size > 1:
+            module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
+        self._module = module
+
+    def __call__(self, batch: Batch, step: int) -> StepResult:
+        """Does one step.
+
+        Args:
+            batch: This process's share.
+            step: From 0.
+
+        Raises:
+            NonFiniteLossError: fp16 gradients overflowed in many steps one after the other.
+        """
+        lr = learning_rate(step, steps_per_epoch=self.steps_per_epoch, recipe=self.recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        self.task.train(self.recipe.student_mode == "train")
+        rank = self.processes.rank
+        with seeded(self.recipe.seed, _MODEL_KEY, step, rank):
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(hash((self.recipe.seed, _MODEL_KEY, step, rank)) & 0x7FFFFFFF)
+            losses = self._backward(batch, BatchPlace(step=step, part=rank, checksum=batch.checksum))
+        self._update(step)
+        return StepResult(losses=losses, lr=lr)
+
+    def _backward(self, batch: Batch, place: BatchPlace) -> dict[str, Tensor]:
+        pixels = batch.pixels.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        if self.mixer is not None:
+            pixels, targets = self.mixer(pixels, targets, place.step, place.part)
+        with self._autocast():
+            prepared = self.task.prepare(pixels, targets, place)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = self.recipe.accumulate
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(zip(*(tensor.chunk(parts) for tensor in prepared), strict=True)):
+            # Processes exchange gradients once for a step, at its last part.
+            waits = number + 1 < parts and isinstance(self._module, DistributedDataParallel)
+            with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+                with self._autocast():
+                    losses = self._module(*part)
+                self.scaler.scale(losses["loss"] / parts).backward()
+            for name, loss in losses.items():
+                sums[name] = sums[name] + loss.detach() / parts if name in sums else loss.detach() / parts
+        return sums
+
+    def _update(self, step: int) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        if self.recipe.optimizer.clip_grad:
+            nn.utils.clip_grad_norm_(self.trained, self.recipe.optimizer.clip_grad)
+        if not self.scaler.is_enabled():
+            self.optimizer.step()
+        elif not self._scaled_update(step):
+            return
+        if self.average is not None:
+            self.average.update_parameters(self.task.student)
+
+    def _scaled_update(self, step: int) -> bool:
+        """Steps unless a gradient overflowed; a step left out must not count in the average either."""
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._skipped = self._skipped + 1 if self.scaler.get_scale() < before else 0
+        if self._skipped >= _MAX_SKIPPED:
+            raise NonFiniteLossError(
+                f"The gradients overflowed in fp16 in {_MAX_SKIPPED} steps, the last of them step {step}. "
+                "Pass precision=bf16 or fp32, or a lower optimizer.lr."
+            )
+        return self._skipped == 0
+
+    def _autocast(self) -> Any:
+        kind = self.autocast_type
+        return torch.autocast(self.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
+
+    def is_finite(self) -> bool:
+        """Whether no trained weight is infinite or NaN."""
+        return all_finite(self.trained)
+
+    # --- going on --------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all that a later process needs to go on, by name."""
+        tensors = {f"student.{k}": v for k, v in self.task.student.state_dict().items()}
+        tensors.update(optimizer_tensors(self.optimizer))
+        if self.average is not None:
+            tensors.update({f"average.{k}": v for k, v in self.average.state_dict().items()})
+        if self.scaler.is_enabled():
+            values = self.scaler.state_dict()
+            tensors["scaler.scale"] = torch.tensor(float(values["scale"]), dtype=torch.float64)
+            tensors["scaler.growth_tracker"] = torch.tensor(int(values["_growth_tracker"]))
+            tensors["scaler.skipped"] = torch.tensor(self._skipped)
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over what `tensors` gave.
+
+        Raises:
+            RuntimeError: They are of another student.
+        """
+        self.task.student.load_state_dict(_below(tensors, "student."))
+        restore_optimizer(self.optimizer, tensors)
+        if self.average is not None:
+            self.average.load_state_dict(_below(tensors, "average."))
+        if self.scaler.is_enabled():
+            values = self.scaler.state_dict()
+            values["scale"] = float(tensors["scaler.scale"])
+            values["_growth_tracker"] = int(tensors["scaler.growth_tracker"])
+            self.scaler.load_state_dict(values)
+            self._skipped = int(tensors["scaler.skipped"])
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """Returns the type in which matrices are multiplied, or None for fp32.
+
+    Args:
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 on GPUs, and on CPUs that multiply it in hardware (AMX).
+        device: Where to compute.
+    """
+    if precision == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_amx())
+        return torch.bfloat16 if fast else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _cpu_has_amx() -> bool:
+    # Private in PyTorch 2.11 to 2.15, and the only way to ask; without it, fp32 is the careful answer.
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(ask is not None and ask())
+
+
+def _check_division(recipe: Recipe, processes: Processes) -> None:
+    shares = processes.world_size * recipe.accumulate
+    if recipe.batch_size % shares:
+        near = max(recipe.batch_size // shares, 1) * shares
+        raise ValueError(
+            f"The batch of {recipe.batch_size} images cannot be shared by {processes.world_size} process(es) with "
+            f"accumulate={recipe.accumulate}. Pass batch_size={near} or {near + shares}."
+        )
+    share = recipe.batch_size // processes.world_size
+    if recipe.augment.mixes and share % 2:
+        raise ValueError(
+            f"Mixup and CutMix pair the images of a batch, so each process needs an even number of them. Received: "
+            f"batch_size={recipe.batch_size} for {processes.world_size} process(es), {share} each."
+        )
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,96 @@
+"""Training by torchrun on two processes: the same weights, one writer, every image counted once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from deit.data.distributed import Processes, current_processes
+from deit.train.state import load_state
+from tests.train import together
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [*command, "-m", *map(str, arguments)],
+        capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, kind) -> None:
+    """Ten steps in fp32 without random augmentation; 13 training and 7 validation images, which 2 does not divide."""
+    ran = torchrun("tests.train.together", kind, tmp_path / "two", tmp_path / "cache")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["2", "7", "5"]  # the first process alone printed; all 7 images were counted, once
+    together.run(kind, tmp_path / "one")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    moved = max(float((a - b).abs().max()) for a, b in zip(one.values(), load_initial(tmp_path).values(), strict=True))
+    assert moved > 1e-3  # the ten steps did something
+    scores = [json.loads((tmp_path / name / "training.json").read_text())["scores"] for name in ("one", "two")]
+    assert scores[0]["both"]["top1"] == scores[1]["both"]["top1"]
+    assert scores[0]["both"]["loss"] == pytest.approx(scores[1]["both"]["loss"], abs=1e-5)
+
+
+def load_initial(folder: Path) -> dict[str, torch.Tensor]:
+    together.task().student.save_pretrained(folder / "initial")
+    return load_file(folder / "initial" / "model.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Eleven plain pictures in two classes, in one folder."""
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6 if name == "dark" else 5):
+            pixels = np.clip(random.normal(level, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_the_command_under_torchrun_prints_once_resumes_and_refuses_once(photos, tmp_path) -> None:
+    """As a user would: repeats, Mixup, averaging, drop path; then the same folder again, and with --resume."""
+    command = [
+        "deit", "train", photos, "--student", "deit-digits-distilled-patch8-32", "--out", tmp_path / "run", "--device",
+        "cpu", "--batch-size", 4, "--epochs", 2, "--set", "augment.num_repeats=2", "--set", "ema_decay=0.9",
+        "--set", "data.val_fraction=0.3", "--set", "precision=fp32", "--set", "num_workers=0",
+    ]  # fmt: skip
+    ran = torchrun(*command)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("epoch 2,") == 1
+    assert ran.stdout.count("Validation") == 1
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert record["processes"] == 2
+    assert record["scores"]["both"]["images"] == record["data"]["val_images"] == 4
+    before = load_state(tmp_path / "run" / "state").tensors
+    refused = torchrun(*command)
+    assert refused.returncode != 0
+    assert refused.stderr.count("holds a run already") == 1
+    resumed = torchrun(*command, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    after = load_state(tmp_path / "run" / "state").tensors
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_process_alone_is_the_first_of_one_and_needs_nobody() -> None:
+    alone = current_processes()
+    assert alone == Processes(rank=0, world_size=1, local_rank=0)
+    assert alone.is_first
+    assert alone.sum(np.array([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert alone.any(True, False) == (True, False)
+    assert alone.on_first(lambda: "result") == "result"
+    alone.barrier()
