@@ -3,48 +3,230 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+import math
+import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import print_table, progress_bar, report_skipped, reports_errors
+from deit.cli.console import OUT, print_table, progress_bar, report_skipped, reports_errors
+
+if TYPE_CHECKING:
+    from deit.data.sources import Source
+    from deit.deploy.evaluation import TeacherModel
+    from deit.deploy.evaluation_results import Evaluation, HeadResult
+    from deit.deploy.runners import TorchRunner
 
 
 @reports_errors
 def evaluate(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model directory.")],
-    data: Annotated[Path, typer.Argument(help="Folder with one folder for each class; a val/ inside it is taken.")],
+    data: Annotated[str, typer.Argument(help="Labelled images of any kind that deit train takes; their val part.")],
+    teacher: Annotated[Path | None, typer.Option(help="Model directory to compare the answers with.")] = None,
+    head: Annotated[str, typer.Option(help="Whose details to show: both, class or distillation.")] = "",
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report with pictures to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only the images that training kept for validation.")
+    ] = False,
+    image_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
+    label_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
-    """Score every head of a model on labelled images."""
-    from deit.core import metrics
+    """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.
+
+    Started by torchrun, several processes share the images.
+    """
     from deit.core.model_directory import read_image_processor
-    from deit.data.loader import EvaluationBatches
-    from deit.data.sources import ImageFolder
+    from deit.data.distributed import process_group
+    from deit.deploy.evaluation import evaluate_model
+    from deit.deploy.evaluation_report import check_report_path
     from deit.deploy.runners import open_runner
 
-    runner = open_runner(model, device)
-    folder = data / "val" if (data / "val").is_dir() else data
-    with progress_bar("Checking images") as update:
-        source = ImageFolder(folder, classes=runner.label_names, strict=strict, progress=update)
-    report_skipped(source.skipped)
-    batches = EvaluationBatches(source, read_image_processor(model), batch_size)
-    with progress_bar("Evaluating") as update:
-
-        def watched() -> Iterator[Any]:
-            for done, batch in enumerate(batches):
-                yield batch
-                update(done + 1, len(batches), "")
-
-        scores = metrics.evaluate(runner.heads, watched())
-    if as_json:
-        typer.echo(json.dumps({head: asdict(s) for head, s in scores.items()}, indent=2))
+    if report is not None:
+        check_report_path(report)
+    with process_group(device) as processes:
+        runner = open_runner(model, device, precision=precision)
+        processor = read_image_processor(model)
+        opinion = None if teacher is None else _open_teacher(teacher, device, precision)
+        source = _open(data, runner, strict=strict, columns=(image_column, label_column), silent=not processes.is_first)
+        if held_out:
+            source = _held_out(model, source)
+        with _bar("Evaluating", shown=processes.is_first) as update:
+            result = evaluate_model(
+                runner,
+                source,
+                processor,
+                batch_size=batch_size,
+                head=head,
+                teacher=opinion,
+                processes=processes,
+                on_batch=update,
+            )
+    if result is None:  # the first process speaks for all
         return
-    rows = [(head, f"{s.top1:.2f}", f"{s.top5:.2f}", f"{s.loss:.3f}", str(s.images)) for head, s in scores.items()]
-    print_table(f"{model} on {folder}", ("head", "top-1 %", "top-5 %", "loss", "images"), rows)
+    notes = _notes(result, model, source)
+    if report is not None:
+        _write_report(report, result, source, context, notes)
+    if as_json:
+        values = {"model": str(model), "data": data, "notes": notes, **result.as_dict()}
+        typer.echo(json.dumps(_without_nan(values), indent=2))
+        return
+    _print(result, f"{model} on {data}", notes)
+    if report is not None:
+        OUT.print(f"Report: {report}", highlight=False, soft_wrap=True)
+
+
+def _open_teacher(folder: Path, device: str, precision: str) -> TeacherModel:
+    from deit.core.model_directory import read_image_processor
+    from deit.deploy.evaluation import TeacherModel
+    from deit.deploy.runners import open_runner
+
+    return TeacherModel(runner=open_runner(folder, device, precision=precision), processor=read_image_processor(folder))
+
+
+def _open(data: str, runner: TorchRunner, *, strict: bool, columns: tuple[str, str], silent: bool) -> Source:
+    from deit.data.opening import open_labelled
+
+    with _bar("Checking images", shown=not silent) as update:
+        source = open_labelled(
+            data,
+            classes=runner.label_names,
+            image_column=columns[0],
+            label_column=columns[1],
+            problem_type=runner.problem_type,
+            strict=strict,
+            progress=update,
+        )
+    if not silent:
+        report_skipped(getattr(source, "skipped", ()))
+    return source
+
+
+def _bar(label: str, *, shown: bool) -> AbstractContextManager[Any]:
+    """A progress bar; of several processes the first one alone shows it."""
+    return progress_bar(label) if shown else nullcontext(lambda *_: None)
+
+
+def _held_out(model: Path, source: Source) -> Source:
+    from deit.deploy.recorded_scores import held_out
+
+    part = held_out(model, source)
+    if part is None:
+        raise ValueError(
+            f"Which of these images {model} was not trained on cannot be told: its training.json is of other images, "
+            "or there is none. Pass the data that deit train was given, or leave out --held-out."
+        )
+    return part
+
+
+def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
+    from deit.deploy.recorded_scores import read_recorded_scores
+
+    notes = []
+    results = {**result.heads, "teacher": result.teacher} if result.teacher else result.heads
+    unanswered = {name: h.scores.unanswered for name, h in results.items() if h and h.scores.unanswered}
+    if unanswered:
+        counts = ", ".join(f"{name} {count}" for name, count in unanswered.items())
+        notes.append(f"Images whose logits are NaN or infinite: {counts} of {len(result.labels)}. They count as wrong.")
+    if len(result.kept) < len(result.labels):
+        notes.append(
+            f"Temperature, mistakes and scores of many labels are from {len(result.kept)} of the images, evenly spaced."
+        )
+    recorded = read_recorded_scores(model, source)
+    if recorded is not None:
+        notes += recorded.notes({name: h.scores.as_dict() for name, h in result.heads.items()})
+    return notes
+
+
+def _write_report(path: Path, result: Evaluation, source: Source, context: typer.Context, notes: list[str]) -> None:
+    from deit.deploy.evaluation_report import write_evaluation_report
+
+    write_evaluation_report(
+        path,
+        result,
+        source,
+        model=str(context.params["model"]),
+        data=str(context.params["data"]),
+        command=_command(context),
+        notes=notes,
+    )
+
+
+def _command(context: typer.Context) -> str:
+    """The command as it was given, without the defaults."""
+    words = ["deit", "evaluate"]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        elif value is True:
+            words.append(parameter.opts[0])
+        elif value != parameter.default and value is not None:
+            words += [parameter.opts[0], str(value)]
+    return shlex.join(words)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN; what is not a number becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- the table -----------------------------------------------------------------------------------------
+
+
+def _print(result: Evaluation, title: str, notes: list[str]) -> None:
+    results = dict(result.heads)
+    if result.teacher is not None:
+        results["teacher"] = result.teacher
+    single = bool(result.heads[result.head].bins)
+    from deit.deploy.evaluation_results import score_title
+
+    scores = list(result.heads[result.head].scores.as_dict())
+    columns = ["head", *map(score_title, scores), *(["ECE %"] * single), "images"]
+    print_table(title, columns, [_row(name, head, single) for name, head in results.items()])
+    for line in [*_lines(result), *notes]:
+        OUT.print(line, highlight=False, soft_wrap=True)
+
+
+def _row(name: str, head: HeadResult, single: bool) -> list[str]:
+    from deit.deploy.evaluation_results import score_text
+
+    shown = [score_text(key, value) for key, value in head.scores.as_dict().items()]
+    return [name, *shown, *([f"{100 * head.calibration_error:.2f}"] * single), str(head.scores.images)]
+
+
+def _lines(result: Evaluation) -> list[str]:
+    lines = []
+    if worst := result.worst_classes():
+        key, factor = ("accuracy", 1) if "accuracy" in worst[0] else ("average_precision", 100)
+        found = ", ".join(f"{row['class']} {factor * row[key]:.1f} % of {row['images']}" for row in worst)
+        lines.append(f"Worst classes ({key.replace('_', ' ')}): {found}")
+    if not math.isnan(result.mean_average_precision):
+        lines.append(f"Mean average precision: {100 * result.mean_average_precision:.2f} %")
+    if result.temperature is not None:
+        error, best = result.heads[result.head].calibration_error, result.temperature
+        lines.append(
+            f"Calibration ({result.head}): ECE {100 * error:.2f} %; divided by the best temperature, "
+            f"{best.temperature:.3f}: {100 * best.calibration_error:.2f} %, loss {best.loss:.3f}"
+        )
+    if result.agreement:
+        pairs = [f"{pair.replace(', ', ' and ')} {share:.2f} %" for pair, share in result.agreement.items()]
+        lines.append(f"Agreement: {', '.join(pairs)}")
+    speed = result.throughput
+    shared = f", {speed.processes} processes" if speed.processes > 1 else ""
+    lines.append(
+        f"Throughput: {speed.model:.1f} images/s, with reading and preprocessing {speed.end_to_end:.1f} "
+        f"({speed.device}, batches of {speed.batch_size}{shared})"
+    )
+    return lines

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.files import write_text_atomically
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.metrics import softmax
 from deit.demo.journey import LABELS_PER_CLASS, Journey, preprocess
+from deit.deploy.html_page import image_uri, png_uri, write_page
 from deit.deploy.runners import TorchRunner, open_runner
 from deit.train.history import draw_curves
 
@@ -28,8 +26,6 @@ def write_report(journey: Journey) -> Path:
     It shows the table, the learning curves, test images with what the distilled student says of them (mistakes
     marked), and where its two tokens look.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     runner = open_runner(journey.distilled.out)
     processor = DeiTImageProcessor.from_pretrained(journey.distilled.out)
     curves = journey.out / "curves.png"
@@ -41,25 +37,24 @@ def write_report(journey: Journey) -> Path:
         },
         curves,
     )
-    environment = Environment(loader=PackageLoader("deit", "demo"), autoescape=True, undefined=StrictUndefined)
-    html = environment.get_template("report.html.j2").render(
+    return write_page(
+        journey.out / "report.html",
+        "demo",
+        "report.html.j2",
         table=journey.table(),
         labels=10 * LABELS_PER_CLASS,
         tests=len(journey.data.val.labels),
         steps=journey.distilled.steps,
         seconds=round(journey.teacher.seconds + journey.alone.seconds + journey.distilled.seconds),
-        curves=_data_uri(curves.read_bytes()),
+        curves=png_uri(curves.read_bytes()),
         grid=_grid(journey, runner, processor),
         maps=_attention_maps(journey, runner, processor),
         held_out={
-            "image": _image_uri(Image.open(journey.held_out)),
+            "image": image_uri(Image.open(journey.held_out)),
             "label": journey.held_out_label,
             "predictions": journey.answer.predictions,
         },
     )
-    path = journey.out / "report.html"
-    write_text_atomically(path, html)
-    return path
 
 
 def _grid(journey: Journey, runner: TorchRunner, processor: DeiTImageProcessor) -> list[dict[str, Any]]:
@@ -71,7 +66,7 @@ def _grid(journey: Journey, runner: TorchRunner, processor: DeiTImageProcessor) 
         names = runner.label_names
         cells.append(
             {
-                "image": _image_uri(journey.data.val.image(i)),
+                "image": image_uri(journey.data.val.image(i)),
                 "said": names[best],
                 "true": names[true],
                 "score": float(row[best]),
@@ -94,9 +89,9 @@ def _attention_maps(journey: Journey, runner: TorchRunner, processor: DeiTImageP
     rows = []
     for image, weights in zip(indices, attention, strict=True):
         picture = journey.data.val.image(image)
-        row = {"image": _image_uri(picture)}
+        row = {"image": image_uri(picture)}
         for token, name in enumerate(("class", "distillation")):
-            row[name] = _image_uri(_overlay(picture, weights[token, 2:].reshape(grid)))
+            row[name] = image_uri(_overlay(picture, weights[token, 2:].reshape(grid)))
         rows.append(row)
     return rows
 
@@ -107,13 +102,3 @@ def _overlay(picture: Image.Image, weights: npt.NDArray[np.float32]) -> Image.Im
     heat = Image.fromarray((scaled * 255).astype(np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
     grey = picture.convert("L").resize((96, 96), Image.Resampling.NEAREST).convert("RGB")
     return Image.composite(Image.new("RGB", (96, 96), (220, 40, 30)), grey, heat.point(lambda v: v * 0.75))
-
-
-def _image_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return _data_uri(buffer.getvalue())
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -11,9 +11,12 @@ from safetensors import SafetensorError
 
 from deit.core.configuration import read_config
 from deit.core.labels import names_in_order
+from deit.core.metrics import SINGLE_LABEL
 from deit.core.model_directory import kind_of_model
 
 Array = npt.NDArray[np.float32]
+
+PRECISIONS = ("fp32", "bf16")
 
 # What timm raises for files that are missing, damaged or of another architecture than they say.
 _TIMM_ERRORS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError, SafetensorError)
@@ -26,18 +29,32 @@ class TorchRunner:
         model: A module from pixels to logits or to a known output; it is put in evaluation mode.
         label_names: Class names in the order of the logits.
         device: "cpu", "cuda", ...
+        problem_type: What the logits mean, by the names of transformers.
+        precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast).
 
     Raises:
-        ValueError: There is no such device.
+        ValueError: There is no such device or precision.
     """
 
-    def __init__(self, model: Any, label_names: list[str], device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Any,
+        label_names: list[str],
+        device: str = "cpu",
+        *,
+        problem_type: str = SINGLE_LABEL,
+        precision: str = "fp32",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
         try:
             self.model = model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
             raise ValueError(f"The device {device!r} cannot be used ({error}). Pass device='cpu'.") from error
         self.label_names = label_names
         self.device = device
+        self.problem_type = problem_type
+        self.precision = precision
 
     def heads(self, pixels: Array) -> dict[str, Array]:
         """Returns the logits (B, K) of each head; the first is the model's answer.
@@ -49,7 +66,9 @@ class TorchRunner:
 
         from deit.models.classifier import head_logits
 
-        with torch.inference_mode():
+        bf16 = self.precision == "bf16"
+        kind = torch.device(self.device).type
+        with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=bf16):
             heads = head_logits(self.model, torch.from_numpy(pixels).to(self.device))
         return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
 
@@ -58,25 +77,33 @@ class TorchRunner:
         return next(iter(self.heads(pixels).values()))
 
 
-def open_runner(folder: Path, device: str = "cpu") -> TorchRunner:
+def open_runner(folder: Path, device: str = "cpu", *, precision: str = "fp32") -> TorchRunner:
     """Opens a model directory of this package or of timm.
+
+    Args:
+        folder: The model directory.
+        device: See `TorchRunner`.
+        precision: See `TorchRunner`.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged, or describes something that is no classifier; or there is no such device.
     """
+    config = read_config(folder)
+    problem_type = str(config.get("problem_type") or SINGLE_LABEL)
+    settings: Any = {"device": device, "problem_type": problem_type, "precision": precision}
     if kind_of_model(folder) == "deit":
         from deit.models.classifier import open_classifier
 
         classifier = open_classifier(folder)
         if device == "cpu":
-            classifier.pack_weights()
-        return TorchRunner(classifier, names_in_order(classifier.config.id2label), device)
+            classifier.pack_weights()  # autocast leaves them aside
+        return TorchRunner(classifier, names_in_order(classifier.config.id2label), **settings)
     import timm
 
     try:
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except _TIMM_ERRORS as error:
         raise ValueError(f"timm cannot open {folder} ({error}). Its files may be damaged.") from error
-    names = read_config(folder).get("label_names") or [str(i) for i in range(model.num_classes)]
-    return TorchRunner(model, names, device)
+    names = config.get("label_names") or [str(i) for i in range(model.num_classes)]
+    return TorchRunner(model, names, **settings)

@@ -1,0 +1,68 @@
+"""One HTML file with everything in it: templates, and pictures as data addresses."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from deit.core.files import write_text_atomically
+
+# A larger picture becomes this many pixels wide or high; a smaller one stays as it is.
+_THUMBNAIL = 192
+
+
+def write_page(path: Path, package: str, template: str, /, **values: Any) -> Path:
+    """Fills a template and writes the page; what is missing in `values` is an error, and all text is escaped.
+
+    Args:
+        path: Of the page; its folder must exist.
+        package: Name of the package that holds the template, below `deit`.
+        template: Its file name.
+        values: For the template.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ModuleNotFoundError: Jinja is not installed.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("deit", package)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    write_text_atomically(path, environment.get_template(template).render(**values))
+    return path
+
+
+def figure_uri(figure: Any) -> str:
+    """Returns a figure of matplotlib as an address that holds the picture itself."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return png_uri(buffer.getvalue())
+
+
+def image_uri(image: Image.Image) -> str:
+    """Returns an image, made small if it is large, as an address that holds the picture itself."""
+    small = image.convert("RGB")
+    buffer = io.BytesIO()
+    if max(image.size) > _THUMBNAIL:
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        small.save(buffer, format="JPEG", quality=85)
+        return _uri(buffer.getvalue(), "jpeg")
+    small.save(buffer, format="PNG")
+    return png_uri(buffer.getvalue())
+
+
+def png_uri(content: bytes) -> str:
+    """Returns the bytes of a PNG file as an address that holds the picture itself."""
+    return _uri(content, "png")
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")

@@ -1,0 +1,116 @@
+"""What training wrote down about a model, beside what is seen of it now."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit.core.model_directory import read_training_record
+from deit.data.sources import Source, Subset, split_indices
+from deit.deploy.evaluation_results import score_text, score_title
+
+VALIDATION, TRAINING, WHOLE = "validation", "training", "whole"
+
+# What another device, precision or batch size may change a score by: one hundredth of a percent of all images, or a
+# hundredth part of what is large.
+_TOLERANCE = 0.01
+_SHOWN = ("top1", "micro_f1", "mean_absolute_error", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedScores:
+    """What training wrote down, and what the images of today were to it.
+
+    Attributes:
+        part: "validation" for the very images that the model was measured on, "training" for those it learnt from,
+            "whole" for both together, "" for others.
+        scores: Head -> scores by name, of the validation images.
+    """
+
+    part: str
+    scores: dict[str, dict[str, float]]
+
+    def notes(self, seen: dict[str, dict[str, float]]) -> list[str]:
+        """Says in words what a reader of today's scores should know.
+
+        Args:
+            seen: Head -> scores by name.
+        """
+        if self.part == TRAINING:
+            return ["The model was trained on these very images. The scores say nothing about new ones."]
+        if self.part == WHOLE:
+            return [
+                "Most of these images were in the model's training, so the scores are too good. "
+                "Pass --held-out to score those that training kept for validation."
+            ]
+        if self.part != VALIDATION:
+            return []
+        head = next(iter(self.scores))
+        shown = ", ".join(_in_words(name, value) for name, value in self.scores[head].items() if name in _SHOWN)
+        differences = self._differences(seen)
+        rest = f"Seen now is something else ({'; '.join(differences)})." if differences else "Seen now is the same."
+        return [f"Recorded at training, on these images: {head}: {shown}. {rest}"]
+
+    def _differences(self, seen: dict[str, dict[str, float]]) -> list[str]:
+        return [
+            f"{head}: {_in_words(name, recorded)} then, {_in_words(name, seen[head][name])} now"
+            for head, scores in self.scores.items()
+            for name, recorded in scores.items()
+            if head in seen and name in seen[head] and not _same(recorded, seen[head][name])
+        ]
+
+
+def _same(recorded: float, seen: float) -> bool:
+    if math.isnan(recorded) or math.isnan(seen):
+        return math.isnan(recorded) and math.isnan(seen)
+    return abs(recorded - seen) <= _TOLERANCE * max(1.0, abs(recorded))
+
+
+def _in_words(name: str, value: float) -> str:
+    title = score_title(name)
+    unit = " %" if title.endswith(" %") else ""
+    return f"{title.removesuffix(' %')} {score_text(name, value)}{unit}"
+
+
+def read_recorded_scores(model_directory: Path, source: Source) -> RecordedScores | None:
+    """Returns what training wrote down, or None for a model that was not trained here.
+
+    Args:
+        model_directory: Of the model.
+        source: The images of today.
+    """
+    record = read_training_record(model_directory)
+    if not record or "scores" not in record:
+        return None
+    data, fingerprint = record.get("data", {}), source.fingerprint()
+    part = ""
+    if fingerprint == data.get("val_fingerprint"):
+        part = VALIDATION
+    elif fingerprint == data.get("train_fingerprint"):
+        part = TRAINING
+    elif held_out(model_directory, source) is not None:
+        part = WHOLE
+    return RecordedScores(part=part, scores=record["scores"])
+
+
+def held_out(model_directory: Path, source: Source) -> Subset | None:
+    """Finds the images that training kept for validation, when it divided these ones itself.
+
+    Args:
+        model_directory: Of the model.
+        source: All images that training was given, with the model's classes.
+
+    Returns:
+        The images that the model never learnt from, or None when they cannot be told: the images or the model are
+        others.
+    """
+    record: dict[str, Any] = read_training_record(model_directory) or {}
+    settings = record.get("recipe", {}).get("data", {})
+    try:
+        _, kept = split_indices(source.labels, source.classes, settings.get("val_fraction", 0.2), 0)
+    except ValueError:  # too few images to have been divided
+        return None
+    part = Subset(source, kept)
+    return part if part.fingerprint() == record.get("data", {}).get("val_fingerprint") else None

@@ -1,0 +1,152 @@
+"""The report: whole in itself, escaped, with every number and picture, for each kind of model."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from deit.data.sources import ArraySource
+from deit.deploy import evaluation_report
+from deit.deploy.evaluation import evaluate_model
+from deit.deploy.evaluation_report import check_report_path, write_evaluation_report
+from deit.deploy.html_page import image_uri
+from tests.deploy.evaluation_cases import (
+    CLASSES,
+    PLAIN,
+    TableRunner,
+    known_teacher,
+    numbered_images,
+    single_source,
+    two_heads,
+)
+
+
+class Page(HTMLParser):
+    """Reads tags, their attributes and the text between them; unclosed tags are counted."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "link", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text = " ".join(f"{self.text} {data}".split())
+
+    def pictures(self):
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+def written(tmp_path, runner, source, **options):
+    teacher = options.pop("teacher", None)
+    result = evaluate_model(runner, source, PLAIN, batch_size=8, teacher=teacher)
+    path = write_evaluation_report(tmp_path / "r.html", result, source, model="m", data="d", **options)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert not re.search(r"https?:|@import|url\(|<script", text)  # asks for nothing else
+    assert all(picture["src"].startswith("data:image/") and picture["alt"] for picture in page.pictures())
+    return result, page
+
+
+def test_a_report_shows_scores_classes_mistakes_and_how_it_was_made(tmp_path):
+    source = single_source()
+    result, page = written(
+        tmp_path, two_heads(source), source, teacher=known_teacher(source), command="deit evaluate m d", notes=["Look."]
+    )
+    assert "Look." in page.text
+    assert "deit evaluate m d" in page.text
+    for head in [*result.heads.values(), result.teacher]:
+        assert f"{head.scores.top1:.2f} {head.scores.top5:.2f} {head.scores.loss:.3f}" in page.text
+        assert f"{100 * head.calibration_error:.2f}" in page.text
+    for pair, share in result.agreement.items():
+        assert f"{pair.replace(', ', ' and ')} {share:.2f}" in page.text
+    for row in result.per_class():
+        assert f"{row['class']} {row['images']} {row['right']} {row['accuracy']:.1f}" in page.text
+    assert f"{result.temperature.temperature:.3f}" in page.text
+    assert len(page.pictures()) == 2 + len(result.mistakes())
+    worst = result.mistakes()[0]
+    assert f"{worst.said} {100 * worst.size:.1f} % is {worst.true}" in page.text
+    assert "NaN" not in page.text
+
+
+def test_names_are_text_and_never_tags(tmp_path):
+    names = ["<b>bold</b>", "a & b", '"quoted"', "<script>alert(1)</script>"]
+    source = single_source(classes=names)
+    _, page = written(tmp_path, two_heads(source), source, command="deit evaluate '<i>' d", notes=["<u>"])
+    assert not {"b", "script", "i", "u"} & {tag for tag, attributes in page.tags if not attributes}
+    for name in [*names, "<i>", "<u>"]:
+        assert name in page.text
+
+
+@pytest.mark.parametrize(("count", "pictures"), [(50, 2), (51, 1)])
+def test_above_50_classes_the_confused_pairs_replace_the_picture(tmp_path, count, pictures):
+    source = single_source(classes=[f"class number {i}" for i in range(count)])
+    result, page = written(tmp_path, two_heads(source), source)
+    assert len(page.pictures()) == pictures + len(result.mistakes())
+    true, said, times = result.confused_pairs()[0]
+    assert f"{true} {said} {times}" in page.text
+    assert "Most often confused" in page.text
+
+
+def test_images_without_an_answer_and_classes_without_images_are_shown_as_such(tmp_path):
+    source = single_source()
+    source.labels[source.labels == 2] = 1
+    runner = two_heads(source)
+    runner.tables["both"][:] = np.nan
+    _, page = written(tmp_path, runner, source)
+    assert "NaN" in page.text
+    assert "both 0.00 0.00 - - 101" in page.text
+    assert "cow 0 0 -" in page.text
+
+
+def test_several_labels_have_precision_for_each_class_and_no_confusion(tmp_path):
+    labels = (np.random.default_rng(0).random((40, 4)) < 0.4).astype(np.float32)
+    source = ArraySource(numbered_images(40), labels, CLASSES, problem_type="multi_label_classification")
+    table = np.random.default_rng(1).normal(size=(40, 4)) + labels
+    result, page = written(tmp_path, TableRunner({"class": table}, CLASSES, source.problem_type), source)
+    for row in result.per_class():
+        assert f"{row['class']} {row['images']} {row['f1']:.1f} {100 * row['average_precision']:.1f}" in page.text
+    assert f"{100 * result.mean_average_precision:.2f} %" in page.text
+    assert page.pictures() == []
+
+
+def test_numbers_have_a_picture_of_errors_and_the_largest_of_them(tmp_path):
+    true = np.linspace(-3, 3, 20).astype(np.float32)
+    source = ArraySource(numbered_images(20), true, ["size"], problem_type="regression")
+    said = (true + np.linspace(0, 1, 20) ** 2)[:, None]
+    result, page = written(tmp_path, TableRunner({"class": said}, ["size"], "regression"), source)
+    assert len(page.pictures()) == 1 + 20
+    assert "4 is 3 , off by 1" in page.text
+    assert f"{result.heads['class'].scores.mean_absolute_error:.3f}" in page.text
+
+
+def test_large_images_become_thumbnails():
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
+    assert len(image_uri(Image.fromarray(noise))) < 60_000
+    assert image_uri(Image.new("RGB", (8, 8))).startswith("data:image/png")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(IsADirectoryError, match=r"is a folder\. Pass a file"):
+        check_report_path(tmp_path)
+    with pytest.raises(FileNotFoundError, match="for the report does not exist"):
+        check_report_path(tmp_path / "nowhere" / "r.html")
+    check_report_path(tmp_path / "r.html")
+    monkeypatch.setattr(evaluation_report, "find_spec", lambda name: None if name == "jinja2" else object())
+    with pytest.raises(ModuleNotFoundError) as caught:
+        check_report_path(tmp_path / "r.html")
+    assert caught.value.name == "jinja2"
