@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,14 @@ from deit.core.checkpoint import (
     HUGGINGFACE,
     ORIGINAL,
     TIMM,
-    TRUNK,
     Part,
     detect_dialect,
     layout,
-    match_prefix,
     name_in_trunk,
     places,
 )
 from deit.core.files import replace_folder_content
+from deit.core.loading_plan import LoadingInfo, plan_loading, refuse_missing_trunk
 from deit.core.weight_files import (
     PICKLE_NAME,
     WEIGHTS_NAME,
@@ -41,54 +40,6 @@ from deit.models.construction import reserve_memory
 from deit.models.tensor_source import DictSource, TensorSource
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True)
-class LoadingInfo:
-    """What did not match when a checkpoint was loaded, in the names of its dialect.
-
-    Attributes:
-        missing_keys: Tensors the model has and the file has not; they keep their initial values.
-        unexpected_keys: Tensors of the file that the model has no place for.
-        mismatched_keys: (name, shape in the file, shape in the model), of tensors that kept their initial values.
-        error_msgs: Always empty: what cannot be loaded is raised. transformers has this key.
-    """
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-    mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    error_msgs: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
-class _Plan:
-    """Which tensor of a file goes where in a model."""
-
-    found: dict[str, Part]
-    missing: dict[str, Part]
-    unexpected: list[str]
-
-
-def _plan(file_names: Iterable[str], model_names: Iterable[str], base_prefix: str, dialect: str) -> _Plan:
-    """Relates the names of a file to those of a model; missing ones are given in the dialect of the file."""
-    file_names, model_names = list(file_names), list(model_names)
-    expected = layout(model_names, dialect)
-    found = {name: expected[name] for name in file_names if name in expected}
-    others = [name for name in file_names if name not in expected]
-    translated = places(file_names, dialect) if others else {}
-    matched = match_prefix((part.name for part in translated.values()), model_names, base_prefix)
-    known = set(model_names)
-    unexpected = []
-    for name in others:
-        part = translated[name]
-        own = matched[part.name]
-        if own in known:
-            found[name] = Part(name=own, index=part.index, count=part.count)
-        else:
-            unexpected.append(name)
-    filled = {(part.name, part.index) for part in found.values()}
-    missing = {name: part for name, part in expected.items() if (part.name, part.index) not in filled}
-    return _Plan(found=found, missing=missing, unexpected=unexpected)
 
 
 def _piece(state: Mapping[str, Tensor], part: Part) -> Tensor:
@@ -123,13 +74,14 @@ def load_tensors(
         ValueError: A tensor other than a head is missing, or shapes differ.
     """
     state = model.state_dict()
-    plan = _plan(tensors.shapes, state, base_prefix, detect_dialect(tensors.shapes))
+    dialect = detect_dialect(tensors.shapes)
+    plan = plan_loading(tensors.shapes, state, base_prefix=base_prefix, dialect=dialect)
     mismatched = []
     for name, part in list(plan.found.items()):
         expected = tuple(_piece(state, part).shape)
         if tensors.shapes[name] != expected:
             mismatched.append((name, tensors.shapes[name], expected))
-    _refuse_missing_trunk(plan.missing, type(model).__name__, source)
+    refuse_missing_trunk(plan.missing, type(model).__name__, source)
     if mismatched and not ignore_mismatched_sizes:
         shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
         raise ValueError(
@@ -223,20 +175,6 @@ def load_published_tensors(
     )
 
 
-def _refuse_missing_trunk(missing: Mapping[str, Part], model_name: str, source: object) -> None:
-    lost = [name for name, part in missing.items() if not _may_be_new(part.name)]
-    if lost:
-        raise ValueError(
-            f"{source} lacks {len(lost)} tensors that {model_name} needs, such as {lost[0]!r}. "
-            "Is it a checkpoint of another architecture or depth?"
-        )
-
-
-def _may_be_new(name: str) -> bool:
-    """Heads may start anew, those of a user's subclass too; of the trunk, only the mask token."""
-    return TRUNK not in name or name.endswith("mask_token")
-
-
 # --- the state dict of torch --------------------------------------------------------------------------
 
 
@@ -269,7 +207,7 @@ def translate_state(
     if dialect == DEIT:
         return None
     prefix = base_prefix if dialect in (TIMM, ORIGINAL) else "\0"
-    plan = _plan(state_dict, current, prefix, dialect)
+    plan = plan_loading(state_dict, current, base_prefix=prefix, dialect=dialect)
     pieces: dict[str, dict[int, Tensor]] = {}
     counts: dict[str, int] = {}
     for name, part in plan.found.items():

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.architecture import infer_config
-from deit.core.configuration import read_config
 from deit.core.hub import HubOptions, local_path
+from deit.core.loading_plan import LoadingInfo, resolve_config
 from deit.core.weight_files import find_weights
 from deit.models.construction import EmptyParts, without_initial_values
-from deit.models.loading import LoadingInfo, load_tensors, resolve_device, resolve_dtype
+from deit.models.loading import load_tensors, resolve_device, resolve_dtype
 from deit.models.tensor_source import DictSource, TensorSource, open_source
 from deit.models.vision_transformer import VisionTransformer
 
@@ -105,42 +104,6 @@ def open_checkpoint(name_or_path: str | os.PathLike[str] | None, options: FileOp
     return Checkpoint(path=path, source=open_source(weights), name=weights.main)
 
 
-def resolve_config(
-    config_class: type[Any], config: Any, checkpoint: Checkpoint, kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Returns the configuration of a checkpoint and the keywords that name none of its fields.
-
-    Weights of the original release and of timm come without one that says everything: it is read off their tensors.
-
-    Args:
-        config_class: Kind that the model needs.
-        config: One that replaces the checkpoint's, or its path.
-        checkpoint: See `open_checkpoint`.
-        kwargs: Overrides of fields, and others.
-
-    Raises:
-        FileNotFoundError: The folder has none.
-        ValueError: It is damaged or describes another kind of model.
-    """
-    if isinstance(config, (str, os.PathLike)):
-        return config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
-    if config is not None:
-        return config, kwargs
-    folder = checkpoint.path
-    if folder is None:
-        raise ValueError("A state dict without a path needs config=.")
-    values = read_config(folder) if folder.is_dir() else {}
-    if folder.is_dir() and "architecture" not in values:
-        return config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
-    inferred = infer_config(checkpoint.source.shapes, values, source=checkpoint.name)
-    if inferred.model_type != config_class.model_type:
-        raise ValueError(
-            f"{checkpoint.name} holds a model of type {inferred.model_type!r}, {config_class.__name__} needs "
-            f"{config_class.model_type!r}."
-        )
-    return config_class.from_dict(inferred.to_dict(), return_unused_kwargs=True, **kwargs)
-
-
 def open_model(
     model_class: Any,
     name_or_path: str | os.PathLike[str] | None,
@@ -166,7 +129,14 @@ def open_model(
     may_map = kwargs.pop("low_cpu_mem_usage", None) is not False
     files = {name: kwargs.pop(name) for name in FILE_ARGUMENTS if name in kwargs}
     checkpoint = open_checkpoint(name_or_path, FileOptions(**files, hub=HubOptions.take_from(kwargs)))
-    config, kwargs = resolve_config(model_class.config_class, config, checkpoint, kwargs)
+    config, kwargs = resolve_config(
+        model_class.config_class,
+        config,
+        kwargs,
+        path=checkpoint.path,
+        shapes=checkpoint.source.shapes,
+        source=checkpoint.name,
+    )
 
     def build() -> Any:
         try:

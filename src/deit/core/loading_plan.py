@@ -1,0 +1,133 @@
+"""What of a checkpoint goes where in a model: decided from names and shapes alone, so the same for every framework."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deit.core.architecture import infer_config
+from deit.core.checkpoint import TRUNK, Part, layout, match_prefix, places
+from deit.core.configuration import read_config
+
+
+@dataclass(kw_only=True)
+class LoadingInfo:
+    """What did not match when a checkpoint was loaded, in the names of its dialect.
+
+    Attributes:
+        missing_keys: Tensors the model has and the file has not; they keep their initial values.
+        unexpected_keys: Tensors of the file that the model has no place for.
+        mismatched_keys: (name, shape in the file, shape in the model), of tensors that kept their initial values.
+        error_msgs: Always empty: what cannot be loaded is raised. transformers has this key.
+    """
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+    mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    error_msgs: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class LoadingPlan:
+    """Which tensor of a file goes where in a model.
+
+    Attributes:
+        found: Name in the file -> place in the model.
+        missing: Name that the file would have -> place in the model that nothing fills.
+        unexpected: Names in the file without a place.
+    """
+
+    found: dict[str, Part]
+    missing: dict[str, Part]
+    unexpected: list[str]
+
+
+def plan_loading(
+    file_names: Iterable[str], model_names: Iterable[str], *, base_prefix: str, dialect: str
+) -> LoadingPlan:
+    """Relates the names of a file to those of a model; missing ones are given in the dialect of the file.
+
+    Args:
+        file_names: Names of all tensors of the file.
+        model_names: Names of all tensors of the model.
+        base_prefix: What stands in front of the trunk in a model with heads, such as `deit.`.
+        dialect: Of the file, see `deit.core.checkpoint.detect_dialect`.
+    """
+    file_names, model_names = list(file_names), list(model_names)
+    expected = layout(model_names, dialect)
+    found = {name: expected[name] for name in file_names if name in expected}
+    others = [name for name in file_names if name not in expected]
+    translated = places(file_names, dialect) if others else {}
+    matched = match_prefix((part.name for part in translated.values()), model_names, base_prefix)
+    known = set(model_names)
+    unexpected = []
+    for name in others:
+        part = translated[name]
+        own = matched[part.name]
+        if own in known:
+            found[name] = Part(name=own, index=part.index, count=part.count)
+        else:
+            unexpected.append(name)
+    filled = {(part.name, part.index) for part in found.values()}
+    missing = {name: part for name, part in expected.items() if (part.name, part.index) not in filled}
+    return LoadingPlan(found=found, missing=missing, unexpected=unexpected)
+
+
+def refuse_missing_trunk(missing: Mapping[str, Part], model_name: str, source: object) -> None:
+    """Checks that only heads and the mask token are missing.
+
+    Raises:
+        ValueError: Something else is.
+    """
+    lost = [name for name, part in missing.items() if TRUNK in part.name and not part.name.endswith("mask_token")]
+    if lost:
+        raise ValueError(
+            f"{source} lacks {len(lost)} tensors that {model_name} needs, such as {lost[0]!r}. "
+            "Is it a checkpoint of another architecture or depth?"
+        )
+
+
+def resolve_config(
+    config_class: type[Any],
+    config: Any,
+    kwargs: dict[str, Any],
+    *,
+    path: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    source: object,
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the configuration of a checkpoint and the keywords that name none of its fields.
+
+    Weights of the original release and of timm come without one that says everything: it is read off their tensors.
+
+    Args:
+        config_class: Kind that the model needs.
+        config: One that replaces the checkpoint's, or its path.
+        kwargs: Overrides of fields, and others.
+        path: Folder or file of the checkpoint; None for tensors in memory, which need `config`.
+        shapes: Of all its tensors.
+        source: Named in messages.
+
+    Raises:
+        FileNotFoundError: The folder has none.
+        ValueError: It is damaged or describes another kind of model.
+    """
+    if isinstance(config, (str, os.PathLike)):
+        return config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
+    if config is not None:
+        return config, kwargs
+    if path is None:
+        raise ValueError("A state dict without a path needs config=.")
+    values = read_config(path) if path.is_dir() else {}
+    if path.is_dir() and "architecture" not in values:
+        return config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
+    inferred = infer_config(shapes, values, source=source)
+    if inferred.model_type != config_class.model_type:
+        raise ValueError(
+            f"{source} holds a model of type {inferred.model_type!r}, {config_class.__name__} needs "
+            f"{config_class.model_type!r}."
+        )
+    return config_class.from_dict(inferred.to_dict(), return_unused_kwargs=True, **kwargs)
