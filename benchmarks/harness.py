@@ -14,7 +14,20 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results")
-PACKAGES = ("deit", "torch", "torchvision", "transformers", "timm", "numpy", "Pillow", "safetensors")
+PACKAGES = (
+    "deit",
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "numpy",
+    "Pillow",
+    "safetensors",
+    "keras",
+    "tensorflow",
+    "jax",
+    "keras-hub",
+)
 
 
 def take_turns(functions: dict[str, Callable[[], Any]], *, rounds: int, warm_up: int = 2) -> dict[str, list[float]]:

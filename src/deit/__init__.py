@@ -6,6 +6,7 @@ Importing this package loads no framework; each public name is imported when it 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -42,16 +43,41 @@ _EXPORTS = {
     "deit.models.pipelines": ("ImageClassificationPipeline", "ImageFeatureExtractionPipeline", "pipeline"),
     "deit.models.pretrained": ("DeiTPreTrainedModel", "ViTPreTrainedModel"),
     "deit.models.vit": ("ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel"),
-    "deit.data.sources": ("ArraySource", "Data", "ImageFolder", "open_data"),
+    "deit.data.opening": ("open_data", "open_labelled"),
+    "deit.data.sources": ("ArraySource", "Data", "ImageFolder"),
     "deit.train.loop": ("fit",),
     "deit.train.recipe": ("Recipe",),
+    "deit.train.recipes": ("list_recipes", "named_recipe", "open_recipe"),
+    "deit.train.students": ("build_student",),
     "deit.train.tasks": ("ClassificationTask", "DistillationTask"),
-    "deit.train.teacher": ("Teacher", "open_teacher"),
+    "deit.train.teacher": ("Teacher", "TeacherEnsemble", "match_teacher", "open_teacher", "open_teachers"),
     "deit.deploy.predictor": ("Predictor",),
 }
-_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+# Keras classes. They are left out of `from deit import *`, which would start TensorFlow.
+_KERAS_EXPORTS = {
+    "deit.models.keras_deit": (
+        "KerasDeiTForImageClassification",
+        "KerasDeiTForImageClassificationWithTeacher",
+        "KerasDeiTForMaskedImageModeling",
+        "KerasDeiTModel",
+        "TFDeiTForImageClassification",
+        "TFDeiTForImageClassificationWithTeacher",
+        "TFDeiTForMaskedImageModeling",
+        "TFDeiTModel",
+    ),
+    "deit.models.keras_pretrained": ("TFDeiTPreTrainedModel", "TFViTPreTrainedModel"),
+    "deit.models.keras_vit": (
+        "KerasViTForImageClassification",
+        "KerasViTModel",
+        "TFViTForImageClassification",
+        "TFViTModel",
+    ),
+    "deit.train.keras_fit": ("KerasDistillation",),
+    "deit.train.keras_teacher": ("KerasTeacher",),
+}
+_HOME = {name: module for module, names in (_EXPORTS | _KERAS_EXPORTS).items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *sorted(name for names in _EXPORTS.values() for name in names)]
 
 # Which extra brings the third-party modules that a part of the package needs.
 _EXTRAS = {"deit.models": "torch", "deit.data": "train", "deit.train": "train", "deit.deploy": "torch"}
@@ -69,10 +95,11 @@ if TYPE_CHECKING:
     from deit.core.variants import VARIANTS as VARIANTS
     from deit.core.variants import list_models as list_models
     from deit.core.variants import variant_config as variant_config
+    from deit.data.opening import open_data as open_data
+    from deit.data.opening import open_labelled as open_labelled
     from deit.data.sources import ArraySource as ArraySource
     from deit.data.sources import Data as Data
     from deit.data.sources import ImageFolder as ImageFolder
-    from deit.data.sources import open_data as open_data
     from deit.deploy.predictor import Predictor as Predictor
     from deit.models.auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     from deit.models.auto import MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING as MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING
@@ -87,6 +114,24 @@ if TYPE_CHECKING:
     from deit.models.deit import DeiTModel as DeiTModel
     from deit.models.fast_image_processor import DeiTImageProcessorFast as DeiTImageProcessorFast
     from deit.models.fast_image_processor import ViTImageProcessorFast as ViTImageProcessorFast
+    from deit.models.keras_deit import KerasDeiTForImageClassification as KerasDeiTForImageClassification
+    from deit.models.keras_deit import (
+        KerasDeiTForImageClassificationWithTeacher as KerasDeiTForImageClassificationWithTeacher,
+    )
+    from deit.models.keras_deit import KerasDeiTForMaskedImageModeling as KerasDeiTForMaskedImageModeling
+    from deit.models.keras_deit import KerasDeiTModel as KerasDeiTModel
+    from deit.models.keras_deit import TFDeiTForImageClassification as TFDeiTForImageClassification
+    from deit.models.keras_deit import (
+        TFDeiTForImageClassificationWithTeacher as TFDeiTForImageClassificationWithTeacher,
+    )
+    from deit.models.keras_deit import TFDeiTForMaskedImageModeling as TFDeiTForMaskedImageModeling
+    from deit.models.keras_deit import TFDeiTModel as TFDeiTModel
+    from deit.models.keras_pretrained import TFDeiTPreTrainedModel as TFDeiTPreTrainedModel
+    from deit.models.keras_pretrained import TFViTPreTrainedModel as TFViTPreTrainedModel
+    from deit.models.keras_vit import KerasViTForImageClassification as KerasViTForImageClassification
+    from deit.models.keras_vit import KerasViTModel as KerasViTModel
+    from deit.models.keras_vit import TFViTForImageClassification as TFViTForImageClassification
+    from deit.models.keras_vit import TFViTModel as TFViTModel
     from deit.models.outputs import (
         DeiTForImageClassificationWithTeacherOutput as DeiTForImageClassificationWithTeacherOutput,
     )
@@ -98,12 +143,21 @@ if TYPE_CHECKING:
     from deit.models.vit import ViTForImageClassification as ViTForImageClassification
     from deit.models.vit import ViTForMaskedImageModeling as ViTForMaskedImageModeling
     from deit.models.vit import ViTModel as ViTModel
+    from deit.train.keras_fit import KerasDistillation as KerasDistillation
+    from deit.train.keras_teacher import KerasTeacher as KerasTeacher
     from deit.train.loop import fit as fit
     from deit.train.recipe import Recipe as Recipe
+    from deit.train.recipes import list_recipes as list_recipes
+    from deit.train.recipes import named_recipe as named_recipe
+    from deit.train.recipes import open_recipe as open_recipe
+    from deit.train.students import build_student as build_student
     from deit.train.tasks import ClassificationTask as ClassificationTask
     from deit.train.tasks import DistillationTask as DistillationTask
     from deit.train.teacher import Teacher as Teacher
+    from deit.train.teacher import TeacherEnsemble as TeacherEnsemble
+    from deit.train.teacher import match_teacher as match_teacher
     from deit.train.teacher import open_teacher as open_teacher
+    from deit.train.teacher import open_teachers as open_teachers
 
 
 def __getattr__(name: str) -> Any:
@@ -115,6 +169,8 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "deit":
             raise
+        if ".keras_" in module:
+            raise _without_keras(name, error) from error
         extra = _EXTRAS.get(".".join(module.split(".")[:2]))
         package = "deit" if extra is None else f"deit[{extra}]"
         raise ModuleNotFoundError(
@@ -123,5 +179,21 @@ def __getattr__(name: str) -> Any:
         ) from error
 
 
+def _without_keras(name: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
+    missing = str(error.name).split(".")[0]
+    if missing in ("tensorflow", "jax", "torch"):
+        chosen = f"KERAS_BACKEND={missing}" if "KERAS_BACKEND" in os.environ else f"the backend {missing!r} by default"
+        text = (
+            f"deit.{name} runs on Keras, which takes {chosen}, and {missing!r} is not installed. Install it with: "
+            f'pip install "deit[{missing}]", or set KERAS_BACKEND to tensorflow, jax or torch, whichever is installed.'
+        )
+    else:
+        text = (
+            f'deit.{name} needs the {missing!r} package. Install it with: pip install "deit[tensorflow]" or '
+            '"deit[jax]"; with PyTorch, "deit[keras,torch]" and KERAS_BACKEND=torch.'
+        )
+    return ModuleNotFoundError(text, name=error.name)
+
+
 def __dir__() -> list[str]:
-    return __all__
+    return ["__version__", *sorted(_HOME)]

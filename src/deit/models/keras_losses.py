@@ -1,0 +1,211 @@
+"""Losses of classification and distillation in Keras: the same values as those of `losses.py` (paper, section 4).
+
+They are computed in float32 whatever the type of the logits, and work inside `tf.function` and `jax.jit`. A class
+number that is out of range makes the loss NaN there, because compiled code cannot raise an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+CLASSIFICATION_LOSSES = ("ce", "bce")
+DISTILLATION_KINDS = ("hard", "soft")
+REDUCTIONS = ("batchmean", "numel")
+NO_LABEL = -100
+
+
+def classification_loss(logits: Any, target: Any, *, label_smoothing: float = 0.0, loss: str = "ce") -> Any:
+    """How far logits are from the true classes; see `deit.models.losses.classification_loss`.
+
+    Args:
+        logits: (B, K).
+        target: (B,) class numbers, -100 for images without a label; or (B, K) class probabilities.
+        label_smoothing: Share of the target mass spread over all K classes.
+        loss: "ce" or "bce".
+
+    Returns:
+        A scalar; 0 when no image has a label.
+
+    Raises:
+        ValueError: An unknown loss, or label smoothing with "bce".
+    """
+    logits = ops.cast(logits, "float32")
+    target = ops.convert_to_tensor(target)
+    if loss == "bce":
+        if label_smoothing:
+            raise ValueError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
+        return _binary_loss(logits, target)
+    if loss != "ce":
+        raise ValueError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
+    classes = logits.shape[-1]
+    log_probabilities = ops.log_softmax(logits, axis=-1)
+    if len(target.shape) == 2:
+        shares = ops.cast(target, "float32") * (1.0 - label_smoothing) + label_smoothing / classes
+        return -ops.mean(ops.sum(shares * log_probabilities, axis=-1))
+    labelled, one_hot = _one_hot(target, classes)
+    shares = one_hot * (1.0 - label_smoothing) + label_smoothing / classes
+    terms = -ops.sum(shares * log_probabilities, axis=-1)
+    return _mean_of_labelled(terms, labelled)
+
+
+def _one_hot(target: Any, classes: int) -> tuple[Any, Any]:
+    """Returns which images have a label (B,), and the labels as zeros and ones (B, K), NaN where out of range."""
+    target = ops.cast(target, "int32")
+    labelled = target != NO_LABEL
+    safe = ops.where(labelled, target, 0)
+    in_range = ops.logical_and(safe >= 0, safe < classes)
+    one_hot = ops.cast(safe[:, None] == ops.arange(classes, dtype="int32")[None], "float32")
+    return labelled, ops.where(in_range[:, None], one_hot, float("nan"))
+
+
+def _mean_of_labelled(terms: Any, labelled: Any) -> Any:
+    return ops.sum(ops.where(labelled, terms, 0.0)) / ops.maximum(ops.sum(ops.cast(labelled, "float32")), 1.0)
+
+
+def _binary_terms(logits: Any, target: Any) -> Any:
+    return ops.maximum(logits, 0.0) - logits * target + ops.log1p(ops.exp(-ops.abs(logits)))
+
+
+def _binary_loss(logits: Any, target: Any) -> Any:
+    if len(target.shape) == 2:
+        return ops.mean(_binary_terms(logits, ops.cast(target > 0, "float32")))
+    labelled, one_hot = _one_hot(target, logits.shape[-1])
+    return _mean_of_labelled(ops.mean(_binary_terms(logits, one_hot), axis=-1), labelled)
+
+
+def distillation_loss(
+    student_logits: Any,
+    teacher_logits: Any,
+    *,
+    kind: str = "hard",
+    temperature: float = 1.0,
+    reduction: str = "batchmean",
+) -> Any:
+    """How far the distillation head is from the teacher (paper, equations 2 and 3).
+
+    See `deit.models.losses.distillation_loss`, also for where libraries differ.
+
+    Args:
+        student_logits: (B, K), of the distillation head.
+        teacher_logits: (B, K); with "hard" the teacher's first classes (B,) as integers will do.
+        kind: "hard" or "soft".
+        temperature: T of the soft loss; the hard loss ignores it.
+        reduction: "batchmean" or "numel", of the soft loss.
+
+    Raises:
+        ValueError: An unknown kind or reduction, the numbers of classes or images differ, or class numbers came where
+            the soft loss needs logits.
+    """
+    if kind not in DISTILLATION_KINDS:
+        raise ValueError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
+    student_logits = ops.cast(student_logits, "float32")
+    teacher_logits = ops.convert_to_tensor(teacher_logits)
+    integers = is_integer(teacher_logits)
+    if integers and kind != "hard":
+        raise ValueError(
+            f"A teacher's classes suffice for hard distillation alone. Received: {kind!r}. Pass its logits."
+        )
+    student_shape, teacher_shape = tuple(student_logits.shape), tuple(teacher_logits.shape)
+    if not _same_shape(teacher_shape, student_shape[:1] if integers else student_shape):
+        what = "one class of the teacher for each image" if integers else "the same number of classes in both"
+        raise ValueError(f"There must be {what}. Received: teacher {teacher_shape}, student {student_shape}.")
+    if kind == "hard":
+        labels = teacher_logits if integers else ops.argmax(teacher_logits, axis=-1)
+        if integers:  # every image has an answer of the teacher: -100 is a mistake here
+            labels = ops.where(labels == NO_LABEL, ops.cast(-1, labels.dtype), labels)
+        return classification_loss(student_logits, labels)
+    student = ops.log_softmax(student_logits / temperature, axis=-1)
+    teacher = ops.log_softmax(ops.cast(teacher_logits, "float32") / temperature, axis=-1)
+    terms = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1) * temperature**2  # (B,)
+    return ops.mean(terms) if reduction == "batchmean" else ops.mean(terms) / student_logits.shape[-1]
+
+
+def problem_loss(logits: Any, labels: Any, problem_type: str) -> Any:
+    """The loss of a classification model by problem type, as transformers defines them.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) class numbers (-100: no label), (B, K) zeros and ones, or (B,) or (B, K) numbers to regress.
+        problem_type: "regression", "single_label_classification" or "multi_label_classification".
+
+    Returns:
+        A scalar, mean over the batch; with class numbers, mean over the images that have one.
+
+    Raises:
+        ValueError: The shapes disagree, or there is only one class to choose from.
+        TypeError: Class numbers are not integers.
+    """
+    logits = ops.cast(logits, "float32")
+    labels = ops.convert_to_tensor(labels)
+    classes = logits.shape[-1]
+    if problem_type == "single_label_classification":
+        if classes == 1:
+            raise ValueError("With one label there is nothing to choose. Set num_labels, or problem_type='regression'.")
+        if not is_integer(labels):
+            raise TypeError(
+                f"labels must be class numbers, integers. Received: {keras.backend.standardize_dtype(labels.dtype)}. "
+                "Convert them, or set problem_type in the configuration."
+            )
+        if len(labels.shape) == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if not _same_shape(tuple(labels.shape), tuple(logits.shape[:1])):
+            raise ValueError(
+                f"labels must have one class number for each image, the shape {tuple(logits.shape[:1])}. "
+                f"Received: {tuple(labels.shape)}."
+            )
+        labelled, one_hot = _one_hot(labels, classes)
+        terms = -ops.sum(one_hot * ops.log_softmax(logits, axis=-1), axis=-1)
+        return ops.sum(ops.where(labelled, terms, 0.0)) / ops.sum(ops.cast(labelled, "float32"))
+    if problem_type == "regression" and classes == 1 and len(labels.shape) == 1:
+        labels = labels[:, None]
+    if not _same_shape(tuple(labels.shape), tuple(logits.shape)):  # backends would spread them to a common shape
+        raise ValueError(
+            f"Targets of the problem type {problem_type!r} must have the shape {tuple(logits.shape)}. "
+            f"Received: {tuple(labels.shape)}."
+        )
+    labels = ops.cast(labels, "float32")
+    terms = ops.square(logits - labels) if problem_type == "regression" else _binary_terms(logits, labels)
+    return ops.mean(terms)
+
+
+def infer_problem_type(labels: Any, num_labels: int) -> str:
+    """Guesses the problem type from labels, as transformers does; see `deit.models.losses.infer_problem_type`."""
+    if num_labels == 1:
+        return "regression"
+    kind = keras.backend.standardize_dtype(labels.dtype)
+    return "single_label_classification" if kind in ("int64", "int32") else "multi_label_classification"
+
+
+def is_integer(tensor: Any) -> bool:
+    """Whether a tensor holds integers; truth values are none."""
+    return "int" in keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _same_shape(left: tuple[int | None, ...], right: tuple[int | None, ...]) -> bool:
+    """Whether two shapes agree; sides that are not known yet agree with every number."""
+    return len(left) == len(right) and all(a == b or None in (a, b) for a, b in zip(left, right, strict=True))
+
+
+def masked_pixel_loss(pixels: Any, reconstruction: Any, patch_mask: Any, patch_size: tuple[int, int]) -> Any:
+    """The mean absolute error of the masked pixels (SimMIM); every image has its own mask.
+
+    Args:
+        pixels: (B, C, H, W).
+        reconstruction: (B, C, rows x patch height, columns x patch width).
+        patch_mask: (B, P), 1 or True for the patches that were hidden.
+        patch_size: (height, width) of a patch.
+
+    Returns:
+        A scalar; 0 when nothing is masked.
+    """
+    channels, height, width = reconstruction.shape[1:]
+    rows, columns = height // patch_size[0], width // patch_size[1]
+    mask = ops.reshape(ops.cast(patch_mask, "float32"), (-1, rows, columns))
+    mask = ops.repeat(ops.repeat(mask, patch_size[0], axis=1), patch_size[1], axis=2)[:, None]  # (B, 1, H, W)
+    error = ops.abs(ops.cast(pixels[:, :, :height, :width], "float32") - ops.cast(reconstruction, "float32"))
+    return ops.sum(error * mask) / (ops.sum(mask) + 1e-5) / channels

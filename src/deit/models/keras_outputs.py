@@ -1,0 +1,164 @@
+"""What the Keras models return: dictionaries that are also tuples and have attributes, as in `outputs.py`.
+
+They are structures that Keras, TensorFlow and JAX look into, so `fit`, `predict`, `tf.function` and `jax.jit` accept
+them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import keras
+import optree
+
+
+@dataclass
+class KerasModelOutput(OrderedDict[str, Any]):
+    """Base of all outputs: a dict of the fields that are not None, in their order.
+
+    `output["logits"]`, `output.logits` and `output[0]` all work; numbers and slices count only fields that are
+    not None.
+    """
+
+    def __post_init__(self) -> None:
+        first = fields(self)[0].name
+        given = getattr(self, first)
+        if isinstance(given, (Mapping, Iterator)):  # so TensorFlow makes them
+            super().__setattr__(first, None)
+            for name, value in dict(given).items():
+                super().__setattr__(name, value)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                super().__setitem__(field.name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            return super().__getitem__(key)
+        return self.to_tuple()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self:
+            super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Returns the values of all fields that are not None."""
+        return tuple(self.values())
+
+
+@dataclass
+class KerasBaseModelOutputWithPooling(KerasModelOutput):
+    """Output of `TFDeiTModel`.
+
+    Attributes:
+        last_hidden_state: (B, N, D) after the final norm.
+        pooler_output: (B, pooler_output_size), or None without a pooler.
+        hidden_states: Depth + 1 tensors (B, N, D): the embeddings, then each block's output before the final norm.
+        attentions: Depth tensors (B, H, N, N) of attention probabilities.
+    """
+
+    last_hidden_state: Any = None
+    pooler_output: Any = None
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
+@dataclass
+class KerasImageClassifierOutput(KerasModelOutput):
+    """Output of `TFDeiTForImageClassification`.
+
+    Attributes:
+        loss: Scalar, when labels were given.
+        logits: (B, K).
+        hidden_states: See `KerasBaseModelOutputWithPooling`.
+        attentions: See `KerasBaseModelOutputWithPooling`.
+    """
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
+@dataclass
+class KerasMaskedImageModelingOutput(KerasModelOutput):
+    """Output of `TFDeiTForMaskedImageModeling`.
+
+    Attributes:
+        loss: Scalar, when a patch mask was given.
+        reconstruction: (B, C, H, W), channels first whatever the input is, as in transformers.
+        hidden_states: See `KerasBaseModelOutputWithPooling`.
+        attentions: See `KerasBaseModelOutputWithPooling`.
+    """
+
+    loss: Any = None
+    reconstruction: Any = None
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
+@dataclass
+class KerasDeiTForImageClassificationWithTeacherOutput(KerasModelOutput):
+    """Output of `TFDeiTForImageClassificationWithTeacher`.
+
+    Without labels it has the fields and order of transformers; with labels, `loss` stands first.
+
+    Attributes:
+        loss: Scalar, when labels were given.
+        logits: (B, K), mean of the two heads.
+        cls_logits: (B, K) of the class head.
+        distillation_logits: (B, K) of the distillation head.
+        hidden_states: See `KerasBaseModelOutputWithPooling`.
+        attentions: See `KerasBaseModelOutputWithPooling`.
+    """
+
+    loss: Any = None
+    logits: Any = None
+    cls_logits: Any = None
+    distillation_logits: Any = None
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
+def _register(output: type[KerasModelOutput]) -> None:
+    def flatten(value: KerasModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+        return value.to_tuple(), tuple(value)
+
+    def unflatten(names: tuple[str, ...], values: Iterable[Any]) -> KerasModelOutput:
+        return output(**dict(zip(names, values, strict=True)))
+
+    backend = keras.backend.backend()
+    if backend == "torch":  # Keras looks into structures with PyTorch's functions there; it has imported PyTorch
+        tree = importlib.import_module("torch.utils._pytree")
+        tree.register_pytree_node(
+            output,
+            lambda value: (list(value.to_tuple()), tuple(value)),
+            lambda values, names: unflatten(names, values),
+            serialized_type_name=f"deit.{output.__name__}",
+        )
+        return
+    optree.register_pytree_node(output, flatten, unflatten, namespace="keras")  # type: ignore[arg-type]
+    if backend == "jax":
+        tree = importlib.import_module("jax.tree_util")
+        tree.register_pytree_node(output, flatten, unflatten)
+
+
+for _output in (
+    KerasBaseModelOutputWithPooling,
+    KerasImageClassifierOutput,
+    KerasMaskedImageModelingOutput,
+    KerasDeiTForImageClassificationWithTeacherOutput,
+):
+    _register(_output)
