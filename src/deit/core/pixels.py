@@ -100,6 +100,8 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
         return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
     if hasattr(image, "detach"):  # a PyTorch tensor, without importing PyTorch
         image = image.detach().cpu().numpy()
+    elif hasattr(image, "__array__"):  # a tensor of TensorFlow or JAX
+        image = np.asarray(image)
     if not isinstance(image, np.ndarray):
         raise ValueError(
             f"Images must be PIL images, paths, bytes, numpy arrays or tensors. Received: {type(image).__name__}."
