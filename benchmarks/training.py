@@ -185,6 +185,15 @@ def timm_steps(
     return run
 
 
+def repair_posterize() -> None:
+    """Lets timm's and transformers' pipelines here survive Pillow 13, which refuses the 0 bits timm asks for."""
+    operations: dict[str, Any] = timm.data.auto_augment.NAME_TO_OP
+    posterize = operations["PosterizeIncreasing"]
+    operations["PosterizeIncreasing"] = lambda image, bits, **kwargs: (
+        posterize(image, bits, **kwargs) if bits > 0 else image.point(lambda value: 0)
+    )
+
+
 def timm_run(size: str, folder: Path, batch: int, steps: tuple[int, int], workers: int, precision: str) -> float:
     dataset = timm.data.ImageDataset(str(folder / "train"))
     loader = create_loader(
@@ -406,16 +415,24 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="torch")
     transformers.logging.set_verbosity_error()
     logging.disable(logging.INFO)
+    repair_posterize()
     batches = {size: options.batch or BATCHES[DEVICE.type][size] for size in WIDTHS}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     rows: list[dict[str, Any]] = [{"what": "setting", "threads": torch.get_num_threads(), "load before": load}]
     print(f"Device {DEVICE}, {torch.get_num_threads()} threads, load {load}. About ten minutes on 2 cores.", flush=True)
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        rows.append(teacher_row(Path(scratch, "cache"), batches["tiny"], rounds, steps=2))
+
+        def tell(row: dict[str, Any]) -> None:
+            rows.append(row)
+            print(f"{time.perf_counter() - begin:5.0f} s: measured {row['what']}", flush=True)
+
+        tell(teacher_row(Path(scratch, "cache"), batches["tiny"], rounds, steps=2))
         photos = photo_folder(options.photos, Path(scratch, "photos"))
         for size in sizes:
-            rows.append(run_row(size, photos, batches[size], -(-rounds // 2), (2, 5), options.workers))
-            rows += step_rows(size, batches[size], rounds, 2, not (options.quick or options.no_compile))
+            tell(run_row(size, photos, batches[size], -(-rounds // 2), (2, 5), options.workers))
+            for row in step_rows(size, batches[size], rounds, 2, not (options.quick or options.no_compile)):
+                tell(row)
     report("training", rows, write=not options.quick)
 
 
