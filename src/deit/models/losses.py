@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.core.labels import NO_LABEL
+
 CLASSIFICATION_LOSSES = ("ce", "bce")
 DISTILLATION_KINDS = ("hard", "soft")
 REDUCTIONS = ("batchmean", "numel")
-NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
 
 
 def classification_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0, loss: str = "ce") -> Tensor:
