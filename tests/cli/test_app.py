@@ -18,8 +18,12 @@ PROGRAM = Path(sys.executable).with_name("deit")
 
 OPTIONS = {
     "train": [
-        "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--epochs", "--batch-size", "--lr",
-        "--seed", "--image-size", "--set", "--device", "--resume",
+        "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--epochs", "--batch-size",
+        "--seed", "--image-size", "--labels", "--freeze", "--set", "--device", "--resume",
+    ],
+    "pretrain": [
+        "--out", "--student", "--init", "--config", "--recipe", "--epochs", "--batch-size", "--seed", "--image-size",
+        "--set", "--device", "--resume",
     ],
     "recipes": ["--yaml", "--json"],
     "evaluate": [
@@ -32,6 +36,7 @@ OPTIONS = {
 }  # fmt: skip
 ARGUMENTS = {
     "train": ["data"],
+    "pretrain": ["data"],
     "recipes": ["name"],
     "evaluate": ["model", "data"],
     "classify": ["model", "images"],
