@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deit.cli.console import OUT, reports_errors
-from deit.cli.settings import open_named_recipe, open_on_first, pairs, print_result, recipe_settings, run_fit
+from deit.cli.settings import open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -29,9 +29,7 @@ def pretrain(
     init: Annotated[
         str | None, typer.Option(help="Weights to begin with: model directory, hub name or weight file.")
     ] = None,
-    config: Annotated[
-        list[str] | None, typer.Option("--config", help="Change the variant, such as num_hidden_layers=4.")
-    ] = None,
+    config: Annotated[str, typer.Option(help="Change the variant, such as num_hidden_layers=4,patch_size=8.")] = "",
     recipe: Annotated[str, typer.Option(help="A recipe's name (see deit recipes) or YAML file.")] = DEFAULT_RECIPE,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all processes.")] = None,
@@ -60,9 +58,7 @@ def pretrain(
         student = DEFAULT_STUDENT
     with process_group(device) as processes:
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
-        built = build_masked_student(
-            student, resolved, image_size=image_size, init=init, overrides=pairs(config or [], "--config")
-        )
+        built = build_masked_student(student, resolved, image_size=image_size, init=init, overrides=config)
         task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
         if processes.is_first:

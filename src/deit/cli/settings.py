@@ -38,22 +38,12 @@ def recipe_settings(
         settings["batch_size"] = batch_size
     if seed is not None:
         settings["seed"] = seed
-    return settings | pairs(given, "--set")
-
-
-def pairs(given: list[str], option: str) -> dict[str, str]:
-    """Takes NAME=VALUE apart.
-
-    Raises:
-        ValueError: A text has another form.
-    """
-    found = {}
     for text in given:
         name, separator, value = text.partition("=")
         if not separator:
-            raise ValueError(f"{option} needs NAME=VALUE. Received: {text!r}.")
-        found[name.strip()] = value.strip()
-    return found
+            raise ValueError(f"--set needs NAME=VALUE. Received: {text!r}.")
+        settings[name.strip()] = value.strip()
+    return settings
 
 
 def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> Data:

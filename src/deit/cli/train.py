@@ -49,9 +49,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; the variant's without.")] = None,
     labels: Annotated[str | None, typer.Option(help="Learn from fewer labels: 10 of each class, or 1%.")] = None,
-    freeze: Annotated[
-        str | None, typer.Option(help="What keeps its weights: trunk (linear probe) or blocks:N.")
-    ] = None,
+    freeze: Annotated[str | None, typer.Option(help="Keep the weights of: trunk (linear probe) or blocks:N.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as optimizer.weight_decay=0.1.")
     ] = None,

@@ -120,7 +120,7 @@ def build_masked_student(
     *,
     image_size: int | tuple[int, int] | None = None,
     init: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: str = "",
 ) -> Student:
     """Builds a student that reconstructs hidden patches, new or from a checkpoint.
 
@@ -129,18 +129,15 @@ def build_masked_student(
         recipe: Its seed, drop path rate and evaluation crop are used.
         image_size: See `build_student`.
         init: See `build_student`; mask token and decoder are new where it has none.
-        overrides: Fields of the configuration that replace the variant's, such as {"num_hidden_layers": 4}. The encoder
-            stride follows the patch size unless it is given. Not with `init`, whose weights have their sizes.
+        overrides: Fields of the configuration that replace the variant's: "num_hidden_layers=4,patch_size=8". The
+            encoder stride follows the patch size unless it is given. Not with `init`, whose weights have their sizes.
 
     Raises:
         ValueError: See `build_student`; also an unknown field, or a value that cannot be used.
     """
     size = None if image_size is None else height_and_width(image_size, "image_size")
-    changed = dict(overrides or {})
-    if changed and init is not None:
-        raise ValueError(f"A checkpoint has its own architecture. Received: init and {', '.join(changed)}. Pass one.")
-    if "patch_size" in changed:
-        changed.setdefault("encoder_stride", changed["patch_size"])
+    if overrides and init is not None:
+        raise ValueError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         if init is not None:
@@ -149,11 +146,11 @@ def build_masked_student(
         if not name:
             raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
         config = variant_config(name)
-        unknown = sorted(set(changed) - set(config.to_dict()))
-        if unknown:
-            raise ValueError(f"A configuration has no field {unknown[0]!r}. Known: {', '.join(config.to_dict())}.")
-        fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_INHERITED}
-        own = _configured(type(config)(**{**fields, **changed}), None, recipe, size)
+        if overrides:
+            config.update_from_string(overrides)
+            if "encoder_stride" not in overrides:
+                config.encoder_stride = config.grid_patch_size[0]
+        own = _configured(config, None, recipe, size)
         return Student(model=_build_masked(own), processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
 
 
