@@ -28,9 +28,10 @@ OPTIONS = {
     "recipes": ["--yaml", "--json"],
     "evaluate": [
         "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--precision", "--held-out",
-        "--image-column", "--label-column", "--strict",
+        "--image-column", "--label-column", "--knn", "--strict",
     ],
     "classify": ["--top-k", "--batch-size", "--device", "--json", "--strict"],
+    "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--strict"],
     "convert": ["--to", "--variant"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
@@ -40,6 +41,7 @@ ARGUMENTS = {
     "recipes": ["name"],
     "evaluate": ["model", "data"],
     "classify": ["model", "images"],
+    "embed": ["model", "images"],
     "convert": ["source", "destination"],
     "demo": [],
 }
