@@ -140,7 +140,7 @@ def score_reconstruction(
             loss = student(torch.from_numpy(pixels).to(device), bool_masked_pos=mask).loss
         totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
     count, loss_sum = processes.sum(totals)
-    return {RECONSTRUCTION: ReconstructionScores(loss=loss_sum / max(count, 1), images=int(count))}
+    return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / max(count, 1)), images=int(count))}
 
 
 def draw_reconstructions(
