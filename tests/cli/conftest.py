@@ -15,7 +15,8 @@ from deit.cli.app import app
 from tests.data.pictures import fill
 
 VARIANT = "deit-digits-distilled-patch8-32"
-SHORT = ("--epochs", "2", "--batch-size", "4", "--lr", "0.001")
+RATE = ("--set", "optimizer.lr=0.001", "--set", "optimizer.reference_batch_size=0")
+SHORT = ("--epochs", "2", "--batch-size", "4", *RATE)
 
 
 def deit(*arguments: object, **options: Any) -> Result:

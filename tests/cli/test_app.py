@@ -18,23 +18,30 @@ PROGRAM = Path(sys.executable).with_name("deit")
 
 OPTIONS = {
     "train": [
-        "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--epochs", "--batch-size", "--lr",
-        "--seed", "--image-size", "--set", "--device", "--resume",
+        "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--epochs", "--batch-size",
+        "--seed", "--image-size", "--labels", "--freeze", "--set", "--device", "--resume",
+    ],
+    "pretrain": [
+        "--out", "--student", "--init", "--config", "--recipe", "--epochs", "--batch-size", "--seed", "--image-size",
+        "--set", "--device", "--resume",
     ],
     "recipes": ["--yaml", "--json"],
     "evaluate": [
         "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--precision", "--held-out",
-        "--image-column", "--label-column", "--strict",
+        "--image-column", "--label-column", "--knn", "--strict",
     ],
     "classify": ["--top-k", "--batch-size", "--device", "--json", "--strict"],
+    "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--strict"],
     "convert": ["--to", "--variant"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
 ARGUMENTS = {
     "train": ["data"],
+    "pretrain": ["data"],
     "recipes": ["name"],
     "evaluate": ["model", "data"],
     "classify": ["model", "images"],
+    "embed": ["model", "images"],
     "convert": ["source", "destination"],
     "demo": [],
 }

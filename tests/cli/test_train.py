@@ -26,7 +26,7 @@ from deit.train.recipe import Recipe
 from deit.train.state import load_state
 from deit.train.students import build_student
 from deit.train.teacher import open_teacher
-from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
+from tests.cli.conftest import RATE, SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, fill, picture, write_text, write_truncated_jpeg
 
 RUN_FILES = {
@@ -217,7 +217,7 @@ def test_a_recipe_file_is_taken_and_options_override_it(photos, tmp_path):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # PyTorch forks its workers
 def test_ctrl_c_saves_the_state_and_the_resumed_run_ends_with_the_same_bits(photos, tmp_path):
     """Ctrl-C reaches the whole group of processes, those that prepare images too."""
-    settings = ("--epochs", 3, "--batch-size", 4, "--lr", 0.001, "--set", "ema_decay=0.9")
+    settings = ("--epochs", 3, "--batch-size", 4, *RATE, "--set", "ema_decay=0.9")
     command = ("train", photos, "--student", VARIANT, *settings)
     interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
     options = ("--set", "num_workers=2", "--out", interrupted)
@@ -356,7 +356,7 @@ REFUSED_OPTIONS = {
     "a setting without a value": (("--set", "seed"), "--set needs NAME=VALUE. Received: 'seed'."),
     "a setting that is no number": (("--set", "optimizer.lr=fast"), "optimizer.lr must be like 0.0005. Received"),
     "an unknown RandAugment": (("--set", "augment.rand_augment=hard"), "augment.rand_augment must be like"),
-    "a learning rate of nothing": (("--lr", 0), "optimizer.lr must be positive. Received: 0.0."),
+    "a learning rate of nothing": (("--set", "optimizer.lr=0"), "optimizer.lr must be positive. Received: 0.0."),
     "no epochs": (("--epochs", 0), "schedule.epochs must be at least 1. Received: 0."),
     "an unknown device": (("--device", "gpu"), "The device 'gpu' cannot be used"),
     "a typo in the variant": (
@@ -442,7 +442,7 @@ def test_a_teacher_with_truncated_weights_is_refused(request, photos, tmp_path, 
 
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_names_the_step(photos, tmp_path):
-    result = train(photos, tmp_path / "run", "--lr", 1e30, "--set", "schedule.warmup_epochs=0")
+    result = train(photos, tmp_path / "run", "--set", "optimizer.lr=1e30", "--set", "schedule.warmup_epochs=0")
     is_refused(result, "The loss became infinite or NaN at step 2 (learning rate 9.8e+29). No state was saved before.")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.yaml"}
 
@@ -450,7 +450,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_names_the_step(photos, tmp_pa
 def test_a_run_that_goes_wrong_later_keeps_its_last_good_state(photos, tmp_path):
     """One step is an epoch here: the warm-up's first one is harmless and saved, the second one is not."""
     run = tmp_path / "run"
-    result = train(photos, run, "--batch-size", 24, "--lr", 1e30, "--epochs", 3)
+    result = train(photos, run, "--batch-size", 24, "--set", "optimizer.lr=1e30", "--epochs", 3)
     is_refused(result, "became infinite or NaN at step 2 (learning rate 3.3e+29).")
     assert f"The last good state is {run / 'state' / 'step-00000001'}." in result.stderr
     assert not (run / "model.safetensors").exists()

@@ -8,7 +8,9 @@ import deit
 from deit.cli.classify import classify
 from deit.cli.convert import convert
 from deit.cli.demo import demo
+from deit.cli.embed import embed
 from deit.cli.evaluate import evaluate
+from deit.cli.pretrain import pretrain
 from deit.cli.recipes import recipes
 from deit.cli.train import train
 
@@ -20,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, recipes, evaluate, classify, convert, demo):
+for command in (train, pretrain, recipes, evaluate, classify, embed, convert, demo):
     app.command()(command)
 
 

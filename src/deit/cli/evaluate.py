@@ -37,12 +37,16 @@ def evaluate(
     ] = False,
     image_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     label_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
+    knn: Annotated[str | None, typer.Option(help="Labelled images: score features by neighbours there.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
     """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.
 
     Started by torchrun, several processes share the images.
     """
+    if knn is not None:
+        _score_features(context, knn)
+        return
     from deit.core.model_directory import read_image_processor
     from deit.data.distributed import process_group
     from deit.deploy.evaluation import evaluate_model
@@ -54,7 +58,7 @@ def evaluate(
     with process_group(device) as processes:
         runner = open_runner(model, device, precision=precision)
         processor = read_image_processor(model)
-        opinion = None if teacher is None else _open_teacher(teacher, device, precision)
+        opinion = _open_teacher(teacher, device, precision)
         source = _open(data, runner, strict=strict, columns=(image_column, label_column), silent=not processes.is_first)
         if held_out:
             source = _held_out(model, source)
@@ -69,13 +73,18 @@ def evaluate(
                 processes=processes,
                 on_batch=update,
             )
-    if result is None:  # the first process speaks for all
-        return
-    notes = _notes(result, model, source)
+    if result is not None:  # the first process speaks for all
+        _tell(result, source, context, _notes(result, model, source))
+
+
+def _tell(result: Evaluation, source: Source, context: typer.Context, notes: list[str]) -> None:
+    """Prints a result, and writes the report that was asked for."""
+    given = context.params
+    model, data, report = str(given["model"]), str(given["data"]), given["report"]
     if report is not None:
         _write_report(report, result, source, context, notes)
-    if as_json:
-        values = {"model": str(model), "data": data, "notes": notes, **result.as_dict()}
+    if given["as_json"]:
+        values = {"model": model, "data": data, "notes": notes, **result.as_dict()}
         typer.echo(json.dumps(_without_nan(values), indent=2))
         return
     _print(result, f"{model} on {data}", notes)
@@ -83,7 +92,31 @@ def evaluate(
         OUT.print(f"Report: {report}", highlight=False, soft_wrap=True)
 
 
-def _open_teacher(folder: Path, device: str, precision: str) -> TeacherModel:
+def _score_features(context: typer.Context, known: str) -> None:
+    from deit.cli.embed import evaluate_features_of
+
+    given = context.params
+    unused = [name for name in ("teacher", "head", "report", "held_out") if given[name]]
+    if given["precision"] != "fp32":
+        unused.append("precision")
+    if unused:
+        options = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise ValueError(f"--knn scores features, not answers. Received also: {options}. Leave out one of them.")
+    evaluate_features_of(
+        given["model"],
+        given["data"],
+        known,
+        batch_size=given["batch_size"],
+        device=given["device"],
+        columns=(given["image_column"], given["label_column"]),
+        strict=given["strict"],
+        as_json=given["as_json"],
+    )
+
+
+def _open_teacher(folder: Path | None, device: str, precision: str) -> TeacherModel | None:
+    if folder is None:
+        return None
     from deit.core.model_directory import read_image_processor
     from deit.deploy.evaluation import TeacherModel
     from deit.deploy.runners import open_runner

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import INTERRUPTED, OUT, print_table, progress_bar, report_skipped, reports_errors
+from deit.cli.console import OUT, reports_errors
+from deit.cli.settings import open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
+from deit.core.labels import NO_LABEL
 
 if TYPE_CHECKING:
-    from deit.data.distributed import Processes
     from deit.data.sources import Data
-    from deit.train.loop import FitResult, StepEvent
     from deit.train.recipe import Recipe
     from deit.train.students import Student
 
@@ -46,9 +46,10 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all processes.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate, taken as it is.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; the variant's without.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Learn from fewer labels: 10 of each class, or 1%.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Keep the weights of: trunk (linear probe) or blocks:N.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as optimizer.weight_decay=0.1.")
     ] = None,
@@ -63,75 +64,76 @@ def train(
     from deit.train.run_folder import check_run_folder
 
     given, its_student = _open_recipe(recipe)
-    resolved = given.with_settings(_settings(given, epochs, batch_size, lr, seed, set_ or []))
-    if student is None and init is None:
-        student = its_student
+    settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
+    resolved = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))
+    student = _checked_student(student, its_student, init, resolved)
     with process_group(device) as processes:
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
-        images = _open_images(data, resolved, processes)
+        taught = bool(teacher) or teacher_cache is not None
+        images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
         built, task = _build_task(student, init, teacher or [], teacher_cache, images, resolved, image_size)
         if processes.is_first:
-            recorded = [f"what {teacher_cache} recorded"] if teacher_cache is not None else []
-            _print_plan(images, student, built, teacher or recorded)
-        result = _fit(
+            _print_plan(images, student, built, teacher or [f"what {teacher_cache} recorded"] * taught)
+        result = run_fit(
             task, images, resolved, processes, out=out, device=device, resume=resume, teacher_cache=teacher_cache
         )
         if processes.is_first:
-            _print_result(result)
+            print_result(result)
 
 
 def _open_recipe(name_or_path: str | None) -> tuple[Recipe, str]:
-    """Returns a recipe, and the student it is for."""
     from deit.train.recipe import Recipe
-    from deit.train.recipes import named_recipe, open_recipe
 
     if name_or_path is None:
         return Recipe(), DEFAULT_STUDENT
-    recipe = open_recipe(name_or_path)
-    return recipe, DEFAULT_STUDENT if Path(name_or_path).is_file() else named_recipe(name_or_path).student
+    return open_named_recipe(name_or_path, DEFAULT_STUDENT)
 
 
-def _settings(
-    recipe: Recipe, epochs: int | None, batch_size: int | None, lr: float | None, seed: int | None, given: list[str]
-) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if epochs is not None:
-        settings["schedule.epochs"] = epochs
-        settings["schedule.warmup_epochs"] = min(recipe.schedule.warmup_epochs, epochs)
-    if batch_size is not None:
-        settings["batch_size"] = batch_size
-    if lr is not None:
-        settings.update({"optimizer.lr": lr, "optimizer.reference_batch_size": 0})
-    if seed is not None:
-        settings["seed"] = seed
-    for text in given:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise ValueError(f"--set needs NAME=VALUE. Received: {text!r}.")
-        settings[name.strip()] = value.strip()
+def _checked_student(student: str | None, of_recipe: str, init: str | None, recipe: Recipe) -> str | None:
+    if recipe.freeze and init is None:
+        raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+    return of_recipe if student is None and init is None else student
+
+
+def _label_settings(text: str | None) -> dict[str, Any]:
+    """Turns "10" or "1%" into settings."""
+    if text is None:
+        return {}
+    number = text.strip().removesuffix("%").strip()
+    try:
+        if not text.strip().endswith("%"):
+            settings: dict[str, Any] = {"data.labels_per_class": int(number)}
+        else:
+            settings = {"data.label_fraction": float(number) / 100}
+    except ValueError:
+        raise ValueError(f"--labels must be like 10 (of each class) or 1%. Received: {text!r}.") from None
+    if float(number) <= 0:
+        raise ValueError(f"--labels must be more than none. Received: {text!r}.")
     return settings
 
 
-def _open_images(data: str, recipe: Recipe, processes: Processes) -> Data:
+def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> Data:
+    from deit.data.few_labels import limited, with_fewer_labels
     from deit.data.opening import open_data
 
-    def open_on_first() -> Data:
-        with progress_bar("Checking images") as update:
-            return open_data(
-                data,
-                val_fraction=recipe.data.val_fraction,
-                seed=0,  # the same division for every seed, so that runs can be compared
-                strict=recipe.data.strict,
-                image_column=recipe.data.image_column,
-                label_column=recipe.data.label_column,
-                problem_type=recipe.data.problem_type,
-                progress=update,
-            )
-
-    images = processes.on_first(open_on_first)
-    if processes.is_first:
-        report_skipped(images.skipped)
-    return images
+    options = recipe.data
+    opened = open_data(
+        data,
+        val_fraction=options.val_fraction,
+        seed=0,  # the same division for every seed, so that runs can be compared
+        strict=options.strict,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        problem_type=options.problem_type,
+        progress=progress,
+    )
+    return with_fewer_labels(
+        limited(opened, train=options.max_train_images, val=options.max_val_images),
+        labels_per_class=options.labels_per_class,
+        label_fraction=options.label_fraction,
+        seed=options.label_seed,
+        keep_others=taught,
+    )
 
 
 def _build_task(
@@ -180,52 +182,14 @@ def _build_task(
     )
 
 
-def _fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **options: Any) -> FitResult:
-    from deit.train.loop import TrainingInterrupted, fit
-
-    try:
-        with progress_bar("Training", shown=processes.is_first) as update:
-
-            def on_step(event: StepEvent) -> None:
-                text = f"{event.images_per_second:.0f} images/s, epoch {event.epoch}, loss {event.loss:.3f}"
-                update(event.step, event.total_steps, text)
-
-            on_epoch = _print_epoch if processes.is_first else None
-            return fit(task, images, recipe, on_step=on_step, on_epoch=on_epoch, **options)
-    except TrainingInterrupted as stop:
-        if processes.is_first:
-            typer.echo(f"{stop} To go on, run the same command with --resume.", err=True)
-        raise typer.Exit(INTERRUPTED) from stop
-
-
 def _print_plan(images: Data, student: str | None, built: Student, teachers: list[str]) -> None:
+    labelled = int((images.train.labels != NO_LABEL).sum()) if images.train.labels.ndim == 1 else 0
+    few = f" ({labelled} with a label)" if 0 < labelled < len(images.train.labels) else ""
     OUT.print(
-        f"{len(images.train.labels)} training and {len(images.val.labels)} validation images, "
+        f"{len(images.train.labels)} training{few} and {len(images.val.labels)} validation images, "
         f"{len(images.train.classes)} classes. Student: {student or type(built.model).__name__}. "
         f"Teacher: {', '.join(teachers) or 'none'}.",
         highlight=False,
     )
     if built.report is not None:
         OUT.print(built.report.describe(), highlight=False)
-
-
-def _print_epoch(row: dict[str, Any]) -> None:
-    parts = [f"epoch {row['epoch']}", f"loss {row['train_loss']:.3f}"]
-    for prefix, label in (("val_", ""), ("ema_", "average ")):
-        name = next((key for key in row if key.startswith(prefix)), None)
-        if name == f"{prefix}top1":
-            parts.append(f"{label or 'top-1 '}{row[name]:.2f} %")
-        elif name is not None:
-            parts.append(f"{label}{name.removeprefix(prefix).replace('_', ' ')} {row[name]:.4g}")
-    OUT.print(", ".join(parts), highlight=False)
-
-
-def _print_result(result: FitResult) -> None:
-    columns = list(next(iter(result.scores.values())).as_dict())
-    titles = {"top1": "top-1 %", "top5": "top-5 %"}
-    rows = [
-        (head, *(f"{value:.2f}" if name in titles else f"{value:.3f}" for name, value in scores.as_dict().items()))
-        for head, scores in result.scores.items()
-    ]
-    print_table("Validation", ("head", *(titles.get(name, name.replace("_", " ")) for name in columns)), rows)
-    OUT.print(f"Model: {result.out}  (curves: {result.out / 'curves.png'})", highlight=False, soft_wrap=True)

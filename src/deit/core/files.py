@@ -14,8 +14,22 @@ from typing import Any
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes a text file so that a reader sees the old content or the new one, never a part."""
-    with _temporary_beside(path, directory=False) as temporary:
+    with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary file to write into; on success it takes the place of `path`, on an error nothing is changed.
+
+    Args:
+        path: What shall be written.
+
+    Yields:
+        An empty file in the same folder.
+    """
+    with _temporary_beside(path, directory=False) as temporary:
+        yield temporary
         sync_file(temporary)
         os.replace(temporary, path)
     sync_folder(path.parent)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
+
 
 def id2label_from_names(names: Sequence[str]) -> dict[int, str]:
     """Numbers class names in the order given.

@@ -16,6 +16,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
+from deit.core.labels import NO_LABEL
 from deit.data.random_state import seeded
 
 _MIXING_KEY = 1  # first number of the random key: views take 0, the model 2
@@ -23,6 +24,7 @@ _SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in th
 
 _WHITE = np.float32(255)
 _CROPS = ("resized", "padded", "simple")
+_INTERPOLATIONS = ("bicubic", "bilinear")
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 
@@ -39,6 +41,7 @@ class Augmentation:
             image by up to an eighth of its side, which suits small images.
         crop_scale: Smallest and largest part of the area that a resized crop takes.
         crop_ratio: Smallest and largest width / height of a resized crop.
+        interpolation: "bicubic" (DeiT), or "bilinear" as the example scripts of transformers resize.
         flip_rate: Probability of a horizontal flip; 0 where left and right mean something, as in text.
         rand_augment: timm's description of RandAugment; empty for none.
         three_augment: DeiT III's choice of exactly one of grey, solarized (what is brighter than 128 inverted) and
@@ -55,6 +58,7 @@ class Augmentation:
     crop: str = "resized"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
     flip_rate: float = 0.5
     rand_augment: str = "rand-m9-mstd0.5-inc1"
     three_augment: bool = False
@@ -68,6 +72,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.crop not in _CROPS:
             raise ValueError(f"augment.crop must be one of {', '.join(_CROPS)}. Received: {self.crop!r}.")
+        if self.interpolation not in _INTERPOLATIONS:
+            known = ", ".join(_INTERPOLATIONS)
+            raise ValueError(f"augment.interpolation must be one of {known}. Received: {self.interpolation!r}.")
         for name in ("flip_rate", "erase_rate", "mix_rate", "color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} must lie between 0 and 1. Received: {getattr(self, name)}.")
@@ -175,7 +182,7 @@ def build_transform(
         hflip=augmentation.flip_rate,
         color_jitter=augmentation.color_jitter or None,
         auto_augment="3a" if augmentation.three_augment else augmentation.rand_augment or None,
-        interpolation="bicubic",
+        interpolation=augmentation.interpolation,
         mean=tuple(mean),
         std=tuple(std),
         separate=True,
@@ -184,20 +191,20 @@ def build_transform(
     _repair_posterize(steps)
     if augmentation.crop != "resized":
         # Takes the place of timm's random resized crop, which is always the first step.
-        steps[0] = _whole_image_crop(augmentation.crop, image_size)
+        steps[0] = _whole_image_crop(augmentation, image_size)
     # Normally distributed noise, area and aspect as timm's defaults, which are the paper's.
     erase = RandomErasing(augmentation.erase_rate, mode="pixel", device="cpu") if augmentation.erase_rate else None
     return ViewTransform(steps, mean, std, erase)
 
 
-def _whole_image_crop(crop: str, image_size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
-    bicubic = transforms.InterpolationMode.BICUBIC
-    if crop == "padded":
+def _whole_image_crop(augmentation: Augmentation, image_size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
+    kind = transforms.InterpolationMode(augmentation.interpolation)
+    if augmentation.crop == "padded":
         padding = (image_size[1] // 8, image_size[0] // 8)
-        resize = transforms.Resize(image_size, interpolation=bicubic)
+        resize = transforms.Resize(image_size, interpolation=kind)
         return transforms.Compose([resize, transforms.RandomCrop(image_size, padding=padding)])
     # The shorter side to the longer one of the model, so that there is enough of the image in both directions.
-    resize = transforms.Resize(max(image_size), interpolation=bicubic)
+    resize = transforms.Resize(max(image_size), interpolation=kind)
     return transforms.Compose([resize, transforms.RandomCrop(image_size, padding=4, padding_mode="reflect")])
 
 
@@ -244,12 +251,13 @@ class BatchMixer:
 
         Args:
             pixels: (B, 3, H, W); B must be even, since each image is mixed with its mirror in the batch.
-            targets: (B,) true classes, (B, K) float of several labels, or (B,) float values.
+            targets: (B,) true classes, `NO_LABEL` for none; (B, K) float of several labels; or (B,) float values.
             step: Number of the batch in the whole training.
             part: Number of the process that has this part of the batch.
 
         Returns:
-            Mixed pixels, and float32 targets: probabilities (B, K), labels (B, K) or values (B,).
+            Mixed pixels, and float32 targets: probabilities (B, K), labels (B, K) or values (B,). Probabilities sum up
+            to the share of the mix that has a label: an image without one gives none.
 
         Raises:
             ValueError: B is odd.
@@ -282,7 +290,9 @@ class BatchMixer:
             return dense * (1.0 - self._smoothing) + 0.5 * self._smoothing if dense.ndim == 2 else dense
         off = self._smoothing / self._num_classes
         spread = torch.full((len(targets), self._num_classes), off, device=targets.device)
-        return spread.scatter_(1, targets[:, None], 1.0 - self._smoothing + off)
+        labelled = (targets != NO_LABEL)[:, None]
+        spread.scatter_(1, targets[:, None].where(labelled, 0), 1.0 - self._smoothing + off)
+        return spread * labelled
 
 
 def _drawn_box(share: float, height: int, width: int) -> tuple[float, Box]:

@@ -15,6 +15,9 @@ from deit.core.labels import id2label_from_names
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.sources import Labels, check_problem_type
 
+# Given in place of a problem type, it says that labels are not asked for: a table needs no column of them.
+UNLABELLED = "unlabelled"
+
 _CHOOSE = "Choose it with --set data.problem_type="
 _SEPARATORS = re.compile(r"[|;]")
 
@@ -34,6 +37,11 @@ class LabelColumn:
     values: Sequence[Any]
     class_names: tuple[str, ...] | None = None
     zeros_and_ones: bool = False
+
+
+def ignored_labels(count: int) -> LabelColumn:
+    """Returns a column for images whose labels are not asked for."""
+    return LabelColumn(name="", values=[0] * count, class_names=("image",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from deit.core.images import IMAGE_SUFFIXES, ImageError
 from deit.core.metrics import MULTI_LABEL, SINGLE_LABEL
 from deit.data.columns import LABEL_NAMES, PATH_NAMES, choose_column, described, not_an_image
-from deit.data.label_columns import LabelColumn
+from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels
 from deit.data.sources import SkippedFile
 from deit.data.stores import Part
 
@@ -161,6 +161,8 @@ def _label_columns(
     path: Path, header: Sequence[str], rows: Sequence[_Row], others: Sequence[int], asked: str, problem_type: str
 ) -> tuple[list[int], bool]:
     """Returns the columns of labels, and whether they are switches: zeros and ones, a class for each column."""
+    if problem_type == UNLABELLED:
+        return [], False
     columns = dict.fromkeys(header, "")
     names = [header[i] for i in others]
     if problem_type == MULTI_LABEL:
@@ -179,6 +181,8 @@ def _label_columns(
 
 
 def _labels(header: Sequence[str], rows: Sequence[_Row], chosen: Sequence[int], switches: bool) -> LabelColumn:
+    if not chosen:
+        return ignored_labels(len(rows))
     names = [header[i] for i in chosen]
     if not switches:
         return LabelColumn(name=names[0], values=[row.cells[chosen[0]] for row in rows])

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.label_columns import UNLABELLED
 from deit.data.listings import listed_parts
 from deit.data.shards import expand_braces, fetch_shards, shard_part
 from deit.data.sources import Data, ImageFolder, Progress, Subset, check_problem_type, split_indices
 from deit.data.stores import Part, StoredImages
 from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
+from deit.data.unlabelled import ImageFiles, WithoutLabels
 
 if TYPE_CHECKING:
     import datasets
@@ -121,11 +123,8 @@ def _divide(parts: _Parts, val_fraction: float, seed: int, strict: bool, options
 
 
 def _open_parts(parts: _Parts, strict: bool, options: _Options) -> Data:
+    _require_two_parts(parts)
     chosen = "val" if "val" in parts else "test"
-    if "train" not in parts or chosen not in parts:
-        raise ValueError(
-            f"The parts {', '.join(parts)} cannot be trained with. Name one train and one val, or pass one alone."
-        )
     train = StoredImages(parts["train"](), problem_type=options.problem_type, strict=strict, progress=options.progress)
     val = StoredImages(
         parts[chosen](),
@@ -136,6 +135,13 @@ def _open_parts(parts: _Parts, strict: bool, options: _Options) -> Data:
         progress=options.progress,
     )
     return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
+
+
+def _require_two_parts(parts: _Parts) -> None:
+    if "train" not in parts or not {"val", "test"} & set(parts):
+        raise ValueError(
+            f"The parts {', '.join(parts)} cannot be trained with. Name one train and one val, or pass one alone."
+        )
 
 
 def open_labelled(
@@ -191,6 +197,60 @@ def open_labelled(
     )
 
 
+def open_unlabelled(
+    path: DataPath,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    strict: bool = False,
+    image_column: str = "",
+    progress: Progress | None = None,
+) -> Data:
+    """Opens images for training without labels; where there are labels they are ignored.
+
+    What is divided into train and val (else test) is taken so; of everything else a share is kept at random.
+
+    Args:
+        path: What `open_data` takes, and more: a folder with images in any sub-folders or in none, tables without a
+            column of labels, shards without labels.
+        val_fraction: The share kept for validation.
+        seed: Chooses which.
+        strict: See `open_data`.
+        image_column: See `open_data`.
+        progress: See `open_data`.
+
+    Returns:
+        Sources without classes, whose labels are all `NO_LABEL`.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        ValueError: It is of no known kind, empty or damaged, or a column cannot be found.
+        ConnectionError: See `open_data`.
+        ModuleNotFoundError: See `open_data`.
+    """
+    options = _Options(image_column=image_column, label_column="", problem_type=UNLABELLED, progress=progress)
+    parts = _find_parts(path, options)
+    if isinstance(parts, Path):
+        folders = {"": parts}
+        val_folder = _val_folder(parts)
+        if (parts / "train").is_dir() and val_folder is not None:
+            folders = {"train": parts / "train", "val": val_folder}
+        opened: dict[str, Any] = {
+            name: ImageFiles(folder, strict=strict, progress=progress) for name, folder in folders.items()
+        }
+    else:
+        if len(parts) > 1:
+            _require_two_parts(parts)
+            parts = {name: parts[name] for name in ("train", "val" if "val" in parts else "test")}
+        opened = {name: StoredImages(read(), strict=strict, progress=progress) for name, read in parts.items()}
+    skipped = tuple(file for source in opened.values() for file in source.skipped)
+    first, *others = [WithoutLabels(source) if source.classes else source for source in opened.values()]
+    if others:
+        return Data(train=first, val=others[0], skipped=skipped)
+    kept, held_out = split_indices(np.zeros(len(first.labels), np.float32), [], val_fraction, seed)
+    return Data(train=Subset(first, kept), val=Subset(first, held_out), skipped=skipped)
+
+
 # --- folders of images --------------------------------------------------------------------------------
 
 
@@ -221,7 +281,7 @@ def _refuse_columns(root: Path, options: _Options) -> None:
         raise ValueError(
             f"{root} is a folder of images, which has no columns. Leave image_column and label_column out."
         )
-    if options.problem_type != SINGLE_LABEL:
+    if options.problem_type not in (SINGLE_LABEL, UNLABELLED):
         raise ValueError(
             f"{root} is a folder of images, where each has one class. For {options.problem_type}, list the files and "
             "their labels in a .csv file."

@@ -24,7 +24,7 @@ from deit.core.files import sync_file
 from deit.core.images import ImageError
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.columns import choose_column
-from deit.data.label_columns import LabelColumn, zeros_and_ones
+from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, zeros_and_ones
 from deit.data.sources import Progress, SkippedFile
 from deit.data.stores import Part, cache_folder
 
@@ -130,7 +130,8 @@ def shard_part(
     origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     kind = _image_kind(samples, origin, image_column)
     members = [_chosen_image(sample, kind) for sample in samples]
-    labels = _labels(samples, paths, origin, label_column)
+    unlabelled = problem_type == UNLABELLED
+    labels = ignored_labels(len(samples)) if unlabelled else _labels(samples, paths, origin, label_column)
     store = TarImages(paths, [sample.shard for sample in samples], members, [sample.key for sample in samples])
     return Part(name=name, origin=origin, store=store, labels=labels, skipped=tuple(skipped))
 

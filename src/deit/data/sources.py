@@ -217,7 +217,7 @@ class ImageFolder:
                 f"Known: {', '.join(self.classes)}."
             )
         paths, labels, self.skipped = self._scan()
-        reasons = _check_all(paths, progress)
+        reasons = check_files(paths, progress)
         broken = [SkippedFile(path=str(p), reason=r) for p, r in zip(paths, reasons, strict=True) if r]
         self.skipped += broken
         if strict:
@@ -395,12 +395,20 @@ def class_folders(root: Path) -> list[str]:
         raise FileNotFoundError(f"No folder at {root}. Pass a folder with one sub-folder of images for each class.")
     names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
-        raise ValueError(f"{root} has no class folders. It must hold one sub-folder of images for each class.")
+        raise ValueError(
+            f"{root} has no class folders. It must hold one sub-folder of images for each class. "
+            "Images without labels are for deit pretrain."
+        )
     return names
 
 
-def _check_all(paths: Sequence[Path], progress: Progress | None) -> list[str]:
-    """Returns for each path why it cannot be used, or an empty string. Pillow decodes outside the interpreter lock."""
+def check_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
+    """Returns for each path why it cannot be used as an image, or an empty string.
+
+    Args:
+        paths: Image files; Pillow decodes them in threads, outside the interpreter lock.
+        progress: Called with (files checked, files in all).
+    """
     reasons = []
     # Filters of warnings belong to the whole process, and the threads' own changes of them interleave. This one is in
     # force while they run and takes all of them back.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from deit.core.images import ImageError
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column, not_an_image
-from deit.data.label_columns import LabelColumn, zeros_and_ones
+from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, zeros_and_ones
 from deit.data.sources import Progress
 from deit.data.stores import Part, cache_folder
 
@@ -49,6 +49,8 @@ def _choose(schema: pa.Schema, origin: str, image_column: str, label_column: str
     image = choose_column(columns, images, IMAGE_NAMES, option="image_column", origin=origin, asked=image_column)
     if image not in images:
         raise not_an_image(origin, image, columns[image], images)
+    if problem_type == UNLABELLED:
+        return _Chosen(image=image, label="", class_names=None)
     others = [field for field in schema if field.name not in images]
     labels = [field.name for field in others if _can_be_label(field.type, problem_type)]
     labels += [field.name for field in others if field.name.lower() in LABEL_NAMES and field.name not in labels]
@@ -171,15 +173,16 @@ def parquet_part(
             raise ValueError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
         chosen = found
         with _readable(path), pq.ParquetFile(path) as file:
-            column = file.read(columns=[found.label]).column(found.label)
-        values += column.to_pylist()
-        counts.append(len(column))
+            if found.label:
+                values += file.read(columns=[found.label]).column(found.label).to_pylist()
+            counts.append(file.metadata.num_rows)
     if chosen is None:
         raise ValueError("No Parquet files were given.")
     store = ParquetStore(paths, counts, chosen.image)
     store.load(progress)
     origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    return Part(name=name, origin=origin, store=store, labels=_label_column(chosen, values, problem_type))
+    labels = _label_column(chosen, values, problem_type) if chosen.label else ignored_labels(len(store))
+    return Part(name=name, origin=origin, store=store, labels=labels)
 
 
 class ParquetStore:
@@ -394,8 +397,11 @@ def dataset_part(
     """
     schema = dataset.features.arrow_schema
     chosen = _choose(schema, origin, image_column, label_column, problem_type)
-    table = dataset.select_columns([chosen.label]).with_format("arrow")[:]
-    labels = _label_column(chosen, table.column(chosen.label).to_pylist(), problem_type)
+    if chosen.label:
+        table = dataset.select_columns([chosen.label]).with_format("arrow")[:]
+        labels = _label_column(chosen, table.column(chosen.label).to_pylist(), problem_type)
+    else:
+        labels = ignored_labels(len(dataset))
     return Part(name=name, origin=origin, store=DatasetStore(dataset, chosen.image, origin), labels=labels)
 
 

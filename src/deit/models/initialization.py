@@ -1,4 +1,4 @@
-"""Starting a classifier from a checkpoint of other classes, another resolution or other tokens: fine-tuning."""
+"""Starting a model from a checkpoint of other classes, another resolution, other tokens or another purpose."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Shape = tuple[int, ...]
 
 _CLASS_HEADS = ("cls_classifier", "classifier")
 _DISTILLATION_HEAD = "distillation_classifier"
+_DECODER = "decoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +83,17 @@ def initialize_from(
     head_rows: Sequence[int] | None,
     source: str,
 ) -> InitReport:
-    """Starts a classifier from the tensors of a checkpoint.
+    """Starts a model from the tensors of a checkpoint.
 
     The position embedding is resized to the model's image. A distillation token that the checkpoint has not starts
     where its class token is, with the class token's position and, where classes are kept, the class head. Both heads,
     and their mean, then begin with the accuracy of the checkpoint, so that small learning rates and few epochs do; a
     token drawn at random says nothing at first and needs epochs to catch up. The two part as soon as they learn from
-    different targets.
+    different targets. A model of masked images takes mask token and decoder where the checkpoint has them.
 
     Args:
-        model: A `ViTForImageClassification` or `DeiTForImageClassificationWithTeacher` with initial values, which are
-            kept where the checkpoint has none.
+        model: A classifier or a model of masked images with initial values, which are kept where the checkpoint has
+            none.
         tensors: Result of `deit.models.loading.read_network`.
         source_config: Of the checkpoint; sizes but for the image must be the model's.
         head_rows: For each class of the model, the number of its class in the checkpoint's heads; None starts the
@@ -108,6 +109,8 @@ def initialize_from(
     if "dist_token" in state and "dist_token" not in tensors and "cls_token" in tensors:
         progress.notes.append("The distillation token starts as a copy of the class token.")
         progress.take("dist_token", state.pop("dist_token"), tensors["cls_token"], of="cls_token")
+    if "mask_token" in state and "mask_token" not in tensors:
+        progress.new.append(("mask_token", tuple(state.pop("mask_token").shape)))
     lost = [name for name in state if name not in tensors]
     if lost:
         raise ValueError(
@@ -163,6 +166,9 @@ def _take_heads(
     copied = False
     for name, destination in heads.items():
         head, _, kind = name.rpartition(".")
+        if head.startswith(_DECODER):
+            _take_decoder(name, destination, tensors, progress)
+            continue
         own = f"{head}.{kind}" if head == _DISTILLATION_HEAD else f"{class_head}.{kind}"
         if own not in tensors and head == _DISTILLATION_HEAD:
             own = f"{class_head}.{kind}"
@@ -173,3 +179,11 @@ def _take_heads(
             progress.take(name, destination, tensors[own][list(rows)], of=own)
     if copied:
         progress.notes.append("The distillation head starts as a copy of the class head.")
+
+
+def _take_decoder(name: str, destination: Tensor, tensors: Mapping[str, Tensor], progress: _Progress) -> None:
+    value = tensors.get(name)
+    if value is not None and value.shape == destination.shape:
+        progress.take(name, destination, value)
+    else:
+        progress.new.append((name, tuple(destination.shape)))

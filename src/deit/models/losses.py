@@ -10,13 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.core.labels import NO_LABEL
+
 CLASSIFICATION_LOSSES = ("ce", "bce")
 DISTILLATION_KINDS = ("hard", "soft")
 REDUCTIONS = ("batchmean", "numel")
-NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
 
 
-def classification_loss(logits: Tensor, target: Tensor, *, label_smoothing: float = 0.0, loss: str = "ce") -> Tensor:
+def classification_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    loss: str = "ce",
+    partly_labelled: bool = False,
+) -> Tensor:
     """How far logits are from the true classes.
 
     * "ce": cross-entropy, mean over the batch (DeiT).
@@ -30,6 +38,8 @@ def classification_loss(logits: Tensor, target: Tensor, *, label_smoothing: floa
             smoothed as well, so leave it at 0 when Mixup has smoothed them already. It must be 0 with "bce", where it
             would make every class present; for the same reason Mixup must not smooth either.
         loss: "ce" or "bce".
+        partly_labelled: Rows of probabilities sum up to the share of their mix that has a label. Each row counts with
+            that share, and the sum is divided by the sum of the shares, or by 1 where that is less.
 
     Returns:
         A scalar; 0 when no image has a label.
@@ -41,16 +51,24 @@ def classification_loss(logits: Tensor, target: Tensor, *, label_smoothing: floa
     if loss == "bce":
         if label_smoothing:
             raise ValueError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
-        return _binary_loss(logits, target)
+        return _binary_loss(logits, target, partly_labelled)
     if loss != "ce":
         raise ValueError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
     if target.ndim == 2:
+        if partly_labelled:
+            total = F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="sum")
+            return total / target.sum().clamp(min=1)
         return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     total = F.cross_entropy(logits, target.long(), label_smoothing=label_smoothing, reduction="sum")
     return total / (target != NO_LABEL).sum().clamp(min=1)
 
 
-def _binary_loss(logits: Tensor, target: Tensor) -> Tensor:
+def _binary_loss(logits: Tensor, target: Tensor, partly_labelled: bool) -> Tensor:
+    if target.ndim == 2 and partly_labelled:
+        share = target.sum(dim=1)  # (B,)
+        one_hot = (target > 0).to(logits.dtype)
+        terms = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").mean(dim=1)
+        return (terms * share).sum() / share.sum().clamp(min=1)
     if target.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, (target > 0).to(logits.dtype))
     labelled = target != NO_LABEL  # (B,)

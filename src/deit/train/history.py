@@ -76,8 +76,10 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             label = name or key
             marker = "o" if len(points) == 1 else None
             axis.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1.4)
-    losses.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")
+    scored = accuracy.has_data()  # masked images have a loss alone
+    losses.set(xlabel="epoch", ylabel="loss (nats)" if scored else "mean absolute error", title="Loss")
     accuracy.set(xlabel="epoch", ylabel=_measure(runs), title="Validation")
+    accuracy.set_visible(scored)
     for axis in (losses, accuracy):
         axis.grid(alpha=0.3)
         if axis.has_data():

@@ -19,15 +19,23 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.images import ImageError
-from deit.core.metrics import evaluate
+from deit.core.labels import NO_LABEL
+from deit.core.metrics import SINGLE_LABEL, evaluate
 from deit.data.augment import build_transform
 from deit.data.distributed import Processes, current_processes
 from deit.data.loader import EvaluationBatches, StepOrder, training_batches
-from deit.data.sources import Data
+from deit.data.sources import Data, Source
 from deit.models.classifier import head_logits
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
 from deit.train.history import History
+from deit.train.masked_images import (
+    PICTURE_NAME,
+    PICTURES_NAME,
+    MaskedImageTask,
+    draw_reconstructions,
+    score_reconstruction,
+)
 from deit.train.recipe import Recipe
 from deit.train.run_folder import STATE_NAME, hardware_and_versions, open_run_folder, write_model
 from deit.train.state import State, load_state, save_state
@@ -145,6 +153,7 @@ class _Run:
         self.started = time.monotonic()
         self.processes = current_processes()
         self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
+        _fit_together(task, data, recipe)
         order = self._order(0, 0)
         self.steps_per_epoch = order.steps_per_epoch
         self.total_steps = order.steps_per_epoch * recipe.schedule.epochs
@@ -233,6 +242,7 @@ class _Run:
             result = self.take_step(batch, self.step)
             self.step += 1
             since += 1
+            self._draw_if_due()
             for name, loss in result.losses.items():
                 sums[name] = sums[name] + loss if name in sums else loss
             due = self._evaluation_is_due()
@@ -330,6 +340,17 @@ class _Run:
         size = max(self.recipe.batch_size // self.processes.world_size, 32)
         return score(student, self.task, self.data, self.device, batch_size=size, processes=self.processes)
 
+    def _draw_if_due(self) -> None:
+        """Draws what a masked-image training reconstructs, every so many steps."""
+        every = self.recipe.masking.picture_steps
+        if isinstance(self.task, MaskedImageTask) and every and self.step % every == 0 and self.processes.is_first:
+            (self.out / PICTURES_NAME).mkdir(exist_ok=True)
+            self._draw(self.out / PICTURES_NAME / f"step-{self.step:08d}.png")
+
+    def _draw(self, path: Path) -> None:
+        assert isinstance(self.task, MaskedImageTask)
+        draw_reconstructions(self._result(), self.task, self.data.val, self.device, path)
+
     # --- going on --------------------------------------------------------------------------------------
 
     def _save_state(self) -> None:
@@ -374,6 +395,8 @@ class _Run:
             self.scores = self._score(student)
         seconds = time.monotonic() - self.started
         record = self._record(seconds)
+        if isinstance(self.task, MaskedImageTask):
+            self.processes.on_first(lambda: self._draw(self.out / PICTURE_NAME))
         self.processes.on_first(
             lambda: write_model(self.out, student, self.data.train.classes, self.task.processor, record)
         )
@@ -391,6 +414,7 @@ class _Run:
             "weights": "average" if self._saves_average else "last",
             "data": {
                 "train_images": len(self.data.train.labels),
+                **_count_of_labels(self.data.train),
                 "val_images": len(self.data.val.labels),
                 "skipped_files": len(self.data.skipped),
                 "train_fingerprint": self.identity["training images"],
@@ -423,6 +447,9 @@ def score(
     """
     processes = Processes() if processes is None else processes
 
+    if isinstance(task, MaskedImageTask):
+        return _score_masked(student, task, data, device, batch_size, processes)
+
     def predict(pixels: Any) -> dict[str, Any]:
         with torch.inference_mode():
             heads = head_logits(student, torch.from_numpy(pixels).to(device))
@@ -437,6 +464,43 @@ def score(
         return evaluate(predict, batches, problem_type=data.problem_type, combine=processes.sum)
     finally:
         student.train(was_training)
+
+
+def _score_masked(
+    student: nn.Module, task: MaskedImageTask, data: Data, device: torch.device, batch_size: int, processes: Processes
+) -> dict[str, Any]:
+    was_training = student.training
+    student.eval()
+    try:
+        return score_reconstruction(student, task, data.val, device, batch_size=batch_size, processes=processes)
+    finally:
+        student.train(was_training)
+
+
+def _fit_together(task: Task, data: Data, recipe: Recipe) -> None:
+    """Checks that a task can learn from the data in the way of the recipe."""
+    if isinstance(task, MaskedImageTask):
+        if recipe.augment.mixes:
+            raise ValueError(
+                "Masked images are not mixed. Received: a recipe with Mixup or CutMix. Pass augment.mix_rate=0, or the "
+                "recipe simmim-100."
+            )
+        return
+    unlabelled = _count_of_labels(data.train)
+    if isinstance(task, DistillationTask):
+        task.partly_labelled = bool(unlabelled)
+    elif unlabelled:
+        count = len(data.train.labels) - unlabelled["train_labels"]
+        raise ValueError(
+            f"{count} of {len(data.train.labels)} training images have no label, and without a teacher nothing can be "
+            "learnt from them. Pass a teacher, or leave them out."
+        )
+
+
+def _count_of_labels(source: Source) -> dict[str, int]:
+    """Returns {"train_labels": images with a label}, or nothing where all have one or the task needs none."""
+    missing = int((source.labels == NO_LABEL).sum()) if source.problem_type == SINGLE_LABEL else 0
+    return {"train_labels": len(source.labels) - missing} if missing else {}
 
 
 def _flat_scores(scores: dict[str, Any], prefix: str) -> dict[str, float]:

@@ -119,6 +119,29 @@ class Distillation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Masking:
+    """What a masked-image training hides (SimMIM, arXiv 2111.09886); unused elsewhere.
+
+    Attributes:
+        patch: Side of the hidden blocks in pixels: whole patches of the model, whole blocks in the image.
+        ratio: Share of the blocks that are hidden.
+        picture_steps: Steps between two pictures of reconstructions; 0 for one at the end alone.
+        pictures: Images in such a picture.
+    """
+
+    patch: int = 32
+    ratio: float = 0.6
+    picture_steps: int = 1000
+    pictures: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.patch >= 1, "masking.patch must be at least 1", self.patch)
+        _require(0 < self.ratio < 1, "masking.ratio must lie between 0 and 1", self.ratio)
+        _require(self.picture_steps >= 0, "masking.picture_steps must be at least 0", self.picture_steps)
+        _require(self.pictures >= 1, "masking.pictures must be at least 1", self.pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """How the data set is read.
 
@@ -128,6 +151,11 @@ class DataOptions:
         image_column: Column of a table that holds the images; empty finds it.
         label_column: Column of a table that holds the labels; empty finds it.
         problem_type: What the labels are; transformers' names.
+        labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
+        label_fraction: Likewise as a share of each class; 1 for all.
+        label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
+        max_train_images: Largest number of training images, chosen at random; 0 for all.
+        max_val_images: Likewise of validation images.
     """
 
     val_fraction: float = 0.2
@@ -135,8 +163,21 @@ class DataOptions:
     image_column: str = ""
     label_column: str = ""
     problem_type: str = "single_label_classification"
+    labels_per_class: int = 0
+    label_fraction: float = 1.0
+    label_seed: int = 0
+    max_train_images: int = 0
+    max_val_images: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images"):
+            _require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
+        _require(0 < self.label_fraction <= 1, "data.label_fraction must lie in (0, 1]", self.label_fraction)
+        _require(
+            not (self.labels_per_class and self.label_fraction < 1),
+            "Pass data.labels_per_class or data.label_fraction, not both",
+            f"{self.labels_per_class} and {self.label_fraction}",
+        )
         _require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
         _require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
 
@@ -159,6 +200,8 @@ class Recipe:
             blocks (DeiT III).
         student_mode: "train", or "eval", which switches off drop path and dropout, as the paper's code did when it
             fine-tuned.
+        freeze: What keeps its weights, in evaluation mode: "trunk" (a linear probe), "blocks:N" (embeddings and the
+            first N blocks), or nothing when empty; see `deit.train.freezing`.
         ema_decay: Of the running average of the weights; 0 for none. The first steps use less, so that short trainings
             are not dominated by the initial values.
         ema_use: "save": the average is what is evaluated and saved as the model. "keep": it stays in the training state
@@ -171,6 +214,7 @@ class Recipe:
         schedule: Learning rate over time.
         distillation: The teacher's loss; unused without a teacher.
         data: How the data set is read.
+        masking: What a masked-image training hides.
     """
 
     batch_size: int = 64
@@ -183,6 +227,7 @@ class Recipe:
     drop_path_rate: float = 0.1
     drop_path_shape: str = "linear"
     student_mode: str = "train"
+    freeze: str = ""
     ema_decay: float = 0.0
     ema_use: str = "save"
     crop_ratio: float = 0.875
@@ -193,6 +238,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     distillation: Distillation = field(default_factory=Distillation)
     data: DataOptions = field(default_factory=DataOptions)
+    masking: Masking = field(default_factory=Masking)
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
@@ -208,6 +254,12 @@ class Recipe:
         _require_one_of("drop_path_shape", self.drop_path_shape, DROP_PATH_SHAPES)
         _require_one_of("student_mode", self.student_mode, STUDENT_MODES)
         _require_one_of("ema_use", self.ema_use, EMA_USES)
+        blocks = self.freeze.removeprefix("blocks:")
+        _require(
+            self.freeze in ("", "trunk") or (blocks != self.freeze and blocks.isdecimal()),
+            'freeze must be "trunk", "blocks:N" or empty',
+            repr(self.freeze),
+        )
         _require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
         _require(
             self.loss != "bce" or self.label_smoothing == 0,
@@ -296,7 +348,7 @@ class Recipe:
         return cls.from_dict(values)
 
 
-_SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data")
+_SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data", "masking")
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 

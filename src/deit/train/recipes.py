@@ -1,4 +1,4 @@
-"""Named recipes: the trainings of the DeiT and DeiT III papers, transfer, and our own for small data, as data.
+"""Named recipes: the trainings of DeiT and DeiT III, SimMIM, transfer, and our own for small data, as data.
 
 Every published number has its source beside it. What was not published is said to be so, with what we chose instead.
 """
@@ -29,7 +29,7 @@ class NamedRecipe:
     """A recipe with all that is known about it.
 
     Attributes:
-        name: As `deit train --recipe` takes it.
+        name: As `deit train --recipe` or `deit pretrain --recipe` takes it.
         summary: What it trains, in a line.
         recipe: The hyper-parameters.
         student: What is trained: a variant of this package.
@@ -44,6 +44,7 @@ class NamedRecipe:
         top1_note: What was measured, or why there is no number.
         source: Where the facts come from.
         notes: What was not published and what we chose; what else to know.
+        verb: "train", or "pretrain" for masked images.
         original: Settings that bring back how the original code behaved; empty where there is no such code.
     """
 
@@ -61,6 +62,7 @@ class NamedRecipe:
     top1_note: str
     source: str
     notes: tuple[str, ...] = ()
+    verb: str = "train"
     original: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,12 +131,20 @@ def open_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def _command(
-    name: str, student: str, *, gpus: int, nodes: int, image_size: int, init: str | None, teacher: str | None
+    name: str,
+    student: str,
+    *,
+    verb: str,
+    gpus: int,
+    nodes: int,
+    image_size: int,
+    init: str | None,
+    teacher: str | None,
 ) -> str:
-    start = "deit train"
+    start = f"deit {verb}"
     if gpus > 1:
         others = f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST " if nodes > 1 else ""
-        start = f"torchrun {others}--nproc-per-node {gpus} -m deit train"
+        start = f"torchrun {others}--nproc-per-node {gpus} -m deit {verb}"
     parts = [start, "DATA", f"--recipe {name}", f"--student {student}"]
     if image_size != VARIANTS[student].image_size:
         parts.append(f"--image-size {image_size}")
@@ -155,12 +165,13 @@ def _named(
     image_size: int = 0,
     init: str | None = None,
     teacher: str | None = None,
+    verb: str = "train",
     **facts: Any,
 ) -> NamedRecipe:
     side = image_size or VARIANTS[student].image_size
-    command = _command(name, student, gpus=gpus, nodes=nodes, image_size=side, init=init, teacher=teacher)
+    command = _command(name, student, verb=verb, gpus=gpus, nodes=nodes, image_size=side, init=init, teacher=teacher)
     return NamedRecipe(
-        name=name, student=student, image_size=side, init=init, teacher=teacher, command=command,
+        verb=verb, name=name, student=student, image_size=side, init=init, teacher=teacher, command=command,
         recipe=Recipe().with_settings(settings), **facts,
     )  # fmt: skip
 
@@ -444,6 +455,64 @@ def _transfer() -> Iterable[NamedRecipe]:
         )  # fmt: skip
 
 
+# --- SimMIM -----------------------------------------------------------------------------------------------------------
+
+_LIGHT_VIEWS: dict[str, Any] = {
+    "augment.crop_scale": (0.67, 1.0),
+    "augment.rand_augment": "",
+    "augment.erase_rate": 0.0,
+    "augment.mix_rate": 0.0,
+}
+# SimMIM's configurations; learning rates are meant for 512 images. Ours of the two rates that it scales by the batch,
+# but this package does not (the start of the warm-up and the end of the cosine), are those for 2048 images.
+_SIMMIM: dict[str, Any] = {
+    **_LIGHT_VIEWS,
+    "batch_size": 2048,
+    "optimizer.lr": 1e-4,
+    "optimizer.clip_grad": 5.0,
+    "label_smoothing": 0.0,
+    "schedule.warmup_epochs": 10,
+    "schedule.warmup_lr": 2e-6,
+    "schedule.min_lr": 2e-5,
+    "eval_epochs": 5,
+}
+_SIMMIM_SOURCE = "arXiv 2111.09886; README.md, config.py and configs/ of microsoft/SimMIM"
+_SIMMIM_NOTE = (
+    "Of masked-image trainings: deit pretrain. Labels are not looked at. Its views are resized bicubically; run_mim of "
+    "transformers resizes bilinearly: --set augment.interpolation=bilinear."
+)
+
+
+def _simmim() -> Iterable[NamedRecipe]:
+    yield _named(
+        "simmim-100", "deit-base-patch16-224", {**_SIMMIM, "schedule.epochs": 100, "drop_path_rate": 0.0},
+        gpus=16, verb="pretrain",
+        summary="DeiT-base on the images of ImageNet-1k without labels (SimMIM), 100 epochs.",
+        hardware=NOT_PUBLISHED, expected_time=NOT_PUBLISHED,
+        top1=None, top1_note="Not published for a ViT; a classifier has to be trained from it.",
+        source=_SIMMIM_SOURCE,
+        notes=(
+            _SIMMIM_NOTE,
+            "SimMIM published 100 epochs for a Swin transformer alone: from there are the epochs, the warm-up, drop "
+            "path 0 and the cosine; learning rate and batch are those of its ViT-base for 800 epochs.",
+        ),
+    )  # fmt: skip
+    yield _named(
+        "simmim-800", "deit-base-patch16-224", {**_SIMMIM, "schedule.epochs": 800, "drop_path_rate": 0.1},
+        gpus=16, verb="pretrain",
+        summary="DeiT-base on the images of ImageNet-1k without labels (SimMIM), 800 epochs.",
+        hardware="16 GPUs x 128 images, the example for its Swin; for the ViT not published",
+        expected_time=NOT_PUBLISHED,
+        top1=None, top1_note="83.8 on ImageNet-1k validation was published after fine-tuning its own ViT-base.",
+        source=_SIMMIM_SOURCE,
+        notes=(
+            _SIMMIM_NOTE,
+            "SimMIM's rate falls to a tenth at epoch 700; here it is a cosine. Its ViT has relative positions and "
+            "layer scale, which DeiT has not.",
+        ),
+    )  # fmt: skip
+
+
 # --- Our own ----------------------------------------------------------------------------------------------------------
 
 _OURS: dict[str, Any] = {
@@ -496,5 +565,5 @@ def _small_data() -> Iterable[NamedRecipe]:
 
 
 _RECIPES: dict[str, NamedRecipe] = {
-    named.name: named for family in (_deit, _deit_iii, _transfer, _small_data) for named in family()
+    named.name: named for family in (_deit, _deit_iii, _transfer, _simmim, _small_data) for named in family()
 }

@@ -63,7 +63,7 @@ def write_model(
     Args:
         out: The folder; files of other names in it stay.
         student: A model of this package or of timm.
-        classes: Class names.
+        classes: Class names; none for a model of masked images.
         processor: The student's preprocessing.
         record: For `training.json`.
     """
@@ -75,8 +75,9 @@ def write_model(
 
 def _save_student(student: nn.Module, classes: list[str], processor: DeiTImageProcessor, folder: Path) -> None:
     if isinstance(student, PreTrainedModel):
-        id2label = id2label_from_names(classes)
-        student.config.update({"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}})
+        if classes:  # a model that was trained without labels has none
+            id2label = id2label_from_names(classes)
+            student.config.update({"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}})
         student.save_pretrained(folder)
         return
     from timm.models import save_for_hf

@@ -14,6 +14,7 @@ from deit.data.augment import BatchMixer
 from deit.data.distributed import Processes
 from deit.data.loader import Batch
 from deit.data.random_state import seeded
+from deit.train.freezing import freeze
 from deit.train.optimization import all_finite, build_average, build_optimizer, learning_rate, trained_parameters
 from deit.train.recipe import Recipe
 from deit.train.state import optimizer_tensors, restore_optimizer
@@ -70,6 +71,7 @@ class TrainStep:
         self.task, self.recipe, self.device, self.processes = task, recipe, device, processes
         self.steps_per_epoch = steps_per_epoch
         _check_division(recipe, processes)
+        self._frozen = freeze(task.student, recipe.freeze)
         self.optimizer = build_optimizer(task.student, recipe.optimizer, device)
         self.average = build_average(task.student, recipe.ema_decay) if recipe.ema_decay else None
         self.trained = trained_parameters(task.student)
@@ -102,13 +104,19 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.task.train(self.recipe.student_mode == "train")
+        for module in self._frozen:
+            module.eval()
         rank = self.processes.rank
         with seeded(self.recipe.seed, _MODEL_KEY, step, rank):
             if self.device.type == "cuda":
                 torch.cuda.manual_seed(hash((self.recipe.seed, _MODEL_KEY, step, rank)) & 0x7FFFFFFF)
-            losses = self._backward(batch, BatchPlace(step=step, part=rank, checksum=batch.checksum))
+            losses = self._backward(batch, self._place(batch, step))
         self._update(step)
         return StepResult(losses=losses, lr=lr)
+
+    def _place(self, batch: Batch, step: int) -> BatchPlace:
+        processes = self.processes
+        return BatchPlace(step=step, part=processes.rank, checksum=batch.checksum, parts=processes.world_size)
 
     def _backward(self, batch: Batch, place: BatchPlace) -> dict[str, Tensor]:
         pixels = batch.pixels.to(self.device, non_blocking=True)

@@ -23,11 +23,11 @@ from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
 from deit.core.labels import id2label_from_names, names_in_order
 from deit.core.model_directory import read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, Variant, find_variant, variant_config
-from deit.models.deit import DeiTForImageClassificationWithTeacher
+from deit.models.deit import DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling
 from deit.models.initialization import InitReport, initialize_from
 from deit.models.loading import read_network
 from deit.models.opening import Checkpoint, FileOptions, open_checkpoint
-from deit.models.vit import ViTForImageClassification
+from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling
 from deit.train.label_matching import head_rows
 from deit.train.recipe import Recipe
 from deit.train.timm_students import build_timm, timm_architecture
@@ -53,7 +53,7 @@ class Student:
     """A student, ready to be trained.
 
     Attributes:
-        model: A DeiT or ViT classifier of this package, or a model of timm, with float32 weights on the CPU.
+        model: A DeiT or ViT of this package, or a model of timm, with float32 weights on the CPU.
         processor: The preprocessing that it is evaluated and saved with.
         report: What became of the checkpoint's tensors; None for a student that starts from nothing.
     """
@@ -104,7 +104,7 @@ def build_student(
         if init is None:
             if not name:
                 raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
-            config = _with_classes(variant_config(name), classes, recipe, size)
+            config = _configured(variant_config(name), classes, recipe, size)
             return Student(model=_build(config), processor=_processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD))
         variant = find_variant(name) if name else None
         checkpoint = open_checkpoint(init, FileOptions())
@@ -114,28 +114,81 @@ def build_student(
         return _start_from(checkpoint, name, variant, classes, recipe, size)
 
 
-def _build(config: VisionTransformerConfig) -> nn.Module:
+def build_masked_student(
+    name: str | None,
+    recipe: Recipe,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    init: str | Path | None = None,
+    overrides: str = "",
+) -> Student:
+    """Builds a student that reconstructs hidden patches, new or from a checkpoint.
+
+    Args:
+        name: A variant of this package; with `init` it may be None: the architecture is then the checkpoint's.
+        recipe: Its seed, drop path rate and evaluation crop are used.
+        image_size: See `build_student`.
+        init: See `build_student`; mask token and decoder are new where it has none.
+        overrides: Fields of the configuration that replace the variant's: "num_hidden_layers=4,patch_size=8". The
+            encoder stride follows the patch size unless it is given. Not with `init`, whose weights have their sizes.
+
+    Raises:
+        ValueError: See `build_student`; also an unknown field, or a value that cannot be used.
+    """
+    size = None if image_size is None else height_and_width(image_size, "image_size")
+    if overrides and init is not None:
+        raise ValueError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if init is not None:
+            variant = find_variant(name) if name else None
+            return _start_from(open_checkpoint(init, FileOptions()), name, variant, None, recipe, size)
+        if not name:
+            raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
+        config = variant_config(name)
+        if overrides:
+            config.update_from_string(overrides)
+            if "encoder_stride" not in overrides:
+                config.encoder_stride = config.grid_patch_size[0]
+        own = _configured(config, None, recipe, size)
+        return Student(model=_build_masked(own), processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
+
+
+def _check_patches(config: VisionTransformerConfig) -> None:
     for side, patch in zip(config.grid_image_size, config.grid_patch_size, strict=True):
         if side % patch:
             near = max(side // patch, 1) * patch
             raise ValueError(
                 f"image_size {side} is not a multiple of patch_size {patch}. Use {near} or {near + patch}."
             )
+
+
+def _build_masked(config: VisionTransformerConfig) -> nn.Module:
+    _check_patches(config)
+    if isinstance(config, ViTConfig):
+        return ViTForMaskedImageModeling(config)
+    assert isinstance(config, DeiTConfig)
+    return DeiTForMaskedImageModeling(config)
+
+
+def _build(config: VisionTransformerConfig) -> nn.Module:
+    _check_patches(config)
     if isinstance(config, ViTConfig):  # without distillation token
         return ViTForImageClassification(config)
     assert isinstance(config, DeiTConfig)
     return DeiTForImageClassificationWithTeacher(config)
 
 
-def _with_classes(
-    config: VisionTransformerConfig, classes: Sequence[str], recipe: Recipe, size: tuple[int, int] | None
+def _configured(
+    config: VisionTransformerConfig, classes: Sequence[str] | None, recipe: Recipe, size: tuple[int, int] | None
 ) -> VisionTransformerConfig:
     fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_INHERITED}
     if size is not None:
         fields["image_size"] = size[0] if size[0] == size[1] else size
-    fields["id2label"] = id2label_from_names(classes)
     fields["drop_path_rate"] = recipe.drop_path_rate
-    fields["problem_type"] = recipe.data.problem_type
+    if classes is not None:
+        fields["id2label"] = id2label_from_names(classes)
+        fields["problem_type"] = recipe.data.problem_type
     return type(config)(**fields)
 
 
@@ -152,10 +205,11 @@ def _start_from(
     checkpoint: Checkpoint,
     name: str | None,
     variant: Variant | None,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     recipe: Recipe,
     size: tuple[int, int] | None,
 ) -> Student:
+    """Builds a classifier of `classes`, or a model of masked images where they are None."""
     found = _config_of(checkpoint)
     notes: list[str] = []
     config = found
@@ -164,11 +218,13 @@ def _start_from(
         size = size or (variant.image_size, variant.image_size)
         fields = {key: value for key, value in found.to_dict().items() if key not in _NOT_INHERITED}
         config = (DeiTConfig if variant.distilled else ViTConfig)(**fields)
-    own = _with_classes(config, classes, recipe, size)
-    model = _build(own)
+    own = _configured(config, classes, recipe, size)
     tensors = read_network(checkpoint.source, source=checkpoint.name)
+    if classes is None and not any(tensor.startswith("decoder.") for tensor in tensors):
+        own.encoder_stride = own.grid_patch_size[0]  # of a decoder that is new
+    model = _build_masked(own) if classes is None else _build(own)
     count = next((tensors[head].shape[0] for head in _CLASS_HEADS if head in tensors), 0)
-    rows, why = head_rows(_class_names(found), count, classes)
+    rows, why = (None, ()) if classes is None else head_rows(_class_names(found), count, classes)
     report = initialize_from(model, tensors, found, head_rows=rows, source=str(checkpoint.name))
     mean, std, origin = _normalization(checkpoint)
     report = replace(report, notes=(*notes, *why, *report.notes, *origin))

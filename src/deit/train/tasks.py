@@ -12,6 +12,7 @@ from deit.core.image_processor import DeiTImageProcessor
 from deit.core.metrics import SINGLE_LABEL
 from deit.models.classifier import CLASS, DISTILLATION, head_logits
 from deit.models.losses import classification_loss, distillation_loss, problem_loss
+from deit.train.masked_images import MaskedImageTask
 from deit.train.recipe import Distillation
 from deit.train.teacher import Teacher, TeacherEnsemble
 from deit.train.teacher_cache import BatchPlace, TeacherCache
@@ -81,6 +82,9 @@ class DistillationTask(nn.Module):
         loss: See `ClassificationTask`; of the class head.
 
     Attributes:
+        partly_labelled: Whether some images have no label (`NO_LABEL`): of them the teacher alone speaks. The class
+            loss is the mean over the labelled images; of images mixed from both kinds each counts with its labelled
+            share, see `classification_loss`. The loop sets it.
         cache: Where the teacher's answers are recorded and read; None asks the teacher every time.
 
     Raises:
@@ -104,6 +108,7 @@ class DistillationTask(nn.Module):
         self.distillation = Distillation() if distillation is None else distillation
         self.label_smoothing = label_smoothing
         self.loss = loss
+        self.partly_labelled = False
         self.cache: TeacherCache | None = None
 
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
@@ -151,7 +156,13 @@ class DistillationTask(nn.Module):
             )
         settings = self.distillation
         smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
-        class_loss = classification_loss(heads[CLASS].float(), targets, label_smoothing=smoothing, loss=self.loss)
+        class_loss = classification_loss(
+            heads[CLASS].float(),
+            targets,
+            label_smoothing=smoothing,
+            loss=self.loss,
+            partly_labelled=self.partly_labelled,
+        )
         teacher_loss = distillation_loss(
             heads[DISTILLATION].float(),
             answers.float() if answers.is_floating_point() else answers,
@@ -166,4 +177,4 @@ class DistillationTask(nn.Module):
         }
 
 
-Task = ClassificationTask | DistillationTask
+Task = ClassificationTask | DistillationTask | MaskedImageTask

@@ -44,11 +44,13 @@ class BatchPlace:
         step: From 0.
         part: The process that works on it.
         checksum: Of its views before mixing, see `deit.data.loader.Batch`.
+        parts: Processes that share the step: image i of this part is image part + i x parts of the step.
     """
 
     step: int
     part: int
     checksum: int
+    parts: int = 1
 
 
 class HardRecords:

@@ -1,0 +1,246 @@
+"""What pre-training without labels and a teacher bring where few images have a label, on CIFAR-10, over some seeds.
+
+    python benchmarks/few_labels.py FOLDER --out runs/few-labels
+
+FOLDER holds CIFAR-10 as Parquet in the Hugging Face layout, a file for training and one for testing. For each seed and
+each share of labels there are four students, all of the same number of steps:
+
+* scratch: learns from the labelled images alone;
+* pre-trained: half of the steps reconstruct masked images, all of them and without labels; the other half learn from
+  the labelled images;
+* distilled: learns from all images, the labelled ones' labels and a convnet that was trained on the labelled images
+  alone and speaks of all;
+* both: half of the steps as pre-training, the other half as distilled.
+
+The convnet's own training is no part of a student's steps; nor does it see a label that the students do not see. A run
+that was stopped goes on with the same command. The default is a budget for two CPU cores; on a GPU take `--budget gpu`.
+`--only 0.01` runs one share, `--budget tiny` all of it in a minute, to see that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import report
+
+from deit.data.augment import Augmentation
+from deit.data.few_labels import with_fewer_labels
+from deit.data.opening import open_data
+from deit.data.sources import Data
+from deit.data.unlabelled import WithoutLabels
+from deit.train.history import draw_curves
+from deit.train.loop import FitResult, StepEvent, fit
+from deit.train.masked_images import MaskedImageTask
+from deit.train.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
+from deit.train.students import build_masked_student, build_student
+from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.teacher import match_teacher, open_teacher
+
+CELLS = ("scratch", "pre-trained", "distilled", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much is spent.
+
+    Attributes:
+        train_images: Taken of the 50,000, the same number of each class.
+        val_images: Taken of the 10,000.
+        shares: Of the labels.
+        student: Variant.
+        teacher: Architecture of timm.
+        teacher_side: Of its input in pixels.
+        steps: Of every student, pre-training included.
+        teacher_steps: Of each convnet.
+        batch_size: Of all.
+        layer_decay: Of students that start from pre-trained weights.
+    """
+
+    train_images: int
+    val_images: int = 10_000
+    shares: tuple[float, ...] = (0.01, 0.1, 1.0)
+    student: str
+    teacher: str
+    teacher_side: int
+    steps: int
+    teacher_steps: int
+    batch_size: int
+    layer_decay: float = 0.85
+
+
+BUDGETS = {
+    "tiny": Budget(
+        train_images=200, val_images=100, shares=(0.1, 1.0), student="deit-digits-distilled-patch8-32",
+        teacher="timm/test_resnet", teacher_side=32, steps=40, teacher_steps=20, batch_size=10,
+    ),
+    "cpu": Budget(
+        train_images=20_000, student="deit-micro-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
+        steps=4_000, teacher_steps=1_600, batch_size=50,
+    ),
+    "gpu": Budget(
+        train_images=50_000, student="deit-tiny-distilled-patch4-32", teacher="timm/resnet18", teacher_side=128,
+        steps=20_000, teacher_steps=4_000, batch_size=500,
+    ),
+}  # fmt: skip
+
+
+def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) -> Recipe:
+    """Returns a recipe of so many steps over so many images."""
+    epochs = max(steps // (images // budget.batch_size), 1)
+    values: dict[str, Any] = {
+        "batch_size": budget.batch_size,
+        "seed": seed,
+        "drop_path_rate": 0.0,
+        "crop_ratio": 1.0,
+        "eval_epochs": max(epochs // 5, 1),
+        "augment": Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mixup_alpha=0.0, mix_rate=0.5),
+        "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
+        "schedule": Schedule(epochs=epochs, warmup_epochs=epochs // 10),
+        "distillation": Distillation(kind="soft", temperature=2.0, weight=0.5),
+    }
+    return Recipe(**{**values, **settings})
+
+
+def some_of(data: Data, budget: Budget) -> Data:
+    """Returns the images of a budget, equally many of each class, always the same."""
+    classes = len(data.train.classes)
+    train = with_fewer_labels(data, labels_per_class=budget.train_images // classes, seed=1).train
+    val = with_fewer_labels(Data(train=data.val, val=data.val), labels_per_class=budget.val_images // classes).train
+    return Data(train=train, val=val)
+
+
+class Seed:
+    """All runs of one seed; what was begun in its folder goes on, what is done is only scored."""
+
+    def __init__(self, data: Data, budget: Budget, seed: int, out: Path, device: str | None) -> None:
+        self.data, self.budget, self.seed, self.out, self.device = data, budget, seed, out, device
+        self.images = len(data.train.labels)
+
+    def fit(self, name: str, task: Any, data: Data, its_recipe: Recipe) -> FitResult:
+        """Trains one model."""
+        folder = self.out / name
+        return fit(
+            task, data, its_recipe, out=folder, device=self.device, resume=folder.exists(),
+            on_step=tells(f"seed {self.seed}, {name}"),
+        )  # fmt: skip
+
+    def pretrain(self) -> FitResult:
+        """Reconstructs masked images: half of a student's steps."""
+        augment = Augmentation(crop_scale=(0.67, 1.0), rand_augment="", erase_rate=0.0, mix_rate=0.0)
+        its_recipe = recipe(
+            self.budget, self.seed, self.budget.steps // 2, self.images, augment=augment,
+            masking=Masking(patch=8, picture_steps=0),
+        )  # fmt: skip
+        student = build_masked_student(self.budget.student, its_recipe)
+        task = MaskedImageTask(student.model, student.processor, masking=its_recipe.masking, seed=self.seed)
+        data = Data(train=WithoutLabels(self.data.train), val=WithoutLabels(self.data.val))
+        return self.fit("pre-training", task, data, its_recipe)
+
+    def cells(self, share: float) -> dict[str, FitResult]:
+        """Trains the convnet and the four students of one share of labels."""
+        few = with_fewer_labels(self.data, label_fraction=share, seed=self.seed)
+        all_images = with_fewer_labels(self.data, label_fraction=share, seed=self.seed, keep_others=True)
+        budget, classes, folder = self.budget, self.data.train.classes, f"labels-{share:g}"
+        labelled = len(few.train.labels)
+        for_teacher = recipe(
+            budget, self.seed, budget.teacher_steps, labelled, optimizer=Optimizer(lr=2e-3, reference_batch_size=0)
+        )
+        convnet = build_student(budget.teacher, classes, for_teacher, image_size=budget.teacher_side)
+        runs = {
+            "teacher": self.fit(
+                f"{folder}/teacher", ClassificationTask(convnet.model, convnet.processor), few, for_teacher
+            )
+        }
+        for cell in CELLS:
+            starts, asks = cell in ("pre-trained", "both"), cell in ("distilled", "both")
+            data = all_images if asks else few
+            steps = budget.steps // 2 if starts else budget.steps
+            its_recipe = recipe(budget, self.seed, steps, len(data.train.labels))
+            if starts:
+                decay = dataclasses.replace(its_recipe.optimizer, layer_decay=budget.layer_decay)
+                its_recipe = dataclasses.replace(its_recipe, optimizer=decay)
+            init = self.out / "pre-training" if starts else None
+            student = build_student(budget.student, classes, its_recipe, init=init)
+            task: Any = ClassificationTask(student.model, student.processor)
+            if asks:
+                speaker = open_teacher(self.out / folder / "teacher")
+                speaker = match_teacher(speaker, classes, student.processor.output_size)
+                task = DistillationTask(student.model, speaker, student.processor, distillation=its_recipe.distillation)
+            runs[cell] = self.fit(f"{folder}/{cell}", task, data, its_recipe)
+        return runs
+
+
+def tells(label: str) -> Callable[[StepEvent], None]:
+    """Returns a callback that prints a line now and then."""
+
+    def on_step(event: StepEvent) -> None:
+        if event.step % 400 == 0 or event.step == event.total_steps:
+            speed = f"{event.images_per_second:.0f} images/s"
+            print(f"{label}: step {event.step}/{event.total_steps}, loss {event.loss:.3f}, {speed}", flush=True)
+
+    return on_step
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns top-1 in percent as a Markdown table: mean and spread over the seeds."""
+    names = ("teacher", *CELLS)
+    lines = [f"| labels | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for share in sorted({row["share"] for row in rows}):
+        shown = []
+        for name in names:
+            values = [row["top-1"][name] for row in rows if row["share"] == share]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            shown.append(f"{statistics.mean(values):.1f}{spread}")
+        lines.append(f"| {100 * share:g} % | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--budget", choices=list(BUDGETS), default="cpu")
+    parser.add_argument("--only", type=float, nargs="+", help="shares of labels; all of the budget without")
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    budget = BUDGETS[options.budget]
+    data = some_of(open_data(options.data), budget)
+    rows: list[dict[str, Any]] = []
+    curves = {}
+    for seed in options.seeds:
+        runs_of_seed = Seed(data, budget, seed, options.out / f"seed-{seed}", options.device)
+        masked = runs_of_seed.pretrain()
+        for share in options.only or budget.shares:
+            runs = runs_of_seed.cells(share)
+            if seed == options.seeds[0]:
+                curves.update({f"{name}, {100 * share:g} %": runs[name].history for name in CELLS})
+            rows.append(
+                {
+                    "seed": seed,
+                    "share": share,
+                    "top-1": {name: next(iter(run.scores.values())).top1 for name, run in runs.items()},
+                    "heads": {
+                        name: {head: score.top1 for head, score in run.scores.items()} for name, run in runs.items()
+                    },
+                    "reconstruction": masked.scores["reconstruction"].loss,
+                    "seconds": {name: run.history[-1]["seconds"] for name, run in runs.items()},
+                }
+            )
+            print(rows[-1], flush=True)
+    draw_curves(curves, options.out / "curves.png")
+    print(table(rows))
+    for share in sorted({row["share"] for row in rows}):
+        gains = [row["top-1"]["distilled"] - row["top-1"]["scratch"] for row in rows if row["share"] == share]
+        print(f"{100 * share:g} % of the labels: distilled over scratch {statistics.mean(gains):+.2f} points")
+    report("few-labels", [{"budget": dataclasses.asdict(budget)}, *rows], write=options.budget != "tiny")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`deit pretrain`: from images without labels to weights that a classifier can start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deit.cli.console import OUT, reports_errors
+from deit.cli.settings import open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
+
+if TYPE_CHECKING:
+    from deit.data.sources import Data
+    from deit.train.recipe import Recipe
+
+DEFAULT_RECIPE, DEFAULT_STUDENT = "simmim-100", "deit-tiny-distilled-patch16-224"
+
+
+@reports_errors
+def pretrain(
+    data: Annotated[
+        str, typer.Argument(help="Images as deit train takes them, or a folder without class folders; no labels used.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.")],
+    student: Annotated[
+        str | None, typer.Option(help=f"A variant ({DEFAULT_STUDENT} without one).", show_default=False)
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to begin with: model directory, hub name or weight file.")
+    ] = None,
+    config: Annotated[str, typer.Option(help="Change the variant, such as num_hidden_layers=4,patch_size=8.")] = "",
+    recipe: Annotated[str, typer.Option(help="A recipe's name (see deit recipes) or YAML file.")] = DEFAULT_RECIPE,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all processes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; the variant's without.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting, such as masking.patch=16 or masking.ratio=0.5.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+) -> None:
+    """Train a model on images without labels, by hiding patches and reconstructing them (SimMIM).
+
+    Then: deit train DATA --init OUT --out CLASSIFIER
+    """
+    from deit.data.distributed import process_group
+    from deit.train.masked_images import PICTURE_NAME, MaskedImageTask
+    from deit.train.run_folder import check_run_folder
+    from deit.train.students import build_masked_student
+
+    given, _ = open_named_recipe(recipe, DEFAULT_STUDENT)
+    resolved = given.with_settings(
+        recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
+    )
+    if student is None and init is None:
+        student = DEFAULT_STUDENT
+    with process_group(device) as processes:
+        processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
+        built = build_masked_student(student, resolved, image_size=image_size, init=init, overrides=config)
+        task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
+        images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
+        if processes.is_first:
+            OUT.print(
+                f"{len(images.train.labels)} training and {len(images.val.labels)} validation images, without labels. "
+                f"Student: {student or type(built.model).__name__}. Hidden: {task.masks.num_masked} of "
+                f"{task.masks.num_patches} patches.",
+                highlight=False,
+            )
+            if built.report is not None:
+                OUT.print(built.report.describe(), highlight=False)
+        result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
+        if processes.is_first:
+            print_result(result)
+            OUT.print(f"Reconstructions: {out / PICTURE_NAME}", highlight=False, soft_wrap=True)
+
+
+def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
+    from deit.data.few_labels import limited
+    from deit.data.opening import open_unlabelled
+
+    options = recipe.data
+    opened = open_unlabelled(
+        data,
+        val_fraction=options.val_fraction,
+        seed=0,  # the same division for every seed, so that runs can be compared
+        strict=options.strict,
+        image_column=options.image_column,
+        progress=progress,  # type: ignore[arg-type]
+    )
+    return limited(opened, train=options.max_train_images, val=options.max_val_images)

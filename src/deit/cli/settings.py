@@ -1,0 +1,102 @@
+"""What the commands that train share: the recipe of the options, the checked images, the progress of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deit.cli.console import INTERRUPTED, OUT, print_table, progress_bar, report_skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deit.data.distributed import Processes
+    from deit.data.sources import Data
+    from deit.train.loop import FitResult, StepEvent
+    from deit.train.recipe import Recipe
+
+
+def open_named_recipe(name_or_path: str, student: str) -> tuple[Recipe, str]:
+    """Returns a recipe and the student it is for: of a file, the one given."""
+    from deit.train.recipes import named_recipe, open_recipe
+
+    recipe = open_recipe(name_or_path)
+    return recipe, student if Path(name_or_path).is_file() else named_recipe(name_or_path).student
+
+
+def recipe_settings(
+    recipe: Recipe, *, epochs: int | None, batch_size: int | None, seed: int | None, given: list[str]
+) -> dict[str, Any]:
+    """Returns the settings that options ask for; `given` are the texts of --set."""
+    settings: dict[str, Any] = {}
+    if epochs is not None:
+        settings["schedule.epochs"] = epochs
+        settings["schedule.warmup_epochs"] = min(recipe.schedule.warmup_epochs, epochs)
+    if batch_size is not None:
+        settings["batch_size"] = batch_size
+    if seed is not None:
+        settings["seed"] = seed
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"--set needs NAME=VALUE. Received: {text!r}.")
+        settings[name.strip()] = value.strip()
+    return settings
+
+
+def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> Data:
+    """Opens images on the first process, with a progress bar, and says what was left out."""
+
+    def opened() -> Data:
+        with progress_bar("Checking images") as update:
+            return open_images(update)
+
+    images = processes.on_first(opened)
+    if processes.is_first:
+        report_skipped(images.skipped)
+    return images
+
+
+def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **options: Any) -> FitResult:
+    """Trains, with a progress bar and a line for each evaluation; Ctrl-C ends it with a hint."""
+    from deit.train.loop import TrainingInterrupted, fit
+
+    try:
+        with progress_bar("Training", shown=processes.is_first) as update:
+
+            def on_step(event: StepEvent) -> None:
+                text = f"{event.images_per_second:.0f} images/s, epoch {event.epoch}, loss {event.loss:.3f}"
+                update(event.step, event.total_steps, text)
+
+            on_epoch = _print_epoch if processes.is_first else None
+            return fit(task, images, recipe, on_step=on_step, on_epoch=on_epoch, **options)
+    except TrainingInterrupted as stop:
+        if processes.is_first:
+            typer.echo(f"{stop} To go on, run the same command with --resume.", err=True)
+        raise typer.Exit(INTERRUPTED) from stop
+
+
+def _print_epoch(row: dict[str, Any]) -> None:
+    parts = [f"epoch {row['epoch']}", f"loss {row['train_loss']:.3f}"]
+    for prefix, label in (("val_", ""), ("ema_", "average ")):
+        name = next((key for key in row if key.startswith(prefix)), None)
+        if name == f"{prefix}top1":
+            parts.append(f"{label or 'top-1 '}{row[name]:.2f} %")
+        elif name is not None:
+            what = "validation loss" if name == f"{prefix}loss" else name.removeprefix(prefix).replace("_", " ")
+            parts.append(f"{label}{what} {row[name]:.4g}")
+    OUT.print(", ".join(parts), highlight=False)
+
+
+def print_result(result: FitResult) -> None:
+    """Prints the scores and where the model is."""
+    columns = list(next(iter(result.scores.values())).as_dict())
+    titles = {"top1": "top-1 %", "top5": "top-5 %"}
+    rows = [
+        (head, *(f"{value:.2f}" if name in titles else f"{value:.3f}" for name, value in scores.as_dict().items()))
+        for head, scores in result.scores.items()
+    ]
+    print_table("Validation", ("head", *(titles.get(name, name.replace("_", " ")) for name in columns)), rows)
+    OUT.print(f"Model: {result.out}  (curves: {result.out / 'curves.png'})", highlight=False, soft_wrap=True)

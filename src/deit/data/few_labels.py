@@ -1,0 +1,127 @@
+"""Fewer labels than images: which images keep theirs, and what becomes of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deit.core.labels import NO_LABEL
+from deit.core.metrics import SINGLE_LABEL
+from deit.data.sources import Data, Labels, Source, Subset
+
+_LIMIT_KEY = 5  # first number of the random key of `limited`
+
+
+class PartlyLabelled:
+    """Another source of which some images keep their labels.
+
+    Args:
+        source: The other source.
+        labelled: Numbers of the images that do; the label of every other becomes `NO_LABEL`.
+    """
+
+    def __init__(self, source: Source, labelled: npt.NDArray[np.integer]) -> None:
+        self.source = source
+        self.classes = source.classes
+        self.problem_type = source.problem_type
+        self.labelled = labelled
+        self.labels: Labels = np.full(len(source.labels), NO_LABEL, dtype=np.int64)
+        self.labels[labelled] = source.labels[labelled]
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB."""
+        return self.source.image(index)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the other source and the choice."""
+        digest = hashlib.sha256(b"partly labelled\n" + self.source.fingerprint().encode())
+        return hashlib.sha256(digest.digest() + self.labelled.tobytes()).hexdigest()
+
+
+def choose_labelled(
+    source: Source, *, labels_per_class: int = 0, label_fraction: float = 1.0, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """Chooses the images that keep their labels: in each class the first of a random order.
+
+    The order is a function of seed and class, so that a smaller choice is part of a larger one.
+
+    Args:
+        source: Images of one class each.
+        labels_per_class: How many of each class; 0 goes by `label_fraction`.
+        label_fraction: Which share of each class, rounded.
+        seed: Chooses which.
+
+    Returns:
+        Their numbers, sorted.
+
+    Raises:
+        ValueError: The images have several classes or numbers, a class has too few images, or the share leaves a class
+            without any.
+    """
+    if source.problem_type != SINGLE_LABEL:
+        raise ValueError(
+            f"Fewer labels can be asked for where an image has one class. Received: data.problem_type="
+            f"{source.problem_type}."
+        )
+    chosen = []
+    for label, name in enumerate(source.classes):
+        members = np.flatnonzero(source.labels == label)
+        if not len(members):  # a name that the labels may have and none has
+            continue
+        count = labels_per_class or round(len(members) * label_fraction)
+        if count > len(members):
+            raise ValueError(
+                f"Class {name!r} has {len(members)} training image(s), fewer than the {count} labels asked for. "
+                "Pass a smaller number."
+            )
+        if not count:
+            raise ValueError(
+                f"A share of {label_fraction:g} of the labels leaves class {name!r} without any: it has {len(members)} "
+                f"training image(s). Pass at least {1 / len(members):.2g}, or a number for each class."
+            )
+        chosen.append(np.random.default_rng((seed, label)).permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def with_fewer_labels(
+    data: Data, *, labels_per_class: int = 0, label_fraction: float = 1.0, seed: int = 0, keep_others: bool = False
+) -> Data:
+    """Returns the data with fewer labelled training images; validation stays as it is.
+
+    Args:
+        data: Training and validation images.
+        labels_per_class: See `choose_labelled`.
+        label_fraction: See `choose_labelled`.
+        seed: See `choose_labelled`.
+        keep_others: Whether the others stay, without their labels, for a teacher to speak of.
+
+    Raises:
+        ValueError: See `choose_labelled`.
+    """
+    if not labels_per_class and label_fraction == 1:
+        return data
+    chosen = choose_labelled(data.train, labels_per_class=labels_per_class, label_fraction=label_fraction, seed=seed)
+    train = PartlyLabelled(data.train, chosen) if keep_others else Subset(data.train, chosen)
+    return dataclasses.replace(data, train=train)
+
+
+def limited(data: Data, *, train: int = 0, val: int = 0) -> Data:
+    """Returns the data with at most so many training and validation images, chosen at random but always the same.
+
+    Args:
+        data: All images.
+        train: Largest number of training images; 0 for all.
+        val: Largest number of validation images; 0 for all.
+    """
+    return dataclasses.replace(data, train=_limited(data.train, train), val=_limited(data.val, val))
+
+
+def _limited(source: Source, count: int) -> Source:
+    if not count or count >= len(source.labels):
+        return source
+    order = np.random.default_rng(_LIMIT_KEY).permutation(len(source.labels))
+    return Subset(source, np.sort(order[:count]))

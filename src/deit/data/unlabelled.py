@@ -1,0 +1,104 @@
+"""Images without labels: files in any folders, other sources whose labels are ignored."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deit.core.images import IMAGE_SUFFIXES, load_image
+from deit.core.labels import NO_LABEL
+from deit.core.metrics import SINGLE_LABEL
+from deit.data.sources import Labels, Progress, SkippedFile, Source, check_files, refuse_skipped
+
+
+class ImageFiles:
+    """All images below a folder, in whatever sub-folders they lie; no labels.
+
+    Each is decoded once, cheaply, when the folder is opened, so that a broken file is found before hours of work.
+
+    Args:
+        root: The folder.
+        strict: Raise at the first file that is not an image, in place of leaving it out.
+        progress: Called with (files checked, files in all).
+
+    Attributes:
+        classes: Always empty.
+        labels: (N,) int64, all `NO_LABEL`.
+        problem_type: Always "single_label_classification".
+        paths: The files, sorted.
+        skipped: Files left out.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: It holds no usable image, or (strict) a file is broken.
+    """
+
+    problem_type = SINGLE_LABEL
+
+    def __init__(self, root: str | os.PathLike[str], *, strict: bool = False, progress: Progress | None = None) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"No folder at {self.root}. Pass a folder of images.")
+        paths, self.skipped = self._scan()
+        reasons = check_files(paths, progress)
+        self.skipped += [SkippedFile(path=str(p), reason=r) for p, r in zip(paths, reasons, strict=True) if r]
+        refuse_skipped(self.skipped, str(self.root), strict=strict)
+        self.paths = [path for path, reason in zip(paths, reasons, strict=True) if not reason]
+        if not self.paths:
+            raise ValueError(f"{self.root} holds no usable image ({', '.join(IMAGE_SUFFIXES)}). Add some.")
+        self.classes: list[str] = []
+        self.labels: Labels = np.full(len(self.paths), NO_LABEL, dtype=np.int64)
+
+    def _scan(self) -> tuple[list[Path], list[SkippedFile]]:
+        paths, skipped = [], []
+        for path in sorted(self.root.rglob("*")):
+            if path.is_dir() or any(part.startswith(".") for part in path.relative_to(self.root).parts):
+                continue
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                paths.append(path)
+            else:
+                skipped.append(SkippedFile(path=str(path), reason=f"its ending {path.suffix!r} is not an image's."))
+        return paths, skipped
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB."""
+        return load_image(self.paths[index])
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the names and sizes of all files."""
+        digest = hashlib.sha256(b"without labels\n")
+        for path in self.paths:
+            digest.update(f"{path.relative_to(self.root)}\0{path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+
+class WithoutLabels:
+    """Another source whose labels are ignored.
+
+    Args:
+        source: The other source.
+
+    Attributes:
+        classes: Always empty.
+        labels: (N,) int64, all `NO_LABEL`.
+        problem_type: Always "single_label_classification".
+    """
+
+    problem_type = SINGLE_LABEL
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.classes: list[str] = []
+        self.labels: Labels = np.full(len(source.labels), NO_LABEL, dtype=np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB."""
+        return self.source.image(index)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the other source."""
+        return hashlib.sha256(b"without labels\n" + self.source.fingerprint().encode()).hexdigest()

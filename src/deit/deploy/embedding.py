@@ -1,0 +1,206 @@
+"""Images as features: a token of any block of a DeiT or ViT, and a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deit.core.files import replaced_file
+from deit.core.image_processor import DeiTImageProcessor
+from deit.core.images import ImageError, load_image
+from deit.core.model_directory import kind_of_model, read_image_processor
+
+Array = npt.NDArray[np.float32]
+
+TOKENS = ("class", "distillation", "mean")
+
+
+class Embedder:
+    """Turns pixels into features with the trunk of a model.
+
+    Args:
+        model: A `DeiTModel` or `ViTModel`; it is put in evaluation mode.
+        processor: The preprocessing that its weights were trained with.
+        device: "cpu", "cuda", ...
+
+    Attributes:
+        tokens: Which of `TOKENS` the model has.
+        depth: Its blocks.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+
+    def __init__(self, model: Any, processor: DeiTImageProcessor, device: str = "cpu") -> None:
+        try:
+            self.model = model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
+            raise ValueError(f"The device {device!r} cannot be used ({error}). Pass device='cpu'.") from error
+        self.processor = processor
+        self.device = device
+        self.tokens = tuple(name for name in TOKENS if name != "distillation" or model.config.num_prefix_tokens == 2)
+        self.depth = int(model.config.num_hidden_layers)
+
+    @classmethod
+    def open(cls, folder: Path, device: str = "cpu") -> Embedder:
+        """Opens the trunk of any DeiT or ViT: of a classifier, of a model of masked images, or bare.
+
+        Args:
+            folder: A model directory, with its preprocessing.
+            device: See `Embedder`.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, the model is of another kind, or there is no such device.
+        """
+        if kind_of_model(folder) != "deit":
+            raise ValueError(f"{folder} is a model of timm. Features are taken from a DeiT or ViT of this package.")
+        from deit.models.auto import CLASSIFICATION, FEATURES, MASKED_IMAGE, AutoConfig, find_class, names_of
+
+        config = AutoConfig.from_pretrained(folder)
+        named = set(config.architectures or ())
+        # The class that wrote the files: another one would say of heads and decoder that they are not used.
+        task = next((task for task in (CLASSIFICATION, MASKED_IMAGE) if named & set(names_of(task))), FEATURES)
+        model = find_class(task, config.model_type, config.architectures).from_pretrained(folder, config=config)
+        return cls(getattr(model, model.base_model_prefix, model), read_image_processor(folder), device)
+
+    def check(self, token: str, block: int | None) -> None:
+        """Checks that the model has a token and a block.
+
+        Raises:
+            ValueError: It has not.
+        """
+        if token not in self.tokens:
+            raise ValueError(f"token must be one of {', '.join(self.tokens)}. Received: {token!r}.")
+        if block is not None and not 0 <= block <= self.depth:
+            raise ValueError(f"block must lie between 0 (before the first) and {self.depth}. Received: {block}.")
+
+    def __call__(self, pixels: Array, *, block: int | None = None) -> dict[str, Array]:
+        """Returns the features (B, D) of each token in `tokens`.
+
+        Args:
+            pixels: (B, 3, H, W), float32.
+            block: After which block, from 1; 0 is before the first. None is the end, after the final norm, which the
+                others have not seen. "mean" is the mean of the patches, without the other tokens.
+        """
+        import torch
+
+        with torch.inference_mode():
+            output = self.model(torch.from_numpy(pixels).to(self.device), output_hidden_states=block is not None)
+        tokens = output.last_hidden_state if block is None else output.hidden_states[block]
+        tokens = tokens.float().cpu().numpy()
+        prefix = self.model.config.num_prefix_tokens
+        made = {"class": tokens[:, 0], "distillation": tokens[:, 1], "mean": tokens[:, prefix:].mean(axis=1)}
+        return {name: made[name] for name in self.tokens}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """The features of some images.
+
+    Attributes:
+        names: Of the images.
+        features: (N, D) float32.
+        errors: Why others could not be read.
+    """
+
+    names: list[str]
+    features: Array
+    errors: list[str]
+
+
+def embed_files(
+    embedder: Embedder,
+    paths: Sequence[str],
+    *,
+    token: str = "class",
+    block: int | None = None,
+    batch_size: int = 32,
+    strict: bool = False,
+) -> Iterator[Embedded]:
+    """Embeds image files, batch after batch; what cannot be read is told and left out.
+
+    Args:
+        embedder: The model.
+        paths: Of the images.
+        token: One of `embedder.tokens`.
+        block: See `Embedder`.
+        batch_size: Images that go through the model together.
+        strict: Raise at the first image that cannot be read.
+
+    Raises:
+        ValueError: The model has no such token or block, or `batch_size` is smaller than 1.
+        ImageError: An image cannot be read, and `strict` is on.
+    """
+    embedder.check(token, block)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
+    for start in range(0, len(paths), batch_size):
+        names, images, errors = [], [], []
+        for path in paths[start : start + batch_size]:
+            try:
+                images.append(load_image(path))
+                names.append(path)
+            except ImageError as error:
+                if strict:
+                    raise
+                errors.append(str(error))
+        features = _features(embedder, images, token, block)
+        yield Embedded(names=names, features=features, errors=errors)
+
+
+def _features(embedder: Embedder, images: list[Image.Image], token: str, block: int | None) -> Array:
+    if not images:
+        return np.zeros((0, int(embedder.model.config.hidden_size)), np.float32)
+    inputs: Any = embedder.processor(images, return_tensors="np")
+    return embedder(np.asarray(inputs.pixel_values, np.float32), block=block)[token]
+
+
+def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, str]) -> tuple[int, list[str]]:
+    """Writes features as a Parquet file, whole or not at all: a column `image`, and `features` as lists of float32.
+
+    Args:
+        path: Of the file.
+        parts: What `embed_files` gives.
+        notes: Put into the file's metadata: model, token, block.
+
+    Returns:
+        How many images are in it, and what could not be read.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: No image could be read.
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}. Make it first.")
+    count, errors = 0, []
+    with replaced_file(path) as temporary:
+        writer = None
+        try:
+            for part in parts:
+                errors += part.errors
+                kind = pa.list_(pa.float32(), part.features.shape[1])
+                schema = pa.schema([("image", pa.string()), ("features", kind)], metadata=notes)
+                writer = writer or pq.ParquetWriter(temporary, schema)
+                if part.names:
+                    cells = pa.FixedSizeListArray.from_arrays(
+                        pa.array(part.features.reshape(-1)), part.features.shape[1]
+                    )
+                    writer.write_table(pa.table([pa.array(part.names), cells], schema=schema))
+                count += len(part.names)
+        finally:
+            if writer is not None:
+                writer.close()
+        if not count:
+            raise ValueError(f"None of {len(errors)} file(s) could be read as an image. {' '.join(errors[:1])}")
+    return count, errors

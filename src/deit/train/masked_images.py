@@ -1,0 +1,203 @@
+"""Masked-image pre-training (SimMIM): the task, its score, and a picture of what is made of hidden patches."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deit.core.files import replaced_file
+from deit.core.image_processor import DeiTImageProcessor
+from deit.data.distributed import Processes
+from deit.data.loader import EvaluationBatches
+from deit.data.masks import BlockMasks
+from deit.data.sources import Source
+from deit.models.deit import DeiTForMaskedImageModeling
+from deit.models.heads import require_equal_stride
+from deit.models.vit import ViTForMaskedImageModeling
+from deit.train.recipe import Masking
+from deit.train.teacher_cache import BatchPlace
+
+RECONSTRUCTION = "reconstruction"
+PICTURE_NAME, PICTURES_NAME = "reconstruction.png", "pictures"
+
+_GAP = 2  # pixels between two images of a picture
+_LEAST_SIDE = 96  # smaller images are enlarged in a picture
+_GREY = 128  # of a hidden patch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionScores:
+    """How well hidden pixels are reconstructed.
+
+    Attributes:
+        loss: Mean absolute error of the hidden pixels, in the units of normalized pixels.
+        images: Number of images counted.
+    """
+
+    loss: float
+    images: int
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns the scores by name, without the count."""
+        return {name: value for name, value in asdict(self).items() if name != "images"}
+
+
+class MaskedImageTask(nn.Module):
+    """Learns to reconstruct the pixels of hidden patches; labels are not looked at.
+
+    The masks of a training step are a function of seed, step and place in the step; those of an evaluation are always
+    the same, so that its scores can be compared.
+
+    Args:
+        student: `DeiTForMaskedImageModeling` or `ViTForMaskedImageModeling`.
+        processor: The preprocessing of the student: evaluation uses it whole, training its mean, std and size.
+        masking: Size and share of the hidden blocks.
+        seed: Of the run.
+
+    Raises:
+        TypeError: The student cannot reconstruct.
+        ValueError: The student's encoder stride is not its patch size, or the sizes of image, mask patch and patch do
+            not fit; see `BlockMasks`.
+    """
+
+    def __init__(
+        self, student: nn.Module, processor: DeiTImageProcessor, *, masking: Masking | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if not isinstance(student, (DeiTForMaskedImageModeling, ViTForMaskedImageModeling)):
+            raise TypeError(
+                f"Masked images need a DeiTForMaskedImageModeling or ViTForMaskedImageModeling. "
+                f"Received: {type(student).__name__}."
+            )
+        require_equal_stride(student.config)
+        self.student = student
+        self.processor = processor
+        self.masking = Masking() if masking is None else masking
+        self.seed = seed
+        self.masks = BlockMasks(
+            processor.output_size,
+            student.config.grid_patch_size,
+            mask_patch=self.masking.patch,
+            ratio=self.masking.ratio,
+        )
+
+    def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
+        """Returns the tensors of a batch: pixels (B, 3, H, W) and masks (B, P), True where a patch is hidden.
+
+        Args:
+            pixels: (B, 3, H, W).
+            targets: Not used.
+            place: Which batch this is; the first of a training when None.
+        """
+        place = BatchPlace(step=0, part=0, checksum=0) if place is None else place
+        positions = range(place.part, place.part + len(pixels) * place.parts, place.parts)
+        return pixels, self.masks.for_step(self.seed, place.step, positions).to(pixels.device)
+
+    def forward(self, pixels: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Returns {"loss": mean absolute error of the hidden pixels}.
+
+        Args:
+            pixels: (B, 3, H, W).
+            mask: (B, P), True where a patch is hidden.
+        """
+        return {"loss": self.student(pixels, bool_masked_pos=mask).loss}
+
+
+def score_reconstruction(
+    student: nn.Module,
+    task: MaskedImageTask,
+    images: Source,
+    device: torch.device,
+    *,
+    batch_size: int,
+    processes: Processes,
+) -> dict[str, ReconstructionScores]:
+    """Scores a student on images under fixed masks.
+
+    Args:
+        student: The task's own, or an average of it; in evaluation mode.
+        task: Its preprocessing and masks are used.
+        images: To reconstruct.
+        device: Where the student is.
+        batch_size: Images in a batch; the score does not depend on it.
+        processes: Those that share the images; each gets the score of all.
+    """
+    totals = np.zeros(2)
+    number = processes.rank
+    for pixels, labels in EvaluationBatches(
+        images, task.processor, batch_size, rank=processes.rank, world_size=processes.world_size
+    ):
+        numbers = range(number, number + len(labels) * processes.world_size, processes.world_size)
+        number = numbers.stop
+        with torch.inference_mode():
+            mask = task.masks.for_images(numbers).to(device)
+            loss = student(torch.from_numpy(pixels).to(device), bool_masked_pos=mask).loss
+        totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
+    count, loss_sum = processes.sum(totals)
+    return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / max(count, 1)), images=int(count))}
+
+
+def draw_reconstructions(
+    student: nn.Module, task: MaskedImageTask, images: Source, device: torch.device, path: Path
+) -> None:
+    """Draws some images in rows of three: the original, what the student sees of it, its reconstruction.
+
+    The reconstruction shows the student's pixels where patches were hidden, and the original elsewhere, of which
+    nothing was learnt. Written whole or not at all.
+
+    Args:
+        student: The task's own, or an average of it.
+        task: Its masks are those of the evaluation.
+        images: The first `task.masking.pictures` of them are drawn.
+        device: Where the student is.
+        path: Of the PNG.
+    """
+    count = min(task.masking.pictures, len(images.labels))
+    inputs = task.processor([images.image(i) for i in range(count)], return_tensors="np")
+    pixels = torch.from_numpy(np.asarray(inputs["pixel_values"], np.float32)).to(device)
+    masks = task.masks.for_images(range(count)).to(device)
+    was_training = student.training
+    student.eval()
+    try:
+        with torch.inference_mode():
+            drawn = student(pixels, bool_masked_pos=masks).reconstruction.float()
+    finally:
+        student.train(was_training)
+    rows, columns = (
+        side // patch for side, patch in zip(pixels.shape[-2:], task.student.config.grid_patch_size, strict=True)
+    )
+    hidden = masks.reshape(count, 1, rows, columns)
+    for dim in (2, 3):
+        hidden = hidden.repeat_interleave(pixels.shape[dim] // hidden.shape[dim], dim)
+    mean, std = (
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in (task.processor.channel_mean, task.processor.channel_std)
+    )
+    original, made = ((tensor * std + mean) * 255 for tensor in (pixels, drawn))
+    shown = (original, original.where(~hidden, float(_GREY)), made.where(hidden, original))
+    with replaced_file(path) as temporary:
+        _grid([_bytes(tensor) for tensor in shown]).save(temporary, "PNG")
+
+
+def _bytes(pixels: Tensor) -> Any:
+    return pixels.round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+
+
+def _grid(columns: list[Any]) -> Image.Image:
+    """Lays columns of images (N, H, W, 3) side by side; small images are enlarged without smoothing."""
+    count, height, width, _ = columns[0].shape
+    times = max(-(-_LEAST_SIDE // min(height, width)), 1)
+    height, width = height * times, width * times
+    size = (len(columns) * (width + _GAP) - _GAP, count * (height + _GAP) - _GAP)
+    grid = Image.new("RGB", size, "white")
+    for column, images in enumerate(columns):
+        for row, image in enumerate(images):
+            enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            grid.paste(enlarged, (column * (width + _GAP), row * (height + _GAP)))
+    return grid
