@@ -62,7 +62,7 @@ def test_the_tables_are_read():
 def test_a_line_of_the_page_runs(verb, line, place, tmp_path, monkeypatch):
     if "num_workers" in line or "compile" in line:
         line = {"num_workers": "--set num_workers=0", "compile": "--set compile=false"}[line.split("=")[0].split()[-1]]
-    words = [word.replace("NAME", f"NAME-{verb}") for word in shlex.split(line)]
+    words = [word.replace("NAME", str(place / f"NAME-{verb}")) for word in shlex.split(line)]
     columns = "column" in line
     command = [verb, place / ("table.parquet" if columns else "photos"), *SMALL]
     if verb == "pretrain" and "masking.patch" not in line:
