@@ -447,32 +447,20 @@ def score(
     """
     processes = Processes() if processes is None else processes
 
-    if isinstance(task, MaskedImageTask):
-        return _score_masked(student, task, data, device, batch_size, processes)
-
     def predict(pixels: Any) -> dict[str, Any]:
         with torch.inference_mode():
             heads = head_logits(student, torch.from_numpy(pixels).to(device))
         return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
 
-    batches = EvaluationBatches(
-        data.val, task.processor, batch_size, rank=processes.rank, world_size=processes.world_size
-    )
     was_training = student.training
     student.eval()
     try:
+        if isinstance(task, MaskedImageTask):
+            return score_reconstruction(student, task, data.val, device, batch_size=batch_size, processes=processes)
+        batches = EvaluationBatches(
+            data.val, task.processor, batch_size, rank=processes.rank, world_size=processes.world_size
+        )
         return evaluate(predict, batches, problem_type=data.problem_type, combine=processes.sum)
-    finally:
-        student.train(was_training)
-
-
-def _score_masked(
-    student: nn.Module, task: MaskedImageTask, data: Data, device: torch.device, batch_size: int, processes: Processes
-) -> dict[str, Any]:
-    was_training = student.training
-    student.eval()
-    try:
-        return score_reconstruction(student, task, data.val, device, batch_size=batch_size, processes=processes)
     finally:
         student.train(was_training)
 
