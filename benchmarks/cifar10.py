@@ -13,19 +13,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import report
+from harness import report, tells
 
 from deit.data.augment import Augmentation
 from deit.data.opening import open_data
 from deit.data.sources import Data, Subset
 from deit.train.history import draw_curves
-from deit.train.loop import FitResult, StepEvent, fit
+from deit.train.loop import FitResult, fit
 from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
 from deit.train.students import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask
@@ -105,33 +104,22 @@ def run_seed(data: Data, budget: Budget, seed: int, out: Path, device: str | Non
     runs = {
         "teacher": fit(
             ClassificationTask(convnet.model, convnet.processor), data, for_teacher, out=out / "teacher",
-            device=device, resume=(out / "teacher").exists(), on_step=tells(f"seed {seed}, teacher"),
+            device=device, resume=(out / "teacher").exists(), on_step=tells(f"seed {seed}, teacher", every=200),
         )
     }  # fmt: skip
     alone = build_student(budget.student, classes, for_students)
     runs["alone"] = fit(
         ClassificationTask(alone.model, alone.processor), data, for_students, out=out / "alone", device=device,
-        resume=(out / "alone").exists(), on_step=tells(f"seed {seed}, alone"),
+        resume=(out / "alone").exists(), on_step=tells(f"seed {seed}, alone", every=200),
     )  # fmt: skip
     taught = build_student(budget.student, classes, for_students)
     teacher = match_teacher(open_teacher(out / "teacher"), classes, taught.processor.output_size)
     task = DistillationTask(taught.model, teacher, taught.processor, distillation=for_students.distillation)
     runs["distilled"] = fit(
         task, data, for_students, out=out / "distilled", device=device, resume=(out / "distilled").exists(),
-        on_step=tells(f"seed {seed}, distilled"),
+        on_step=tells(f"seed {seed}, distilled", every=200),
     )  # fmt: skip
     return runs
-
-
-def tells(label: str) -> Callable[[StepEvent], None]:
-    """Returns a callback that prints a line now and then."""
-
-    def on_step(event: StepEvent) -> None:
-        if event.step % 200 == 0 or event.step == event.total_steps:
-            speed = f"{event.images_per_second:.0f} images/s"
-            print(f"{label}: step {event.step}/{event.total_steps}, loss {event.loss:.3f}, {speed}", flush=True)
-
-    return on_step
 
 
 def top1(runs: dict[str, FitResult], name: str) -> float:

@@ -22,12 +22,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import report
+from harness import report, tells
 
 from deit.data.augment import Augmentation
 from deit.data.few_labels import with_fewer_labels
@@ -35,7 +34,7 @@ from deit.data.opening import open_data
 from deit.data.sources import Data
 from deit.data.unlabelled import WithoutLabels
 from deit.train.history import draw_curves
-from deit.train.loop import FitResult, StepEvent, fit
+from deit.train.loop import FitResult, fit
 from deit.train.masked_images import MaskedImageTask
 from deit.train.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
 from deit.train.students import build_masked_student, build_student
@@ -127,7 +126,7 @@ class Seed:
         folder = self.out / name
         return fit(
             task, data, its_recipe, out=folder, device=self.device, resume=folder.exists(),
-            on_step=tells(f"seed {self.seed}, {name}"),
+            on_step=tells(f"seed {self.seed}, {name}", every=400),
         )  # fmt: skip
 
     def pretrain(self) -> FitResult:
@@ -174,17 +173,6 @@ class Seed:
                 task = DistillationTask(student.model, speaker, student.processor, distillation=its_recipe.distillation)
             runs[cell] = self.fit(f"{folder}/{cell}", task, data, its_recipe)
         return runs
-
-
-def tells(label: str) -> Callable[[StepEvent], None]:
-    """Returns a callback that prints a line now and then."""
-
-    def on_step(event: StepEvent) -> None:
-        if event.step % 400 == 0 or event.step == event.total_steps:
-            speed = f"{event.images_per_second:.0f} images/s"
-            print(f"{label}: step {event.step}/{event.total_steps}, loss {event.loss:.3f}, {speed}", flush=True)
-
-    return on_step
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -61,6 +61,17 @@ def compare(seconds: dict[str, list[float]], ours: str = "deit") -> dict[str, An
     return row
 
 
+def tells(label: str, *, every: int) -> Callable[[Any], None]:
+    """Returns a callback for `fit(on_step=...)` that prints a line after every so many steps, and after the last."""
+
+    def on_step(event: Any) -> None:
+        if event.step % every == 0 or event.step == event.total_steps:
+            speed = f"{event.images_per_second:.0f} images/s"
+            print(f"{label}: step {event.step}/{event.total_steps}, loss {event.loss:.3f}, {speed}", flush=True)
+
+    return on_step
+
+
 def machine() -> dict[str, Any]:
     """Returns processor, cores, Python and versions."""
     model = platform.processor() or platform.machine()
