@@ -11,7 +11,7 @@ from deit.core.labels import NO_LABEL
 from deit.data.augment import Augmentation, BatchMixer
 from deit.data.few_labels import choose_labelled, limited, with_fewer_labels
 from deit.data.sources import ArraySource, Data
-from deit.models.losses import classification_loss
+from deit.models.losses import classification_loss, label_weights
 
 
 def data(counts: tuple[int, ...] = (10, 20, 30)) -> Data:
@@ -111,7 +111,7 @@ def test_a_mix_counts_with_its_labelled_share(loss, cut):
             present = torch.zeros(3)
             present[[own for own, _ in parts]] = 1.0
             rows.append(weights[-1] * F.binary_cross_entropy_with_logits(logits[i], present))
-    received = classification_loss(logits, mixed, loss=loss, partly_labelled=True)
+    received = classification_loss(logits, mixed, loss=loss, weights=label_weights(mixed))
     assert float(received) == pytest.approx(float(sum(rows)) / sum(weights), rel=1e-5)
     assert mixed.sum(1).tolist() == pytest.approx([1.0, share, 0.0, 0.0, 1 - share, 1.0], abs=1e-6)
 
@@ -119,11 +119,13 @@ def test_a_mix_counts_with_its_labelled_share(loss, cut):
 def test_a_batch_without_any_label_has_no_class_loss():
     for target in (torch.full((4,), NO_LABEL), torch.zeros(4, 3)):
         for loss in ("ce", "bce"):
-            assert float(classification_loss(torch.randn(4, 3), target, loss=loss, partly_labelled=True)) == 0.0
+            assert (
+                float(classification_loss(torch.randn(4, 3), target, loss=loss, weights=label_weights(target))) == 0.0
+            )
 
 
 def test_fully_labelled_batches_have_the_loss_they_always_had():
     logits, target = torch.randn(8, 3), torch.rand(8, 3).softmax(1)
     for loss in ("ce", "bce"):
         usual = classification_loss(logits, target, loss=loss)
-        torch.testing.assert_close(classification_loss(logits, target, loss=loss, partly_labelled=True), usual)
+        torch.testing.assert_close(classification_loss(logits, target, loss=loss, weights=label_weights(target)), usual)

@@ -28,26 +28,51 @@ def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "few", "masked"])
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, kind) -> None:
-    """Ten steps in fp32 without random augmentation; 13 training and 7 validation images, which 2 does not divide."""
-    ran = torchrun("tests.train.together", kind, tmp_path / "two", tmp_path / "cache")
+    """Ten steps in fp32 without random augmentation; 13 training and 7 validation images, which 2 does not divide.
+
+    "few": half of the images have no label; "masked": masked-image pre-training.
+    """
+    cache = [] if kind == "masked" else [tmp_path / "cache"]
+    ran = torchrun("tests.train.together", kind, tmp_path / "two", *cache)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == ["2", "7", "5"]  # the first process alone printed; all 7 images were counted, once
     together.run(kind, tmp_path / "one")
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-    moved = max(float((a - b).abs().max()) for a, b in zip(one.values(), load_initial(tmp_path).values(), strict=True))
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+    moved = max(
+        float((a - b).abs().max())
+        for a, b in zip(weights(tmp_path / "one").values(), load_initial(tmp_path, kind).values(), strict=True)
+    )
     assert moved > 1e-3  # the ten steps did something
-    scores = [json.loads((tmp_path / name / "training.json").read_text())["scores"] for name in ("one", "two")]
-    assert scores[0]["both"]["top1"] == scores[1]["both"]["top1"]
-    assert scores[0]["both"]["loss"] == pytest.approx(scores[1]["both"]["loss"], abs=1e-5)
+    one, two = (json.loads((tmp_path / name / "training.json").read_text())["scores"] for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for head, scores in one.items():
+        assert scores == pytest.approx(two[head], abs=1e-5)
 
 
-def load_initial(folder: Path) -> dict[str, torch.Tensor]:
-    together.task().student.save_pretrained(folder / "initial")
-    return load_file(folder / "initial" / "model.safetensors")
+def test_parts_of_a_partly_labelled_batch_give_the_weights_of_the_whole(tmp_path) -> None:
+    """Parts of two images have two labels, one or none; each label must count as much as any other of its step."""
+    together.run("few", tmp_path / "whole")
+    together.run("few", tmp_path / "parts", accumulate=3)
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(received: Path, expected: Path) -> None:
+    found = weights(received)
+    for name, weight in weights(expected).items():
+        torch.testing.assert_close(
+            found[name], weight, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def load_initial(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    together.task(kind).student.save_pretrained(folder / "initial")
+    return weights(folder / "initial")
 
 
 @pytest.fixture

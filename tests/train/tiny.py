@@ -14,6 +14,9 @@ from deit.models.deit import DeiTForImageClassificationWithTeacher
 from deit.train.recipe import Optimizer, Recipe, Schedule
 
 SIDE = 16
+SIZES = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": SIDE,
+}  # fmt: skip
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
@@ -23,11 +26,8 @@ def processor() -> DeiTImageProcessor:
 
 def student(num_labels: int = 3, *, seed: int = 0, **fields: object) -> DeiTForImageClassificationWithTeacher:
     torch.manual_seed(seed)
-    config = DeiTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=SIDE, patch_size=8,
-        encoder_stride=8, num_labels=num_labels, layer_norm_eps=1e-6, **fields,
-    )  # fmt: skip
-    return DeiTForImageClassificationWithTeacher(config)
+    config = {**SIZES, "patch_size": 8, "encoder_stride": 8, "num_labels": num_labels, "layer_norm_eps": 1e-6}
+    return DeiTForImageClassificationWithTeacher(DeiTConfig(**config, **fields))
 
 
 class TinyConvnet(nn.Module):

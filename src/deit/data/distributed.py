@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 T = TypeVar("T")
 
@@ -48,6 +48,13 @@ class Processes:
         # Added in the order of the ranks: every process gets the same bits.
         total: npt.NDArray[np.float64] = np.sum(parts, axis=0)
         return total
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all processes, where it is: no GPU waits for Python."""
+        if self.world_size > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Returns, for each flag, whether it is set in at least one process."""

@@ -42,6 +42,11 @@ class PartlyLabelled:
         return hashlib.sha256(digest.digest() + self.labelled.tobytes()).hexdigest()
 
 
+def count_unlabelled(source: Source) -> int:
+    """Returns how many images have no label (`NO_LABEL`), where an image has one class."""
+    return int((source.labels == NO_LABEL).sum()) if source.problem_type == SINGLE_LABEL else 0
+
+
 def choose_labelled(
     source: Source, *, labels_per_class: int = 0, label_fraction: float = 1.0, seed: int = 0
 ) -> npt.NDArray[np.int64]:

@@ -6,6 +6,8 @@ imports them from here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ def classification_loss(
     *,
     label_smoothing: float = 0.0,
     loss: str = "ce",
-    partly_labelled: bool = False,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """How far logits are from the true classes.
 
@@ -38,8 +40,9 @@ def classification_loss(
             smoothed as well, so leave it at 0 when Mixup has smoothed them already. It must be 0 with "bce", where it
             would make every class present; for the same reason Mixup must not smooth either.
         loss: "ce" or "bce".
-        partly_labelled: Rows of probabilities sum up to the share of their mix that has a label. Each row counts with
-            that share, and the sum is divided by the sum of the shares, or by 1 where that is less.
+        weights: (B,), of the images; see `label_weights`. The loss is the mean over the batch of weight times term. An
+            image without a label has the term 0, one mixed of two of which one has a label a term of that one's share.
+            None is the mean over the images that have a label.
 
     Returns:
         A scalar; 0 when no image has a label.
@@ -51,30 +54,49 @@ def classification_loss(
     if loss == "bce":
         if label_smoothing:
             raise ValueError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
-        return _binary_loss(logits, target, partly_labelled)
-    if loss != "ce":
+        terms = _binary_terms(logits, target, by_share=weights is not None)
+    elif loss == "ce":
+        terms = F.cross_entropy(
+            logits, target.long() if target.ndim == 1 else target, label_smoothing=label_smoothing, reduction="none"
+        )
+    else:
         raise ValueError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
+    if weights is not None:
+        return (terms * weights).mean()
+    return terms.mean() if target.ndim == 2 else terms.sum() / (target != NO_LABEL).sum().clamp(min=1)
+
+
+def label_weights(target: Tensor, *, total: Callable[[Tensor], Tensor] | None = None, parts: int = 1) -> Tensor:
+    """Weights with which the parts of a batch that is only partly labelled give the class loss of the whole.
+
+    With B images in the batch, of which N have a label, each is B / N: the mean over any equal parts of their weighted
+    means is then the mean over the labelled images. Of images mixed of two, N counts the labelled shares. Where N is
+    below 1 it is 1.
+
+    Args:
+        target: (b,) class numbers, -100 for none, or (b, K) probabilities that sum up to the share with a label.
+        total: Sums a scalar over all parts; None where `target` is all of the batch.
+        parts: Equal parts of the batch, B = b x parts.
+
+    Returns:
+        (b,) float32.
+    """
+    labelled = (target != NO_LABEL).sum() if target.ndim == 1 else target.sum()
+    labelled = labelled.to(torch.float32)
+    if total is not None:
+        labelled = total(labelled)
+    return (len(target) * parts / labelled.clamp(min=1)).expand(len(target))
+
+
+def _binary_terms(logits: Tensor, target: Tensor, *, by_share: bool) -> Tensor:
     if target.ndim == 2:
-        if partly_labelled:
-            total = F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="sum")
-            return total / target.sum().clamp(min=1)
-        return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
-    total = F.cross_entropy(logits, target.long(), label_smoothing=label_smoothing, reduction="sum")
-    return total / (target != NO_LABEL).sum().clamp(min=1)
-
-
-def _binary_loss(logits: Tensor, target: Tensor, partly_labelled: bool) -> Tensor:
-    if target.ndim == 2 and partly_labelled:
-        share = target.sum(dim=1)  # (B,)
         one_hot = (target > 0).to(logits.dtype)
         terms = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").mean(dim=1)
-        return (terms * share).sum() / share.sum().clamp(min=1)
-    if target.ndim == 2:
-        return F.binary_cross_entropy_with_logits(logits, (target > 0).to(logits.dtype))
+        return terms * target.sum(dim=1) if by_share else terms
     labelled = target != NO_LABEL  # (B,)
     one_hot = F.one_hot(target.long().where(labelled, 0), logits.shape[1]).to(logits.dtype)  # (B, K)
     terms = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").mean(dim=1)  # (B,)
-    return terms.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1)
+    return terms.where(labelled, 0.0)
 
 
 def distillation_loss(

@@ -19,23 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.images import ImageError
-from deit.core.labels import NO_LABEL
-from deit.core.metrics import SINGLE_LABEL, evaluate
 from deit.data.augment import build_transform
-from deit.data.distributed import Processes, current_processes
-from deit.data.loader import EvaluationBatches, StepOrder, training_batches
-from deit.data.sources import Data, Source
-from deit.models.classifier import head_logits
+from deit.data.distributed import current_processes
+from deit.data.few_labels import count_unlabelled
+from deit.data.loader import StepOrder, training_batches
+from deit.data.sources import Data
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
 from deit.train.history import History
-from deit.train.masked_images import (
-    PICTURE_NAME,
-    PICTURES_NAME,
-    MaskedImageTask,
-    draw_reconstructions,
-    score_reconstruction,
-)
 from deit.train.recipe import Recipe
 from deit.train.run_folder import STATE_NAME, hardware_and_versions, open_run_folder, write_model
 from deit.train.state import State, load_state, save_state
@@ -153,12 +144,12 @@ class _Run:
         self.started = time.monotonic()
         self.processes = current_processes()
         self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
-        _fit_together(task, data, recipe)
+        task.check(data, recipe)
         order = self._order(0, 0)
         self.steps_per_epoch = order.steps_per_epoch
         self.total_steps = order.steps_per_epoch * recipe.schedule.epochs
         # What must be the same for a run to go on, beside the recipe. Worked out once: the hash visits every image.
-        teacher = task.teacher if isinstance(task, DistillationTask) else None
+        teacher = task.teacher
         self.identity = {
             "teacher": teacher and teacher.name,
             "teacher_fingerprint": teacher and teacher.fingerprint(),
@@ -338,27 +329,23 @@ class _Run:
 
     def _score(self, student: nn.Module) -> dict[str, Any]:
         size = max(self.recipe.batch_size // self.processes.world_size, 32)
-        return score(student, self.task, self.data, self.device, batch_size=size, processes=self.processes)
+        return self.task.score(student, self.data, self.device, batch_size=size, processes=self.processes)
 
     def _draw_if_due(self) -> None:
-        """Draws what a masked-image training reconstructs, every so many steps."""
-        every = self.recipe.masking.picture_steps
-        if isinstance(self.task, MaskedImageTask) and every and self.step % every == 0 and self.processes.is_first:
-            (self.out / PICTURES_NAME).mkdir(exist_ok=True)
-            self._draw(self.out / PICTURES_NAME / f"step-{self.step:08d}.png")
+        every = self.task.picture_steps
+        if every and self.step % every == 0 and self.processes.is_first:
+            self._draw(self.step)
 
-    def _draw(self, path: Path) -> None:
-        assert isinstance(self.task, MaskedImageTask)
-        draw_reconstructions(self._result(), self.task, self.data.val, self.device, path)
+    def _draw(self, step: int | None = None) -> None:
+        self.task.draw(self._result(), self.data.val, self.device, self.out, step)
 
     # --- going on --------------------------------------------------------------------------------------
 
     def _save_state(self) -> None:
         if not self.take_step.is_finite():
             raise self._non_finite("A weight", self.take_step.optimizer.param_groups[0]["lr"])
-        cache = self.task.cache if isinstance(self.task, DistillationTask) else None
-        if cache is not None:
-            cache.sync()
+        if self.task.cache is not None:
+            self.task.cache.sync()
         if not self.processes.is_first:
             return
         state = State(step=self.step, tensors=self.take_step.tensors(), meta=self.identity)
@@ -395,8 +382,7 @@ class _Run:
             self.scores = self._score(student)
         seconds = time.monotonic() - self.started
         record = self._record(seconds)
-        if isinstance(self.task, MaskedImageTask):
-            self.processes.on_first(lambda: self._draw(self.out / PICTURE_NAME))
+        self.processes.on_first(self._draw)
         self.processes.on_first(
             lambda: write_model(self.out, student, self.data.train.classes, self.task.processor, record)
         )
@@ -405,6 +391,7 @@ class _Run:
         )
 
     def _record(self, seconds: float) -> dict[str, Any]:
+        images, unlabelled = len(self.data.train.labels), count_unlabelled(self.data.train)
         return {
             "task": type(self.task).__name__,
             "teacher": self.identity["teacher"],
@@ -413,8 +400,8 @@ class _Run:
             "scores": {head: {"images": s.images, **s.as_dict()} for head, s in self.scores.items()},
             "weights": "average" if self._saves_average else "last",
             "data": {
-                "train_images": len(self.data.train.labels),
-                **_count_of_labels(self.data.train),
+                "train_images": images,
+                **({"train_labels": images - unlabelled} if unlabelled else {}),
                 "val_images": len(self.data.val.labels),
                 "skipped_files": len(self.data.skipped),
                 "train_fingerprint": self.identity["training images"],
@@ -424,71 +411,6 @@ class _Run:
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
-
-
-def score(
-    student: nn.Module,
-    task: Task,
-    data: Data,
-    device: torch.device,
-    *,
-    batch_size: int = 64,
-    processes: Processes | None = None,
-) -> dict[str, Any]:
-    """Scores a student on the validation images, each head apart.
-
-    Args:
-        student: The task's own, or an average of it.
-        task: Its preprocessing is used.
-        data: Its validation images.
-        device: Where the student is.
-        batch_size: Images in a batch; the scores do not depend on it.
-        processes: Those that share the images; each gets the scores of all.
-    """
-    processes = Processes() if processes is None else processes
-
-    def predict(pixels: Any) -> dict[str, Any]:
-        with torch.inference_mode():
-            heads = head_logits(student, torch.from_numpy(pixels).to(device))
-        return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
-
-    was_training = student.training
-    student.eval()
-    try:
-        if isinstance(task, MaskedImageTask):
-            return score_reconstruction(student, task, data.val, device, batch_size=batch_size, processes=processes)
-        batches = EvaluationBatches(
-            data.val, task.processor, batch_size, rank=processes.rank, world_size=processes.world_size
-        )
-        return evaluate(predict, batches, problem_type=data.problem_type, combine=processes.sum)
-    finally:
-        student.train(was_training)
-
-
-def _fit_together(task: Task, data: Data, recipe: Recipe) -> None:
-    """Checks that a task can learn from the data in the way of the recipe."""
-    if isinstance(task, MaskedImageTask):
-        if recipe.augment.mixes:
-            raise ValueError(
-                "Masked images are not mixed. Received: a recipe with Mixup or CutMix. Pass augment.mix_rate=0, or the "
-                "recipe simmim-100."
-            )
-        return
-    unlabelled = _count_of_labels(data.train)
-    if isinstance(task, DistillationTask):
-        task.partly_labelled = bool(unlabelled)
-    elif unlabelled:
-        count = len(data.train.labels) - unlabelled["train_labels"]
-        raise ValueError(
-            f"{count} of {len(data.train.labels)} training images have no label, and without a teacher nothing can be "
-            "learnt from them. Pass a teacher, or leave them out."
-        )
-
-
-def _count_of_labels(source: Source) -> dict[str, int]:
-    """Returns {"train_labels": images with a label}, or nothing where all have one or the task needs none."""
-    missing = int((source.labels == NO_LABEL).sum()) if source.problem_type == SINGLE_LABEL else 0
-    return {"train_labels": len(source.labels) - missing} if missing else {}
 
 
 def _flat_scores(scores: dict[str, Any], prefix: str) -> dict[str, float]:

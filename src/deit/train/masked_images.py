@@ -16,15 +16,16 @@ from deit.core.image_processor import DeiTImageProcessor
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
 from deit.data.masks import BlockMasks
-from deit.data.sources import Source
+from deit.data.sources import Data, Source
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.heads import require_equal_stride
 from deit.models.vit import ViTForMaskedImageModeling
-from deit.train.recipe import Masking
+from deit.train.recipe import Masking, Recipe
+from deit.train.tasks import Task, evaluation_mode
 from deit.train.teacher_cache import BatchPlace
 
 RECONSTRUCTION = "reconstruction"
-PICTURE_NAME, PICTURES_NAME = "reconstruction.png", "pictures"
+PICTURE_NAME = "reconstruction.png"
 
 _GAP = 2  # pixels between two images of a picture
 _LEAST_SIDE = 96  # smaller images are enlarged in a picture
@@ -48,7 +49,7 @@ class ReconstructionScores:
         return {name: value for name, value in asdict(self).items() if name != "images"}
 
 
-class MaskedImageTask(nn.Module):
+class MaskedImageTask(Task):
     """Learns to reconstruct the pixels of hidden patches; labels are not looked at.
 
     The masks of a training step are a function of seed, step and place in the step; those of an evaluation are always
@@ -69,16 +70,15 @@ class MaskedImageTask(nn.Module):
     def __init__(
         self, student: nn.Module, processor: DeiTImageProcessor, *, masking: Masking | None = None, seed: int = 0
     ) -> None:
-        super().__init__()
+        super().__init__(student, processor)
         if not isinstance(student, (DeiTForMaskedImageModeling, ViTForMaskedImageModeling)):
             raise TypeError(
                 f"Masked images need a DeiTForMaskedImageModeling or ViTForMaskedImageModeling. "
                 f"Received: {type(student).__name__}."
             )
         require_equal_stride(student.config)
-        self.student = student
-        self.processor = processor
         self.masking = Masking() if masking is None else masking
+        self.picture_steps = self.masking.picture_steps
         self.seed = seed
         self.masks = BlockMasks(
             processor.output_size,
@@ -86,6 +86,18 @@ class MaskedImageTask(nn.Module):
             mask_patch=self.masking.patch,
             ratio=self.masking.ratio,
         )
+
+    def check(self, data: Data, recipe: Recipe) -> None:
+        """Checks that images are not mixed: whose pixels would be to be reconstructed?
+
+        Raises:
+            ValueError: The recipe mixes.
+        """
+        if recipe.augment.mixes:
+            raise ValueError(
+                "Masked images are not mixed. Received: a recipe with Mixup or CutMix. Pass augment.mix_rate=0, or the "
+                "recipe simmim-100."
+            )
 
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
         """Returns the tensors of a batch: pixels (B, 3, H, W) and masks (B, P), True where a patch is hidden.
@@ -108,39 +120,40 @@ class MaskedImageTask(nn.Module):
         """
         return {"loss": self.student(pixels, bool_masked_pos=mask).loss}
 
+    def score(
+        self,
+        student: nn.Module,
+        data: Data,
+        device: torch.device,
+        *,
+        batch_size: int = 64,
+        processes: Processes | None = None,
+    ) -> dict[str, Any]:
+        """Scores the reconstruction of the validation images under fixed masks; see `Task.score`."""
+        processes = Processes() if processes is None else processes
+        totals = np.zeros(2)
+        number = processes.rank
+        batches = EvaluationBatches(
+            data.val, self.processor, batch_size, rank=processes.rank, world_size=processes.world_size
+        )
+        with evaluation_mode(student):
+            for pixels, labels in batches:
+                numbers = range(number, number + len(labels) * processes.world_size, processes.world_size)
+                number = numbers.stop
+                with torch.inference_mode():
+                    mask = self.masks.for_images(numbers).to(device)
+                    loss = student(torch.from_numpy(pixels).to(device), bool_masked_pos=mask).loss
+                totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
+        count, loss_sum = processes.sum(totals)
+        return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / max(count, 1)), images=int(count))}
 
-def score_reconstruction(
-    student: nn.Module,
-    task: MaskedImageTask,
-    images: Source,
-    device: torch.device,
-    *,
-    batch_size: int,
-    processes: Processes,
-) -> dict[str, ReconstructionScores]:
-    """Scores a student on images under fixed masks.
-
-    Args:
-        student: The task's own, or an average of it; in evaluation mode.
-        task: Its preprocessing and masks are used.
-        images: To reconstruct.
-        device: Where the student is.
-        batch_size: Images in a batch; the score does not depend on it.
-        processes: Those that share the images; each gets the score of all.
-    """
-    totals = np.zeros(2)
-    number = processes.rank
-    for pixels, labels in EvaluationBatches(
-        images, task.processor, batch_size, rank=processes.rank, world_size=processes.world_size
-    ):
-        numbers = range(number, number + len(labels) * processes.world_size, processes.world_size)
-        number = numbers.stop
-        with torch.inference_mode():
-            mask = task.masks.for_images(numbers).to(device)
-            loss = student(torch.from_numpy(pixels).to(device), bool_masked_pos=mask).loss
-        totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
-    count, loss_sum = processes.sum(totals)
-    return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / max(count, 1)), images=int(count))}
+    def draw(self, student: nn.Module, images: Source, device: torch.device, folder: Path, step: int | None) -> None:
+        """Draws reconstructions, see `draw_reconstructions`: on the way below `pictures`, the last one beside it."""
+        path = folder / PICTURE_NAME
+        if step is not None:
+            path = folder / "pictures" / f"step-{step:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+        draw_reconstructions(student, self, images, device, path)
 
 
 def draw_reconstructions(
@@ -162,16 +175,10 @@ def draw_reconstructions(
     inputs = task.processor([images.image(i) for i in range(count)], return_tensors="np")
     pixels = torch.from_numpy(np.asarray(inputs["pixel_values"], np.float32)).to(device)
     masks = task.masks.for_images(range(count)).to(device)
-    was_training = student.training
-    student.eval()
-    try:
-        with torch.inference_mode():
-            drawn = student(pixels, bool_masked_pos=masks).reconstruction.float()
-    finally:
-        student.train(was_training)
-    rows, columns = (
-        side // patch for side, patch in zip(pixels.shape[-2:], task.student.config.grid_patch_size, strict=True)
-    )
+    with evaluation_mode(student), torch.inference_mode():
+        drawn = student(pixels, bool_masked_pos=masks).reconstruction.float()
+    config: Any = task.student.config
+    rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], config.grid_patch_size, strict=True))
     hidden = masks.reshape(count, 1, rows, columns)
     for dim in (2, 3):
         hidden = hidden.repeat_interleave(pixels.shape[dim] // hidden.shape[dim], dim)

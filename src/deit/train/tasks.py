@@ -6,19 +6,127 @@ them, or an equal part of each, into losses, and is what may be compiled or shar
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.metrics import SINGLE_LABEL
+from deit.core.metrics import SINGLE_LABEL, evaluate
+from deit.data.distributed import Processes, current_processes
+from deit.data.few_labels import count_unlabelled
+from deit.data.loader import EvaluationBatches
+from deit.data.sources import Data, Source
 from deit.models.classifier import CLASS, DISTILLATION, head_logits
-from deit.models.losses import classification_loss, distillation_loss, problem_loss
-from deit.train.masked_images import MaskedImageTask
-from deit.train.recipe import Distillation
+from deit.models.losses import classification_loss, distillation_loss, label_weights, problem_loss
+from deit.train.recipe import Distillation, Recipe
 from deit.train.teacher import Teacher, TeacherEnsemble
 from deit.train.teacher_cache import BatchPlace, TeacherCache
 
 
-class ClassificationTask(nn.Module):
+class Task(nn.Module):
+    """What the loop asks of a task; the answers here are those of a classifier that learns from labels.
+
+    Args:
+        student: Any module from pixels to outputs.
+        processor: The preprocessing of the student: evaluation uses it whole, training its mean, std and size.
+
+    Attributes:
+        teacher: Whom the student learns from, if anyone.
+        cache: Where the teacher's answers are recorded and read; None asks the teacher every time.
+        picture_steps: Steps between two pictures; 0 for none but the last.
+    """
+
+    picture_steps = 0
+
+    def __init__(self, student: nn.Module, processor: DeiTImageProcessor) -> None:
+        super().__init__()
+        self.student = student
+        self.processor = processor
+        self.teacher: Teacher | TeacherEnsemble | None = None
+        self.cache: TeacherCache | None = None
+
+    def check(self, data: Data, recipe: Recipe) -> None:
+        """Checks, before a training, that the task can learn from the data in the way of the recipe.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        unlabelled = count_unlabelled(data.train)
+        if unlabelled:
+            raise ValueError(
+                f"{unlabelled} of {len(data.train.labels)} training images have no label, and without a teacher "
+                "nothing can be learnt from them. Pass a teacher, or leave them out."
+            )
+
+    def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
+        """Returns the tensors of a batch, each (B, ...), in the order of `forward`'s arguments.
+
+        Args:
+            pixels: (B, 3, H, W).
+            targets: (B,) true classes, (B, K) probabilities or marks, or (B,) numbers to regress.
+            place: Which batch this is; the first of a training when None.
+        """
+        return pixels, targets
+
+    def score(
+        self,
+        student: nn.Module,
+        data: Data,
+        device: torch.device,
+        *,
+        batch_size: int = 64,
+        processes: Processes | None = None,
+    ) -> dict[str, Any]:
+        """Scores a student on the validation images, each head apart, in evaluation mode.
+
+        Args:
+            student: The task's own, or an average of it.
+            data: Its validation images are used.
+            device: Where the student is.
+            batch_size: Images in a batch; the scores do not depend on it.
+            processes: Those that share the images; each gets the scores of all.
+        """
+        processes = Processes() if processes is None else processes
+
+        def predict(pixels: Any) -> dict[str, Any]:
+            with torch.inference_mode():
+                heads = head_logits(student, torch.from_numpy(pixels).to(device))
+            return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
+
+        batches = EvaluationBatches(
+            data.val, self.processor, batch_size, rank=processes.rank, world_size=processes.world_size
+        )
+        with evaluation_mode(student):
+            return evaluate(predict, batches, problem_type=data.problem_type, combine=processes.sum)
+
+    def draw(self, student: nn.Module, images: Source, device: torch.device, folder: Path, step: int | None) -> None:
+        """Draws what the student makes of some images, where a picture says more than scores; a classifier: nothing.
+
+        Args:
+            student: The task's own, or an average of it.
+            images: For validation.
+            device: Where the student is.
+            folder: Of the run.
+            step: How many were done; None at the end.
+        """
+
+
+@contextlib.contextmanager
+def evaluation_mode(student: nn.Module) -> Iterator[None]:
+    """Switches off what a student does in training alone, for a block."""
+    was_training = student.training
+    student.eval()
+    try:
+        yield
+    finally:
+        student.train(was_training)
+
+
+class ClassificationTask(Task):
     """Learns from labels. Of a student with two heads both learn them, so that their mean can be used.
 
     Args:
@@ -39,16 +147,10 @@ class ClassificationTask(nn.Module):
         loss: str = "ce",
         problem_type: str = SINGLE_LABEL,
     ) -> None:
-        super().__init__()
-        self.student = student
-        self.processor = processor
+        super().__init__(student, processor)
         self.label_smoothing = label_smoothing
         self.loss = loss
         self.problem_type = problem_type
-
-    def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
-        """Returns the tensors of a batch, each (B, ...), in the order of `forward`'s arguments."""
-        return pixels, targets
 
     def forward(self, pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize.
@@ -68,7 +170,7 @@ class ClassificationTask(nn.Module):
         return classification_loss(logits.float(), targets, label_smoothing=smoothing, loss=self.loss)
 
 
-class DistillationTask(nn.Module):
+class DistillationTask(Task):
     """Learns from labels with the class head and from a teacher with the distillation head (paper, section 4).
 
     The loss is (1 - w) x cross-entropy(class head, labels) + w x distillation(distillation head, teacher).
@@ -83,9 +185,8 @@ class DistillationTask(nn.Module):
 
     Attributes:
         partly_labelled: Whether some images have no label (`NO_LABEL`): of them the teacher alone speaks. The class
-            loss is the mean over the labelled images; of images mixed from both kinds each counts with its labelled
-            share, see `classification_loss`. The loop sets it.
-        cache: Where the teacher's answers are recorded and read; None asks the teacher every time.
+            loss is the mean over the labelled images of a step, on all processes; of images mixed from both kinds each
+            counts with its labelled share, see `label_weights`. `check` sets it.
 
     Raises:
         ValueError: At the first batch: the student has one head, or the teacher another number of classes.
@@ -101,18 +202,19 @@ class DistillationTask(nn.Module):
         label_smoothing: float = 0.1,
         loss: str = "ce",
     ) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student, processor)
         self.teacher = teacher
-        self.processor = processor
         self.distillation = Distillation() if distillation is None else distillation
         self.label_smoothing = label_smoothing
         self.loss = loss
         self.partly_labelled = False
-        self.cache: TeacherCache | None = None
+
+    def check(self, data: Data, recipe: Recipe) -> None:
+        """Looks whether all images have labels; a teacher does without."""
+        self.partly_labelled = count_unlabelled(data.train) > 0
 
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
-        """Returns the tensors of a batch: pixels, targets and the teacher's answers (see `forward`).
+        """Returns the tensors of a batch: pixels, targets, the teacher's answers; weights if some have no label.
 
         Args:
             pixels: (B, 3, H, W).
@@ -122,8 +224,15 @@ class DistillationTask(nn.Module):
         Raises:
             ValueError: The cache lacks this batch and there is no teacher, or its views were others.
         """
+        prepared = pixels, targets, self._answers(pixels, place)
+        if not self.partly_labelled:
+            return prepared
+        parts = 1 if place is None else place.parts
+        return *prepared, label_weights(targets, total=current_processes().sum_tensor, parts=parts)
+
+    def _answers(self, pixels: Tensor, place: BatchPlace | None) -> Tensor:
         if self.cache is None or place is None:
-            return pixels, targets, self._ask(pixels)
+            return self._ask(pixels)
         answers = self.cache.read(place)
         if answers is None:
             if self.teacher is None:
@@ -132,20 +241,23 @@ class DistillationTask(nn.Module):
                     "well: it is asked for what is missing."
                 )
             answers = self.cache.write(place, self._ask(pixels))
-        return pixels, targets, answers.to(pixels.device)
+        return answers.to(pixels.device)
 
     def _ask(self, pixels: Tensor) -> Tensor:
         if self.teacher is None:
             raise ValueError("Distillation needs a teacher, or a cache of what one said.")
         return self.teacher(pixels, mean=self.processor.channel_mean, std=self.processor.channel_std)
 
-    def forward(self, pixels: Tensor, targets: Tensor, answers: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, pixels: Tensor, targets: Tensor, answers: Tensor | None = None, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize, the others are its parts before weighting.
 
         Args:
             pixels: (B, 3, H, W).
             targets: (B,) true classes, or (B, K) probabilities.
             answers: The teacher's logits (B, K), or for hard distillation its classes (B,); asked for when None.
+            weights: (B,), of the class loss; see `classification_loss`.
         """
         if answers is None:
             answers = self._ask(pixels)
@@ -161,7 +273,7 @@ class DistillationTask(nn.Module):
             targets,
             label_smoothing=smoothing,
             loss=self.loss,
-            partly_labelled=self.partly_labelled,
+            weights=weights,
         )
         teacher_loss = distillation_loss(
             heads[DISTILLATION].float(),
@@ -175,6 +287,3 @@ class DistillationTask(nn.Module):
             "class_loss": class_loss,
             "distillation_loss": teacher_loss,
         }
-
-
-Task = ClassificationTask | DistillationTask | MaskedImageTask
