@@ -68,8 +68,10 @@ _KERAS_EXPORTS = {
     "deit.models.keras_pretrained": ("TFDeiTPreTrainedModel", "TFViTPreTrainedModel"),
     "deit.models.keras_vit": (
         "KerasViTForImageClassification",
+        "KerasViTForMaskedImageModeling",
         "KerasViTModel",
         "TFViTForImageClassification",
+        "TFViTForMaskedImageModeling",
         "TFViTModel",
     ),
     "deit.train.keras_fit": ("KerasDistillation",),
@@ -129,8 +131,10 @@ if TYPE_CHECKING:
     from deit.models.keras_pretrained import TFDeiTPreTrainedModel as TFDeiTPreTrainedModel
     from deit.models.keras_pretrained import TFViTPreTrainedModel as TFViTPreTrainedModel
     from deit.models.keras_vit import KerasViTForImageClassification as KerasViTForImageClassification
+    from deit.models.keras_vit import KerasViTForMaskedImageModeling as KerasViTForMaskedImageModeling
     from deit.models.keras_vit import KerasViTModel as KerasViTModel
     from deit.models.keras_vit import TFViTForImageClassification as TFViTForImageClassification
+    from deit.models.keras_vit import TFViTForMaskedImageModeling as TFViTForMaskedImageModeling
     from deit.models.keras_vit import TFViTModel as TFViTModel
     from deit.models.outputs import (
         DeiTForImageClassificationWithTeacherOutput as DeiTForImageClassificationWithTeacherOutput,

@@ -32,6 +32,23 @@ def gradients(model: Any, inputs: dict[str, Any], training: bool = False) -> dic
     return result
 
 
+def derivative(function: Callable[[Any], Any], at: np.ndarray) -> np.ndarray:
+    """The derivative of a function from a tensor to a number."""
+    backend, point = keras.backend.backend(), keras.ops.convert_to_tensor(at)
+    if backend == "jax":
+        jax = importlib.import_module("jax")
+        return np.asarray(jax.jit(jax.grad(function))(point))
+    if backend == "torch":
+        point.requires_grad_()
+        function(point).backward()
+        return np.asarray(point.grad)
+    tf = importlib.import_module("tensorflow")
+    with tf.GradientTape() as tape:
+        tape.watch(point)
+        value = function(point)
+    return np.asarray(tape.gradient(value, point))
+
+
 def _as_in_files(slot: Slot, value: np.ndarray) -> np.ndarray:
     return (value.T if slot.transposed else value).reshape(slot.shape)
 

@@ -44,6 +44,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "masked": ("DeiTForMaskedImageModeling", {}, {}),
+    "masked_blocks": ("DeiTForMaskedImageModeling", {"image_size": 32}, {}),
+    "masked_vit": ("ViTForMaskedImageModeling", {"image_size": 64, "patch_size": 16, "encoder_stride": 16}, {}),
     "vit": ("ViTModel", {}, {"use_mask_token": True}),
     "vit_classifier": ("ViTForImageClassification", {}, {}),
 }
@@ -103,6 +105,9 @@ GRADIENTS = (
     "model", "deit3", "no_bias", "larger", "masked patches", "heads", "reconstruction", "classes", "many labels",
     "numbers", "hard", "soft with teacher",
 )  # fmt: skip
+
+# Compared with transformers itself: model -> side of a block of its masks, type of the mask of the gradients.
+MASKED_MODELS = {"masked_blocks": (8, "bool"), "masked_vit": (32, "int64")}
 
 ACTIVATION_INPUTS = np.linspace(-12.0, 12.0, 97, dtype=np.float32)
 

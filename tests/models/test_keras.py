@@ -15,6 +15,7 @@ import torch
 
 import deit
 from tests.keras.model_cases import MODELS
+from tests.models.keras_masked_cases import write_masked_cases
 from tests.models.keras_model_cases import write_model_cases
 from tests.models.keras_training_cases import write_training_cases
 
@@ -50,6 +51,8 @@ if find_spec("keras") is None:
 def keras_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keras_cases")
     write_model_cases(folder, redraw_parameters)
+    if find_spec("transformers") is not None:
+        write_masked_cases(folder)
     write_training_cases(folder)
     return folder
 

@@ -33,3 +33,22 @@ def pair(tmp_path: Path, tiny_fields: dict[str, Any], redraw: Callable[..., Any]
         return oracle, ours
 
     return build
+
+
+@pytest.fixture
+def gradients_of(tmp_path: Path) -> Callable[[Any], dict[str, Any]]:
+    """Returns the gradients of a model of transformers under the published names, which it writes to files.
+
+    Its weights are gone after that.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    @torch.no_grad()
+    def gradients(model: Any) -> dict[str, Any]:
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+        model.save_pretrained(tmp_path / "gradients")
+        return load_file(tmp_path / "gradients" / "model.safetensors")
+
+    return gradients

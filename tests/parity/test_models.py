@@ -259,17 +259,12 @@ def test_regression_labels_may_be_a_column_as_in_transformers(pair):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_gradients_of_the_loss_are_those_of_transformers(pair, name, attention, tmp_path):
-    """Gradients are compared under their published names; for that the oracle writes its own to a file."""
+def test_gradients_of_the_loss_are_those_of_transformers(pair, gradients_of, name, attention):
     oracle, ours = pair(name, attention=attention)
     labels = torch.tensor([4, 0, 2])
     for model in (oracle, ours):
         model(pixels(), labels=labels).loss.backward()
-    with torch.no_grad():
-        for parameter in oracle.parameters():
-            parameter.copy_(parameter.grad)
-    oracle.save_pretrained(tmp_path / "gradients")
-    theirs = load_file(tmp_path / "gradients" / "model.safetensors")
+    theirs = gradients_of(oracle)
     own = published_tensors({name: p.grad for name, p in ours.named_parameters()})
     assert set(own) == set(theirs)
     for name, gradient in theirs.items():

@@ -94,7 +94,7 @@ class KerasImageClassifierOutput(KerasModelOutput):
 
 @dataclass
 class KerasMaskedImageModelingOutput(KerasModelOutput):
-    """Output of `TFDeiTForMaskedImageModeling`.
+    """Output of `TFDeiTForMaskedImageModeling` and `TFViTForMaskedImageModeling`.
 
     Attributes:
         loss: Scalar, when a patch mask was given.

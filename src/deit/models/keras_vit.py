@@ -1,6 +1,7 @@
 """The public ViT models in Keras: transformers' `TFViT*` classes on every backend of Keras 3.
 
 The published DeiT checkpoints without distillation are ViTs. `KerasViT*` are other names of the same classes.
+transformers never had the masked-image model in TensorFlow: it stands here beside PyTorch's.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import keras
 
 from deit.core.configuration import ViTConfig
 from deit.models.keras_heads import (
+    KerasPixelDecoder,
     KerasPooler,
     as_asked,
     classify,
     encode,
     linear_classifier,
     loss_of_problem,
+    reconstruct,
+    require_equal_stride,
     takes_dict,
 )
 from deit.models.keras_outputs import KerasModelOutput
@@ -85,6 +89,17 @@ class TFViTModel(TFViTPreTrainedModel):
         return as_asked(output, return_dict, self.config)
 
 
+def _base(model: Any, config: ViTConfig, use_mask_token: bool = False) -> TFViTModel:
+    return TFViTModel(
+        config,
+        add_pooling_layer=False,
+        use_mask_token=use_mask_token,
+        data_format=model.data_format,
+        name="vit",
+        dtype=model.dtype_policy,
+    )
+
+
 @keras.saving.register_keras_serializable(package="deit")
 class TFViTForImageClassification(TFViTPreTrainedModel):
     """ViT in Keras with one linear classifier on the class token.
@@ -97,9 +112,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         super().__init__(config, **options)
         with keras.name_scope(self.name):
-            self.vit = TFViTModel(
-                config, add_pooling_layer=False, data_format=self.data_format, name="vit", dtype=self.dtype_policy
-            )
+            self.vit = _base(self, config)
             self.classifier = linear_classifier(config, "classifier", self.dtype_policy)
         self.built = True
 
@@ -136,5 +149,55 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         return loss_of_problem(self.config, output["logits"], labels)
 
 
+@keras.saving.register_keras_serializable(package="deit")
+class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
+    """ViT in Keras that reconstructs the pixels of masked patches (SimMIM).
+
+    Args:
+        config: `encoder_stride` must equal the patch size for a loss, so that the reconstruction has the size of the
+            image.
+        **options: See `KerasPreTrainedModel`.
+    """
+
+    def __init__(self, config: ViTConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        with keras.name_scope(self.name):
+            self.vit = _base(self, config, use_mask_token=True)
+            self.decoder = KerasPixelDecoder(config, name="decoder", dtype=self.dtype_policy)
+        self.built = True
+
+    def network_parts(self) -> dict[str, Any]:
+        """Returns the model's parts by their names in the network."""
+        return {"vit": self.vit, "decoder": self.decoder}
+
+    @takes_dict
+    def call(
+        self,
+        pixel_values: Any = None,
+        bool_masked_pos: Any = None,
+        head_mask: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        training: bool = False,
+    ) -> Any:
+        """Reconstructs; arguments, their order, loss and errors as in `TFDeiTForMaskedImageModeling.call`."""
+        if bool_masked_pos is not None:
+            require_equal_stride(self.config)
+        encoded = self.vit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            training=training,
+        )
+        return as_asked(reconstruct(self, encoded, pixel_values, bool_masked_pos), return_dict, self.config)
+
+
 KerasViTModel = TFViTModel
+KerasViTForMaskedImageModeling = TFViTForMaskedImageModeling
 KerasViTForImageClassification = TFViTForImageClassification
