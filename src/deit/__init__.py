@@ -43,12 +43,14 @@ _EXPORTS = {
     "deit.models.pipelines": ("ImageClassificationPipeline", "ImageFeatureExtractionPipeline", "pipeline"),
     "deit.models.pretrained": ("DeiTPreTrainedModel", "ViTPreTrainedModel"),
     "deit.models.vit": ("ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel"),
-    "deit.data.opening": ("open_data", "open_labelled"),
+    "deit.data.few_labels": ("with_fewer_labels",),
+    "deit.data.opening": ("open_data", "open_labelled", "open_unlabelled"),
     "deit.data.sources": ("ArraySource", "Data", "ImageFolder"),
     "deit.train.loop": ("fit",),
+    "deit.train.masked_images": ("MaskedImageTask",),
     "deit.train.recipe": ("Recipe",),
     "deit.train.recipes": ("list_recipes", "named_recipe", "open_recipe"),
-    "deit.train.students": ("build_student",),
+    "deit.train.students": ("build_masked_student", "build_student"),
     "deit.train.tasks": ("ClassificationTask", "DistillationTask"),
     "deit.train.teacher": ("Teacher", "TeacherEnsemble", "match_teacher", "open_teacher", "open_teachers"),
     "deit.deploy.predictor": ("Predictor",),
@@ -97,8 +99,10 @@ if TYPE_CHECKING:
     from deit.core.variants import VARIANTS as VARIANTS
     from deit.core.variants import list_models as list_models
     from deit.core.variants import variant_config as variant_config
+    from deit.data.few_labels import with_fewer_labels as with_fewer_labels
     from deit.data.opening import open_data as open_data
     from deit.data.opening import open_labelled as open_labelled
+    from deit.data.opening import open_unlabelled as open_unlabelled
     from deit.data.sources import ArraySource as ArraySource
     from deit.data.sources import Data as Data
     from deit.data.sources import ImageFolder as ImageFolder
@@ -150,10 +154,12 @@ if TYPE_CHECKING:
     from deit.train.keras_fit import KerasDistillation as KerasDistillation
     from deit.train.keras_teacher import KerasTeacher as KerasTeacher
     from deit.train.loop import fit as fit
+    from deit.train.masked_images import MaskedImageTask as MaskedImageTask
     from deit.train.recipe import Recipe as Recipe
     from deit.train.recipes import list_recipes as list_recipes
     from deit.train.recipes import named_recipe as named_recipe
     from deit.train.recipes import open_recipe as open_recipe
+    from deit.train.students import build_masked_student as build_masked_student
     from deit.train.students import build_student as build_student
     from deit.train.tasks import ClassificationTask as ClassificationTask
     from deit.train.tasks import DistillationTask as DistillationTask

@@ -60,8 +60,6 @@ def test_the_tables_are_read():
 
 @pytest.mark.parametrize(("verb", "line"), LINES, ids=[f"{verb} {line}" for verb, line in LINES])
 def test_a_line_of_the_page_runs(verb, line, place, tmp_path, monkeypatch):
-    if "num_workers" in line or "compile" in line:
-        line = {"num_workers": "--set num_workers=0", "compile": "--set compile=false"}[line.split("=")[0].split()[-1]]
     words = [word.replace("NAME", str(place / f"NAME-{verb}")) for word in shlex.split(line)]
     columns = "column" in line
     command = [verb, place / ("table.parquet" if columns else "photos"), *SMALL]

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from deit.core.labels import NO_LABEL
 from deit.data.augment import Augmentation, BatchMixer
-from deit.data.few_labels import choose_labelled, limited, with_fewer_labels
+from deit.data.few_labels import choose_labelled, labelled_again, limited, with_fewer_labels
 from deit.data.sources import ArraySource, Data
+from deit.data.unlabelled import WithoutLabels
 from deit.models.losses import classification_loss, label_weights
 
 
@@ -114,6 +115,20 @@ def test_a_mix_counts_with_its_labelled_share(loss, cut):
     received = classification_loss(logits, mixed, loss=loss, weights=label_weights(mixed))
     assert float(received) == pytest.approx(float(sum(rows)) / sum(weights), rel=1e-5)
     assert mixed.sum(1).tolist() == pytest.approx([1.0, share, 0.0, 0.0, 1 - share, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("share", "times"), [(0.0, 0), (0.2, 0), (0.5, 2), (0.75, 8)])
+def test_labelled_images_come_again_until_they_have_their_share(share, times):
+    """12 of 48 images have a label: a quarter, which 0.2 asks no more of. 0.5 needs 36 views of 12 images."""
+    few = with_fewer_labels(data((16, 16, 16)), labels_per_class=4, keep_others=True).train
+    again = labelled_again(few, share)
+    assert sorted(again) == sorted(np.flatnonzero(few.labels != NO_LABEL).tolist() * times)
+    assert (12 + len(again)) / (48 + len(again)) >= share
+
+
+def test_nothing_comes_again_where_all_images_are_labelled_or_none():
+    for source in (data().train, WithoutLabels(data().train)):
+        assert len(labelled_again(source, 0.5)) == 0
 
 
 def test_a_batch_without_any_label_has_no_class_loss():

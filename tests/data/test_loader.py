@@ -33,7 +33,7 @@ def source(count: int = 10) -> ArraySource:
     return ArraySource(images, np.arange(count) % 3)
 
 
-def order(first: int, last: int, *, images: int = 10, batch: int = 3, seed: int = 0, **others: int) -> list[list[Any]]:
+def order(first: int, last: int, *, images: int = 10, batch: int = 3, seed: int = 0, **others: Any) -> list[list[Any]]:
     return list(StepOrder(images, batch, seed, first, last, **others))
 
 
@@ -157,6 +157,20 @@ def test_an_epoch_of_repeats_keeps_its_length_and_shows_a_third_of_the_images():
     counts = np.unique([index for index, _ in numbers(steps)], return_counts=True)[1]
     assert counts.tolist() == [3] * 16
     assert len(set(numbers(steps))) == 48
+
+
+@pytest.mark.parametrize("num_repeats", [1, 3])
+def test_images_that_come_again_are_other_views_in_a_longer_epoch(num_repeats):
+    again = [4, 4, 7]
+    assert StepOrder(9, 4, 0, 0, 0, again=again).steps_per_epoch == 3  # 12 views
+    steps = order(0, 3 * num_repeats, images=9, batch=4, again=again, num_repeats=num_repeats)
+    views = [view for step in steps for view in step]
+    assert len(set(views)) == len(views)
+    shown = [index for _, epoch, index, _ in views if epoch == 0]
+    if num_repeats == 1:
+        assert sorted(shown) == sorted([*range(9), *again])
+    assert order(3, 6, images=9, batch=4, again=again) != order(0, 3, images=9, batch=4, again=again)
+    assert order(2, 6, images=9, batch=4, again=again) == order(0, 6, images=9, batch=4, again=again)[2:]
 
 
 @pytest.mark.parametrize(("images", "batch"), [(8, 8), (5, 4), (3, 2), (1, 1)])

@@ -36,7 +36,7 @@ def pixels(side: int) -> Tensor:
 
 
 def block_masks(side: int, patch: int, block: int, dtype: torch.dtype = torch.bool) -> Tensor:
-    """A mask for each image: truth values as `deit pretrain` has them, or the int64 of run_mim, drawn by its generator."""
+    """A mask for each image: the truth values of `deit pretrain`, or the int64 of run_mim, drawn by its generator."""
     if dtype == torch.int64:
         np.random.seed(4)
         masks = torch.stack([run_mim(side, block, patch, 0.6) for _ in range(BATCH)])

@@ -9,7 +9,6 @@ import typer
 
 from deit.cli.console import OUT, reports_errors
 from deit.cli.settings import open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
-from deit.core.labels import NO_LABEL
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -73,7 +72,13 @@ def train(
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
         built, task = _build_task(student, init, teacher or [], teacher_cache, images, resolved, image_size)
         if processes.is_first:
-            _print_plan(images, student, built, teacher or [f"what {teacher_cache} recorded"] * taught)
+            _print_plan(
+                images,
+                resolved.data.labelled_share,
+                student,
+                built,
+                teacher or [f"what {teacher_cache} recorded"] * taught,
+            )
         result = run_fit(
             task, images, resolved, processes, out=out, device=device, resume=resume, teacher_cache=teacher_cache
         )
@@ -182,9 +187,13 @@ def _build_task(
     )
 
 
-def _print_plan(images: Data, student: str | None, built: Student, teachers: list[str]) -> None:
-    labelled = int((images.train.labels != NO_LABEL).sum()) if images.train.labels.ndim == 1 else 0
-    few = f" ({labelled} with a label)" if 0 < labelled < len(images.train.labels) else ""
+def _print_plan(images: Data, recipe: Recipe, student: str | None, built: Student, teachers: list[str]) -> None:
+    from deit.data.few_labels import count_unlabelled, labelled_again
+
+    labelled = len(images.train.labels) - count_unlabelled(images.train)
+    times = 1 + len(labelled_again(images.train, recipe.data.labelled_share)) // max(labelled, 1)
+    often = f", each {times} times an epoch" if times > 1 else ""
+    few = f" ({labelled} with a label{often})" if labelled < len(images.train.labels) else ""
     OUT.print(
         f"{len(images.train.labels)} training{few} and {len(images.val.labels)} validation images, "
         f"{len(images.train.classes)} classes. Student: {student or type(built.model).__name__}. "

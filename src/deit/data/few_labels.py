@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,27 @@ class PartlyLabelled:
 def count_unlabelled(source: Source) -> int:
     """Returns how many images have no label (`NO_LABEL`), where an image has one class."""
     return int((source.labels == NO_LABEL).sum()) if source.problem_type == SINGLE_LABEL else 0
+
+
+def labelled_again(source: Source, share: float) -> npt.NDArray[np.int64]:
+    """Returns labelled images that should come again in an epoch, so that batches have a steady part of them.
+
+    Were 1 % of the images labelled and each shown once, most batches would have none or one with a label, and that one
+    would weigh as much as all others together.
+
+    Args:
+        source: Images of which some have a label.
+        share: Least part of an epoch that shows a labelled image; below 1.
+
+    Returns:
+        Numbers of images, each as often as it should come beside once; none where labelled images are part enough.
+    """
+    unlabelled = count_unlabelled(source)
+    labelled = np.flatnonzero(source.labels != NO_LABEL) if unlabelled else np.zeros(0, np.int64)
+    if not len(labelled):
+        return labelled
+    times = math.ceil(share / (1 - share) * unlabelled / len(labelled))
+    return np.tile(labelled, max(times - 1, 0))
 
 
 def choose_labelled(

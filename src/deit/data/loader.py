@@ -63,6 +63,7 @@ class StepOrder(Sampler[list[View]]):
         first_step: Where to begin.
         last_step: Where to stop, exclusive.
         num_repeats: Views of an image in a row; 3 in the paper.
+        again: Numbers of images that come once more in every epoch, as another view, for each time they stand here.
         rank: Number of this process.
         world_size: Number of processes.
 
@@ -83,6 +84,7 @@ class StepOrder(Sampler[list[View]]):
         last_step: int,
         *,
         num_repeats: int = 1,
+        again: Sequence[int] | npt.NDArray[np.int64] = (),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -101,8 +103,9 @@ class StepOrder(Sampler[list[View]]):
                 f"{world_size} processes cannot share a batch of {batch_size} evenly. "
                 f"Pass a batch size that is a multiple of {world_size}, or start another number of processes."
             )
-        self.steps_per_epoch = num_images // batch_size
+        self._images = np.concatenate([np.arange(num_images), np.asarray(again, dtype=np.int64)])
         self._num_images = num_images
+        self.steps_per_epoch = len(self._images) // batch_size
         self._batch_size = batch_size
         self._seed = seed
         self._steps = range(first_step, last_step)
@@ -118,11 +121,16 @@ class StepOrder(Sampler[list[View]]):
         for step in self._steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = np.random.default_rng((self._seed, epoch)).permutation(self._num_images)
+                order = np.random.default_rng((self._seed, epoch)).permutation(len(self._images))
             start = step % self.steps_per_epoch * self._batch_size
             entries = range(start + self._rank, start + self._batch_size, self._world_size)
-            places = (divmod(entry, self._num_repeats) for entry in entries)
-            yield [(self._seed, epoch, int(order[place]), repeat) for place, repeat in places]
+            yield [self._view(epoch, order, *divmod(entry, self._num_repeats)) for entry in entries]
+
+    def _view(self, epoch: int, order: npt.NDArray[np.int64], place: int, repeat: int) -> View:
+        number = int(order[place])
+        if number >= self._num_images:  # one that comes again
+            repeat += (number - self._num_images + 1) * self._num_repeats
+        return self._seed, epoch, int(self._images[number]), repeat
 
 
 def _check_rank(rank: int, world_size: int) -> None:

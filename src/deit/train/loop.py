@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deit.core.images import ImageError
 from deit.data.augment import build_transform
 from deit.data.distributed import current_processes
-from deit.data.few_labels import count_unlabelled
+from deit.data.few_labels import count_unlabelled, labelled_again
 from deit.data.loader import StepOrder, training_batches
 from deit.data.sources import Data
 from deit.models.pretrained import PreTrainedModel
@@ -194,6 +194,7 @@ class _Run:
             first_step,
             last_step,
             num_repeats=self.recipe.augment.num_repeats,
+            again=labelled_again(self.data.train, self.recipe.data.labelled_share),
             rank=self.processes.rank,
             world_size=self.processes.world_size,
         )

@@ -154,6 +154,8 @@ class DataOptions:
         labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
         label_fraction: Likewise as a share of each class; 1 for all.
         label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
+        labelled_share: Least share of labelled images in an epoch that a teacher also shows unlabelled ones in: the
+            labelled ones come again for it. 0 shows each once.
         max_train_images: Largest number of training images, chosen at random; 0 for all.
         max_val_images: Likewise of validation images.
     """
@@ -166,12 +168,14 @@ class DataOptions:
     labels_per_class: int = 0
     label_fraction: float = 1.0
     label_seed: int = 0
+    labelled_share: float = 0.25
     max_train_images: int = 0
     max_val_images: int = 0
 
     def __post_init__(self) -> None:
         for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images"):
             _require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
+        _require(0 <= self.labelled_share < 1, "data.labelled_share must lie in [0, 1)", self.labelled_share)
         _require(0 < self.label_fraction <= 1, "data.label_fraction must lie in (0, 1]", self.label_fraction)
         _require(
             not (self.labels_per_class and self.label_fraction < 1),

@@ -259,6 +259,7 @@ def open_cache(
         "mean": processor.channel_mean,
         "std": processor.channel_std,
         "seed": recipe.seed,
+        "labelled_share": recipe.data.labelled_share,
         "augment": dataclasses.asdict(recipe.augment),
         "mixing": _mixing_probe(recipe, num_classes, processor.output_size),
         "kind": settings.kind,
