@@ -79,8 +79,8 @@ BUDGETS = {
         teacher="timm/test_resnet", teacher_side=32, steps=40, teacher_steps=20, batch_size=10,
     ),
     "cpu": Budget(
-        train_images=20_000, student="deit-micro-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
-        steps=4_000, teacher_steps=1_600, batch_size=50,
+        train_images=50_000, student="deit-mini-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
+        steps=2_000, teacher_steps=800, batch_size=50,
     ),
     "gpu": Budget(
         train_images=50_000, student="deit-tiny-distilled-patch4-32", teacher="timm/resnet18", teacher_side=128,
@@ -97,7 +97,7 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
         "seed": seed,
         "drop_path_rate": 0.0,
         "crop_ratio": 1.0,
-        "eval_epochs": max(epochs // 5, 1),
+        "eval_epochs": max(epochs // 4, 1),
         "augment": Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mixup_alpha=0.0, mix_rate=0.5),
         "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
         "schedule": Schedule(epochs=epochs, warmup_epochs=epochs // 10),
@@ -222,7 +222,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    draw_curves(curves, options.out / "curves.png")
+    draw_curves(curves, options.out / "curves.png", over="step")
     print(table(rows))
     for share in sorted({row["share"] for row in rows}):
         gains = [row["top-1"]["distilled"] - row["top-1"]["scratch"] for row in rows if row["share"] == share]

@@ -82,7 +82,7 @@ def test_few_labels_alone_and_with_a_teacher_for_the_others(photos, teacher, tmp
     said = succeeds("train", photos, *student, "--labels", "25%", "--batch-size", 2, "--out", tmp_path / "alone").output
     assert "6 training and 12 validation images" in said
     said = succeeds("train", photos, *student, "--labels", 2, "--teacher", teacher, "--out", tmp_path / "taught").output
-    assert "24 training (6 with a label) and 12" in " ".join(said.split())
+    assert "24 training (6 with a label, 50% of what is shown) and 12" in " ".join(said.split())
     record = json.loads((tmp_path / "taught" / "training.json").read_text())
     assert (record["data"]["train_images"], record["data"]["train_labels"]) == (24, 6)
     assert record["recipe"]["data"]["labels_per_class"] == 2

@@ -74,6 +74,7 @@ def test_all_published_models_have_a_name_and_a_source():
         "deit-digits-distilled-patch8-32",
         "deit-tiny-distilled-patch4-32",
         "deit-micro-distilled-patch4-32",
+        "deit-mini-distilled-patch4-32",
     }
 
 

@@ -74,7 +74,7 @@ def train(
         if processes.is_first:
             _print_plan(
                 images,
-                resolved.data.labelled_share,
+                resolved,
                 student,
                 built,
                 teacher or [f"what {teacher_cache} recorded"] * taught,
@@ -190,12 +190,14 @@ def _build_task(
 def _print_plan(images: Data, recipe: Recipe, student: str | None, built: Student, teachers: list[str]) -> None:
     from deit.data.few_labels import count_unlabelled, labelled_again
 
-    labelled = len(images.train.labels) - count_unlabelled(images.train)
-    times = 1 + len(labelled_again(images.train, recipe.data.labelled_share)) // max(labelled, 1)
-    often = f", each {times} times an epoch" if times > 1 else ""
-    few = f" ({labelled} with a label{often})" if labelled < len(images.train.labels) else ""
+    count, unlabelled = len(images.train.labels), count_unlabelled(images.train)
+    again = len(labelled_again(images.train, recipe.data.labelled_share))
+    few = ""
+    if unlabelled:
+        shown = (count - unlabelled + again) / (count + again)
+        few = f" ({count - unlabelled} with a label, {shown:.0%} of what is shown)"
     OUT.print(
-        f"{len(images.train.labels)} training{few} and {len(images.val.labels)} validation images, "
+        f"{count} training{few} and {len(images.val.labels)} validation images, "
         f"{len(images.train.classes)} classes. Student: {student or type(built.model).__name__}. "
         f"Teacher: {', '.join(teachers) or 'none'}.",
         highlight=False,

@@ -111,7 +111,7 @@ def _published() -> dict[str, Variant]:
 
 
 # The published models, and some for images of 32 x 32 pixels without published weights: the student of the demo, the
-# paper's tiny model in patches of 4 (5.4 million parameters), and half its depth for training on a CPU (2.7 million).
+# paper's tiny model in patches of 4 (5.4 million parameters), and two for training on a CPU (2.7 and 0.8 million).
 VARIANTS: dict[str, Variant] = {
     **_published(),
     "deit-digits-distilled-patch8-32": Variant(
@@ -122,6 +122,9 @@ VARIANTS: dict[str, Variant] = {
     ),
     "deit-micro-distilled-patch4-32": Variant(
         hidden_size=192, depth=6, num_heads=3, image_size=32, patch_size=4, distilled=True,
+    ),
+    "deit-mini-distilled-patch4-32": Variant(
+        hidden_size=128, depth=4, num_heads=4, image_size=32, patch_size=4, distilled=True,
     ),
 }  # fmt: skip
 

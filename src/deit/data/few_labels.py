@@ -49,17 +49,17 @@ def count_unlabelled(source: Source) -> int:
 
 
 def labelled_again(source: Source, share: float) -> npt.NDArray[np.int64]:
-    """Returns labelled images that should come again in an epoch, so that batches have a steady part of them.
+    """Returns labelled images that should come more often than others, so that batches have a steady part of them.
 
     Were 1 % of the images labelled and each shown once, most batches would have none or one with a label, and that one
     would weigh as much as all others together.
 
     Args:
         source: Images of which some have a label.
-        share: Least part of an epoch that shows a labelled image; below 1.
+        share: Least part of what is shown that has a label; below 1.
 
     Returns:
-        Numbers of images, each as often as it should come beside once; none where labelled images are part enough.
+        Numbers of images, each as often as it should come beside once; empty where enough have labels. See `StepOrder`.
     """
     unlabelled = count_unlabelled(source)
     labelled = np.flatnonzero(source.labels != NO_LABEL) if unlabelled else np.zeros(0, np.int64)

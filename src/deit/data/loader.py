@@ -63,7 +63,8 @@ class StepOrder(Sampler[list[View]]):
         first_step: Where to begin.
         last_step: Where to stop, exclusive.
         num_repeats: Views of an image in a row; 3 in the paper.
-        again: Numbers of images that come once more in every epoch, as another view, for each time they stand here.
+        again: Numbers of images that stand in the permutation once more, as other views, for each time they stand here;
+            the epoch keeps its length, so it shows fewer of the others.
         rank: Number of this process.
         world_size: Number of processes.
 
@@ -105,7 +106,7 @@ class StepOrder(Sampler[list[View]]):
             )
         self._images = np.concatenate([np.arange(num_images), np.asarray(again, dtype=np.int64)])
         self._num_images = num_images
-        self.steps_per_epoch = len(self._images) // batch_size
+        self.steps_per_epoch = num_images // batch_size
         self._batch_size = batch_size
         self._seed = seed
         self._steps = range(first_step, last_step)

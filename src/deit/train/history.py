@@ -55,12 +55,13 @@ class History:
         return path
 
 
-def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draws the losses and the top-1 accuracy of some runs over their epochs.
+def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, over: str = "epoch") -> None:
+    """Draws the losses and the top-1 accuracy of some runs.
 
     Args:
         runs: Name -> rows of its `History`; one run without a name shows all its parts.
         path: Of the PNG.
+        over: "epoch", or "step" for runs whose epochs differ.
     """
     from matplotlib.figure import Figure
 
@@ -71,14 +72,14 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         if name:  # several runs: the main curves alone, or nobody can read it
             keys = [k for k in keys if k in ("train_loss", "val_top1")]
         for key in keys:
-            points = [(r["epoch"], r[key]) for r in rows if r.get(key) is not None]
+            points = [(r[over], r[key]) for r in rows if r.get(key) is not None]
             axis = losses if key.endswith("loss") else accuracy
             label = name or key
             marker = "o" if len(points) == 1 else None
             axis.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1.4)
     scored = accuracy.has_data()  # masked images have a loss alone
-    losses.set(xlabel="epoch", ylabel="loss (nats)" if scored else "mean absolute error", title="Loss")
-    accuracy.set(xlabel="epoch", ylabel=_measure(runs), title="Validation")
+    losses.set(xlabel=over, ylabel="loss (nats)" if scored else "mean absolute error", title="Loss")
+    accuracy.set(xlabel=over, ylabel=_measure(runs), title="Validation")
     accuracy.set_visible(scored)
     for axis in (losses, accuracy):
         axis.grid(alpha=0.3)

@@ -154,8 +154,8 @@ class DataOptions:
         labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
         label_fraction: Likewise as a share of each class; 1 for all.
         label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
-        labelled_share: Least share of labelled images in an epoch that a teacher also shows unlabelled ones in: the
-            labelled ones come again for it. 0 shows each once.
+        labelled_share: Least share of labelled images among those shown, where a teacher speaks of unlabelled ones as
+            well: labelled ones come more often for it. 0 shows all equally often.
         max_train_images: Largest number of training images, chosen at random; 0 for all.
         max_val_images: Likewise of validation images.
     """
@@ -168,7 +168,7 @@ class DataOptions:
     labels_per_class: int = 0
     label_fraction: float = 1.0
     label_seed: int = 0
-    labelled_share: float = 0.25
+    labelled_share: float = 0.5
     max_train_images: int = 0
     max_val_images: int = 0
 
