@@ -293,6 +293,19 @@ def test_the_recipes_are_simmim_s(epochs):
     assert named.command.startswith("torchrun --nproc-per-node 16 -m deit pretrain DATA --recipe simmim-")
 
 
+def test_the_fine_tuning_from_masked_images_is_simmim_s():
+    """configs/vit_base__800ep/simmim_finetune__vit_base__img224__800ep.yaml; rates there are for 512 images."""
+    named = named_recipe("simmim-fine-tune")
+    recipe = named.recipe
+    assert (named.verb, recipe.schedule.epochs, recipe.schedule.warmup_epochs) == ("train", 100, 20)
+    assert recipe.learning_rate() == pytest.approx(1.25e-3 * 2048 / 512)
+    assert recipe.schedule.warmup_lr == recipe.schedule.min_lr == pytest.approx(2.5e-7 * 2048 / 512)
+    assert (recipe.optimizer.layer_decay, recipe.optimizer.weight_decay, recipe.drop_path_rate) == (0.65, 0.05, 0.1)
+    assert (recipe.augment.rand_augment, recipe.augment.mixup_alpha) == ("rand-m9-mstd0.5-inc1", 0.8)
+    assert (recipe.augment.cutmix_alpha, recipe.augment.erase_rate) == (1.0, 0.25)
+    assert "--init PRETRAINED" in named.command
+
+
 # --- bad input ----------------------------------------------------------------------------------------
 
 

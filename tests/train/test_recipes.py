@@ -108,7 +108,7 @@ PUBLISHED = {
     "inaturalist18": (ISSUE_105, 7.5e-5, 224, 73.2),
     "inaturalist19": (ISSUE_105, 7.5e-5, 224, 77.7),
 }
-SIMMIM = ["simmim-100", "simmim-800"]
+SIMMIM = ["simmim-100", "simmim-800", "simmim-fine-tune"]
 OURS = ["small-data-cpu", "small-data-gpu", "fine-tune"]
 TEACHER = "timm/regnety_160.deit_in1k"
 

@@ -511,6 +511,17 @@ def _simmim() -> Iterable[NamedRecipe]:
             "layer scale, which DeiT has not.",
         ),
     )  # fmt: skip
+    yield _named(
+        "simmim-fine-tune", "deit-base-patch16-224",
+        {"batch_size": 2048, "optimizer.lr": 1.25e-3, "optimizer.clip_grad": 5.0, "optimizer.layer_decay": 0.65,
+         "schedule.epochs": 100, "schedule.warmup_epochs": 20, "schedule.warmup_lr": 1e-6, "schedule.min_lr": 1e-6},
+        gpus=16, init="PRETRAINED",
+        summary="A DeiT-base of simmim-800 with the labels of ImageNet-1k, 100 epochs.",
+        hardware=NOT_PUBLISHED, expected_time=NOT_PUBLISHED,
+        top1=None, top1_note="83.8 on ImageNet-1k validation was published of SimMIM's own ViT-base.",
+        source=_SIMMIM_SOURCE,
+        notes=("SimMIM's ViT averages the patches for its head; a DeiT has its class token.",),
+    )  # fmt: skip
 
 
 # --- Our own ----------------------------------------------------------------------------------------------------------
