@@ -32,7 +32,7 @@ def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProc
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, kind) -> None:
     """Ten steps in fp32 without random augmentation; 13 training and 7 validation images, which 2 does not divide.
 
-    "few": half of the images have no label; "masked": masked-image pre-training.
+    "few": nine of twelve images have no label; "masked": masked-image pre-training.
     """
     cache = [] if kind == "masked" else [tmp_path / "cache"]
     ran = torchrun("tests.train.together", kind, tmp_path / "two", *cache)
@@ -52,7 +52,7 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, ki
 
 
 def test_parts_of_a_partly_labelled_batch_give_the_weights_of_the_whole(tmp_path) -> None:
-    """Parts of two images have two labels, one or none; each label must count as much as any other of its step."""
+    """Parts of two views have two labels, one or none; each label must count as much as any other of its step."""
     together.run("few", tmp_path / "whole")
     together.run("few", tmp_path / "parts", accumulate=3)
     assert_same_weights(tmp_path / "parts", tmp_path / "whole")
