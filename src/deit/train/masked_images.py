@@ -120,30 +120,23 @@ class MaskedImageTask(Task):
         """
         return {"loss": self.student(pixels, bool_masked_pos=mask).loss}
 
-    def score(
+    def _score(
         self,
         student: nn.Module,
-        data: Data,
+        batches: EvaluationBatches,
+        problem_type: str,
         device: torch.device,
-        *,
-        batch_size: int = 64,
-        processes: Processes | None = None,
+        processes: Processes,
     ) -> dict[str, Any]:
-        """Scores the reconstruction of the validation images under fixed masks; see `Task.score`."""
-        processes = Processes() if processes is None else processes
+        """Scores reconstructions under masks that are always the same."""
         totals = np.zeros(2)
         number = processes.rank
-        batches = EvaluationBatches(
-            data.val, self.processor, batch_size, rank=processes.rank, world_size=processes.world_size
-        )
-        with evaluation_mode(student):
-            for pixels, labels in batches:
-                numbers = range(number, number + len(labels) * processes.world_size, processes.world_size)
-                number = numbers.stop
-                with torch.inference_mode():
-                    mask = self.masks.for_images(numbers).to(device)
-                    loss = student(torch.from_numpy(pixels).to(device), bool_masked_pos=mask).loss
-                totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
+        for pixels, labels in batches:
+            numbers = range(number, number + len(labels) * processes.world_size, processes.world_size)
+            number = numbers.stop
+            mask = self.masks.for_images(numbers).to(device)
+            loss = student(torch.from_numpy(pixels).to(device), bool_masked_pos=mask).loss
+            totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
         count, loss_sum = processes.sum(totals)
         return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / max(count, 1)), images=int(count))}
 

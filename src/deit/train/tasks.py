@@ -91,17 +91,25 @@ class Task(nn.Module):
             processes: Those that share the images; each gets the scores of all.
         """
         processes = Processes() if processes is None else processes
-
-        def predict(pixels: Any) -> dict[str, Any]:
-            with torch.inference_mode():
-                heads = head_logits(student, torch.from_numpy(pixels).to(device))
-            return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
-
         batches = EvaluationBatches(
             data.val, self.processor, batch_size, rank=processes.rank, world_size=processes.world_size
         )
-        with evaluation_mode(student):
-            return evaluate(predict, batches, problem_type=data.problem_type, combine=processes.sum)
+        with evaluation_mode(student), torch.inference_mode():
+            return self._score(student, batches, data.problem_type, device, processes)
+
+    def _score(
+        self,
+        student: nn.Module,
+        batches: EvaluationBatches,
+        problem_type: str,
+        device: torch.device,
+        processes: Processes,
+    ) -> dict[str, Any]:
+        def predict(pixels: Any) -> dict[str, Any]:
+            heads = head_logits(student, torch.from_numpy(pixels).to(device))
+            return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
+
+        return evaluate(predict, batches, problem_type=problem_type, combine=processes.sum)
 
     def draw(self, student: nn.Module, images: Source, device: torch.device, folder: Path, step: int | None) -> None:
         """Draws what the student makes of some images, where a picture says more than scores; a classifier: nothing.
