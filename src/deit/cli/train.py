@@ -72,13 +72,7 @@ def train(
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
         built, task = _build_task(student, init, teacher or [], teacher_cache, images, resolved, image_size)
         if processes.is_first:
-            _print_plan(
-                images,
-                resolved,
-                student,
-                built,
-                teacher or [f"what {teacher_cache} recorded"] * taught,
-            )
+            _print_plan(images, resolved, student, built, teacher or [f"what {teacher_cache} recorded"] * taught)
         result = run_fit(
             task, images, resolved, processes, out=out, device=device, resume=resume, teacher_cache=teacher_cache
         )
