@@ -99,7 +99,7 @@ def test_the_number_of_images_can_be_limited(photos, tmp_path):
 TRAIN_MISTAKES = {
     "a share that leaves a class empty": (
         ("--labels", "1%"),
-        "leaves class 'blue' without any: it has 8 training image",
+        "leave class 'blue' without any: it has 8 training image",
     ),
     "more labels than images": (("--labels", 9), "Class 'blue' has 8 training image(s), fewer than the 9 labels"),
     "labels of no form": (("--labels", "many"), "--labels must be like 10 (of each class) or 1%. Received: 'many'."),
@@ -131,6 +131,8 @@ PRETRAIN_MISTAKES = {
     "a stride that is not the patch": (("--config", "encoder_stride=16"), "encoder_stride 16 must equal patch_size 8"),
     "a field that is none": (("--config", "depth=3"), "'depth=3' names no field of DeiTConfig"),
     "a recipe that mixes": (("--recipe", "deit-tiny"), "Masked images are not mixed"),
+    "frozen weights drawn at random": (("--set", "freeze=trunk"), "Pass --init with weights to keep"),
+    "fewer labels": (("--set", "data.labels_per_class=2"), "deit pretrain looks at no labels"),
     "a student of timm": (("--student", "timm/resnet18"), "Unknown variant 'timm/resnet18'"),
 }
 

@@ -289,7 +289,7 @@ def test_resuming_with_other_settings_is_refused_by_their_names(photos, alone, c
 
 def test_resuming_with_another_student_is_refused(photos, alone, copied):
     result = train(photos, copied(alone[0]), "--resume", "--image-size", 40)
-    is_refused(result, "has another student. Resume it with the same one.")
+    is_refused(result, "has another student: {'image_size': 32}. Received: {'image_size': 40}.")
 
 
 def test_resuming_with_a_teacher_that_was_not_there_is_refused(photos, alone, teacher, copied):

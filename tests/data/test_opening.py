@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.data.opening import open_data, open_labelled
+from deit.core.labels import NO_LABEL
+from deit.data.opening import open_data, open_labelled, open_unlabelled
 from deit.data.sources import Data, ImageFolder, Subset
 from deit.data.stores import StoredImages
 from tests.data.pictures import (
@@ -326,6 +327,70 @@ def test_labels_missing_from_val_are_refused_and_from_train_left_out(tmp_path):
     data = open_data(tmp_path)
     assert [file.reason for file in data.skipped] == ["it has no label."]
     assert len(data.train.labels) == 2
+
+
+def test_images_without_a_label_are_kept_for_training_when_asked_for(tmp_path):
+    pictures = [encoded(colour, i) for i in range(4) for colour in COLOURS]
+    labels = [0, 1, 2] * 2 + [None] * 6
+    path = write_parquet(tmp_path / "some.parquet", {"image": pictures, "label": labels})
+    data = open_data(path, keep_unlabelled=True)
+    assert sorted(data.train.labels) == [NO_LABEL] * 6 + [0, 1, 2]
+    assert sorted(data.val.labels) == [0, 1, 2]  # of those without a label none is measured on
+    for i, label in enumerate(data.train.labels):
+        if label != NO_LABEL:
+            assert colour_of(data.train.image(i)) == COLOURS[label]
+    assert data.skipped == ()
+    without = open_data(path)
+    assert sorted(without.train.labels) == [0, 1, 2]
+    assert np.array_equal(without.val.image(0), data.val.image(0))
+    assert len(without.skipped) == 6
+
+
+def test_a_folder_of_unlabelled_images_beside_train_and_val(tmp_path, caplog):
+    fill(tmp_path / "train", 2)
+    fill(tmp_path / "val", 1, seed=50)
+    fill(tmp_path / "unlabelled", 3, ("red",), seed=90)
+    fill(tmp_path / "holiday", 1)
+    data = open_data(tmp_path, keep_unlabelled=True)
+    assert data.train.labels.tolist() == [0, 0, 1, 1, 2, 2, *[NO_LABEL] * 3]
+    assert data.train.classes == list(COLOURS)
+    assert colour_of(data.train.image(3)) == "green"
+    assert np.array_equal(data.train.image(7), picture("red", 91))
+    assert "these folders are not used: holiday" in caplog.text
+    assert data.train.fingerprint() != open_data(tmp_path).train.fingerprint()
+    assert len(open_data(tmp_path).train.labels) == 6
+    assert len(open_unlabelled(tmp_path).train.labels) == 9
+
+
+def test_images_of_one_class_alone_are_refused(tmp_path):
+    """Such as unlabelled images in the one folder they came in."""
+    fill(tmp_path / "photos", 3, ("red",))
+    file = write_parquet(tmp_path / "one.parquet", {"image": [encoded()] * 4, "label": ["red"] * 4})
+    for place in (tmp_path / "photos", file):
+        with pytest.raises(ValueError, match=r"All images are of one class, 'red': .* Images without labels are for"):
+            open_data(place)
+
+
+@every_kind
+def test_without_labels_the_images_held_out_are_those_of_training(tmp_path, kind):
+    """So that no image is learnt from before which a classifier is measured on later."""
+    (tmp_path / "in").mkdir()
+    KINDS[kind](tmp_path / "in", "all", 6, 0)
+    check_held_out(tmp_path / "in" / f"all{kind}")
+
+
+def test_a_folder_without_labels_is_divided_as_in_training(tmp_path):
+    check_held_out(fill(tmp_path, 6))
+
+
+def check_held_out(path: Path) -> None:
+    for seed in (0, 1):
+        with_labels, without = open_data(path, seed=seed), open_unlabelled(path, seed=seed)
+        held_out = [
+            {source.image(i).tobytes() for i in range(len(source.labels))} for source in (with_labels.val, without.val)
+        ]
+        assert held_out[0] == held_out[1]
+        assert len(without.train.labels) == len(with_labels.train.labels)
 
 
 def test_classes_without_a_training_image_are_noted(tmp_path, caplog):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
+from deit.core.image_processor import evaluation_processor
 from deit.data.augment import Augmentation
 from deit.deploy.predictor import Predictor
 from deit.train.history import CURVES_NAME, History
@@ -213,6 +214,38 @@ def test_resuming_with_other_settings_data_or_teacher_is_refused(tmp_path) -> No
         fit(classification_task(), tiny.data(15), tiny.recipe(), out=tmp_path / "run", device="cpu", resume=True)
     with pytest.raises(ValueError, match="another teacher"):
         fit(distillation_task(), tiny.data(), tiny.recipe(), out=tmp_path / "run", device="cpu", resume=True)
+
+
+def test_resuming_with_another_architecture_or_preprocessing_is_refused_by_what_differs(tmp_path) -> None:
+    """Neither changes the shape of a weight."""
+
+    def again(student=None, processor=None) -> None:
+        task = ClassificationTask(student or tiny.student(), processor or tiny.processor())
+        fit(task, tiny.data(), tiny.recipe(), out=tmp_path / "run", device="cpu", resume=(tmp_path / "run").exists())
+
+    again()
+    again()
+    with pytest.raises(ValueError, match=r"another student: {'num_attention_heads': 2}. Received: .* 4}"):
+        again(student=tiny.student(num_attention_heads=4))
+    other = evaluation_processor((tiny.SIDE, tiny.SIDE), crop_ratio=1.0, mean=(0.1, 0.1, 0.1), std=tiny.STD)
+    with pytest.raises(ValueError, match=r"another preprocessing: {'image_mean': \[0.5, 0.4, 0.3\]}"):
+        again(processor=other)
+
+
+def test_a_resumed_epoch_has_the_losses_of_all_its_steps(tmp_path) -> None:
+    """Four steps in an epoch, stopped after the sixth."""
+    recipe = tiny.recipe(batch_size=3, augment=tiny.PLAIN)
+
+    def stop(event) -> None:
+        if event.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = fit(distillation_task(), tiny.data(), recipe, out=tmp_path / "whole", device="cpu")
+    with pytest.raises(TrainingInterrupted):
+        fit(distillation_task(), tiny.data(), recipe, out=tmp_path / "run", device="cpu", on_step=stop)
+    resumed = fit(distillation_task(), tiny.data(), recipe, out=tmp_path / "run", device="cpu", resume=True)
+    without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in (whole, resumed)]
+    assert without_time[0] == without_time[1]
 
 
 def test_resuming_a_finished_run_writes_the_same_model(tmp_path) -> None:

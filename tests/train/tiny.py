@@ -26,8 +26,8 @@ def processor() -> DeiTImageProcessor:
 
 def student(num_labels: int = 3, *, seed: int = 0, **fields: object) -> DeiTForImageClassificationWithTeacher:
     torch.manual_seed(seed)
-    config = {**SIZES, "patch_size": 8, "encoder_stride": 8, "num_labels": num_labels, "layer_norm_eps": 1e-6}
-    return DeiTForImageClassificationWithTeacher(DeiTConfig(**config, **fields))
+    config = {**SIZES, "patch_size": 8, "encoder_stride": 8, "num_labels": num_labels, "layer_norm_eps": 1e-6, **fields}
+    return DeiTForImageClassificationWithTeacher(DeiTConfig(**config))
 
 
 class TinyConvnet(nn.Module):

@@ -54,6 +54,7 @@ def pretrain(
     resolved = given.with_settings(
         recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     )
+    _check_settings(resolved, init)
     if student is None and init is None:
         student = DEFAULT_STUDENT
     with process_group(device) as processes:
@@ -76,6 +77,16 @@ def pretrain(
             OUT.print(f"Reconstructions: {out / PICTURE_NAME}", highlight=False, soft_wrap=True)
 
 
+def _check_settings(recipe: Recipe, init: str | None) -> None:
+    if recipe.freeze and init is None:
+        raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+    if recipe.data.labels_per_class or recipe.data.label_fraction < 1:
+        raise ValueError(
+            "deit pretrain looks at no labels. Leave out data.labels_per_class and data.label_fraction; for fewer "
+            "images pass data.max_train_images."
+        )
+
+
 def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
     from deit.data.few_labels import limited
     from deit.data.opening import open_unlabelled
@@ -87,6 +98,8 @@ def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
         seed=0,  # the same division for every seed, so that runs can be compared
         strict=options.strict,
         image_column=options.image_column,
+        label_column=options.label_column,
+        problem_type=options.problem_type,
         progress=progress,  # type: ignore[arg-type]
     )
     return limited(opened, train=options.max_train_images, val=options.max_val_images)

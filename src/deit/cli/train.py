@@ -124,6 +124,7 @@ def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> D
         image_column=options.image_column,
         label_column=options.label_column,
         problem_type=options.problem_type,
+        keep_unlabelled=taught,
         progress=progress,
     )
     return with_fewer_labels(

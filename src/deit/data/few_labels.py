@@ -12,6 +12,7 @@ from PIL import Image
 
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.opening import note_empty_classes
 from deit.data.sources import Data, Labels, Source, Subset
 
 _LIMIT_KEY = 5  # first number of the random key of `limited`
@@ -106,9 +107,10 @@ def choose_labelled(
                 "Pass a smaller number."
             )
         if not count:
+            least = math.ceil(1000 / len(members)) / 10
             raise ValueError(
-                f"A share of {label_fraction:g} of the labels leaves class {name!r} without any: it has {len(members)} "
-                f"training image(s). Pass at least {1 / len(members):.2g}, or a number for each class."
+                f"{100 * label_fraction:g}% of the labels leave class {name!r} without any: it has {len(members)} "
+                f"training image(s). Pass at least {least:g}%, or a number for each class."
             )
         chosen.append(np.random.default_rng((seed, label)).permutation(members)[:count])
     return np.sort(np.concatenate(chosen))
@@ -144,7 +146,10 @@ def limited(data: Data, *, train: int = 0, val: int = 0) -> Data:
         train: Largest number of training images; 0 for all.
         val: Largest number of validation images; 0 for all.
     """
-    return dataclasses.replace(data, train=_limited(data.train, train), val=_limited(data.val, val))
+    fewer = dataclasses.replace(data, train=_limited(data.train, train), val=_limited(data.val, val))
+    if len(fewer.train.labels) < len(data.train.labels):
+        note_empty_classes(fewer)
+    return fewer
 
 
 def _limited(source: Source, count: int) -> Source:

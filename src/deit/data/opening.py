@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -12,12 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.label_columns import UNLABELLED
+from deit.data.label_columns import UNLABELLED, EncodedLabels, encode_labels
 from deit.data.listings import listed_parts
 from deit.data.shards import expand_braces, fetch_shards, shard_part
-from deit.data.sources import Data, ImageFolder, Progress, Subset, check_problem_type, split_indices
+from deit.data.sources import (
+    Data,
+    ImageFolder,
+    Joined,
+    Labels,
+    Progress,
+    SkippedFile,
+    Source,
+    Subset,
+    check_problem_type,
+    class_folders,
+    split_indices,
+)
 from deit.data.stores import Part, StoredImages
 from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
 from deit.data.unlabelled import ImageFiles, WithoutLabels
@@ -43,8 +58,9 @@ _PARTS = {
     "validation": "val",
     "test": "test",
 }
+_UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
-
+Rows: TypeAlias = npt.NDArray[np.int64]
 _Parts: TypeAlias = Mapping[str, Callable[[], Part]]
 
 
@@ -72,13 +88,14 @@ def open_data(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
+    keep_unlabelled: bool = False,
     progress: Progress | None = None,
 ) -> Data:
     """Opens labelled images for training.
 
     What is divided into train and val (else test) is taken so: by the names of folders, files or parts, or by a column
     `split` of a table. Of everything else a share is kept for validation. Each image is decoded once, to find broken
-    ones at once; images without a label are left out of training, and refused in validation.
+    ones at once; images without a label are left out of training unless asked for, and refused in validation.
 
     Args:
         path: One of: a folder with one sub-folder of images for each class, or with train/ and val/ of that form;
@@ -92,12 +109,15 @@ def open_data(
         image_column: Column of images (of paths in a table); empty finds it. In shards, the ending of the images.
         label_column: Column of labels; empty finds it. In shards "cls", "txt" or a key of the .json.
         problem_type: What the labels are for: one of `PROBLEM_TYPES`.
+        keep_unlabelled: Keep training images that have no label, as `NO_LABEL`, for a teacher to speak of: those of
+            tables and shards, and of a folder unlabelled/ beside train/ and val/. For single classes.
         progress: Called with (images checked, images in all), part after part.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
         ValueError: It is none of these, empty or damaged; columns cannot be found; labels are missing from the
-            validation part, or name classes that the training part lacks; or a class has too few images to be divided.
+            validation part, or name classes that the training part lacks; all images are of one class; or a class has
+            too few images to be divided.
         ConnectionError: A shard cannot be fetched.
         ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
     """
@@ -105,27 +125,55 @@ def open_data(
     options = _Options(
         image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
     )
+    keep = keep_unlabelled and problem_type == SINGLE_LABEL
     parts = _find_parts(path, options)
     if isinstance(parts, Path):
-        return _open_folder(parts, val_fraction, seed, strict, options)
-    data = (
-        _divide(parts, val_fraction, seed, strict, options) if len(parts) == 1 else _open_parts(parts, strict, options)
-    )
-    _note_empty_classes(data)
+        return _open_folder(parts, val_fraction, seed, strict, keep, options)
+    if len(parts) == 1:
+        data = _divide(parts, val_fraction, seed, strict, keep, options)
+    else:
+        data = _open_parts(parts, strict, keep, options)
+    _require_two_classes(data.train.classes, problem_type)
+    note_empty_classes(data)
     return data
 
 
-def _divide(parts: _Parts, val_fraction: float, seed: int, strict: bool, options: _Options) -> Data:
+def _divide(parts: _Parts, val_fraction: float, seed: int, strict: bool, keep: bool, options: _Options) -> Data:
     (read,) = parts.values()
-    whole = StoredImages(read(), problem_type=options.problem_type, strict=strict, progress=options.progress)
-    first, second = split_indices(whole.labels, whole.classes, val_fraction, seed)
+    whole = StoredImages(
+        read(), problem_type=options.problem_type, strict=strict, keep_unlabelled=keep, progress=options.progress
+    )
+    labelled = np.flatnonzero(whole.labels != NO_LABEL) if keep else np.arange(len(whole.labels))
+    first, second = _held_out(len(whole.labels), labelled, whole.labels[labelled], whole.classes, val_fraction, seed)
     return Data(train=Subset(whole, first), val=Subset(whole, second), skipped=tuple(whole.skipped))
 
 
-def _open_parts(parts: _Parts, strict: bool, options: _Options) -> Data:
+def _held_out(
+    count: int, labelled: Rows, labels: Labels, classes: Sequence[str], val_fraction: float, seed: int
+) -> tuple[Rows, Rows]:
+    """Holds out a share of the labelled images; returns the numbers of all others, and of those."""
+    second = labelled[split_indices(labels, classes, val_fraction, seed)[1]]
+    return np.setdiff1d(np.arange(count), second), second
+
+
+def _require_two_classes(classes: Sequence[str], problem_type: str = SINGLE_LABEL) -> None:
+    if problem_type == SINGLE_LABEL and len(classes) < 2:
+        raise ValueError(
+            f"All images are of one class, {classes[0]!r}: there is nothing to tell apart. Images without labels are "
+            "for deit pretrain."
+        )
+
+
+def _open_parts(parts: _Parts, strict: bool, keep: bool, options: _Options) -> Data:
     _require_two_parts(parts)
     chosen = "val" if "val" in parts else "test"
-    train = StoredImages(parts["train"](), problem_type=options.problem_type, strict=strict, progress=options.progress)
+    train = StoredImages(
+        parts["train"](),
+        problem_type=options.problem_type,
+        strict=strict,
+        keep_unlabelled=keep,
+        progress=options.progress,
+    )
     val = StoredImages(
         parts[chosen](),
         problem_type=options.problem_type,
@@ -147,6 +195,7 @@ def _require_two_parts(parts: _Parts) -> None:
 def open_labelled(
     path: DataPath,
     *,
+    part: str = "val",
     classes: Sequence[str] | None = None,
     strict: bool = False,
     image_column: str = "",
@@ -154,10 +203,11 @@ def open_labelled(
     problem_type: str = SINGLE_LABEL,
     progress: Progress | None = None,
 ) -> ImageFolder | StoredImages:
-    """Opens labelled images for measuring: the validation part, else the test part, else all.
+    """Opens labelled images whole: for measuring the validation part, else the test part, else all.
 
     Args:
         path: See `open_data`.
+        part: "val", as above; or "train": the training part, else all, without images that have no label.
         classes: Names and order of the classes, a model's say; labels are matched by name. Whole numbers without
             names count as positions in this list where it has words for names. None takes those of the data.
         strict: See `open_data`.
@@ -171,30 +221,51 @@ def open_labelled(
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: See `open_data`; also if a label is not among `classes` or an image has none.
+        ValueError: See `open_data`; also if a label is not among `classes`, an image to measure on has none, or of
+            several parts none is the one for training.
         ConnectionError: See `open_data`.
         ModuleNotFoundError: See `open_data`.
     """
     check_problem_type(problem_type)
+    if part not in ("train", "val"):
+        raise ValueError(f"part must be train or val. Received: {part!r}.")
     options = _Options(
         image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
     )
     parts = _find_parts(path, options)
     if isinstance(parts, Path):
-        chosen = _val_folder(parts)
-        if chosen is None and (parts / "train").is_dir():
-            raise FileNotFoundError(f"{parts} has train/ but no val/. Add it, or pass {parts / 'train'}.")
-        return ImageFolder(chosen or parts, classes=classes, strict=strict, progress=progress)
-    name = next(name for name in ("val", "test", *parts) if name in parts)
+        folder = _labelled_folder(parts, part, classes)
+        return ImageFolder(folder, classes=classes, strict=strict, progress=progress)
+    wanted = ("train",) if part == "train" else ("val", "test")
+    if part == "train" and len(parts) > 1 and "train" not in parts:
+        raise ValueError(f"None of the parts {', '.join(parts)} is for training. Name one train, or pass one alone.")
+    name = next(name for name in (*wanted, *parts) if name in parts)
     return StoredImages(
         parts[name](),
         problem_type=problem_type,
         classes=classes,
         strict=strict,
-        labels_needed=True,
+        labels_needed=part != "train",
         numbers_fit=True,
         progress=progress,
     )
+
+
+def _labelled_folder(root: Path, part: str, classes: Sequence[str] | None) -> Path:
+    folder = _val_folder(root)
+    if (root / "train").is_dir():
+        folder = root / "train" if part == "train" else folder
+        if folder is None:
+            raise FileNotFoundError(f"{root} has train/ but no val/. Add it, or pass {root / 'train'}.")
+    folder = folder or root
+    classes = class_folders(folder) if classes is None else classes
+    unknown = sorted(set(class_folders(folder)) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{folder} has class folders that are not among the {len(classes)} classes: {', '.join(unknown)}. "
+            f"Known: {', '.join(classes)}. Rename the folders, or take them out."
+        )
+    return folder
 
 
 def open_unlabelled(
@@ -204,11 +275,14 @@ def open_unlabelled(
     seed: int = 0,
     strict: bool = False,
     image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
     progress: Progress | None = None,
 ) -> Data:
     """Opens images for training without labels; where there are labels they are ignored.
 
-    What is divided into train and val (else test) is taken so; of everything else a share is kept at random.
+    What is divided into train and val (else test) is taken so. Of everything else a share is kept: where there are
+    labels the one that `open_data` keeps, so that no image is learnt from here that a classifier is measured on later.
 
     Args:
         path: What `open_data` takes, and more: a folder with images in any sub-folders or in none, tables without a
@@ -217,6 +291,8 @@ def open_unlabelled(
         seed: Chooses which.
         strict: See `open_data`.
         image_column: See `open_data`.
+        label_column: See `open_data`; used to divide the images alone, as is `problem_type`.
+        problem_type: See `open_data`.
         progress: See `open_data`.
 
     Returns:
@@ -231,32 +307,77 @@ def open_unlabelled(
     options = _Options(image_column=image_column, label_column="", problem_type=UNLABELLED, progress=progress)
     parts = _find_parts(path, options)
     if isinstance(parts, Path):
-        folders = {"": parts}
-        val_folder = _val_folder(parts)
-        if (parts / "train").is_dir() and val_folder is not None:
-            folders = {"train": parts / "train", "val": val_folder}
-        opened: dict[str, Any] = {
-            name: ImageFiles(folder, strict=strict, progress=progress) for name, folder in folders.items()
-        }
-    else:
-        if len(parts) > 1:
-            _require_two_parts(parts)
-            parts = {name: parts[name] for name in ("train", "val" if "val" in parts else "test")}
-        opened = {name: StoredImages(read(), strict=strict, progress=progress) for name, read in parts.items()}
-    skipped = tuple(file for source in opened.values() for file in source.skipped)
-    first, *others = [WithoutLabels(source) if source.classes else source for source in opened.values()]
-    if others:
-        return Data(train=first, val=others[0], skipped=skipped)
-    kept, held_out = split_indices(np.zeros(len(first.labels), np.float32), [], val_fraction, seed)
-    return Data(train=Subset(first, kept), val=Subset(first, held_out), skipped=skipped)
+        return _unlabelled_folder(parts, val_fraction, seed, strict, progress)
+    if len(parts) > 1:
+        _require_two_parts(parts)
+        train, val = (
+            StoredImages(parts[name](), strict=strict, progress=progress)
+            for name in ("train", "val" if "val" in parts else "test")
+        )
+        skipped = (*train.skipped, *val.skipped)
+        return Data(train=WithoutLabels(train), val=WithoutLabels(val), skipped=skipped)
+    (read,) = parts.values()
+    part = read()
+    whole = StoredImages(part, strict=strict, progress=progress)
+    told = _labels_told(path, replace(options, label_column=label_column, problem_type=problem_type), part, whole.rows)
+    return _divide_unlabelled(WithoutLabels(whole), told, whole.skipped, val_fraction, seed)
+
+
+def _labels_told(path: DataPath, options: _Options, part: Part, rows: Rows) -> EncodedLabels | None:
+    """Returns the labels of some rows of a part that was opened without them, or None where there are none."""
+    try:
+        parts = _find_parts(path, options)
+        assert not isinstance(parts, Path)
+        (read,) = parts.values()
+        labelled = read()
+        found = encode_labels(labelled.labels, options.problem_type, place=labelled.store.place)
+    except ValueError:
+        if options.label_column:
+            raise
+        return None
+    if len(labelled.store) != len(part.store):
+        return None
+    return EncodedLabels(classes=found.classes, labels=found.labels[rows], missing=found.missing[rows])
+
+
+def _divide_unlabelled(
+    whole: Source, told: EncodedLabels | None, skipped: Sequence[SkippedFile], val_fraction: float, seed: int
+) -> Data:
+    count = len(whole.labels)
+    parts = None
+    if told is not None:
+        labelled = np.flatnonzero(~told.missing)
+        with contextlib.suppress(ValueError):  # such as a class of one image, with which nothing can be trained
+            parts = _held_out(count, labelled, told.labels[labelled], told.classes, val_fraction, seed)
+    if parts is None:
+        parts = split_indices(np.zeros(count, np.float32), [], val_fraction, seed)
+    return Data(train=Subset(whole, parts[0]), val=Subset(whole, parts[1]), skipped=tuple(skipped))
+
+
+def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool, progress: Progress | None) -> Data:
+    val_folder = _val_folder(root)
+    if (root / "train").is_dir() and val_folder is not None:
+        val = ImageFiles(val_folder, strict=strict, progress=progress)
+        folders = [root / "train", *_more_unlabelled(root)]
+        train = [ImageFiles(folder, strict=strict, progress=progress) for folder in folders]
+        skipped = [file for source in (*train, val) for file in source.skipped]
+        return Data(train=Joined(train), val=val, skipped=tuple(skipped))
+    files = ImageFiles(root, strict=strict, progress=progress)
+    tops = [path.relative_to(root).parts[:-1][:1] for path in files.paths]  # class folders, if that is what they are
+    classes = sorted({top[0] for top in tops if top})
+    labels = np.array([classes.index(top[0]) if top else 0 for top in tops], dtype=np.int64)
+    told = EncodedLabels(classes=classes, labels=labels, missing=np.array([not top for top in tops]))
+    return _divide_unlabelled(files, told if len(classes) > 1 else None, files.skipped, val_fraction, seed)
 
 
 # --- folders of images --------------------------------------------------------------------------------
 
 
-def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, options: _Options) -> Data:
+def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep: bool, options: _Options) -> Data:
     progress = options.progress
-    if (root / "train").is_dir():
+    divided = (root / "train").is_dir()
+    _require_two_classes(class_folders(root / "train" if divided else root))
+    if divided:
         val_folder = _val_folder(root)
         if val_folder is None:
             raise FileNotFoundError(
@@ -264,7 +385,11 @@ def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, optio
             )
         train = ImageFolder(root / "train", strict=strict, progress=progress)
         val = ImageFolder(val_folder, classes=train.classes, strict=strict, progress=progress)
-        return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
+        opened: list[ImageFolder | ImageFiles] = [train]
+        if keep:
+            opened += [ImageFiles(folder, strict=strict, progress=progress) for folder in _more_unlabelled(root)]
+        skipped = [file for source in (*opened, val) for file in source.skipped]
+        return Data(train=Joined(opened), val=val, skipped=tuple(skipped))
     folder = ImageFolder(root, strict=strict, progress=progress)
     first, second = split_indices(folder.labels, folder.classes, val_fraction, seed)
     return Data(train=Subset(folder, first), val=Subset(folder, second), skipped=tuple(folder.skipped))
@@ -274,6 +399,15 @@ def _val_folder(root: Path) -> Path | None:
     """Returns val/, or beside a train/ what stands in for it."""
     names = ("val", "validation", "valid", "test") if (root / "train").is_dir() else ("val",)
     return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _more_unlabelled(root: Path) -> list[Path]:
+    """Returns the folder of unlabelled images beside train/, if there is one, and tells of other folders."""
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    others = [path.name for path in folders if path.name not in (*_PARTS, *_UNLABELLED_FOLDERS)]
+    if others:
+        logger.warning("%s has train/, so these folders are not used: %s.", root, ", ".join(others))
+    return [path for path in folders if path.name in _UNLABELLED_FOLDERS]
 
 
 def _refuse_columns(root: Path, options: _Options) -> None:
@@ -430,10 +564,12 @@ def _parts_of_datasets(loaded: Mapping[str, datasets.Dataset], origin: str, opti
     return parts
 
 
-def _note_empty_classes(data: Data) -> None:
+def note_empty_classes(data: Data) -> None:
+    """Tells of classes without a training image, where an image has one class."""
     if data.problem_type != SINGLE_LABEL:
         return
-    counts = np.bincount(data.train.labels, minlength=len(data.train.classes))
+    labels = data.train.labels
+    counts = np.bincount(labels[labels != NO_LABEL], minlength=len(data.train.classes))
     empty = [name for name, count in zip(data.train.classes, counts, strict=True) if not count]
     if empty:
         logger.warning(

@@ -287,6 +287,31 @@ class Subset:
         return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
 
+class Joined:
+    """Several sources one after the other, with the classes of the first; the others have labels of it, or none.
+
+    Args:
+        sources: At least one.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self.classes = sources[0].classes
+        self.problem_type = sources[0].problem_type
+        self.labels: Labels = np.concatenate([source.labels for source in sources])
+        self._ends = np.cumsum([len(source.labels) for source in sources])
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.sources[number].image(index - int(self._ends[number - 1] if number else 0))
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all sources; one alone has its own."""
+        prints = [source.fingerprint() for source in self.sources]
+        return prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What a training needs.

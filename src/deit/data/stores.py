@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deit.core.images import ImageError, check_image, load_image
+from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.label_columns import LabelColumn, encode_labels
 from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
@@ -77,6 +78,7 @@ class StoredImages:
         classes: Names and order of the classes; those of the labels when None.
         strict: Raise where an image is broken or has no label, in place of leaving it out.
         labels_needed: Raise where an image has no label, as in a validation set.
+        keep_unlabelled: Keep single images without a label, as `NO_LABEL`, in place of leaving them out.
         numbers_fit: See `encode_labels`.
         progress: Called with (images checked, images in all).
 
@@ -84,6 +86,7 @@ class StoredImages:
         classes: Class names.
         labels: See `Source`.
         problem_type: See `Source`.
+        rows: (N,) their places in the part.
         skipped: What was left out.
 
     Raises:
@@ -98,6 +101,7 @@ class StoredImages:
         classes: Sequence[str] | None = None,
         strict: bool = False,
         labels_needed: bool = False,
+        keep_unlabelled: bool = False,
         numbers_fit: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -115,7 +119,10 @@ class StoredImages:
                 f"Labels missing from {part.name or part.origin}: {len(unlabelled)} of {len(part.store)} images have "
                 f"none, the first is {part.store.place(int(unlabelled[0]))}. Add them, or choose another part."
             )
-        rows = np.flatnonzero(~encoded.missing)
+        if keep_unlabelled:
+            encoded.labels[unlabelled] = NO_LABEL
+            unlabelled = unlabelled[:0]
+        rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
         reasons, checks = _check_all(part.store, rows, progress)
         self.skipped = [
             *part.skipped,
@@ -129,8 +136,8 @@ class StoredImages:
                 f"{part.origin} has no usable image. The first that was left out: "
                 f"{self.skipped[0].path}: {self.skipped[0].reason}"
             )
-        self._rows, self._checks = rows[good], checks[good]
-        self.labels: Labels = encoded.labels[self._rows]
+        self.rows, self._checks = rows[good], checks[good]
+        self.labels: Labels = encoded.labels[self.rows]
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB.
@@ -138,7 +145,7 @@ class StoredImages:
         Raises:
             ImageError: Its bytes are no longer those of the opening, or cannot be read; the message names the place.
         """
-        row = int(self._rows[index])
+        row = int(self.rows[index])
         try:
             data = self._store.read(row)
         except (ImageError, OSError) as error:

@@ -7,6 +7,7 @@ Started by `torchrun`, every process calls `fit` alike: they share each batch, a
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import threading
 import time
@@ -34,6 +35,7 @@ from deit.train.step import NonFiniteLossError, StepResult, TrainStep
 from deit.train.tasks import DistillationTask, Task
 from deit.train.teacher_cache import open_cache
 
+_LOSSES = "losses."  # before the names of summed losses in a state
 _GPU_EVENT_STEPS = 10  # a GPU runs ahead of Python; asking it after every step would make it wait
 
 
@@ -150,10 +152,12 @@ class _Run:
         self.total_steps = order.steps_per_epoch * recipe.schedule.epochs
         # What must be the same for a run to go on, beside the recipe. Worked out once: the hash visits every image.
         teacher = task.teacher
-        self.identity = {
+        self.identity: dict[str, Any] = {
             "teacher": teacher and teacher.name,
             "teacher_fingerprint": teacher and teacher.fingerprint(),
             "training images": data.train.fingerprint(),
+            "student": _plain(task.student.config) if isinstance(task.student, PreTrainedModel) else None,
+            "preprocessing": _plain(task.processor),
         }
         task.to(device)
         if teacher is not None:
@@ -172,6 +176,8 @@ class _Run:
             self._open_cache(Path(teacher_cache))
         self.processes.on_first(lambda: open_run_folder(out, recipe, resume=resume))
         self.step = 0
+        self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
+        self.summed_steps = 0
         if resume:
             self._restore()
         self.first_step = self.step
@@ -228,24 +234,22 @@ class _Run:
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         """Does all steps that are left, with an evaluation after every `eval_epochs` epochs."""
-        sums: dict[str, Tensor] = {}
-        since = 0
         for batch in self._batches():
             result = self.take_step(batch, self.step)
             self.step += 1
-            since += 1
+            self.summed_steps += 1
             self._draw_if_due()
             for name, loss in result.losses.items():
-                sums[name] = sums[name] + loss if name in sums else loss
+                self.loss_sums[name] = self.loss_sums[name] + loss if name in self.loss_sums else loss
             due = self._evaluation_is_due()
             stop = False
             if due or self.device.type != "cuda" or self.step % _GPU_EVENT_STEPS == 0:
                 if on_step is not None:
                     on_step(self._event(result))
-                stop = self._look(result, sums["loss"], interrupted)
+                stop = self._look(result, interrupted)
             if due:
-                row = self._evaluate(self._means(sums, since), result.lr)
-                sums, since = {}, 0
+                row = self._evaluate(self._mean_losses(), result.lr)
+                self.loss_sums, self.summed_steps = {}, 0
                 self._save_state()
                 if on_epoch is not None:
                     on_epoch(row)
@@ -263,10 +267,10 @@ class _Run:
                 "--resume, or begin anew without it."
             ) from error
 
-    def _look(self, result: StepResult, sum_of_losses: Tensor, interrupted: threading.Event) -> bool:
+    def _look(self, result: StepResult, interrupted: threading.Event) -> bool:
         """Checks the losses since the last evaluation, and returns whether a process was asked to stop."""
         scaled = self.take_step.scaler.is_enabled()  # which passes over a step whose gradients overflow
-        finite = scaled or bool(torch.isfinite(sum_of_losses))
+        finite = scaled or bool(torch.isfinite(self.loss_sums["loss"]))
         broken, stop = self.processes.any(not finite, interrupted.is_set())
         if broken:
             raise self._non_finite("The loss", result.lr)
@@ -291,10 +295,10 @@ class _Run:
             images_per_second=images / (time.monotonic() - self.started),
         )
 
-    def _means(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
-        names = list(sums)
-        totals = torch.stack([sums[name] for name in names]).double().cpu().numpy()
-        means = self.processes.sum(totals) / (count * self.processes.world_size)
+    def _mean_losses(self) -> dict[str, float]:
+        names = list(self.loss_sums)
+        totals = torch.stack([self.loss_sums[name] for name in names]).double().cpu().numpy()
+        means = self.processes.sum(totals) / (self.summed_steps * self.processes.world_size)
         return {f"train_{name}": float(mean) for name, mean in zip(names, means, strict=True)}
 
     # --- evaluation ------------------------------------------------------------------------------------
@@ -302,7 +306,11 @@ class _Run:
     def _evaluation_is_due(self) -> bool:
         if self.step == self.total_steps:
             return True
-        return self.step % (self.steps_per_epoch * self.recipe.eval_epochs) == 0
+        return self.step % self._steps_per_evaluation == 0
+
+    @property
+    def _steps_per_evaluation(self) -> int:
+        return self.steps_per_epoch * self.recipe.eval_epochs
 
     def _evaluate(self, losses: dict[str, float], lr: float) -> dict[str, Any]:
         if not self.take_step.is_finite():
@@ -349,7 +357,8 @@ class _Run:
             self.task.cache.sync()
         if not self.processes.is_first:
             return
-        state = State(step=self.step, tensors=self.take_step.tensors(), meta=self.identity)
+        sums = {f"{_LOSSES}{name}": value for name, value in self.loss_sums.items()}
+        state = State(step=self.step, tensors=self.take_step.tensors() | sums, meta=self.identity)
         try:
             save_state(self.out / STATE_NAME, state)
         except OSError as error:
@@ -366,13 +375,20 @@ class _Run:
             return
         for name, value in self.identity.items():
             if state.meta.get(name) != value:
-                what, found = name.replace("_", " "), state.meta.get(name)
-                raise ValueError(f"The run in {self.out} has another {what}: {found}. Received: {value}.")
+                what, (found, received) = name.replace("_", " "), _differing(state.meta.get(name), value)
+                raise ValueError(f"The run in {self.out} has another {what}: {found}. Received: {received}.")
         try:
             self.take_step.restore(state.tensors)
         except RuntimeError as error:
             raise ValueError(f"The run in {self.out} has another student. Resume it with the same one.") from error
         self.step = state.step
+        # Those of the first process, which stand for its share on the others as well.
+        self.loss_sums = {
+            name.removeprefix(_LOSSES): value.to(self.device)
+            for name, value in state.tensors.items()
+            if name.startswith(_LOSSES)
+        }
+        self.summed_steps = self.step % self._steps_per_evaluation
 
     # --- the result ------------------------------------------------------------------------------------
 
@@ -412,6 +428,20 @@ class _Run:
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """Returns the settings of a model or a processor as they are after a file of JSON."""
+    values: dict[str, Any] = json.loads(json.dumps(settings.to_dict(), default=str))
+    return values
+
+
+def _differing(found: Any, received: Any) -> tuple[Any, Any]:
+    """Returns two values, of dicts only the entries that differ."""
+    if not (isinstance(found, dict) and isinstance(received, dict)):
+        return found, received
+    names = sorted(name for name in found.keys() | received.keys() if found.get(name) != received.get(name))
+    return {name: found.get(name) for name in names}, {name: received.get(name) for name in names}
 
 
 def _flat_scores(scores: dict[str, Any], prefix: str) -> dict[str, float]:
