@@ -172,7 +172,7 @@ def test_data_that_cannot_be_used_is_refused(tmp_path, student):
     (tmp_path / "red").mkdir()
     is_refused(deit("evaluate", student, tmp_path), "No usable image in", "red")
     (fill(tmp_path, 1) / "red").rename(tmp_path / "pink")
-    is_refused(deit("evaluate", student, tmp_path), "that the training images lack: pink. Known: blue, green, red.")
+    is_refused(deit("evaluate", student, tmp_path), "that are not among the 3 classes: pink. Known: blue, green, red.")
 
 
 def test_a_model_that_cannot_be_used_is_refused(tmp_path, photos, student, copied):

@@ -85,6 +85,19 @@ def test_what_cannot_be_a_class_is_refused_with_its_place(values, names, message
         encode(values, class_names=names)
 
 
+@pytest.mark.parametrize(
+    ("values", "problem_type", "options"),
+    [
+        (["owl"], SINGLE, {"classes": ["cat", "eel"]}),
+        ([[1, 2]], SINGLE, {}),
+        ([1], REGRESSION, {"class_names": ("a", "b")}),
+    ],
+)
+def test_how_another_column_is_chosen_is_said_for_both_commands(values, problem_type, options):
+    with pytest.raises(ValueError, match=r"deit train: --set data.label_column=NAME; deit evaluate: --label-column "):
+        encode(values, problem_type, **options)
+
+
 # --- several classes ----------------------------------------------------------------------------------
 
 

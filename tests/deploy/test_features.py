@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from deit.core.configuration import DeiTConfig, ViTConfig
 from deit.core.image_processor import evaluation_processor
 from deit.data.sources import ArraySource
+from deit.deploy import feature_evaluation
 from deit.deploy.embedding import Embedder, embed_files, write_features
 from deit.deploy.feature_evaluation import evaluate_features, linear_classifier, nearest_neighbours
 from deit.models.deit import DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling, DeiTModel
@@ -69,6 +72,16 @@ def test_any_deit_or_vit_is_opened_in_silence(model_class, config_class, tokens,
     assert not caplog.records
 
 
+@pytest.mark.parametrize("use_mask_token", [True, False])
+@pytest.mark.parametrize("add_pooling_layer", [True, False])
+def test_a_trunk_is_opened_in_silence_whatever_stands_beside_it(add_pooling_layer, use_mask_token, tmp_path, caplog):
+    def trunk(config):
+        return DeiTModel(config, add_pooling_layer=add_pooling_layer, use_mask_token=use_mask_token)
+
+    assert Embedder.open(saved(tmp_path, trunk)).tokens == ("class", "distillation", "mean")
+    assert not caplog.records
+
+
 def test_files_become_a_table_that_holds_their_features(tmp_path):
     import pyarrow.parquet as pq
 
@@ -114,6 +127,14 @@ def test_what_a_model_has_not_is_refused(tmp_path):
 # --- neighbours and linear classifier -----------------------------------------------------------------
 
 
+@pytest.fixture(params=["at once", "in chunks"])
+def chunks(request, monkeypatch) -> None:
+    if request.param == "in chunks":
+        monkeypatch.setattr(feature_evaluation, "_BYTES", 900)  # 14 rows of 8 features
+        monkeypatch.setattr(feature_evaluation, "_KNOWN_TOGETHER", 13)
+
+
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("k", [1, 7, 20])
 def test_neighbours_vote_as_in_scikit_learn(k):
     known, labels = clusters(150, seed=0)
@@ -129,6 +150,16 @@ def test_with_few_images_all_are_neighbours():
     assert nearest_neighbours(known, labels, known, 4).shape == (5, 4)
 
 
+@pytest.mark.usefixtures("chunks")
+def test_a_known_image_whose_features_are_not_numbers_is_no_neighbour():
+    known, labels = clusters(150, seed=0)
+    queries, _ = clusters(9, seed=1)
+    expected = nearest_neighbours(known[40:], labels[40:], queries, 4)
+    known[:40] = np.nan
+    np.testing.assert_allclose(nearest_neighbours(known, labels, queries, 4), expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("chunks")
 @pytest.mark.parametrize("count", [150, 6])  # more and fewer images than features
 def test_the_linear_classifier_is_the_ridge_regression_of_scikit_learn(count):
     known, labels = clusters(count, seed=2)
@@ -140,10 +171,60 @@ def test_the_linear_classifier_is_the_ridge_regression_of_scikit_learn(count):
     np.testing.assert_allclose(scores, theirs.predict((queries - mean) / spread), rtol=1e-4, atol=1e-6)
 
 
+def by_singular_values(known, labels, queries, classes: int) -> np.ndarray:
+    """The same ridge regression from the singular values of the known features, with all its arrays whole."""
+    mean, spread = known.mean(0, dtype=float), known.std(0, dtype=float)
+    x, wanted = (known - mean) / spread, np.eye(classes)[labels]
+    y = wanted - wanted.mean(0)
+    u, singular, vt = np.linalg.svd(x, full_matrices=False)
+    found = {}
+    for strength in (10.0**power for power in range(-2, 6)):
+        shrunk = singular**2 / (singular**2 + strength)
+        fitted, leverage = u @ (shrunk[:, None] * (u.T @ y)), 1 / len(x) + u**2 @ shrunk
+        error = (((y - fitted) / np.maximum(1 - leverage, 1e-12)[:, None]) ** 2).mean()
+        found[error] = vt.T @ ((singular / (singular**2 + strength))[:, None] * (u.T @ y))
+    return (queries - mean) / spread @ found[min(found)] + wanted.mean(0)
+
+
+@pytest.mark.usefixtures("chunks")
+@pytest.mark.parametrize(("count", "width"), [(400, 8), (400, 24), (61, 24), (20, 24)])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 30.0])  # the best strength is small, between, and large
+def test_the_linear_classifier_is_that_of_singular_values(count, width, noise):
+    random = np.random.default_rng(count)
+    labels = random.integers(0, 30, count)
+    known = (random.normal(size=(31, width))[labels] + noise * random.normal(size=(count, width))).astype(np.float32)
+    known *= 10.0 ** random.integers(-3, 3, width)
+    queries = known[:15] + 1
+    expected = by_singular_values(known, labels, queries, 31)  # one class has no image
+    np.testing.assert_allclose(linear_classifier(known, labels, queries, 31), expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("function", [nearest_neighbours, linear_classifier])
+def test_memory_does_not_grow_with_the_known_images(function, monkeypatch):
+    monkeypatch.setattr(feature_evaluation, "_BYTES", 2**20)
+    known, labels = clusters(20_000, 200, seed=0)  # one array of images x classes has 32 MB, of images x queries 8
+    tracemalloc.start()
+    function(known, labels, known[:100], 200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
 def test_a_feature_that_never_changes_does_no_harm():
     known, labels = clusters(50, seed=0)
-    known[:, 0] = 3.0
-    assert np.isfinite(linear_classifier(known, labels, known, 4)).all()
+    queries, _ = clusters(9, seed=1)
+    expected = linear_classifier(known[:, 1:], labels, queries[:, 1:], 4)
+    for value in (3.0, 0.1):
+        known[:, 0], queries[:, 0] = value, value + 0.1
+        np.testing.assert_allclose(linear_classifier(known, labels, queries, 4), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_of_equal_answers_the_first_class_is_taken_and_nan_is_wrong():
+    random = np.random.default_rng(0)
+    answers, labels = random.integers(0, 3, (50, 7)).astype(float), random.integers(0, 7, 50)
+    expected = (np.argsort(-answers, axis=1, kind="stable") == labels[:, None]).argmax(1)
+    np.testing.assert_array_equal(feature_evaluation._places(answers, labels), expected)
+    assert feature_evaluation._places(np.full((1, 7), np.nan), labels[:1]).tolist() == [7]
 
 
 def test_scores_are_those_of_the_answers(tmp_path):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import OUT, print_table, progress_bar, report_skipped, reports_errors
+from deit.cli.console import OUT, print_table, progress_bar, reports_errors
+from deit.cli.settings import open_on_first
 
 if TYPE_CHECKING:
-    from deit.data.sources import Source
+    from deit.data.sources import Data, Source
+    from deit.deploy.embedding import Embedder
 
 
 @reports_errors
@@ -55,35 +58,61 @@ def evaluate_features_of(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Prints how well the features of `data` are told apart by those of `known`."""
+    """Prints how well the features of `data` are told apart by those of `known`; processes of torchrun share both."""
+    from deit.data.distributed import process_group
     from deit.deploy.embedding import Embedder
     from deit.deploy.feature_evaluation import NEIGHBOURS, evaluate_features
 
-    embedder = Embedder.open(model, device)
-    first, second = _open(known, data, columns, strict)
-    with progress_bar("Embedding") as update:
-        scores = evaluate_features(embedder, first, second, batch_size=batch_size, on_batch=update)
+    with process_group(device) as processes:
+        opened: list[Embedder] = []
+        processes.on_first(lambda: opened.append(Embedder.open(model, device)))  # which alone tells of an error
+        embedder = opened[0] if opened else Embedder.open(model, device)
+        images = open_on_first(processes, lambda progress: _open(known, data, columns, strict, progress))
+        with progress_bar("Embedding", shown=processes.is_first) as update:
+            scores = evaluate_features(
+                embedder, images.train, images.val, batch_size=batch_size, processes=processes, on_batch=update
+            )
+    if scores is None:  # the first process speaks for all
+        return
+    count = len(images.train.labels)
     if as_json:
-        values = {"model": str(model), "data": data, "known": known, "known_images": len(first.labels)}
+        values = {"model": str(model), "data": data, "known": known, "known_images": count}
         typer.echo(json.dumps({**values, "scores": [asdict(score) for score in scores]}, indent=2))
         return
     rows = [(f"{s.token} token", s.method, f"{s.top1:.2f}", f"{s.top5:.2f}", str(s.images)) for s in scores]
     print_table(f"Features of {model} on {data}", ("features", "method", "top-1 %", "top-5 %", "images"), rows)
-    OUT.print(
-        f"Known: {len(first.labels)} images of {known}, {NEIGHBOURS} neighbours.", highlight=False, soft_wrap=True
-    )
+    OUT.print(f"Known: {count} images of {known}, {NEIGHBOURS} neighbours.", highlight=False, soft_wrap=True)
 
 
-def _open(known: str, data: str, columns: tuple[str, str], strict: bool) -> tuple[Source, Source]:
-    """Opens the training part of one and the validation part of the other, which may be the same data set."""
+def _open(known: str, data: str, columns: tuple[str, str], strict: bool, progress: Any) -> Data:
+    """Opens known images as `train` and others as `val`: two data sets, or one that is divided."""
     from deit.data.opening import open_data, open_labelled
+    from deit.data.sources import Data
 
-    settings = {"image_column": columns[0], "label_column": columns[1], "strict": strict}
-    with progress_bar("Checking images") as update:
-        opened = open_data(known, progress=update, **settings)  # type: ignore[arg-type]
-        if known == data:
-            report_skipped(opened.skipped)
-            return opened.train, opened.val
-        asked = open_labelled(data, classes=opened.train.classes, progress=update, **settings)  # type: ignore[arg-type]
-    report_skipped((*opened.skipped, *asked.skipped))
-    return opened.train, asked
+    settings: dict[str, Any] = {
+        "image_column": columns[0], "label_column": columns[1], "strict": strict, "progress": progress
+    }  # fmt: skip
+    if _is_same_path(known, data):
+        return open_data(data, **settings)
+    first = open_labelled(known, part="train", **settings)
+    second = open_labelled(data, classes=first.classes, **settings)
+    if _have_same_images(first, second):
+        raise ValueError(
+            f"{known} and {data} hold the same images, which would be compared with themselves. Pass other images, or "
+            "the same path twice to have it divided."
+        )
+    return Data(train=first, val=second, skipped=(*first.skipped, *second.skipped))
+
+
+def _is_same_path(first: str, second: str) -> bool:
+    exist = os.path.exists(first) and os.path.exists(second)
+    return first == second or (exist and os.path.realpath(first) == os.path.realpath(second))
+
+
+def _have_same_images(first: Source, second: Source) -> bool:
+    """Whether two sources are copies; that of a folder is known by names and sizes, so that some pixels are asked."""
+    if first.fingerprint() != second.fingerprint():
+        return False
+    count = len(first.labels)
+    some = {count * i // 5 for i in range(5)}
+    return any(first.image(i).tobytes() == second.image(i).tobytes() for i in some)

@@ -19,6 +19,7 @@ from deit.data.sources import Labels, check_problem_type
 UNLABELLED = "unlabelled"
 
 _CHOOSE = "Choose it with --set data.problem_type="
+_OTHER_COLUMN = "another column (deit train: --set data.label_column=NAME; deit evaluate: --label-column NAME)"
 _SEPARATORS = re.compile(r"[|;]")
 
 
@@ -116,7 +117,7 @@ def _refuse_unknown(found: Sequence[str], known_as: dict[str, int], known: Seque
     if unknown:
         raise ValueError(
             f"Column {column.name!r} has labels that are not among the {len(known)} classes: {_shown(unknown)}. "
-            f"Known: {_shown(known)}. Correct the labels, or choose another column with --set data.label_column=NAME."
+            f"Known: {_shown(known)}. Correct the labels, or choose {_OTHER_COLUMN}."
         )
 
 
@@ -141,7 +142,7 @@ def _one_name(value: Any, column: LabelColumn, row: int, place: Callable[[int], 
     if isinstance(value, (list, tuple)):
         raise ValueError(
             f"Column {column.name!r} holds several labels for an image ({place(row)}). {_CHOOSE}{MULTI_LABEL}, "
-            "or another column with --set data.label_column=NAME."
+            f"or {_OTHER_COLUMN}."
         )
     if value in (-1, "-1"):
         return None
@@ -194,7 +195,7 @@ def _encode_numbers(column: LabelColumn, place: Callable[[int], str], classes: S
     if column.class_names is not None:
         raise ValueError(
             f"Column {column.name!r} holds classes ({_shown(column.class_names)}), not numbers to learn. "
-            "Choose another with --set data.label_column=NAME."
+            f"Choose {_OTHER_COLUMN}."
         )
     if classes is not None and len(classes) != 1:
         raise ValueError(f"A regression has one number for each image. Received: {len(classes)} classes.")

@@ -67,7 +67,9 @@ class Embedder:
         named = set(config.architectures or ())
         # The class that wrote the files: another one would say of heads and decoder that they are not used.
         task = next((task for task in (CLASSIFICATION, MASKED_IMAGE) if named & set(names_of(task))), FEATURES)
-        model = find_class(task, config.model_type, config.architectures).from_pretrained(folder, config=config)
+        model_class = find_class(task, config.model_type, config.architectures)
+        arguments = _parts_in_file(folder) if task == FEATURES else {}
+        model = model_class.from_pretrained(folder, config=config, **arguments)
         return cls(getattr(model, model.base_model_prefix, model), read_image_processor(folder), device)
 
     def check(self, token: str, block: int | None) -> None:
@@ -98,6 +100,17 @@ class Embedder:
         prefix = self.model.config.num_prefix_tokens
         made = {"class": tokens[:, 0], "distillation": tokens[:, 1], "mean": tokens[:, prefix:].mean(axis=1)}
         return {name: made[name] for name in self.tokens}
+
+
+def _parts_in_file(folder: Path) -> dict[str, bool]:
+    """Which parts a bare trunk has that features do not need: as the file has them, nothing is said of them."""
+    from deit.models.opening import FileOptions, open_checkpoint
+
+    shapes = open_checkpoint(folder, FileOptions()).source.shapes
+    return {
+        "add_pooling_layer": any(name.startswith("pooler.") for name in shapes),
+        "use_mask_token": any(name.endswith("mask_token") for name in shapes),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

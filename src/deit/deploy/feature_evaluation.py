@@ -1,26 +1,43 @@
-"""How good features are without training a network on them: k nearest neighbours and a linear classifier, in numpy."""
+"""How good features are without training a network on them: k nearest neighbours and a linear classifier, in numpy.
+
+Beside the features and the answers, memory grows neither with the number of known images nor with that of queries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
 from deit.data.sources import Source
 from deit.deploy.embedding import Array, Embedder
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.integer]
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 _STRENGTHS = tuple(10.0**power for power in range(-2, 6))
-_CHUNK = 1024  # queries that are compared with all neighbours at once
+_BYTES = 64 * 2**20  # of an array that is needed for a moment
+_KNOWN_TOGETHER = 16384  # known images that some queries are compared with at once
+
+
+def _chunks(count: int, width: int) -> Iterator[slice]:
+    """Divides rows so that `width` numbers of 8 bytes for each fit into `_BYTES`."""
+    together = max(_BYTES // (8 * width), 1)
+    for start in range(0, count, together):
+        yield slice(start, min(start + together, count))
+
+
+# --- neighbours ---------------------------------------------------------------------------------------
 
 
 def nearest_neighbours(
-    known: Array, labels: npt.NDArray[np.integer], queries: Array, num_classes: int, *, k: int = NEIGHBOURS
+    known: Array, labels: Integers, queries: Array, num_classes: int, *, k: int = NEIGHBOURS
 ) -> Floats:
     """Returns the votes (N, K) of the k nearest images by cosine similarity, each with exp(similarity / 0.07).
 
@@ -31,16 +48,37 @@ def nearest_neighbours(
         num_classes: K.
         k: Neighbours that vote; all when there are fewer.
     """
-    known, queries = _unit(known), _unit(queries)
-    k = min(k, len(known))
     votes = np.zeros((len(queries), num_classes))
-    for start in range(0, len(queries), _CHUNK):
-        similarity = queries[start : start + _CHUNK] @ known.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        weights = np.exp((np.take_along_axis(similarity, nearest, axis=1).astype(np.float64) - 1) / TEMPERATURE)
-        rows = np.arange(start, start + len(similarity))[:, None]
-        np.add.at(votes, (rows, labels[nearest]), weights)
+    for rows in _chunks(len(queries), 2 * min(len(known), _KNOWN_TOGETHER)):
+        opposite, nearest = _nearest(known, -_unit(queries[rows]), k)
+        weights = np.exp(-(opposite.astype(np.float64) + 1) / TEMPERATURE)
+        np.add.at(votes, (np.arange(rows.start, rows.stop)[:, None], labels[nearest]), weights)
     return votes
+
+
+def _nearest(known: Array, opposites: Array, k: int) -> tuple[Array, Integers]:
+    """Returns the k smallest cosines (n, k) of known images with `opposites`, and whose they are, in no order."""
+    best = np.zeros((len(opposites), 0), np.float32)
+    numbers = np.zeros((len(opposites), 0), np.int64)
+    for start in range(0, len(known), _KNOWN_TOGETHER):
+        cosines = opposites @ _unit(known[start : start + _KNOWN_TOGETHER]).T
+        columns = np.arange(cosines.shape[1])
+        if best.shape[1] == k:  # few images are still nearer to some query than those found before
+            columns = np.flatnonzero(~(cosines >= best.max(axis=1, keepdims=True)).all(axis=0))
+            cosines = cosines[:, columns]
+        found = _smallest(cosines, k)
+        best = np.concatenate([best, np.take_along_axis(cosines, found, axis=1)], axis=1)
+        numbers = np.concatenate([numbers, columns[found] + start], axis=1)
+        kept = _smallest(best, k)
+        best, numbers = np.take_along_axis(best, kept, axis=1), np.take_along_axis(numbers, kept, axis=1)
+    return best, numbers
+
+
+def _smallest(values: Array, k: int) -> Integers:
+    """Returns the columns of the k smallest values of each row, NaN last; all where there are no more."""
+    if values.shape[1] <= k:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    return np.argpartition(values, k - 1, axis=1)[:, :k]
 
 
 def _unit(features: Array) -> Array:
@@ -49,11 +87,14 @@ def _unit(features: Array) -> Array:
     return unit
 
 
-def linear_classifier(known: Array, labels: npt.NDArray[np.integer], queries: Array, num_classes: int) -> Floats:
+# --- linear classifier --------------------------------------------------------------------------------
+
+
+def linear_classifier(known: Array, labels: Integers, queries: Array, num_classes: int) -> Floats:
     """Returns the scores (N, K) of a ridge regression on the classes, which has a closed form.
 
     Features are standardized. Of the strengths 0.01 to 100,000 of the penalty the one is taken whose error is smallest
-    when each known image is predicted from all others.
+    when each known image is predicted from all others. Of the known images only sums are kept: D x D and K x D.
 
     Args:
         known: (M, D) features of images whose class is known.
@@ -61,24 +102,55 @@ def linear_classifier(known: Array, labels: npt.NDArray[np.integer], queries: Ar
         queries: (N, D).
         num_classes: K.
     """
-    mean, spread = known.mean(axis=0, dtype=np.float64), known.std(axis=0, dtype=np.float64)
-    spread[spread == 0] = 1.0
-    x = (known - mean) / spread
-    wanted = np.eye(num_classes)[labels]
-    y = wanted - wanted.mean(axis=0)
-    u, singular, vt = np.linalg.svd(x, full_matrices=False)
-    projected = u.T @ y
-    best, chosen = np.inf, _STRENGTHS[0]
-    for strength in _STRENGTHS:
-        shrunk = singular**2 / (singular**2 + strength)
-        leverage = 1 / len(x) + (u**2 @ shrunk)
-        left_out = (y - u @ (shrunk[:, None] * projected)) / np.maximum(1 - leverage, 1e-12)[:, None]
-        error = float((left_out**2).mean())
-        if error < best:
-            best, chosen = error, strength
-    weights = vt.T @ ((singular / (singular**2 + chosen))[:, None] * projected)
-    scores: Floats = ((queries - mean) / spread) @ weights + wanted.mean(axis=0)
+    width = known.shape[1]
+    scale = _Scale(known)
+    gram, sums = np.zeros((width, width)), np.zeros((num_classes, width))
+    for rows in _chunks(len(known), width):
+        x = scale(known[rows])
+        gram += x.T @ x
+        np.add.at(sums, labels[rows], x)
+    shares = np.bincount(labels, minlength=num_classes) / len(labels)
+    squares, axes = np.linalg.eigh(gram)
+    squares = np.maximum(squares, 0)  # rounding; none is divided by without a strength added to it
+    projected = axes.T @ (sums - shares[:, None] * sums.sum(axis=0)).T
+    errors = np.zeros(len(_STRENGTHS))
+    for rows in _chunks(len(known), max(width, num_classes)):
+        turned = scale(known[rows]) @ axes
+        for i, strength in enumerate(_STRENGTHS):
+            inverse = 1 / (squares + strength)
+            missed = turned @ (inverse[:, None] * projected)  # the prediction, which becomes prediction - truth
+            missed += shares
+            missed[np.arange(len(missed)), labels[rows]] -= 1
+            leverage = 1 / len(known) + turned**2 @ inverse
+            left_out = np.einsum("nk,nk->n", missed, missed) / np.maximum(1 - leverage, 1e-12) ** 2
+            errors[i] += left_out.sum()
+    chosen = _STRENGTHS[int(np.argmin(errors))]
+    weights = axes @ (projected / (squares + chosen)[:, None])
+    scores = np.empty((len(queries), num_classes))
+    for rows in _chunks(len(queries), width):
+        np.matmul(scale(queries[rows]), weights, out=scores[rows])
+    scores += shares
     return scores
+
+
+class _Scale:
+    """Standardizes features, in float64, as those of known images are."""
+
+    def __init__(self, known: Array) -> None:
+        self._mean = known.mean(axis=0, dtype=np.float64)
+        variance = np.zeros(known.shape[1])
+        for rows in _chunks(len(known), known.shape[1]):
+            variance += ((known[rows] - self._mean) ** 2).sum(axis=0)
+        self._spread = np.sqrt(variance / len(known))
+        self._spread[self._spread == 0] = 1.0
+
+    def __call__(self, features: Array) -> Floats:
+        scaled = features - self._mean
+        scaled /= self._spread
+        return scaled
+
+
+# --- scores -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +179,9 @@ def evaluate_features(
     *,
     block: int | None = None,
     batch_size: int = 64,
+    processes: Processes | None = None,
     on_batch: Callable[[int, int], None] | None = None,
-) -> list[FeatureScores]:
+) -> list[FeatureScores] | None:
     """Scores the features of every token: neighbours and linear classifier know `known` and are asked about `queries`.
 
     Args:
@@ -116,8 +189,12 @@ def evaluate_features(
         known: Labelled images.
         queries: Others, of the same classes in the same order.
         block: See `Embedder`.
-        batch_size: Images that go through the model together.
-        on_batch: Called with (batches done, batches in all).
+        batch_size: Images that go through the model together, in each process.
+        processes: Those that share the images; this one alone when None.
+        on_batch: Called with (batches done, batches of this process in all).
+
+    Returns:
+        Two for each token; None in every process but the first.
 
     Raises:
         ValueError: The classes differ, or images have several.
@@ -126,23 +203,61 @@ def evaluate_features(
         raise ValueError("Known images and queries must have the same classes. Open both with one list of classes.")
     if known.problem_type != "single_label_classification":
         raise ValueError(f"Features are scored where an image has one class. Received: {known.problem_type}.")
-    sources = [EvaluationBatches(source, embedder.processor, batch_size) for source in (known, queries)]
+    processes = processes or Processes()
+    place = {"rank": processes.rank, "world_size": processes.world_size}
+    sources = [EvaluationBatches(source, embedder.processor, batch_size, **place) for source in (known, queries)]
     total, done = sum(map(len, sources)), 0
     collected: list[dict[str, Array]] = []
-    for batches in sources:
-        parts: dict[str, list[Array]] = {}
+    for batches, source in zip(sources, (known, queries), strict=True):
+        mine = len(range(processes.rank, len(source.labels), processes.world_size))
+        width = int(embedder.model.config.hidden_size)
+        made = {token: np.empty((mine, width), np.float32) for token in embedder.tokens}
+        first = 0
         for pixels, _ in batches:
             for token, features in embedder(pixels, block=block).items():
-                parts.setdefault(token, []).append(features)
+                made[token][first : first + len(features)] = features
+            first += len(pixels)
             done += 1
             if on_batch is not None:
                 on_batch(done, total)
-        collected.append({token: np.concatenate(values) for token, values in parts.items()})
+        collected.append({token: _of_all(made.pop(token), len(source.labels), processes) for token in embedder.tokens})
+    return _scores(collected[0], known, collected[1], queries) if processes.is_first else None
+
+
+def _of_all(mine: Array, count: int, processes: Processes) -> Array:
+    """Returns in the first process the rows of all processes, in the order of the images; in the others nothing."""
+    if processes.world_size == 1:
+        return mine
+    from torch import distributed
+
+    parts: list[Any] | None = [None] * processes.world_size if processes.is_first else None
+    distributed.gather_object(mine, parts, dst=0)
+    whole = np.empty((count if parts is not None else 0, mine.shape[1]), np.float32)
+    for rank, part in enumerate(parts or ()):
+        whole[rank :: processes.world_size] = part
+    return whole
+
+
+def _scores(known: dict[str, Array], first: Source, asked: dict[str, Array], second: Source) -> list[FeatureScores]:
     scores = []
-    for token in embedder.tokens:
+    for token, features in known.items():
         for method, function in (("nearest neighbours", nearest_neighbours), ("linear", linear_classifier)):
-            answers = function(collected[0][token], known.labels, collected[1][token], len(known.classes))
-            right = np.argsort(-answers, axis=1, kind="stable") == queries.labels[:, None]
-            top1, top5 = (100 * float(right[:, :count].any(axis=1).mean()) for count in (1, 5))
+            answers = function(features, first.labels, asked[token], len(first.classes))
+            places = _places(answers, second.labels)
+            top1, top5 = (100 * float((places < count).mean()) for count in (1, 5))
             scores.append(FeatureScores(token=token, method=method, top1=top1, top5=top5, images=len(answers)))
     return scores
+
+
+def _places(answers: Floats, labels: Integers) -> Integers:
+    """Returns how many classes stand before the true one: those with more, and of equal ones those of lower number.
+
+    Where an answer is not a number the true class stands last.
+    """
+    places = np.zeros(len(answers), np.int64)
+    numbers = np.arange(answers.shape[1])
+    for rows in _chunks(*answers.shape):
+        true = labels[rows, None]
+        own = np.take_along_axis(answers[rows], true, axis=1)
+        places[rows] = (~(answers[rows] <= own) | ((answers[rows] == own) & (numbers < true))).sum(axis=1)
+    return places
