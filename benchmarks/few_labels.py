@@ -14,7 +14,9 @@ each share of labels there are four students, all of the same number of steps:
 
 The convnet's own training is no part of a student's steps; nor does it see a label that the students do not see. A run
 that was stopped goes on with the same command. The default is a budget for two CPU cores; on a GPU take `--budget gpu`.
-`--only 0.01` runs one share, `--budget tiny` all of it in a minute, to see that it works.
+`--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length,
+and `--labelled-share 0` shows labelled images no more often than others. `--budget tiny` runs all in a minute, to see
+that it works.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from deit.data.unlabelled import WithoutLabels
 from deit.train.history import draw_curves
 from deit.train.loop import FitResult, fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
+from deit.train.recipe import DataOptions, Distillation, Masking, Optimizer, Recipe, Schedule
 from deit.train.students import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teacher import match_teacher, open_teacher
@@ -59,6 +62,7 @@ class Budget:
         teacher_steps: Of each convnet.
         batch_size: Of all.
         layer_decay: Of students that start from pre-trained weights.
+        labelled_share: Least share of labelled images among those that a student with a teacher sees.
     """
 
     train_images: int
@@ -71,6 +75,7 @@ class Budget:
     teacher_steps: int
     batch_size: int
     layer_decay: float = 0.85
+    labelled_share: float = 0.5
 
 
 BUDGETS = {
@@ -102,6 +107,7 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
         "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
         "schedule": Schedule(epochs=epochs, warmup_epochs=epochs // 10),
         "distillation": Distillation(kind="soft", temperature=2.0, weight=0.5),
+        "data": DataOptions(labelled_share=budget.labelled_share),
     }
     return Recipe(**{**values, **settings})
 
@@ -141,8 +147,8 @@ class Seed:
         data = Data(train=WithoutLabels(self.data.train), val=WithoutLabels(self.data.val))
         return self.fit("pre-training", task, data, its_recipe)
 
-    def cells(self, share: float) -> dict[str, FitResult]:
-        """Trains the convnet and the four students of one share of labels."""
+    def cells(self, share: float, names: Sequence[str]) -> dict[str, FitResult]:
+        """Trains the convnet and the students of one share of labels."""
         few = with_fewer_labels(self.data, label_fraction=share, seed=self.seed)
         all_images = with_fewer_labels(self.data, label_fraction=share, seed=self.seed, keep_others=True)
         budget, classes, folder = self.budget, self.data.train.classes, f"labels-{share:g}"
@@ -156,7 +162,7 @@ class Seed:
                 f"{folder}/teacher", ClassificationTask(convnet.model, convnet.processor), few, for_teacher
             )
         }
-        for cell in CELLS:
+        for cell in names:
             starts, asks = cell in ("pre-trained", "both"), cell in ("distilled", "both")
             data = all_images if asks else few
             steps = budget.steps // 2 if starts else budget.steps
@@ -177,7 +183,7 @@ class Seed:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns top-1 in percent as a Markdown table: mean and spread over the seeds."""
-    names = ("teacher", *CELLS)
+    names = list(rows[0]["top-1"])
     lines = [f"| labels | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for share in sorted({row["share"] for row in rows}):
         shown = []
@@ -196,19 +202,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--budget", choices=list(BUDGETS), default="cpu")
     parser.add_argument("--only", type=float, nargs="+", help="shares of labels; all of the budget without")
+    parser.add_argument("--cells", choices=CELLS, nargs="+", default=CELLS)
+    parser.add_argument("--steps", type=int, help="of a student; those of the budget without")
+    parser.add_argument("--labelled-share", type=float, default=0.5)
     parser.add_argument("--device")
     options = parser.parse_args()
-    budget = BUDGETS[options.budget]
+    budget = dataclasses.replace(BUDGETS[options.budget], labelled_share=options.labelled_share)
+    if options.steps:
+        budget = dataclasses.replace(budget, steps=options.steps)
+    starts = {"pre-trained", "both"} & set(options.cells)
     data = some_of(open_data(options.data), budget)
     rows: list[dict[str, Any]] = []
     curves = {}
     for seed in options.seeds:
         runs_of_seed = Seed(data, budget, seed, options.out / f"seed-{seed}", options.device)
-        masked = runs_of_seed.pretrain()
+        masked = runs_of_seed.pretrain() if starts else None
         for share in options.only or budget.shares:
-            runs = runs_of_seed.cells(share)
+            runs = runs_of_seed.cells(share, options.cells)
             if seed == options.seeds[0]:
-                curves.update({f"{name}, {100 * share:g} %": runs[name].history for name in CELLS})
+                curves.update({f"{name}, {100 * share:g} %": runs[name].history for name in options.cells})
             rows.append(
                 {
                     "seed": seed,
@@ -217,17 +229,19 @@ def main() -> None:
                     "heads": {
                         name: {head: score.top1 for head, score in run.scores.items()} for name, run in runs.items()
                     },
-                    "reconstruction": masked.scores["reconstruction"].loss,
+                    "reconstruction": masked and masked.scores["reconstruction"].loss,
                     "seconds": {name: run.history[-1]["seconds"] for name, run in runs.items()},
                 }
             )
             print(rows[-1], flush=True)
     draw_curves(curves, options.out / "curves.png", over="step")
     print(table(rows))
-    for share in sorted({row["share"] for row in rows}):
+    for share in sorted({row["share"] for row in rows} if {"distilled", "scratch"} <= set(options.cells) else ()):
         gains = [row["top-1"]["distilled"] - row["top-1"]["scratch"] for row in rows if row["share"] == share]
         print(f"{100 * share:g} % of the labels: distilled over scratch {statistics.mean(gains):+.2f} points")
-    report("few-labels", [{"budget": dataclasses.asdict(budget)}, *rows], write=options.budget != "tiny")
+    complete = budget == BUDGETS[options.budget] and not options.only and set(options.cells) == set(CELLS)
+    name = "few-labels" if complete else f"few-labels-{budget.steps}-steps"
+    report(name, [{"budget": dataclasses.asdict(budget)}, *rows], write=options.budget != "tiny")
 
 
 if __name__ == "__main__":
