@@ -94,7 +94,7 @@ def test_what_cannot_be_a_class_is_refused_with_its_place(values, names, message
     ],
 )
 def test_how_another_column_is_chosen_is_said_for_both_commands(values, problem_type, options):
-    with pytest.raises(ValueError, match=r"deit train: --set data.label_column=NAME; deit evaluate: --label-column "):
+    with pytest.raises(ValueError, match=r"--set data.label_column=NAME \(deit evaluate: --label-column NAME\)"):
         encode(values, problem_type, **options)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from deit.data.label_columns import column_option
+
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "target", "targets")
@@ -47,11 +49,11 @@ def choose_column(
     if not candidates:
         raise ValueError(
             f"{origin} has no column that can be the {what}. Its columns: {described(columns)}. "
-            f"Choose one with --set data.{option}=NAME."
+            f"Choose one with {column_option(option)}."
         )
     raise ValueError(
         f"{origin} has several columns that can be the {what}: {', '.join(named or candidates)}. "
-        f"Choose one with --set data.{option}={(named or candidates)[0]}."
+        f"Choose one with {column_option(option, (named or candidates)[0])}."
     )
 
 
@@ -60,7 +62,7 @@ def not_an_image(origin: str, column: str, kind: str, candidates: Sequence[str])
     other = f"Columns that hold images: {', '.join(candidates)}." if candidates else "No other column holds any."
     return ValueError(
         f"Column {column!r} of {origin} is not an image: it holds {kind}. {other} "
-        "Choose with --set data.image_column=NAME."
+        f"Choose with {column_option('image_column')}."
     )
 
 

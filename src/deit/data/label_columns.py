@@ -19,7 +19,14 @@ from deit.data.sources import Labels, check_problem_type
 UNLABELLED = "unlabelled"
 
 _CHOOSE = "Choose it with --set data.problem_type="
-_OTHER_COLUMN = "another column (deit train: --set data.label_column=NAME; deit evaluate: --label-column NAME)"
+
+
+def column_option(option: str, name: str = "NAME") -> str:
+    """Returns how a column is chosen on the command line, for a message: option is "image_column" or "label_column"."""
+    return f"--set data.{option}={name} (deit evaluate: --{option.replace('_', '-')} {name})"
+
+
+_OTHER_COLUMN = f"another column: {column_option('label_column')}"
 _SEPARATORS = re.compile(r"[|;]")
 
 

@@ -24,7 +24,7 @@ from deit.core.files import sync_file
 from deit.core.images import ImageError
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.columns import choose_column
-from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, zeros_and_ones
+from deit.data.label_columns import UNLABELLED, LabelColumn, column_option, ignored_labels, zeros_and_ones
 from deit.data.sources import Progress, SkippedFile
 from deit.data.stores import Part, cache_folder
 
@@ -284,7 +284,8 @@ def _label_kind(samples: Sequence[_Sample], origin: str, asked: str) -> tuple[st
     if kind not in found or (kind == "json" and key not in keys):
         raise ValueError(
             f"{origin} has no labels{f' named {asked!r}' if asked else ''}. A sample needs a .cls, a .txt or a .json "
-            f"with a label. Found: {', '.join(choices) or 'none'}. Choose one with --set data.label_column=NAME."
+            f"with a label. Found: {', '.join(choices) or 'none'}. Choose one with "
+            f"{column_option('label_column')}."
         )
     return kind, key
 
