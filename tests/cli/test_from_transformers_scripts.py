@@ -58,7 +58,12 @@ def test_the_tables_are_read():
     assert ("pretrain", "--set masking.patch=16") in LINES
 
 
-@pytest.mark.parametrize(("verb", "line"), LINES, ids=[f"{verb} {line}" for verb, line in LINES])
+def marked(verb: str, line: str) -> object:
+    slow = "compile=true" in line  # some twenty seconds of a C++ compiler
+    return pytest.param(verb, line, id=f"{verb} {line}", marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize(("verb", "line"), [marked(*each) for each in LINES])
 def test_a_line_of_the_page_runs(verb, line, place, tmp_path, monkeypatch):
     words = [word.replace("NAME", str(place / f"NAME-{verb}")) for word in shlex.split(line)]
     columns = "column" in line
