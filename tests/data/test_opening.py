@@ -340,6 +340,9 @@ def test_images_without_a_label_are_kept_for_training_when_asked_for(tmp_path):
         if label != NO_LABEL:
             assert colour_of(data.train.image(i)) == COLOURS[label]
     assert data.skipped == ()
+    nothing = write_parquet(tmp_path / "none.parquet", {"image": pictures, "label": [-1] * 12})
+    with pytest.raises(ValueError, match=r"No image of .* has a label. Images without labels are for deit pretrain"):
+        open_data(nothing, keep_unlabelled=True)
     without = open_data(path)
     assert sorted(without.train.labels) == [0, 1, 2]
     assert np.array_equal(without.val.image(0), data.val.image(0))

@@ -120,6 +120,8 @@ class StoredImages:
                 f"none, the first is {part.store.place(int(unlabelled[0]))}. Add them, or choose another part."
             )
         if keep_unlabelled:
+            if encoded.missing.all():
+                raise ValueError(f"No image of {part.origin} has a label. Images without labels are for deit pretrain.")
             encoded.labels[unlabelled] = NO_LABEL
             unlabelled = unlabelled[:0]
         rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
