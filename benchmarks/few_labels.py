@@ -107,7 +107,6 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
         "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
         "schedule": Schedule(epochs=epochs, warmup_epochs=epochs // 10),
         "distillation": Distillation(kind="soft", temperature=2.0, weight=0.5),
-        "data": DataOptions(labelled_share=budget.labelled_share),
     }
     return Recipe(**{**values, **settings})
 
@@ -174,6 +173,7 @@ class Seed:
             student = build_student(budget.student, classes, its_recipe, init=init)
             task: Any = ClassificationTask(student.model, student.processor)
             if asks:
+                its_recipe = dataclasses.replace(its_recipe, data=DataOptions(labelled_share=budget.labelled_share))
                 speaker = open_teacher(self.out / folder / "teacher")
                 speaker = match_teacher(speaker, classes, student.processor.output_size)
                 task = DistillationTask(student.model, speaker, student.processor, distillation=its_recipe.distillation)
