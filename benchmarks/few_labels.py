@@ -105,7 +105,7 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
         "eval_epochs": max(epochs // 4, 1),
         "augment": Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mixup_alpha=0.0, mix_rate=0.5),
         "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
-        "schedule": Schedule(epochs=epochs, warmup_epochs=epochs // 10),
+        "schedule": Schedule(epochs=epochs, warmup_epochs=epochs / 10),
         "distillation": Distillation(kind="soft", temperature=2.0, weight=0.5),
     }
     return Recipe(**{**values, **settings})

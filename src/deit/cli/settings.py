@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from deit.train.loop import FitResult, StepEvent
     from deit.train.recipe import Recipe
 
+_LARGEST_WARMUP = 0.1  # share of the epochs
+
 
 def open_named_recipe(name_or_path: str, student: str) -> tuple[Recipe, str]:
     """Returns a recipe and the student it is for: of a file, the one given."""
@@ -29,11 +31,17 @@ def open_named_recipe(name_or_path: str, student: str) -> tuple[Recipe, str]:
 def recipe_settings(
     recipe: Recipe, *, epochs: int | None, batch_size: int | None, seed: int | None, given: list[str]
 ) -> dict[str, Any]:
-    """Returns the settings that options ask for; `given` are the texts of --set."""
+    """Returns the settings that options ask for; `given` are the texts of --set.
+
+    Fewer epochs have no more of them as warm-up than a tenth, or the recipe's share where that is larger: five of ten
+    would leave the learning rate no time at its height.
+    """
     settings: dict[str, Any] = {}
     if epochs is not None:
         settings["schedule.epochs"] = epochs
-        settings["schedule.warmup_epochs"] = min(recipe.schedule.warmup_epochs, epochs)
+        warmup = recipe.schedule.warmup_epochs
+        share = max(warmup / recipe.schedule.epochs, _LARGEST_WARMUP)
+        settings["schedule.warmup_epochs"] = min(warmup, round(share * epochs, 3))
     if batch_size is not None:
         settings["batch_size"] = batch_size
     if seed is not None:

@@ -22,7 +22,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         peak: Rate after the warm-up; 5e-4 x batch size / 512 in the paper.
         steps_per_epoch: Batches in an epoch.
         epochs: Passes over the training images.
-        warmup_epochs: Length of the warm-up; at most `epochs`.
+        warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
         warmup_lr: Where the warm-up begins.
         min_lr: Where the cosine ends.
 
@@ -41,7 +41,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         *,
         steps_per_epoch: int,
         epochs: int = 300,
-        warmup_epochs: int = 5,
+        warmup_epochs: float = 5,
         warmup_lr: float = 1e-6,
         min_lr: float = 1e-5,
     ) -> None:

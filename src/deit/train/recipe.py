@@ -71,7 +71,7 @@ class Schedule:
 
     Attributes:
         epochs: Passes over the training images.
-        warmup_epochs: Length of the warm-up; at most `epochs`.
+        warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
         warmup_lr: Where the warm-up begins; not scaled by the batch size.
         min_lr: Where the cosine ends; not scaled by the batch size.
         updates: When the rate changes: "step" after each step; "epoch" after each epoch; "original" after each epoch
@@ -79,7 +79,7 @@ class Schedule:
     """
 
     epochs: int = 300
-    warmup_epochs: int = 5
+    warmup_epochs: float = 5.0
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     updates: str = "step"
@@ -87,6 +87,7 @@ class Schedule:
     def __post_init__(self) -> None:
         _require_one_of("schedule.updates", self.updates, UPDATES)
         _require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
+        object.__setattr__(self, "warmup_epochs", float(self.warmup_epochs))  # a setting of text follows its type
         _require(0 <= self.warmup_epochs <= self.epochs, "schedule.warmup_epochs must lie in [0, epochs]", self)
         _require(self.warmup_lr >= 0, "schedule.warmup_lr must be at least 0", self.warmup_lr)
         _require(self.min_lr >= 0, "schedule.min_lr must be at least 0", self.min_lr)
