@@ -294,8 +294,6 @@ def rates_of_timm(recipe: Recipe) -> list[float]:
     return rates
 
 
-@pytest.mark.parametrize("batch_size", [1024, 256])
-@pytest.mark.parametrize("updates", ["step", "epoch", "original"])
 def test_a_warm_up_may_be_a_part_of_an_epoch() -> None:
     recipe = Recipe().with_settings({"schedule.epochs": 2, "schedule.warmup_epochs": "0.2"})
     rates = [learning_rate(step, steps_per_epoch=100, recipe=recipe) for step in range(21)]
@@ -304,6 +302,8 @@ def test_a_warm_up_may_be_a_part_of_an_epoch() -> None:
     assert rates[20] == pytest.approx(1e-5 + (peak - 1e-5) * (1 + math.cos(math.pi * 0.1)) / 2)
 
 
+@pytest.mark.parametrize("batch_size", [1024, 256])
+@pytest.mark.parametrize("updates", ["step", "epoch", "original"])
 @pytest.mark.parametrize("warmup_epochs", [5, 0])
 def test_the_learning_rate_of_all_300_epochs_equals_timms_schedule(batch_size, updates, warmup_epochs) -> None:
     recipe = Recipe(batch_size=batch_size, schedule=Schedule(updates=updates, warmup_epochs=warmup_epochs))
