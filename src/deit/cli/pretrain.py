@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deit.cli.console import OUT, reports_errors
-from deit.cli.settings import open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
+from deit.cli.settings import check_freeze, open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -78,8 +78,7 @@ def pretrain(
 
 
 def _check_settings(recipe: Recipe, init: str | None) -> None:
-    if recipe.freeze and init is None:
-        raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+    check_freeze(recipe, init)
     if recipe.data.labels_per_class or recipe.data.label_fraction < 1:
         raise ValueError(
             "deit pretrain looks at no labels. Leave out data.labels_per_class and data.label_fraction; for fewer "

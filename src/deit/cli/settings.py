@@ -54,6 +54,12 @@ def recipe_settings(
     return settings
 
 
+def check_freeze(recipe: Recipe, init: str | None) -> None:
+    """Refuses to keep weights that were drawn at random."""
+    if recipe.freeze and init is None:
+        raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+
+
 def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> Data:
     """Opens images on the first process, with a progress bar, and says what was left out."""
 

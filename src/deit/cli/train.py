@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.console import OUT, reports_errors
-from deit.cli.settings import open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
+from deit.cli.settings import check_freeze, open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -89,8 +89,7 @@ def _open_recipe(name_or_path: str | None) -> tuple[Recipe, str]:
 
 
 def _checked_student(student: str | None, of_recipe: str, init: str | None, recipe: Recipe) -> str | None:
-    if recipe.freeze and init is None:
-        raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+    check_freeze(recipe, init)
     return of_recipe if student is None and init is None else student
 
 

@@ -177,7 +177,6 @@ class _Run:
         self.processes.on_first(lambda: open_run_folder(out, recipe, resume=resume))
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
-        self.summed_steps = 0
         if resume:
             self._restore()
         self.first_step = self.step
@@ -237,7 +236,6 @@ class _Run:
         for batch in self._batches():
             result = self.take_step(batch, self.step)
             self.step += 1
-            self.summed_steps += 1
             self._draw_if_due()
             for name, loss in result.losses.items():
                 self.loss_sums[name] = self.loss_sums[name] + loss if name in self.loss_sums else loss
@@ -249,7 +247,7 @@ class _Run:
                 stop = self._look(result, interrupted)
             if due:
                 row = self._evaluate(self._mean_losses(), result.lr)
-                self.loss_sums, self.summed_steps = {}, 0
+                self.loss_sums = {}
                 self._save_state()
                 if on_epoch is not None:
                     on_epoch(row)
@@ -298,7 +296,8 @@ class _Run:
     def _mean_losses(self) -> dict[str, float]:
         names = list(self.loss_sums)
         totals = torch.stack([self.loss_sums[name] for name in names]).double().cpu().numpy()
-        means = self.processes.sum(totals) / (self.summed_steps * self.processes.world_size)
+        steps = self.step % self._steps_per_evaluation or self._steps_per_evaluation
+        means = self.processes.sum(totals) / (steps * self.processes.world_size)
         return {f"train_{name}": float(mean) for name, mean in zip(names, means, strict=True)}
 
     # --- evaluation ------------------------------------------------------------------------------------
@@ -388,7 +387,6 @@ class _Run:
             for name, value in state.tensors.items()
             if name.startswith(_LOSSES)
         }
-        self.summed_steps = self.step % self._steps_per_evaluation
 
     # --- the result ------------------------------------------------------------------------------------
 
