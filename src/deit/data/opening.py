@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +15,7 @@ import numpy.typing as npt
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.label_columns import UNLABELLED, EncodedLabels, encode_labels
-from deit.data.listings import listed_parts
-from deit.data.shards import expand_braces, fetch_shards, shard_part
+from deit.data.parts import PART_NAMES, DataPath, Parts, ReadOptions, find_parts
 from deit.data.sources import (
     Data,
     ImageFolder,
@@ -34,49 +30,13 @@ from deit.data.sources import (
     split_indices,
 )
 from deit.data.stores import Part, StoredImages
-from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
 from deit.data.unlabelled import ImageFiles, WithoutLabels
-
-if TYPE_CHECKING:
-    import datasets
 
 logger = logging.getLogger(__name__)
 
-DataPath: TypeAlias = (
-    "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | datasets.Dataset | datasets.DatasetDict"
-)
-
-SUPPORTED = (
-    "a folder with one sub-folder of images for each class (or train/ and val/ of that form), .parquet files, "
-    "a .csv or .tsv file of paths and labels, a folder of datasets.save_to_disk, or .tar shards"
-)
-_PARTS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
-Rows: TypeAlias = npt.NDArray[np.int64]
-_Parts: TypeAlias = Mapping[str, Callable[[], Part]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    image_column: str
-    label_column: str
-    problem_type: str
-    progress: Progress | None
-
-    def columns(self) -> dict[str, str]:
-        return {
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-            "problem_type": self.problem_type,
-        }
+_Rows: TypeAlias = npt.NDArray[np.int64]
 
 
 def open_data(
@@ -122,11 +82,11 @@ def open_data(
         ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
     """
     check_problem_type(problem_type)
-    options = _Options(
+    options = ReadOptions(
         image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
     )
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
-    parts = _find_parts(path, options)
+    parts = find_parts(path, options)
     if isinstance(parts, Path):
         return _open_folder(parts, val_fraction, seed, strict, keep, options)
     if len(parts) == 1:
@@ -138,7 +98,7 @@ def open_data(
     return data
 
 
-def _divide(parts: _Parts, val_fraction: float, seed: int, strict: bool, keep: bool, options: _Options) -> Data:
+def _divide(parts: Parts, val_fraction: float, seed: int, strict: bool, keep: bool, options: ReadOptions) -> Data:
     (read,) = parts.values()
     whole = StoredImages(
         read(), problem_type=options.problem_type, strict=strict, keep_unlabelled=keep, progress=options.progress
@@ -149,8 +109,8 @@ def _divide(parts: _Parts, val_fraction: float, seed: int, strict: bool, keep: b
 
 
 def _held_out(
-    count: int, labelled: Rows, labels: Labels, classes: Sequence[str], val_fraction: float, seed: int
-) -> tuple[Rows, Rows]:
+    count: int, labelled: _Rows, labels: Labels, classes: Sequence[str], val_fraction: float, seed: int
+) -> tuple[_Rows, _Rows]:
     """Holds out a share of the labelled images; returns the numbers of all others, and of those."""
     second = labelled[split_indices(labels, classes, val_fraction, seed)[1]]
     return np.setdiff1d(np.arange(count), second), second
@@ -164,7 +124,7 @@ def _require_two_classes(classes: Sequence[str], problem_type: str = SINGLE_LABE
         )
 
 
-def _open_parts(parts: _Parts, strict: bool, keep: bool, options: _Options) -> Data:
+def _open_parts(parts: Parts, strict: bool, keep: bool, options: ReadOptions) -> Data:
     _require_two_parts(parts)
     chosen = "val" if "val" in parts else "test"
     train = StoredImages(
@@ -185,7 +145,7 @@ def _open_parts(parts: _Parts, strict: bool, keep: bool, options: _Options) -> D
     return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
 
 
-def _require_two_parts(parts: _Parts) -> None:
+def _require_two_parts(parts: Parts) -> None:
     if "train" not in parts or not {"val", "test"} & set(parts):
         raise ValueError(
             f"The parts {', '.join(parts)} cannot be trained with. Name one train and one val, or pass one alone."
@@ -229,10 +189,10 @@ def open_labelled(
     check_problem_type(problem_type)
     if part not in ("train", "val"):
         raise ValueError(f"part must be train or val. Received: {part!r}.")
-    options = _Options(
+    options = ReadOptions(
         image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
     )
-    parts = _find_parts(path, options)
+    parts = find_parts(path, options)
     if isinstance(parts, Path):
         folder = _labelled_folder(parts, part, classes)
         return ImageFolder(folder, classes=classes, strict=strict, progress=progress)
@@ -304,8 +264,8 @@ def open_unlabelled(
         ConnectionError: See `open_data`.
         ModuleNotFoundError: See `open_data`.
     """
-    options = _Options(image_column=image_column, label_column="", problem_type=UNLABELLED, progress=progress)
-    parts = _find_parts(path, options)
+    options = ReadOptions(image_column=image_column, label_column="", problem_type=UNLABELLED, progress=progress)
+    parts = find_parts(path, options)
     if isinstance(parts, Path):
         return _unlabelled_folder(parts, val_fraction, seed, strict, progress)
     if len(parts) > 1:
@@ -323,10 +283,10 @@ def open_unlabelled(
     return _divide_unlabelled(WithoutLabels(whole), told, whole.skipped, val_fraction, seed)
 
 
-def _labels_told(path: DataPath, options: _Options, part: Part, rows: Rows) -> EncodedLabels | None:
+def _labels_told(path: DataPath, options: ReadOptions, part: Part, rows: _Rows) -> EncodedLabels | None:
     """Returns the labels of some rows of a part that was opened without them, or None where there are none."""
     try:
-        parts = _find_parts(path, options)
+        parts = find_parts(path, options)
         assert not isinstance(parts, Path)
         (read,) = parts.values()
         labelled = read()
@@ -373,7 +333,7 @@ def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool,
 # --- folders of images --------------------------------------------------------------------------------
 
 
-def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep: bool, options: _Options) -> Data:
+def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep: bool, options: ReadOptions) -> Data:
     progress = options.progress
     divided = (root / "train").is_dir()
     _require_two_classes(class_folders(root / "train" if divided else root))
@@ -404,164 +364,10 @@ def _val_folder(root: Path) -> Path | None:
 def _more_unlabelled(root: Path) -> list[Path]:
     """Returns the folder of unlabelled images beside train/, if there is one, and tells of other folders."""
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    others = [path.name for path in folders if path.name not in (*_PARTS, *_UNLABELLED_FOLDERS)]
+    others = [path.name for path in folders if path.name not in (*PART_NAMES, *_UNLABELLED_FOLDERS)]
     if others:
         logger.warning("%s has train/, so these folders are not used: %s.", root, ", ".join(others))
     return [path for path in folders if path.name in _UNLABELLED_FOLDERS]
-
-
-def _refuse_columns(root: Path, options: _Options) -> None:
-    if options.image_column or options.label_column:
-        raise ValueError(
-            f"{root} is a folder of images, which has no columns. Leave image_column and label_column out."
-        )
-    if options.problem_type not in (SINGLE_LABEL, UNLABELLED):
-        raise ValueError(
-            f"{root} is a folder of images, where each has one class. For {options.problem_type}, list the files and "
-            "their labels in a .csv file."
-        )
-
-
-# --- what is at a path --------------------------------------------------------------------------------
-
-
-def _find_parts(path: DataPath, options: _Options) -> _Parts | Path:
-    """Returns functions that open the parts of a data set, by name; or a folder of images.
-
-    A data set that is not divided is one part of any name.
-    """
-    if not isinstance(path, (str, os.PathLike, list, tuple)):
-        return _parts_of_object(path, options)
-    names = [os.fspath(each) for each in path] if isinstance(path, (list, tuple)) else [os.fspath(path)]
-    names = [name for each in names for name in ([each] if os.path.exists(each) else expand_braces(each))]
-    if not names:
-        raise ValueError(f"An empty list has no data. Supported: {SUPPORTED}.")
-    for name in names:
-        if not _is_address(name) and not os.path.exists(name):
-            raise FileNotFoundError(f"There is nothing at {name}. Supported: {SUPPORTED}.")
-    if len(names) == 1 and os.path.isdir(names[0]):
-        return _parts_of_folder(Path(names[0]), options)
-    kinds = sorted({_kind(name) for name in names})
-    if len(kinds) > 1:
-        raise ValueError(f"The files are of several kinds: {', '.join(kinds)}. Pass files of one.")
-    return _parts_of_files(kinds[0], names, options)
-
-
-def _is_address(name: str) -> bool:
-    return "://" in name or name.startswith("pipe:")
-
-
-def _kind(name: str) -> str:
-    """Returns ".parquet", ".csv" (for .tsv too) or ".tar"."""
-    bare = name.partition("?")[0] if _is_address(name) else name
-    ending = Path(bare).suffix.lower()
-    ending = ".csv" if ending == ".tsv" else ending
-    if os.path.isdir(name) or ending not in (".parquet", ".csv", ".tar"):
-        raise ValueError(f"{bare} is not a data set of a known kind. Supported: {SUPPORTED}.")
-    if _is_address(name) and ending != ".tar":
-        raise ValueError(f"{bare} cannot be opened: only .tar shards are fetched. Download it and pass its path.")
-    return ending
-
-
-def _parts_of_folder(folder: Path, options: _Options) -> _Parts | Path:
-    if is_saved_dataset(folder):
-        return _parts_of_datasets(load_saved_dataset(folder), str(folder), options)
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    places = [folder, *(p for p in inside if p.name.lower() in (*_PARTS, "data"))]
-    for ending in (".parquet", ".tar"):
-        for files in (_files(places[:1], ending), _files(places[1:], ending)):
-            if files:
-                return _parts_of_files(ending, files, options)
-    tables = sorted([*_files([folder], ".csv"), *_files([folder], ".tsv")])
-    if tables and not inside:
-        return _parts_of_files(".csv", tables, options)
-    if tables and len(inside) == 1 and inside[0].name != "train":
-        raise ValueError(f"{folder} has one folder, {inside[0].name}/, and a table. Pass the table: {tables[0]}.")
-    _refuse_columns(folder, options)
-    return folder
-
-
-def _files(folders: Sequence[Path], ending: str) -> list[str]:
-    found = [file for folder in folders for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-    return [str(file) for file in found if file.suffix.lower() == ending and file.is_file()]
-
-
-def _parts_of_files(kind: str, names: Sequence[str], options: _Options) -> _Parts:
-    if kind == ".csv":
-        return _parts_of_tables(names, options)
-    return {
-        part: partial(_open_files, kind, part, members, options) for part, members in _named_after_parts(names).items()
-    }
-
-
-def _open_files(kind: str, part: str, names: Sequence[str], options: _Options) -> Part:
-    if kind == ".parquet":
-        return parquet_part(part, [Path(name) for name in names], **options.columns(), progress=options.progress)
-    return shard_part(part, fetch_shards(names, options.progress), **options.columns(), progress=options.progress)
-
-
-def _parts_of_tables(names: Sequence[str], options: _Options) -> _Parts:
-    parts: dict[str, Part] = {}
-    for part, members in _named_after_parts(names).items():
-        if len(members) > 1:
-            raise ValueError(f"{members[0]} and {members[1]} are for the same part. Join them into one table.")
-        inside = listed_parts(Path(members[0]), **options.columns())
-        if len(names) == 1:
-            parts = inside
-        elif "" not in inside:
-            raise ValueError(f"{members[0]} is one of several tables and has a column 'split'. Pass it alone.")
-        else:
-            parts[part] = replace(inside[""], name=part)
-    return {name: partial(_given, part) for name, part in parts.items()}
-
-
-def _given(part: Part) -> Part:
-    return part
-
-
-def _named_after_parts(names: Sequence[str]) -> dict[str, list[str]]:
-    """Groups files by the part that their names tell, or else the names of their folders: "cifar10-train.parquet"."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        path = Path(name.partition("?")[0] if _is_address(name) else name)
-        told = _part_in(path.stem) or _part_in(path.parent.name, whole=True)
-        groups.setdefault(told, []).append(name)
-    if "" in groups and len(groups) > 1:
-        raise ValueError(
-            f"Some files are named after a part of the data and others are not: {groups[''][0]}. "
-            "Name each after train, val or test, or none."
-        )
-    return groups
-
-
-def _part_in(text: str, *, whole: bool = False) -> str:
-    words = [text.lower()] if whole else re.findall("[a-z]+", text.lower())
-    told = {_PARTS[word] for word in words if word in _PARTS}
-    return told.pop() if len(told) == 1 else ""
-
-
-def _parts_of_object(data: Any, options: _Options) -> _Parts:
-    if type(data).__module__.partition(".")[0] == "datasets":
-        import datasets
-
-        if isinstance(data, datasets.DatasetDict):
-            return _parts_of_datasets(dict(data), "the data set", options)
-        if isinstance(data, datasets.Dataset):
-            return _parts_of_datasets({"": data}, "the data set", options)
-    raise TypeError(
-        f"path must be a path, a list of paths, a datasets.Dataset or a DatasetDict. Received: {type(data).__name__}."
-    )
-
-
-def _parts_of_datasets(loaded: Mapping[str, datasets.Dataset], origin: str, options: _Options) -> _Parts:
-    if not loaded:
-        raise ValueError(f"{origin} has no parts. Save it again.")
-    parts: dict[str, Callable[[], Part]] = {}
-    for name, dataset in loaded.items():
-        shown = f"{origin} ({name})" if name else origin
-        known = _PARTS.get(name.lower(), name)
-        parts[known] = partial(dataset_part, known, dataset, origin=shown, **options.columns())
-    return parts
 
 
 def note_empty_classes(data: Data) -> None:

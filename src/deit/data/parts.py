@@ -1,0 +1,214 @@
+"""What is at the path of a data set: its parts, opened when they are asked for, or a folder of images."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from deit.core.metrics import SINGLE_LABEL
+from deit.data.label_columns import UNLABELLED
+from deit.data.listings import listed_parts
+from deit.data.shards import expand_braces, fetch_shards, shard_part
+from deit.data.sources import Progress
+from deit.data.stores import Part
+from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
+
+if TYPE_CHECKING:
+    import datasets
+
+DataPath: TypeAlias = (
+    "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | datasets.Dataset | datasets.DatasetDict"
+)
+
+SUPPORTED = (
+    "a folder with one sub-folder of images for each class (or train/ and val/ of that form), .parquet files, "
+    "a .csv or .tsv file of paths and labels, a folder of datasets.save_to_disk, or .tar shards"
+)
+PART_NAMES = {  # what a folder, a file or a part may be called, and what it is then
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+Parts: TypeAlias = Mapping[str, Callable[[], Part]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How a part is read; see `deit.data.opening.open_data`."""
+
+    image_column: str
+    label_column: str
+    problem_type: str
+    progress: Progress | None
+
+    def columns(self) -> dict[str, str]:
+        """Returns what every kind of part takes."""
+        return {
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "problem_type": self.problem_type,
+        }
+
+
+def find_parts(path: DataPath, options: ReadOptions) -> Parts | Path:
+    """Returns functions that open the parts of a data set, by name; or a folder of images.
+
+    A data set that is not divided is one part of any name.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path.
+        ValueError: It is of no known kind or of several, or its parts cannot be told apart.
+        TypeError: It is no path and no data set of `datasets`.
+    """
+    if not isinstance(path, (str, os.PathLike, list, tuple)):
+        return _parts_of_object(path, options)
+    names = [os.fspath(each) for each in path] if isinstance(path, (list, tuple)) else [os.fspath(path)]
+    names = [name for each in names for name in ([each] if os.path.exists(each) else expand_braces(each))]
+    if not names:
+        raise ValueError(f"An empty list has no data. Supported: {SUPPORTED}.")
+    for name in names:
+        if not _is_address(name) and not os.path.exists(name):
+            raise FileNotFoundError(f"There is nothing at {name}. Supported: {SUPPORTED}.")
+    if len(names) == 1 and os.path.isdir(names[0]):
+        return _parts_of_folder(Path(names[0]), options)
+    kinds = sorted({_kind(name) for name in names})
+    if len(kinds) > 1:
+        raise ValueError(f"The files are of several kinds: {', '.join(kinds)}. Pass files of one.")
+    return _parts_of_files(kinds[0], names, options)
+
+
+def _is_address(name: str) -> bool:
+    return "://" in name or name.startswith("pipe:")
+
+
+def _kind(name: str) -> str:
+    """Returns ".parquet", ".csv" (for .tsv too) or ".tar"."""
+    bare = name.partition("?")[0] if _is_address(name) else name
+    ending = Path(bare).suffix.lower()
+    ending = ".csv" if ending == ".tsv" else ending
+    if os.path.isdir(name) or ending not in (".parquet", ".csv", ".tar"):
+        raise ValueError(f"{bare} is not a data set of a known kind. Supported: {SUPPORTED}.")
+    if _is_address(name) and ending != ".tar":
+        raise ValueError(f"{bare} cannot be opened: only .tar shards are fetched. Download it and pass its path.")
+    return ending
+
+
+def _parts_of_folder(folder: Path, options: ReadOptions) -> Parts | Path:
+    if is_saved_dataset(folder):
+        return _parts_of_datasets(load_saved_dataset(folder), str(folder), options)
+    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    places = [folder, *(p for p in inside if p.name.lower() in (*PART_NAMES, "data"))]
+    for ending in (".parquet", ".tar"):
+        for files in (_files(places[:1], ending), _files(places[1:], ending)):
+            if files:
+                return _parts_of_files(ending, files, options)
+    tables = sorted([*_files([folder], ".csv"), *_files([folder], ".tsv")])
+    if tables and not inside:
+        return _parts_of_files(".csv", tables, options)
+    if tables and len(inside) == 1 and inside[0].name != "train":
+        raise ValueError(f"{folder} has one folder, {inside[0].name}/, and a table. Pass the table: {tables[0]}.")
+    _refuse_columns(folder, options)
+    return folder
+
+
+def _refuse_columns(root: Path, options: ReadOptions) -> None:
+    if options.image_column or options.label_column:
+        raise ValueError(
+            f"{root} is a folder of images, which has no columns. Leave image_column and label_column out."
+        )
+    if options.problem_type not in (SINGLE_LABEL, UNLABELLED):
+        raise ValueError(
+            f"{root} is a folder of images, where each has one class. For {options.problem_type}, list the files and "
+            "their labels in a .csv file."
+        )
+
+
+def _files(folders: Sequence[Path], ending: str) -> list[str]:
+    found = [file for folder in folders for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    return [str(file) for file in found if file.suffix.lower() == ending and file.is_file()]
+
+
+def _parts_of_files(kind: str, names: Sequence[str], options: ReadOptions) -> Parts:
+    if kind == ".csv":
+        return _parts_of_tables(names, options)
+    return {
+        part: partial(_open_files, kind, part, members, options) for part, members in _named_after_parts(names).items()
+    }
+
+
+def _open_files(kind: str, part: str, names: Sequence[str], options: ReadOptions) -> Part:
+    if kind == ".parquet":
+        return parquet_part(part, [Path(name) for name in names], **options.columns(), progress=options.progress)
+    return shard_part(part, fetch_shards(names, options.progress), **options.columns(), progress=options.progress)
+
+
+def _parts_of_tables(names: Sequence[str], options: ReadOptions) -> Parts:
+    parts: dict[str, Part] = {}
+    for part, members in _named_after_parts(names).items():
+        if len(members) > 1:
+            raise ValueError(f"{members[0]} and {members[1]} are for the same part. Join them into one table.")
+        inside = listed_parts(Path(members[0]), **options.columns())
+        if len(names) == 1:
+            parts = inside
+        elif "" not in inside:
+            raise ValueError(f"{members[0]} is one of several tables and has a column 'split'. Pass it alone.")
+        else:
+            parts[part] = replace(inside[""], name=part)
+    return {name: partial(_given, part) for name, part in parts.items()}
+
+
+def _given(part: Part) -> Part:
+    return part
+
+
+def _named_after_parts(names: Sequence[str]) -> dict[str, list[str]]:
+    """Groups files by the part that their names tell, or else the names of their folders: "cifar10-train.parquet"."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        path = Path(name.partition("?")[0] if _is_address(name) else name)
+        told = _part_in(path.stem) or _part_in(path.parent.name, whole=True)
+        groups.setdefault(told, []).append(name)
+    if "" in groups and len(groups) > 1:
+        raise ValueError(
+            f"Some files are named after a part of the data and others are not: {groups[''][0]}. "
+            "Name each after train, val or test, or none."
+        )
+    return groups
+
+
+def _part_in(text: str, *, whole: bool = False) -> str:
+    words = [text.lower()] if whole else re.findall("[a-z]+", text.lower())
+    told = {PART_NAMES[word] for word in words if word in PART_NAMES}
+    return told.pop() if len(told) == 1 else ""
+
+
+def _parts_of_object(data: Any, options: ReadOptions) -> Parts:
+    if type(data).__module__.partition(".")[0] == "datasets":
+        import datasets
+
+        if isinstance(data, datasets.DatasetDict):
+            return _parts_of_datasets(dict(data), "the data set", options)
+        if isinstance(data, datasets.Dataset):
+            return _parts_of_datasets({"": data}, "the data set", options)
+    raise TypeError(
+        f"path must be a path, a list of paths, a datasets.Dataset or a DatasetDict. Received: {type(data).__name__}."
+    )
+
+
+def _parts_of_datasets(loaded: Mapping[str, datasets.Dataset], origin: str, options: ReadOptions) -> Parts:
+    if not loaded:
+        raise ValueError(f"{origin} has no parts. Save it again.")
+    parts: dict[str, Callable[[], Part]] = {}
+    for name, dataset in loaded.items():
+        shown = f"{origin} ({name})" if name else origin
+        known = PART_NAMES.get(name.lower(), name)
+        parts[known] = partial(dataset_part, known, dataset, origin=shown, **options.columns())
+    return parts
