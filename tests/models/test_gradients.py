@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit.models import gradients
-from deit.models.gradients import attend, backward_by_hand, can_attend
+from deit.models.gradients import attend, attend_of_few, backward_by_hand, can_attend
 from deit.models.vision_transformer import VisionTransformer
 
 
@@ -38,6 +38,24 @@ def test_attention_in_bfloat16_stays_within_its_rounding():
     (received,) = torch.autograd.grad(attend(qkv), qkv, weights.bfloat16())
     assert received.dtype == torch.bfloat16
     assert (received - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_of_few_queries_and_its_gradients_are_those_of_pytorch_in_double(dtype, bound, autocast):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 2, 2, 8), (3, 2, 7, 8), (3, 2, 7, 8)]
+    inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    weights = torch.randn(shapes[0], generator=generator).to(dtype)
+    exact = [each.detach().double().requires_grad_() for each in inputs]
+    expected = F.scaled_dot_product_attention(*exact)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
+        received = attend_of_few(*inputs)
+    assert received.dtype == dtype
+    assert (received - expected).norm() < bound * expected.norm()
+    theirs = torch.autograd.grad(expected, exact, weights.double())
+    for ours, gradient in zip(torch.autograd.grad(received, inputs, weights), theirs, strict=True):
+        assert (ours - gradient).norm() < bound * gradient.norm()
 
 
 def test_a_gradient_of_the_gradient_can_be_taken():

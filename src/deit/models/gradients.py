@@ -48,6 +48,22 @@ def attend(qkv: Tensor) -> Tensor:
     return _Attention.apply(qkv)
 
 
+def attend_of_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of a few queries, such as those of the class and the distillation token, without masks or dropout.
+
+    Args:
+        query: (B, H, M, d), M much less than N.
+        key: (B, H, N, d).
+        value: (B, H, N, d).
+
+    Returns:
+        (B, H, M, d).
+    """
+    if query.dtype == torch.bfloat16 and backward_by_hand(query):  # PyTorch's backward takes several times as long
+        return F.softmax(query @ key.transpose(2, 3) * query.shape[-1] ** -0.5, dim=-1) @ value
+    return F.scaled_dot_product_attention(query, key, value)
+
+
 def _probabilities(query: Tensor, key: Tensor) -> Tensor:
     return F.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1)
 

@@ -26,7 +26,7 @@ from deit.models.attention import (
     head_mask_per_block,
 )
 from deit.models.construction import draws_initial_values
-from deit.models.gradients import attend, backward_by_hand, can_attend
+from deit.models.gradients import attend, attend_of_few, backward_by_hand, can_attend
 from deit.models.linear import Linear, has_hooks
 from deit.models.position_embedding import resize_position_embedding
 
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, -1)), probabilities
 
     def first_tokens(self, x: Tensor, count: int) -> Tensor:
-        """Attends for the first tokens alone, with PyTorch's attention and without masks.
+        """Attends for the first tokens alone, without masks.
 
         Args:
             x: (B, N, D).
@@ -174,7 +174,7 @@ class Attention(nn.Module):
         query = self.qkv.rows(x[:, :count], 0, inner).view(batch, count, heads, -1).transpose(1, 2)
         both = self.qkv.rows(x, inner, 3 * inner).view(batch, tokens, 2, heads, -1)
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = attend_of_few(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, -1))
 
     @torch.no_grad()
