@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests at a time; each computes on one thread. `make test JOBS=0 ARGS=tests/core` runs some in one process.
+JOBS ?= 2
 
 .PHONY: demo test check format clean
 
@@ -10,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/deit demo --out build/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
