@@ -6,17 +6,16 @@ FOLDER holds CIFAR-10 as Parquet in the Hugging Face layout, a file for training
 each share of labels there are four students, all of the same number of steps:
 
 * scratch: learns from the labelled images alone;
-* pre-trained: half of the steps reconstruct masked images, all of them and without labels; the other half learn from
+* pre-trained: a third of the steps reconstruct masked images, all of them and without labels; two thirds learn from
   the labelled images;
 * distilled: learns from all images, the labelled ones' labels and a convnet that was trained on the labelled images
   alone and speaks of all;
-* both: half of the steps as pre-training, the other half as distilled.
+* both: a third of the steps as pre-training, two thirds as distilled.
 
 The convnet's own training is no part of a student's steps; nor does it see a label that the students do not see. A run
 that was stopped goes on with the same command. The default is a budget for two CPU cores; on a GPU take `--budget gpu`.
-`--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length,
-and `--labelled-share 0` shows labelled images no more often than others. `--budget tiny` runs all in a minute, to see
-that it works.
+`--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length.
+`--budget tiny` runs all in a minute, to see that it works.
 """
 
 from __future__ import annotations
@@ -36,13 +35,16 @@ from deit.data.few_labels import with_fewer_labels
 from deit.data.opening import open_data
 from deit.data.sources import Data
 from deit.data.unlabelled import WithoutLabels
-from deit.train.history import draw_curves
 from deit.train.loop import FitResult, fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipe import DataOptions, Distillation, Masking, Optimizer, Recipe, Schedule
+from deit.train.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
 from deit.train.students import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teacher import match_teacher, open_teacher
+
+LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mixup_alpha=0.0, mix_rate=0.5)
+STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment and erasing
+OFTEN = 50  # an image that is shown more than so many times is varied strongly
 
 CELLS = ("scratch", "pre-trained", "distilled", "both")
 
@@ -62,7 +64,6 @@ class Budget:
         teacher_steps: Of each convnet.
         batch_size: Of all.
         layer_decay: Of students that start from pre-trained weights.
-        labelled_share: Least share of labelled images among those that a student with a teacher sees.
     """
 
     train_images: int
@@ -75,21 +76,25 @@ class Budget:
     teacher_steps: int
     batch_size: int
     layer_decay: float = 0.85
-    labelled_share: float = 0.5
+
+    @property
+    def masked_steps(self) -> int:
+        """Steps of pre-training, which the students that begin with it have fewer of their own."""
+        return self.steps // 3
 
 
 BUDGETS = {
     "tiny": Budget(
         train_images=200, val_images=100, shares=(0.1, 1.0), student="deit-digits-distilled-patch8-32",
-        teacher="timm/test_resnet", teacher_side=32, steps=40, teacher_steps=20, batch_size=10,
+        teacher="timm/test_resnet", teacher_side=32, steps=60, teacher_steps=20, batch_size=10,
     ),
     "cpu": Budget(
         train_images=50_000, student="deit-mini-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
-        steps=2_000, teacher_steps=800, batch_size=50,
+        steps=3_000, teacher_steps=2_000, batch_size=50,
     ),
     "gpu": Budget(
         train_images=50_000, student="deit-tiny-distilled-patch4-32", teacher="timm/resnet18", teacher_side=128,
-        steps=20_000, teacher_steps=4_000, batch_size=500,
+        steps=24_000, teacher_steps=6_000, batch_size=500,
     ),
 }  # fmt: skip
 
@@ -103,10 +108,10 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
         "drop_path_rate": 0.0,
         "crop_ratio": 1.0,
         "eval_epochs": max(epochs // 4, 1),
-        "augment": Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mixup_alpha=0.0, mix_rate=0.5),
+        "augment": STRONG_VIEWS if epochs > OFTEN else LIGHT_VIEWS,
         "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
         "schedule": Schedule(epochs=epochs, warmup_epochs=epochs / 10),
-        "distillation": Distillation(kind="soft", temperature=2.0, weight=0.5),
+        "distillation": Distillation(kind="soft", temperature=1.0, weight=0.8),
     }
     return Recipe(**{**values, **settings})
 
@@ -135,10 +140,10 @@ class Seed:
         )  # fmt: skip
 
     def pretrain(self) -> FitResult:
-        """Reconstructs masked images: half of a student's steps."""
+        """Reconstructs masked images: the first steps of two of the students."""
         augment = Augmentation(crop_scale=(0.67, 1.0), rand_augment="", erase_rate=0.0, mix_rate=0.0)
         its_recipe = recipe(
-            self.budget, self.seed, self.budget.steps // 2, self.images, augment=augment,
+            self.budget, self.seed, self.budget.masked_steps, self.images, augment=augment,
             masking=Masking(patch=8, picture_steps=0),
         )  # fmt: skip
         student = build_masked_student(self.budget.student, its_recipe)
@@ -164,7 +169,7 @@ class Seed:
         for cell in names:
             starts, asks = cell in ("pre-trained", "both"), cell in ("distilled", "both")
             data = all_images if asks else few
-            steps = budget.steps // 2 if starts else budget.steps
+            steps = budget.steps - budget.masked_steps if starts else budget.steps
             its_recipe = recipe(budget, self.seed, steps, len(data.train.labels))
             if starts:
                 decay = dataclasses.replace(its_recipe.optimizer, layer_decay=budget.layer_decay)
@@ -173,7 +178,6 @@ class Seed:
             student = build_student(budget.student, classes, its_recipe, init=init)
             task: Any = ClassificationTask(student.model, student.processor)
             if asks:
-                its_recipe = dataclasses.replace(its_recipe, data=DataOptions(labelled_share=budget.labelled_share))
                 speaker = open_teacher(self.out / folder / "teacher")
                 speaker = match_teacher(speaker, classes, student.processor.output_size)
                 task = DistillationTask(student.model, speaker, student.processor, distillation=its_recipe.distillation)
@@ -195,6 +199,36 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(runs: dict[tuple[float, int], dict[str, FitResult]], masked_steps: int, path: Path) -> None:
+    """Draws top-1 over a student's steps, pre-training included: a picture for each share, a line for each seed.
+
+    Args:
+        runs: (share of labels, seed) -> name -> run.
+        masked_steps: By which the students that begin with pre-training come later.
+        path: Of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    shares = sorted({share for share, _ in runs})
+    figure = Figure(figsize=(3.6 * len(shares), 3.6), layout="constrained")
+    for axis, share in zip(figure.subplots(1, len(shares), sharey=True, squeeze=False)[0], shares, strict=True):
+        of_share = [each for (own_share, _), each in sorted(runs.items()) if own_share == share]
+        for colour, name in zip(("C7", "C0", "C1", "C2", "C3"), ("teacher", *CELLS), strict=True):
+            for number, each in enumerate(run[name] for run in of_share if name in run):
+                label = name if not number else None
+                if name == "teacher":
+                    axis.axhline(each.history[-1]["val_top1"], color=colour, linestyle=":", label=label)
+                    continue
+                start = masked_steps if name in ("pre-trained", "both") else 0
+                steps, top1 = [start + row["step"] for row in each.history], [row["val_top1"] for row in each.history]
+                axis.plot(steps, top1, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
+        axis.set(title=f"{100 * share:g} % of the labels", xlabel="step")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("top-1 (%)")
+    figure.axes[-1].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("data", type=Path)
@@ -204,23 +238,21 @@ def main() -> None:
     parser.add_argument("--only", type=float, nargs="+", help="shares of labels; all of the budget without")
     parser.add_argument("--cells", choices=CELLS, nargs="+", default=CELLS)
     parser.add_argument("--steps", type=int, help="of a student; those of the budget without")
-    parser.add_argument("--labelled-share", type=float, default=0.5)
     parser.add_argument("--device")
     options = parser.parse_args()
-    budget = dataclasses.replace(BUDGETS[options.budget], labelled_share=options.labelled_share)
+    budget = BUDGETS[options.budget]
     if options.steps:
         budget = dataclasses.replace(budget, steps=options.steps)
     starts = {"pre-trained", "both"} & set(options.cells)
     data = some_of(open_data(options.data), budget)
     rows: list[dict[str, Any]] = []
-    curves = {}
+    finished = {}
     for seed in options.seeds:
         runs_of_seed = Seed(data, budget, seed, options.out / f"seed-{seed}", options.device)
         masked = runs_of_seed.pretrain() if starts else None
         for share in options.only or budget.shares:
             runs = runs_of_seed.cells(share, options.cells)
-            if seed == options.seeds[0]:
-                curves.update({f"{name}, {100 * share:g} %": runs[name].history for name in options.cells})
+            finished[share, seed] = runs
             rows.append(
                 {
                     "seed": seed,
@@ -234,7 +266,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    draw_curves(curves, options.out / "curves.png", over="step")
+    draw(finished, budget.masked_steps, options.out / "curves.png")
     print(table(rows))
     for share in sorted({row["share"] for row in rows} if {"distilled", "scratch"} <= set(options.cells) else ()):
         gains = [row["top-1"]["distilled"] - row["top-1"]["scratch"] for row in rows if row["share"] == share]

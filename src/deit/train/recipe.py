@@ -169,7 +169,7 @@ class DataOptions:
     labels_per_class: int = 0
     label_fraction: float = 1.0
     label_seed: int = 0
-    labelled_share: float = 0.5
+    labelled_share: float = 0.1
     max_train_images: int = 0
     max_val_images: int = 0
 
