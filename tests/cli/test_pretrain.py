@@ -81,7 +81,8 @@ def test_few_labels_alone_and_with_a_teacher_for_the_others(photos, teacher, tmp
     student = ("--student", VARIANT, *SHORT)
     said = succeeds("train", photos, *student, "--labels", "25%", "--batch-size", 2, "--out", tmp_path / "alone").output
     assert "6 training and 12 validation images" in said
-    said = succeeds("train", photos, *student, "--labels", 2, "--teacher", teacher, "--out", tmp_path / "taught").output
+    taught = (*student, "--labels", 2, "--teacher", teacher, "--set", "data.labelled_share=0.5")
+    said = succeeds("train", photos, *taught, "--out", tmp_path / "taught").output
     assert "24 training (6 with a label, 50% of what is shown) and 12" in " ".join(said.split())
     record = json.loads((tmp_path / "taught" / "training.json").read_text())
     assert (record["data"]["train_images"], record["data"]["train_labels"]) == (24, 6)
