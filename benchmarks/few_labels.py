@@ -14,8 +14,8 @@ each share of labels there are four students, all of the same number of steps:
 
 The convnet's own training is no part of a student's steps; nor does it see a label that the students do not see. A run
 that was stopped goes on with the same command. The default is a budget for two CPU cores; on a GPU take `--budget gpu`.
-`--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length.
-`--budget tiny` runs all in a minute, to see that it works.
+`--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length,
+`--images 50000` all images. `--budget tiny` runs all in a minute, to see that it works.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from deit.train.students import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teacher import match_teacher, open_teacher
 
-LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mixup_alpha=0.0, mix_rate=0.5)
-STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment and erasing
+LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mix_rate=0.0)
+STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment, erasing and CutMix
 OFTEN = 50  # an image that is shown more than so many times is varied strongly
 
 CELLS = ("scratch", "pre-trained", "distilled", "both")
@@ -89,8 +89,8 @@ BUDGETS = {
         teacher="timm/test_resnet", teacher_side=32, steps=60, teacher_steps=20, batch_size=10,
     ),
     "cpu": Budget(
-        train_images=50_000, student="deit-mini-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
-        steps=3_000, teacher_steps=2_000, batch_size=50,
+        train_images=10_000, student="deit-mini-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
+        steps=3_000, teacher_steps=1_400, batch_size=50,
     ),
     "gpu": Budget(
         train_images=50_000, student="deit-tiny-distilled-patch4-32", teacher="timm/resnet18", teacher_side=128,
@@ -238,11 +238,13 @@ def main() -> None:
     parser.add_argument("--only", type=float, nargs="+", help="shares of labels; all of the budget without")
     parser.add_argument("--cells", choices=CELLS, nargs="+", default=CELLS)
     parser.add_argument("--steps", type=int, help="of a student; those of the budget without")
+    parser.add_argument("--images", type=int, help="to train on, labelled or not; those of the budget without")
     parser.add_argument("--device")
     options = parser.parse_args()
     budget = BUDGETS[options.budget]
-    if options.steps:
-        budget = dataclasses.replace(budget, steps=options.steps)
+    budget = dataclasses.replace(
+        budget, steps=options.steps or budget.steps, train_images=options.images or budget.train_images
+    )
     starts = {"pre-trained", "both"} & set(options.cells)
     data = some_of(open_data(options.data), budget)
     rows: list[dict[str, Any]] = []
@@ -272,7 +274,7 @@ def main() -> None:
         gains = [row["top-1"]["distilled"] - row["top-1"]["scratch"] for row in rows if row["share"] == share]
         print(f"{100 * share:g} % of the labels: distilled over scratch {statistics.mean(gains):+.2f} points")
     complete = budget == BUDGETS[options.budget] and not options.only and set(options.cells) == set(CELLS)
-    name = "few-labels" if complete else f"few-labels-{budget.steps}-steps"
+    name = "few-labels" if complete else f"few-labels-{budget.train_images}-images-{budget.steps}-steps"
     report(name, [{"budget": dataclasses.asdict(budget)}, *rows], write=options.budget != "tiny")
 
 
