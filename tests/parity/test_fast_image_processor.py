@@ -155,7 +155,7 @@ def test_paths_bytes_and_images_give_the_same_pixels(tmp_path):
         (rgb(30, 41), {"do_pad": True, "pad_size": 3}, r"pad_size \(3, 3\) is smaller than an image of \(16, 16\)"),
         ([rgb(30, 41), rgb(9, 9)], {**PLAIN, "return_tensors": "pt"}, "different sizes cannot be stacked"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_used_is_refused(images, options, message):
     with pytest.raises(ValueError, match=message):
