@@ -44,7 +44,7 @@ from deit.train.teacher import match_teacher, open_teacher
 
 LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mix_rate=0.0)
 STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment, erasing and CutMix
-OFTEN = 50  # an image that is shown more than so many times is varied strongly
+OFTEN = 25  # an image that is shown more than so many times is varied strongly
 
 CELLS = ("scratch", "pre-trained", "distilled", "both")
 
@@ -89,8 +89,8 @@ BUDGETS = {
         teacher="timm/test_resnet", teacher_side=32, steps=60, teacher_steps=20, batch_size=10,
     ),
     "cpu": Budget(
-        train_images=10_000, student="deit-mini-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
-        steps=3_000, teacher_steps=1_400, batch_size=50,
+        train_images=25_000, student="deit-mini-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
+        steps=4_500, teacher_steps=1_600, batch_size=50,
     ),
     "gpu": Budget(
         train_images=50_000, student="deit-tiny-distilled-patch4-32", teacher="timm/resnet18", teacher_side=128,
