@@ -47,6 +47,7 @@ STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # wit
 OFTEN = 25  # an image that is shown more than so many times is varied strongly
 
 CELLS = ("scratch", "pre-trained", "distilled", "both")
+BEGIN_MASKED = ("pre-trained", "both")  # those of them that begin with pre-training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +168,7 @@ class Seed:
             )
         }
         for cell in names:
-            starts, asks = cell in ("pre-trained", "both"), cell in ("distilled", "both")
+            starts, asks = cell in BEGIN_MASKED, cell in ("distilled", "both")
             data = all_images if asks else few
             steps = budget.steps - budget.masked_steps if starts else budget.steps
             its_recipe = recipe(budget, self.seed, steps, len(data.train.labels))
@@ -219,7 +220,7 @@ def draw(runs: dict[tuple[float, int], dict[str, FitResult]], masked_steps: int,
                 if name == "teacher":
                     axis.axhline(each.history[-1]["val_top1"], color=colour, linestyle=":", label=label)
                     continue
-                start = masked_steps if name in ("pre-trained", "both") else 0
+                start = masked_steps if name in BEGIN_MASKED else 0
                 steps, top1 = [start + row["step"] for row in each.history], [row["val_top1"] for row in each.history]
                 axis.plot(steps, top1, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
         axis.set(title=f"{100 * share:g} % of the labels", xlabel="step")
@@ -245,13 +246,12 @@ def main() -> None:
     budget = dataclasses.replace(
         budget, steps=options.steps or budget.steps, train_images=options.images or budget.train_images
     )
-    starts = {"pre-trained", "both"} & set(options.cells)
     data = some_of(open_data(options.data), budget)
     rows: list[dict[str, Any]] = []
     finished = {}
     for seed in options.seeds:
         runs_of_seed = Seed(data, budget, seed, options.out / f"seed-{seed}", options.device)
-        masked = runs_of_seed.pretrain() if starts else None
+        masked = runs_of_seed.pretrain() if set(BEGIN_MASKED) & set(options.cells) else None
         for share in options.only or budget.shares:
             runs = runs_of_seed.cells(share, options.cells)
             finished[share, seed] = runs

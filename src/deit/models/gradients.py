@@ -1,4 +1,4 @@
-"""Steps of training on the CPU whose backward pass is written by hand, because PyTorch's own is slow there.
+"""Steps of training on the CPU with a backward pass of our own, because PyTorch's is slow there.
 
 The numbers are the same up to rounding. Everything else (a GPU, compiling, exporting, tracing, function transforms,
 second derivatives of a transform) takes PyTorch's own way. Measured in `benchmarks/training.py`.
@@ -60,7 +60,7 @@ def attend_of_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         (B, H, M, d).
     """
     if query.dtype == torch.bfloat16 and backward_by_hand(query):  # PyTorch's backward takes several times as long
-        return F.softmax(query @ key.transpose(2, 3) * query.shape[-1] ** -0.5, dim=-1) @ value
+        return _probabilities(query, key) @ value
     return F.scaled_dot_product_attention(query, key, value)
 
 
