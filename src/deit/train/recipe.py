@@ -156,8 +156,8 @@ class DataOptions:
         label_fraction: Likewise as a share of each class; 1 for all.
         label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
         labelled_share: Least share of labelled images among those shown, where a teacher speaks of unlabelled ones as
-            well: labelled ones come more often for it. A tenth, so that each batch has some and none is learnt by heart;
-            0 shows all equally often.
+            well: labelled ones come more often for it. A tenth, so that each batch has some and none is learnt by
+            heart; 0 shows all equally often.
         max_train_images: Largest number of training images, chosen at random; 0 for all.
         max_val_images: Likewise of validation images.
     """
