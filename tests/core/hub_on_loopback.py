@@ -26,6 +26,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     created: list[dict] = field(default_factory=list)
+    creation_status: int = 200
     address: str = ""
 
     def revision(self, name: str, asked: str) -> str | None:
@@ -118,7 +119,9 @@ def handler_for(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             hub.requests.append((self.command, self.path, self.headers.get("Authorization")))
-            if self.path == "/api/repos/create":
+            if self.path == "/api/repos/create" and hub.creation_status != 200:
+                self.answer(hub.creation_status)
+            elif self.path == "/api/repos/create":
                 hub.created.append(json.loads(body))
                 self.answer_json({"url": f"{hub.address}/{hub.created[-1].get('organization', 'me')}/x"})
             else:

@@ -334,6 +334,33 @@ def test_saving_can_push_as_well(uploads, tiny_config, tmp_path):
     assert uploads[2]["created"] == "me/other"
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [(401, PermissionError, "hf auth login"), (403, PermissionError, "403"), (500, ConnectionError, "error 500")],
+)
+def test_a_hub_that_refuses_an_upload_is_told(hub: Hub, monkeypatch, tmp_path, status, error, words):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.address)
+    hub.creation_status = status
+    with pytest.raises(error, match=words) as caught:
+        upload_folder(tmp_path, "me/x", token="secret")
+    assert "me/x" in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_told(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match="Nothing was uploaded to 'me/x'"):
+        upload_folder(tmp_path, "me/x", token="secret")
+
+
+def test_a_name_that_no_repository_can_have_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="such as 'me/my-deit'"):
+        upload_folder(tmp_path, "my own/deit!", token="secret")
+
+
 def test_the_only_network_code_is_this_module():
     source = Path(hub_module.__file__).parents[1]
     users = [p.name for p in source.rglob("*.py") if "import huggingface_hub" in p.read_text(encoding="utf-8")]

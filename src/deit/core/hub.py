@@ -11,10 +11,10 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deit.core.variants import VARIANTS
 
@@ -221,6 +221,7 @@ def upload_folder(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    leave_out: Sequence[str] = (),
 ) -> str:
     """Uploads the files of a folder to the hub; the repository is made if it is missing.
 
@@ -232,28 +233,54 @@ def upload_folder(
         token: See `HubOptions`.
         revision: Branch to upload to, which must exist; None takes the main branch.
         create_pr: Propose the upload in place of making it.
+        leave_out: Patterns of files that are not uploaded, such as "state/*".
 
     Returns:
         The address of the commit.
 
     Raises:
         ModuleNotFoundError: huggingface_hub is not installed.
-        OSError: The hub cannot be reached or refuses.
+        ValueError: `name` cannot be a name on the hub.
+        FileNotFoundError: There is no such branch.
+        PermissionError: The hub wants a token, or another one.
+        ConnectionError: The hub cannot be reached or fails.
     """
     try:
         import huggingface_hub
+        from huggingface_hub import errors
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "push_to_hub needs the 'huggingface_hub' package. Install it with: pip install \"deit[hub]\"",
             name=error.name,
         ) from error
-    repository = huggingface_hub.create_repo(name, private=private, token=token, exist_ok=True)
-    commit = huggingface_hub.upload_folder(
-        repo_id=repository.repo_id,
-        folder_path=folder,
-        commit_message=commit_message,
-        token=token,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    # OSError, and what the HTTP library raises by itself: which library that is depends on huggingface_hub's version.
+    failures = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
+    try:
+        repository = huggingface_hub.create_repo(name, private=private, token=token, exist_ok=True)
+        commit = huggingface_hub.upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=list(leave_out),
+        )
+    except errors.HFValidationError as error:
+        raise ValueError(f"{name!r} cannot be a name on the hub ({error}). Pass one such as 'me/my-deit'.") from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{name!r} has no branch {revision!r} on the hub. Make it first.") from error
+    except failures as error:
+        raise _not_uploaded(name, error) from error
     return str(commit)
+
+
+def _not_uploaded(name: str, error: Exception) -> OSError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return PermissionError(
+            f"The hub refuses to take {name!r} (error {status}). Log in with `hf auth login`, or pass another token, "
+            "which may write there."
+        )
+    reason = f"error {status}" if status else f"{type(error).__name__}: {error}"
+    return ConnectionError(f"Nothing was uploaded to {name!r}: the hub cannot be reached or fails ({reason}).")
