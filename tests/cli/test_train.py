@@ -30,8 +30,8 @@ from tests.cli.conftest import RATE, SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, fill, picture, write_text, write_truncated_jpeg
 
 RUN_FILES = {
-    "config.json", "curves.png", "metrics.csv", "metrics.jsonl", "model.safetensors", "preprocessor_config.json",
-    "recipe.yaml", "state", "training.json",
+    "README.md", "config.json", "curves.png", "metrics.csv", "metrics.jsonl", "model.safetensors",
+    "preprocessor_config.json", "recipe.yaml", "state", "training.json",
 }  # fmt: skip
 
 

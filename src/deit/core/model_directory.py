@@ -10,7 +10,7 @@ from deit.core.configuration import CONFIG_NAME, read_config
 from deit.core.image_processor import DeiTImageProcessor, open_image_processor
 from deit.core.weight_files import PICKLE_NAME, WEIGHTS_NAME
 
-TRAINING_NAME = "training.json"
+TRAINING_NAME, STATE_NAME = "training.json", "state"
 
 
 def is_model_directory(path: Path) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.images import ImageError
+from deit.core.model_directory import STATE_NAME
 from deit.data.augment import build_transform
 from deit.data.distributed import current_processes
 from deit.data.few_labels import count_unlabelled, labelled_again
@@ -29,7 +30,7 @@ from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
 from deit.train.history import History
 from deit.train.recipe import Recipe
-from deit.train.run_folder import STATE_NAME, hardware_and_versions, open_run_folder, write_model
+from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
 from deit.train.state import State, load_state, save_state
 from deit.train.step import NonFiniteLossError, StepResult, TrainStep
 from deit.train.tasks import DistillationTask, Task
@@ -98,8 +99,9 @@ def fit(
     """Trains a student and writes it as a model directory.
 
     The folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv` and `curves.png` on the way, a training state after
-    each evaluation, and at the end the model with its preprocessing, labels and `training.json`. An interrupt
-    (Ctrl-C, SIGTERM) saves the state after the step at hand; so does an image that can no longer be read.
+    each evaluation, and at the end the model with its preprocessing, labels, `training.json` and a model card
+    (`README.md`). An interrupt (Ctrl-C, SIGTERM) saves the state after the step at hand; so does an image that can no
+    longer be read.
 
     Args:
         task: Student and losses.

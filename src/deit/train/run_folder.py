@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 import deit
-from deit.core.files import replace_folder_content, write_json_atomically
+from deit.core.files import replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.labels import id2label_from_names
 from deit.core.model_directory import TRAINING_NAME
 from deit.models.pretrained import PreTrainedModel
+from deit.train.model_card import CARD_NAME, model_card
 from deit.train.recipe import Recipe, differences
 
-RECIPE_NAME, STATE_NAME = "recipe.yaml", "state"
+RECIPE_NAME = "recipe.yaml"
 
 
 def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -61,7 +62,7 @@ def write_model(
     """Writes a model directory: weights, labels, preprocessing and how they came about, whole or not at all.
 
     Args:
-        out: The folder; files of other names in it stay.
+        out: The folder; files of other names in it stay, and so does a `README.md`, which somebody may have edited.
         student: A model of this package or of timm.
         classes: Class names; none for a model of masked images.
         processor: The student's preprocessing.
@@ -71,6 +72,9 @@ def write_model(
         _save_student(student, classes, processor, temporary)
         processor.save_pretrained(temporary)
         write_json_atomically(temporary / TRAINING_NAME, record)
+        if not (out / CARD_NAME).exists():
+            card = model_card(out.resolve().name, student, classes, processor, record)
+            write_text_atomically(temporary / CARD_NAME, card)
 
 
 def _save_student(student: nn.Module, classes: list[str], processor: DeiTImageProcessor, folder: Path) -> None:

@@ -1,0 +1,122 @@
+"""The page that a model directory is read by: `README.md`, as the model hub shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from deit.core.image_processor import DeiTImageProcessor
+from deit.models.pretrained import PreTrainedModel
+from deit.train.history import CURVES_NAME
+from deit.train.masked_images import PICTURE_NAME
+
+CARD_NAME = "README.md"
+
+_SHOWN_CLASSES = 10
+_TITLES = {"top1": "top-1 %", "top5": "top-5 %"}
+
+
+def model_card(
+    name: str, student: nn.Module, classes: list[str], processor: DeiTImageProcessor, record: dict[str, Any]
+) -> str:
+    """Returns what a model is, how it came about, how good it is and how it is used: metadata in YAML, then Markdown.
+
+    Args:
+        name: Of the model, as the heading.
+        student: A model of this package or of timm.
+        classes: Class names; none for a model of masked images.
+        processor: The student's preprocessing.
+        record: Of `training.json`.
+    """
+    import yaml
+
+    own = isinstance(student, PreTrainedModel)
+    metadata: dict[str, Any] = {
+        "library_name": "transformers" if own else "timm",  # what the hub can open the files with
+        "tags": ["deit", *(["distillation"] if record["teacher"] else []), *([] if classes else ["simmim"])],
+    }
+    if classes:
+        metadata |= {"pipeline_tag": "image-classification", "metrics": sorted(_metrics(record))}
+    count = sum(parameter.numel() for parameter in student.parameters())
+    height, width = processor.output_size
+    what = type(student).__name__ if own else f"{student.pretrained_cfg['architecture']} of timm"  # type: ignore[index]
+    parts = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {name}",
+        f"`{what}`, {count / 1e6:.1f} million parameters, for images of {width} x {height} pixels. "
+        f"{_origin(record, classes)}",
+        _classes(classes) if classes else "",
+        f"## Scores\n\n{_scores(record, classes)}",
+        f"## Use\n\n{_use(name, own, classes)}",
+        f"## Training\n\n{_training(record)}",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metrics(record: dict[str, Any]) -> set[str]:
+    scores: dict[str, Any] = next(iter(record["scores"].values()))
+    return {"accuracy" if key in _TITLES else key for key in scores if key not in ("images", "loss")}
+
+
+def _origin(record: dict[str, Any], classes: list[str]) -> str:
+    data = record["data"]
+    images = f"{data['train_images']} images"
+    if not classes:
+        return f"It learnt from {images} without labels, by reconstructing hidden patches (SimMIM)."
+    if "train_labels" in data:
+        images += f", of which {data['train_labels']} have a label,"
+    taught = f" and from the teacher `{record['teacher']}`" if record["teacher"] else ""
+    return f"It learnt from {images}{taught}."
+
+
+def _classes(classes: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in classes[:_SHOWN_CLASSES])
+    more = f" and {len(classes) - _SHOWN_CLASSES} more (`config.json`)" if len(classes) > _SHOWN_CLASSES else ""
+    return f"{len(classes)} classes: {shown}{more}."
+
+
+def _scores(record: dict[str, Any], classes: list[str]) -> str:
+    rows = {head: {k: v for k, v in values.items() if k != "images"} for head, values in record["scores"].items()}
+    columns = list(next(iter(rows.values())))
+    lines = [
+        f"| head | {' | '.join(_TITLES.get(c, c.replace('_', ' ')) for c in columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+        *(
+            f"| {head} | {' | '.join(f'{values[c]:.2f}' if c in _TITLES else f'{values[c]:.3f}' for c in columns)} |"
+            for head, values in rows.items()
+        ),
+    ]
+    average = "the average of the weights" if record["weights"] == "average" else "the last weights"
+    images = f"Measured on {record['data']['val_images']} images that it did not learn from, with {average}."
+    pictures = [f"![Losses and scores over the epochs]({CURVES_NAME})"]
+    if not classes:
+        pictures.append(f"![Images, what the model sees of them, what it makes of that]({PICTURE_NAME})")
+    return "\n\n".join(["\n".join(lines), images, *pictures])
+
+
+def _use(name: str, own: bool, classes: list[str]) -> str:
+    if not classes:
+        return f"The start of a classifier:\n\n```bash\ndeit train DATA --init {name} --out classifier\n```"
+    command = f"```bash\ndeit classify {name} photo.jpg\n```"
+    if not own:
+        return command
+    code = [
+        "from deit import pipeline  # or: from transformers import pipeline",
+        "",
+        f'classify = pipeline("image-classification", model="{name}")',
+        'print(classify("photo.jpg"))',
+    ]
+    return "\n".join([command, "", "```python", *code, "```"])
+
+
+def _training(record: dict[str, Any]) -> str:
+    recipe = record["recipe"]
+    epochs, batch = recipe["schedule"]["epochs"], recipe["batch_size"]
+    processes = f"{record['processes']} process{'es' * (record['processes'] > 1)}"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        f"{epochs} epochs, {record['steps']} steps of {batch} images, seed {recipe['seed']}, {processes} on "
+        f"{record['device']}. All settings are in `recipe.yaml`, every evaluation in `metrics.csv`, "
+        f"fingerprints of the images in `training.json`. Written with {versions}."
+    )
