@@ -33,6 +33,7 @@ OPTIONS = {
     "classify": ["--top-k", "--batch-size", "--device", "--json", "--strict"],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--strict"],
     "convert": ["--to", "--variant"],
+    "push": ["--private", "--message", "--branch", "--propose"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
 ARGUMENTS = {
@@ -43,6 +44,7 @@ ARGUMENTS = {
     "classify": ["model", "images"],
     "embed": ["model", "images"],
     "convert": ["source", "destination"],
+    "push": ["model", "name"],
     "demo": [],
 }
 

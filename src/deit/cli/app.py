@@ -11,6 +11,7 @@ from deit.cli.demo import demo
 from deit.cli.embed import embed
 from deit.cli.evaluate import evaluate
 from deit.cli.pretrain import pretrain
+from deit.cli.push import push
 from deit.cli.recipes import recipes
 from deit.cli.train import train
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, pretrain, recipes, evaluate, classify, embed, convert, demo):
+for command in (train, pretrain, recipes, evaluate, classify, embed, convert, push, demo):
     app.command()(command)
 
 

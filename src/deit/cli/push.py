@@ -1,0 +1,42 @@
+"""`deit push`: a model directory on the model hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deit.cli.console import OUT, reports_errors
+
+
+@reports_errors
+def push(
+    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    name: Annotated[str, typer.Argument(help="On the hub, such as me/my-deit; made if it is missing.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who may see a new one; your default without.")
+    ] = None,
+    message: Annotated[str, typer.Option(help="Says what the upload is.")] = "Upload model",
+    branch: Annotated[str | None, typer.Option(help="Another branch than the main one; it must exist.")] = None,
+    propose: Annotated[bool, typer.Option("--propose", help="Open a pull request in place of a commit.")] = False,
+) -> None:
+    """Upload a model with its card to the model hub; training states stay here.
+
+    The token is that of `hf auth login`, or of the environment variable HF_TOKEN.
+    """
+    from deit.core.hub import upload_folder
+    from deit.core.model_directory import STATE_NAME, is_model_directory
+
+    if not is_model_directory(model):
+        raise FileNotFoundError(f"{model} is no model directory: config.json or the weights are missing.")
+    address = upload_folder(
+        model,
+        name,
+        commit_message=message,
+        private=private,
+        revision=branch,
+        create_pr=propose,
+        leave_out=[f"{STATE_NAME}/*"],
+    )
+    OUT.print(f"{model} is on the hub: {address}", highlight=False, soft_wrap=True)
