@@ -15,7 +15,8 @@ each share of labels there are four students, all of the same number of steps:
 The convnet's own training is no part of a student's steps; nor does it see a label that the students do not see. A run
 that was stopped goes on with the same command. The default is a budget for two CPU cores; on a GPU take `--budget gpu`.
 `--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length,
-`--images 50000` all images. `--budget tiny` runs all in a minute, to see that it works.
+`--images 50000` all images, `--often 100` varies strongly only what is shown more often. `--budget tiny` runs all in a
+minute, to see that it works.
 """
 
 from __future__ import annotations
@@ -44,7 +45,6 @@ from deit.train.teacher import match_teacher, open_teacher
 
 LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mix_rate=0.0)
 STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment, erasing and CutMix
-OFTEN = 25  # an image that is shown more than so many times is varied strongly
 
 CELLS = ("scratch", "pre-trained", "distilled", "both")
 BEGIN_MASKED = ("pre-trained", "both")  # those of them that begin with pre-training
@@ -65,6 +65,7 @@ class Budget:
         teacher_steps: Of each convnet.
         batch_size: Of all.
         layer_decay: Of students that start from pre-trained weights.
+        often: An image that is shown more than so many times is varied strongly.
     """
 
     train_images: int
@@ -77,6 +78,7 @@ class Budget:
     teacher_steps: int
     batch_size: int
     layer_decay: float = 0.85
+    often: int = 25
 
     @property
     def masked_steps(self) -> int:
@@ -109,7 +111,7 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
         "drop_path_rate": 0.0,
         "crop_ratio": 1.0,
         "eval_epochs": max(epochs // 4, 1),
-        "augment": STRONG_VIEWS if epochs > OFTEN else LIGHT_VIEWS,
+        "augment": STRONG_VIEWS if epochs > budget.often else LIGHT_VIEWS,
         "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
         "schedule": Schedule(epochs=epochs, warmup_epochs=epochs / 10),
         "distillation": Distillation(kind="soft", temperature=1.0, weight=0.8),
@@ -240,11 +242,15 @@ def main() -> None:
     parser.add_argument("--cells", choices=CELLS, nargs="+", default=CELLS)
     parser.add_argument("--steps", type=int, help="of a student; those of the budget without")
     parser.add_argument("--images", type=int, help="to train on, labelled or not; those of the budget without")
+    parser.add_argument("--often", type=int, help="shown more often than that, an image is varied strongly; 25")
     parser.add_argument("--device")
     options = parser.parse_args()
     budget = BUDGETS[options.budget]
     budget = dataclasses.replace(
-        budget, steps=options.steps or budget.steps, train_images=options.images or budget.train_images
+        budget,
+        steps=options.steps or budget.steps,
+        train_images=options.images or budget.train_images,
+        often=options.often or budget.often,
     )
     data = some_of(open_data(options.data), budget)
     rows: list[dict[str, Any]] = []
