@@ -254,7 +254,8 @@ def upload_folder(
             name=error.name,
         ) from error
     # OSError, and what the HTTP library raises by itself: which library that is depends on huggingface_hub's version.
-    failures = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
+    http_errors = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
+    failures: tuple[type[Exception], ...] = (errors.HFValidationError, *http_errors)
     try:
         repository = huggingface_hub.create_repo(name, private=private, token=token, exist_ok=True)
         commit = huggingface_hub.upload_folder(
@@ -266,21 +267,23 @@ def upload_folder(
             create_pr=create_pr,
             ignore_patterns=list(leave_out),
         )
-    except errors.HFValidationError as error:
-        raise ValueError(f"{name!r} cannot be a name on the hub ({error}). Pass one such as 'me/my-deit'.") from error
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{name!r} has no branch {revision!r} on the hub. Make it first.") from error
     except failures as error:
-        raise _not_uploaded(name, error) from error
+        raise _not_uploaded(name, revision, error) from error
     return str(commit)
 
 
-def _not_uploaded(name: str, error: Exception) -> OSError:
+def _not_uploaded(name: str, revision: str | None, error: Exception) -> Exception:
+    """Returns the error to raise for one of huggingface_hub's."""
+    kind = type(error).__name__
+    if kind == "HFValidationError":
+        return ValueError(f"{name!r} cannot be a name on the hub ({error}). Pass one such as 'me/my-deit'.")
+    if kind == "RevisionNotFoundError":
+        return FileNotFoundError(f"{name!r} has no branch {revision!r} on the hub. Make it first.")
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return PermissionError(
             f"The hub refuses to take {name!r} (error {status}). Log in with `hf auth login`, or pass another token, "
             "which may write there."
         )
-    reason = f"error {status}" if status else f"{type(error).__name__}: {error}"
+    reason = f"error {status}" if status else f"{kind}: {error}"
     return ConnectionError(f"Nothing was uploaded to {name!r}: the hub cannot be reached or fails ({reason}).")
