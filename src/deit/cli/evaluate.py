@@ -223,7 +223,7 @@ def _print(result: Evaluation, title: str, notes: list[str]) -> None:
     if result.teacher is not None:
         results["teacher"] = result.teacher
     single = bool(result.heads[result.head].bins)
-    from deit.deploy.evaluation_results import score_title
+    from deit.core.metrics import score_title
 
     scores = list(result.heads[result.head].scores.as_dict())
     columns = ["head", *map(score_title, scores), *(["ECE %"] * single), "images"]
@@ -233,7 +233,7 @@ def _print(result: Evaluation, title: str, notes: list[str]) -> None:
 
 
 def _row(name: str, head: HeadResult, single: bool) -> list[str]:
-    from deit.deploy.evaluation_results import score_text
+    from deit.core.metrics import score_text
 
     shown = [score_text(key, value) for key, value in head.scores.as_dict().items()]
     return [name, *shown, *([f"{100 * head.calibration_error:.2f}"] * single), str(head.scores.images)]

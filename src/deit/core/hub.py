@@ -193,7 +193,7 @@ def _download(name: str, groups: list[tuple[str, ...]], options: HubOptions) -> 
 
 
 def _unreachable(name: str, error: Exception, options: HubOptions) -> OSError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status in (401, 403):
         return PermissionError(f"The hub refuses access to {name!r} (error {status}). Pass another token=.")
     if options.local_files_only:
@@ -206,6 +206,12 @@ def _unreachable(name: str, error: Exception, options: HubOptions) -> OSError:
         f"{name!r} is not in the local cache and {reason}. Copy the model's files (config.json, "
         "preprocessor_config.json, model.safetensors) into a folder and pass its path in place of the name."
     )
+
+
+def _status(error: Exception) -> int | None:
+    """Returns the HTTP status that the hub answered with, if it answered."""
+    status: int | None = getattr(getattr(error, "response", None), "status_code", None)
+    return status
 
 
 def _is_weight_file(file: Path) -> bool:
@@ -274,16 +280,17 @@ def upload_folder(
 
 def _not_uploaded(name: str, revision: str | None, error: Exception) -> Exception:
     """Returns the error to raise for one of huggingface_hub's."""
-    kind = type(error).__name__
-    if kind == "HFValidationError":
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HFValidationError):
         return ValueError(f"{name!r} cannot be a name on the hub ({error}). Pass one such as 'me/my-deit'.")
-    if kind == "RevisionNotFoundError":
+    if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError(f"{name!r} has no branch {revision!r} on the hub. Make it first.")
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status in (401, 403):
         return PermissionError(
             f"The hub refuses to take {name!r} (error {status}). Log in with `hf auth login`, or pass another token, "
             "which may write there."
         )
-    reason = f"error {status}" if status else f"{kind}: {error}"
+    reason = f"error {status}" if status else f"{type(error).__name__}: {error}"
     return ConnectionError(f"Nothing was uploaded to {name!r}: the hub cannot be reached or fails ({reason}).")

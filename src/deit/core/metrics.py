@@ -21,6 +21,15 @@ MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
+_PERCENT = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "exact_match": "exact match",
+}
+_WORDS = {"r2": "R²"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -98,6 +107,18 @@ class RegressionScores:
 
 def _scores_alone(scores: Any) -> dict[str, float]:
     return {name: value for name, value in asdict(scores).items() if name not in ("images", "unanswered")}
+
+
+def score_title(name: str) -> str:
+    """Returns the name of a score for readers, with its unit: "top-1 %"."""
+    return f"{_PERCENT[name]} %" if name in _PERCENT else _WORDS.get(name, name.replace("_", " "))
+
+
+def score_text(name: str, value: float) -> str:
+    """Returns a score for readers, without its unit; "-" for NaN."""
+    if np.isnan(value):
+        return "-"
+    return f"{value:.2f}" if name in _PERCENT else f"{value:.3f}"
 
 
 AnyScores: TypeAlias = Scores | MultiLabelScores | RegressionScores

@@ -13,9 +13,9 @@ import numpy as np
 
 import deit
 from deit.core.calibration import ReliabilityBin
-from deit.core.metrics import REGRESSION, SINGLE_LABEL
+from deit.core.metrics import REGRESSION, SINGLE_LABEL, score_text, score_title
 from deit.data.sources import Source
-from deit.deploy.evaluation_results import Evaluation, score_text, score_title
+from deit.deploy.evaluation_results import Evaluation
 from deit.deploy.html_page import figure_uri, image_uri, write_page
 
 # Above the first the matrix is too dense for names, above the second for numbers in its cells.

@@ -13,27 +13,6 @@ from deit.core import metrics
 from deit.core.calibration import ReliabilityBin, confidences, expected_calibration_error
 from deit.core.metrics import SINGLE_LABEL, AnyScores, Array, Integers
 
-_PERCENT = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "micro_f1": "micro F1",
-    "macro_f1": "macro F1",
-    "exact_match": "exact match",
-}
-_WORDS = {"r2": "R²"}
-
-
-def score_title(name: str) -> str:
-    """Returns the name of a score for readers, with its unit: "top-1 %"."""
-    return f"{_PERCENT[name]} %" if name in _PERCENT else _WORDS.get(name, name.replace("_", " "))
-
-
-def score_text(name: str, value: float) -> str:
-    """Returns a score for readers, without its unit; "-" for NaN."""
-    if np.isnan(value):
-        return "-"
-    return f"{value:.2f}" if name in _PERCENT else f"{value:.3f}"
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadResult:

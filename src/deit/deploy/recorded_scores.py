@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deit.core.metrics import score_text, score_title
 from deit.core.model_directory import read_training_record
 from deit.data.sources import Source, Subset, split_indices
-from deit.deploy.evaluation_results import score_text, score_title
 
 VALIDATION, TRAINING, WHOLE = "validation", "training", "whole"
 

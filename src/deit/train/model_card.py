@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.metrics import score_text, score_title
 from deit.models.pretrained import PreTrainedModel
 from deit.train.history import CURVES_NAME
 from deit.train.masked_images import PICTURE_NAME
@@ -14,7 +15,6 @@ from deit.train.masked_images import PICTURE_NAME
 CARD_NAME = "README.md"
 
 _SHOWN_CLASSES = 10
-_TITLES = {"top1": "top-1 %", "top5": "top-5 %"}
 
 
 def model_card(
@@ -56,7 +56,7 @@ def model_card(
 
 def _metrics(record: dict[str, Any]) -> set[str]:
     scores: dict[str, Any] = next(iter(record["scores"].values()))
-    return {"accuracy" if key in _TITLES else key for key in scores if key not in ("images", "loss")}
+    return {"accuracy" if key in ("top1", "top5") else key for key in scores if key not in ("images", "loss")}
 
 
 def _origin(record: dict[str, Any], classes: list[str]) -> str:
@@ -80,12 +80,9 @@ def _scores(record: dict[str, Any], classes: list[str]) -> str:
     rows = {head: {k: v for k, v in values.items() if k != "images"} for head, values in record["scores"].items()}
     columns = list(next(iter(rows.values())))
     lines = [
-        f"| head | {' | '.join(_TITLES.get(c, c.replace('_', ' ')) for c in columns)} |",
+        f"| head | {' | '.join(map(score_title, columns))} |",
         "|---" * (len(columns) + 1) + "|",
-        *(
-            f"| {head} | {' | '.join(f'{values[c]:.2f}' if c in _TITLES else f'{values[c]:.3f}' for c in columns)} |"
-            for head, values in rows.items()
-        ),
+        *(f"| {head} | {' | '.join(score_text(c, values[c]) for c in columns)} |" for head, values in rows.items()),
     ]
     average = "the average of the weights" if record["weights"] == "average" else "the last weights"
     images = f"Measured on {record['data']['val_images']} images that it did not learn from, with {average}."
