@@ -1,0 +1,61 @@
+"""The errors that users cause, and the one way to read a file that may be damaged or hostile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MOST_JSON_BYTES = 64 * 2**20  # the index of a model in many files, the largest JSON here, has a few MiB
+
+
+class UserError(ValueError):
+    """What the user gave cannot be used. A command reports it in one line and exits with code 2."""
+
+
+class DamagedFileError(UserError):
+    """A file is truncated, damaged, hostile or of another format."""
+
+
+@contextmanager
+def parsing(path: Path, kind: str) -> Iterator[None]:
+    """Turns every error of a parser into `DamagedFileError`. Parse inside the block, and nothing else.
+
+    Args:
+        path: File that is parsed.
+        kind: What it should be, with its article: "a training state".
+
+    Raises:
+        DamagedFileError: The block raised an error. A missing or forbidden file keeps its own error.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # parsers of hostile bytes raise nearly every type
+        reason = str(error).partition("\n")[0][:200]
+        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        raise DamagedFileError(f"{path} is damaged or is not {kind} ({reason}).") from error
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        kind: What it should be, with its article, for the message.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedFileError: It is larger than `MOST_JSON_BYTES`, not JSON, nested too deeply, or not an object.
+    """
+    with parsing(path, kind):
+        size = path.stat().st_size
+        if size > MOST_JSON_BYTES:
+            raise DamagedFileError(f"{path} is not {kind}: it has {size} bytes, more than {MOST_JSON_BYTES}.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise DamagedFileError(f"{path} is not {kind}: it holds a {type(values).__name__}, not a JSON object.")
+        return values
