@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +25,14 @@ TINY: dict[str, Any] = {
     "encoder_stride": 4,
     "num_labels": 5,
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def caches_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what is cached out of the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from deit.core.images import ImageError
+from deit.data.cache_folder import cache_folder
 from deit.data.label_columns import LabelColumn
 from deit.data.sources import SkippedFile
-from deit.data.stores import Part, StoredImages, cache_folder
+from deit.data.stores import Part, StoredImages
 from tests.data.pictures import encoded, picture
 
 

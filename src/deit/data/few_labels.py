@@ -12,8 +12,9 @@ from PIL import Image
 
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.contents import Hashes
 from deit.data.opening import note_empty_classes
-from deit.data.sources import Data, Labels, Source, Subset
+from deit.data.sources import Data, Labels, Source, Subset, contents_of, former_fingerprint
 
 _LIMIT_KEY = 5  # first number of the random key of `limited`
 
@@ -38,9 +39,21 @@ class PartlyLabelled:
         """Returns one image, RGB."""
         return self.source.image(index)
 
+    @property
+    def contents(self) -> Hashes | None:
+        """(N,) uint64 hashes of the images, if the other source has them."""
+        return contents_of(self.source)
+
     def fingerprint(self) -> str:
         """Returns a hash of the other source and the choice."""
-        digest = hashlib.sha256(b"partly labelled\n" + self.source.fingerprint().encode())
+        return self._with_choice(self.source.fingerprint())
+
+    def former_fingerprint(self) -> str:
+        """Returns the same with the other source's former fingerprint."""
+        return self._with_choice(former_fingerprint(self.source))
+
+    def _with_choice(self, of_source: str) -> str:
+        digest = hashlib.sha256(b"partly labelled\n" + of_source.encode())
         return hashlib.sha256(digest.digest() + self.labelled.tobytes()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from deit.core.images import IMAGE_SUFFIXES, ImageError
 from deit.core.metrics import MULTI_LABEL, SINGLE_LABEL
 from deit.data.columns import LABEL_NAMES, PATH_NAMES, choose_column, described, not_an_image
+from deit.data.contents import file_stamp, read_file
 from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels
 from deit.data.sources import SkippedFile
 from deit.data.stores import Part
@@ -88,6 +90,7 @@ class ListedFiles:
 
     def __init__(self, table: Path, paths: Sequence[str], lines: Sequence[int]) -> None:
         self._table = table
+        self._folder = os.path.abspath(table.parent)
         self._paths = list(paths)
         self._lines = list(lines)
 
@@ -100,11 +103,22 @@ class ListedFiles:
         if not name:
             raise ImageError("it names no file.")
         try:
-            return (self._table.parent / name).read_bytes()
+            return read_file(self._table.parent / name)
         except FileNotFoundError:
             raise ImageError(f"there is no file {name!r}.") from None
+        except ImageError as error:
+            raise ImageError(f"the file {name!r} {error}") from None
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             raise ImageError(f"the file {name!r} cannot be read ({getattr(error, 'strerror', error)}).") from error
+
+    def stamp(self, row: int) -> bytes | None:
+        """Stands for the file as it is now."""
+        name = self._paths[row]
+        return file_stamp(os.path.join(self._folder, name)) if name else None
+
+    def cache_place(self) -> str:
+        """Returns the table's path."""
+        return os.path.join(self._folder, self._table.name)
 
     def place(self, row: int) -> str:
         """Names table, line and file."""

@@ -23,10 +23,12 @@ import numpy as np
 from deit.core.files import sync_file
 from deit.core.images import ImageError
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.cache_folder import cache_folder
 from deit.data.columns import choose_column
+from deit.data.contents import file_stamp, part_stamp
 from deit.data.label_columns import UNLABELLED, LabelColumn, column_option, ignored_labels, zeros_and_ones
 from deit.data.sources import Progress, SkippedFile
-from deit.data.stores import Part, cache_folder
+from deit.data.stores import Part
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _LABELS = ("cls", "json", "txt")  # in this order: a .txt beside others is a caption more often than a label
@@ -150,6 +152,7 @@ class TarImages:
         self, paths: Sequence[Path], shards: Sequence[int], members: Sequence[_Member | None], keys: Sequence[str]
     ) -> None:
         self._paths = list(paths)
+        self._stamps = [file_stamp(os.path.abspath(path)) for path in paths]
         self._shards = np.array(shards, dtype=np.int32)
         self._offsets = np.array([0 if m is None else m.offset for m in members], dtype=np.int64)
         self._sizes = np.array([-1 if m is None else m.size for m in members], dtype=np.int64)
@@ -169,6 +172,14 @@ class TarImages:
         if len(data) != size:
             raise ImageError(f"the shard ends inside of it, after {len(data)} of {size} bytes.")
         return data
+
+    def stamp(self, row: int) -> bytes | None:
+        """Stands for the member of the shard as that was when it was opened."""
+        return part_stamp(self._stamps[self._shards[row]], f"{self._offsets[row]} {self._sizes[row]}")
+
+    def cache_place(self) -> str:
+        """Returns the paths of the shards."""
+        return "\0".join(os.path.abspath(path) for path in self._paths)
 
     def place(self, row: int) -> str:
         """Names shard and member."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -16,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.images import IMAGE_SUFFIXES, ImageError, check_image, load_image
+from deit.core.images import IMAGE_SUFFIXES, ImageError, load_image
 from deit.core.labels import id2label_from_names
 from deit.core.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from deit.data.contents import Bytes, Contents, Hashes, content_hash, examine, file_stamp, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 class Source(Protocol):
     """Labelled images by number.
+
+    A source may also have `contents`, (N,) uint64 hashes of its images (see `contents_of`), and a
+    `former_fingerprint()`, by which what was recorded under an older rule is known again.
 
     Attributes:
         classes: Class names; a label is a position in this list. For regression one name, of the number.
@@ -56,6 +59,18 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Returns a hash that changes when images or labels do."""
         ...
+
+
+def contents_of(source: Source) -> Hashes | None:
+    """Returns the (N,) uint64 hashes of the bytes of the images of a source, or None where it has none."""
+    hashes: Hashes | None = getattr(source, "contents", None)
+    return hashes
+
+
+def former_fingerprint(source: Source) -> str:
+    """Returns the fingerprint that a source had when that of a folder was made of names and sizes alone."""
+    ask: Callable[[], str] = getattr(source, "former_fingerprint", source.fingerprint)
+    return ask()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +161,12 @@ class ArraySource:
         """Returns one image, RGB."""
         return Image.fromarray(self._images[index]).convert("RGB")
 
+    @cached_property
+    def contents(self) -> Hashes:
+        """(N,) uint64 hashes of shapes and pixels."""
+        shape = str(self._images.shape[1:]).encode()
+        return np.array([content_hash(shape + image.tobytes()) for image in self._images], np.uint64)
+
     def fingerprint(self) -> str:
         """Returns a hash of pixels and labels."""
         digest = hashlib.sha256(repr(self._images.shape).encode() + np.ascontiguousarray(self._images).tobytes())
@@ -179,8 +200,8 @@ def _check_values(labels: npt.NDArray[Any], classes: Sequence[str], problem_type
 class ImageFolder:
     """A folder with one sub-folder of images for each class.
 
-    Every image is decoded once, cheaply, when the folder is opened: a broken file is found before hours of work,
-    not during them.
+    Every image is read and decoded once, cheaply, when the folder is opened: a broken file is found before hours of
+    work, not during them. A file that has not changed since is not read again, see `examine`.
 
     Args:
         root: The folder.
@@ -191,6 +212,7 @@ class ImageFolder:
     Attributes:
         problem_type: Always "single_label_classification".
         skipped: Files left out.
+        contents: (N,) uint64 hashes of the files' bytes.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -208,24 +230,24 @@ class ImageFolder:
         progress: Progress | None = None,
     ) -> None:
         self.root = Path(root)
-        found = class_folders(self.root)
-        self.classes = sorted(found) if classes is None else list(classes)
-        unknown = sorted(set(found) - set(self.classes))
+        folders = class_folders(self.root)
+        self.classes = sorted(folders) if classes is None else list(classes)
+        unknown = sorted(set(folders) - set(self.classes))
         if unknown:
             raise ValueError(
                 f"{self.root} has class folders that the training images lack: {', '.join(unknown)}. "
                 f"Known: {', '.join(self.classes)}."
             )
         paths, labels, self.skipped = self._scan()
-        reasons = check_files(paths, progress)
-        broken = [SkippedFile(path=str(p), reason=r) for p, r in zip(paths, reasons, strict=True) if r]
-        self.skipped += broken
+        found = examine_files(self.root, paths, progress)
+        self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         if strict:
             refuse_skipped(self.skipped, str(self.root), strict=True)
-        good = [i for i, reason in enumerate(reasons) if not reason]
+        good = [i for i in range(len(paths)) if i not in found.reasons]
         self.paths = [paths[i] for i in good]
+        self.contents = found.hashes[good]
         self.labels: Labels = np.array([labels[i] for i in good], dtype=np.int64)
-        self._require_images(found)
+        self._require_images(folders)
         refuse_skipped(self.skipped, str(self.root), strict=False)
 
     def _scan(self) -> tuple[list[Path], list[int], list[SkippedFile]]:
@@ -242,9 +264,9 @@ class ImageFolder:
                     skipped.append(SkippedFile(path=str(path), reason=f"its ending {path.suffix!r} is not an image's."))
         return paths, labels, skipped
 
-    def _require_images(self, found: Sequence[str]) -> None:
+    def _require_images(self, folders: Sequence[str]) -> None:
         present = {self.classes[i] for i in np.unique(self.labels)} if len(self.labels) else set()
-        empty = sorted(set(found) - present)
+        empty = sorted(set(folders) - present)
         if empty:
             raise ValueError(
                 f"No usable image in {', '.join(str(self.root / name) for name in empty)}. "
@@ -256,6 +278,13 @@ class ImageFolder:
         return load_image(self.paths[index])
 
     def fingerprint(self) -> str:
+        """Returns a hash of the names, contents and labels of all files."""
+        names = "\0".join(str(path.relative_to(self.root)) for path in self.paths)
+        digest = hashlib.sha256("\0".join(["contents", *self.classes]).encode())
+        digest.update(names.encode("utf-8", "surrogateescape") + self.contents.tobytes() + self.labels.tobytes())
+        return digest.hexdigest()
+
+    def former_fingerprint(self) -> str:
         """Returns a hash of the names, sizes and labels of all files."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for path, label in zip(self.paths, self.labels, strict=True):
@@ -282,9 +311,22 @@ class Subset:
         """Returns one image, RGB."""
         return self.source.image(int(self.indices[index]))
 
+    @property
+    def contents(self) -> Hashes | None:
+        """(N,) uint64 hashes of the images, if the other source has them."""
+        whole = contents_of(self.source)
+        return None if whole is None else whole[self.indices]
+
     def fingerprint(self) -> str:
         """Returns a hash of the other source and the choice."""
-        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+        return self._with_choice(self.source.fingerprint())
+
+    def former_fingerprint(self) -> str:
+        """Returns the same with the other source's former fingerprint."""
+        return self._with_choice(former_fingerprint(self.source))
+
+    def _with_choice(self, of_source: str) -> str:
+        return hashlib.sha256(of_source.encode() + self.indices.tobytes()).hexdigest()
 
 
 class Joined:
@@ -306,10 +348,24 @@ class Joined:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.sources[number].image(index - int(self._ends[number - 1] if number else 0))
 
+    @property
+    def contents(self) -> Hashes | None:
+        """(N,) uint64 hashes of the images, if all sources have them."""
+        parts = [contents_of(source) for source in self.sources]
+        found = [part for part in parts if part is not None]
+        return np.concatenate(found) if len(found) == len(parts) else None
+
     def fingerprint(self) -> str:
         """Returns a hash of all sources; one alone has its own."""
-        prints = [source.fingerprint() for source in self.sources]
-        return prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
+        return _joined([source.fingerprint() for source in self.sources])
+
+    def former_fingerprint(self) -> str:
+        """Returns the same with the sources' former fingerprints."""
+        return _joined([former_fingerprint(source) for source in self.sources])
+
+
+def _joined(prints: Sequence[str]) -> str:
+    return prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -427,28 +483,23 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def check_files(paths: Sequence[Path], progress: Progress | None) -> list[str]:
-    """Returns for each path why it cannot be used as an image, or an empty string.
+def examine_files(root: Path, paths: Sequence[Path], progress: Progress | None) -> Contents:
+    """Checks and hashes image files, see `examine`.
 
     Args:
-        paths: Image files; Pillow decodes them in threads, outside the interpreter lock.
+        root: A folder above them, by which their hashes are kept.
+        paths: The files.
         progress: Called with (files checked, files in all).
     """
-    reasons = []
-    # Filters of warnings belong to the whole process, and the threads' own changes of them interleave. This one is in
-    # force while they run and takes all of them back.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for reason in pool.map(_reason_to_skip, paths):
-            reasons.append(reason)
-            if progress is not None:
-                progress(len(reasons), len(paths))
-    return reasons
+    above = os.path.abspath(root)
 
+    def read(i: int) -> bytes:
+        try:
+            return read_file(paths[i])
+        except OSError as error:
+            raise ImageError(f"cannot be read ({error.strerror or error}).") from error
 
-def _reason_to_skip(path: Path) -> str:
-    try:
-        check_image(path)
-    except (ImageError, OSError) as error:
-        return str(error).removeprefix(f"{path} ")
-    return ""
+    def stamp(i: int) -> bytes | None:
+        return file_stamp(os.path.join(above, paths[i].relative_to(root)))
+
+    return examine(Bytes(count=len(paths), read=read, stamp=stamp, place=above), progress)

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import warnings
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.images import ImageError, check_image, load_image
+from deit.core.images import ImageError, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.contents import Bytes, Contents, examine
 from deit.data.label_columns import LabelColumn, encode_labels
 from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
 
 logger = logging.getLogger(__name__)
-
-_CHECKED_TOGETHER = 32  # images in a task of a thread: enough that the task itself costs little
 
 
 class ImageStore(Protocol):
@@ -44,6 +39,19 @@ class ImageStore(Protocol):
 
     def place(self, row: int) -> str:
         """Names the row in a message."""
+        ...
+
+
+@runtime_checkable
+class StampedStore(ImageStore, Protocol):
+    """A store that tells of an image whether it is what it was, without reading it: it is not checked twice."""
+
+    def stamp(self, row: int) -> bytes | None:
+        """Returns 16 bytes that change when the content does, or None; see `deit.data.contents.Bytes`."""
+        ...
+
+    def cache_place(self) -> str:
+        """Returns what the cache of these images is called by."""
         ...
 
 
@@ -87,6 +95,7 @@ class StoredImages:
         labels: See `Source`.
         problem_type: See `Source`.
         rows: (N,) their places in the part.
+        contents: (N,) uint64 hashes of the images' bytes.
         skipped: What was left out.
 
     Raises:
@@ -125,20 +134,20 @@ class StoredImages:
             encoded.labels[unlabelled] = NO_LABEL
             unlabelled = unlabelled[:0]
         rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
-        reasons, checks = _check_all(part.store, rows, progress)
+        found = _examined(part.store, rows, progress)
         self.skipped = [
             *part.skipped,
             *(SkippedFile(path=part.store.place(int(row)), reason="it has no label.") for row in unlabelled),
-            *(SkippedFile(path=part.store.place(int(rows[i])), reason=reason) for i, reason in reasons.items()),
+            *(SkippedFile(path=part.store.place(int(rows[i])), reason=reason) for i, reason in found.reasons.items()),
         ]
         refuse_skipped(self.skipped, part.origin, strict=strict)
-        good = np.array([i for i in range(len(rows)) if i not in reasons], dtype=np.int64)
+        good = np.array([i for i in range(len(rows)) if i not in found.reasons], dtype=np.int64)
         if not len(good):
             raise ValueError(
                 f"{part.origin} has no usable image. The first that was left out: "
                 f"{self.skipped[0].path}: {self.skipped[0].reason}"
             )
-        self.rows, self._checks = rows[good], checks[good]
+        self.rows, self._checks, self.contents = rows[good], found.checks[good], found.hashes[good]
         self.labels: Labels = encoded.labels[self.rows]
 
     def image(self, index: int) -> Image.Image:
@@ -166,42 +175,15 @@ class StoredImages:
         return digest.hexdigest()
 
 
-def _check_all(
-    store: ImageStore, rows: npt.NDArray[np.integer], progress: Progress | None
-) -> tuple[dict[int, str], npt.NDArray[np.int64]]:
-    """Decodes all images in threads; returns what is wrong with some, and (N, 2) length and CRC-32 of each."""
-    reasons: dict[int, str] = {}
-    checks = np.zeros((len(rows), 2), dtype=np.int64)
+def _examined(store: ImageStore, rows: npt.NDArray[np.integer], progress: Progress | None) -> Contents:
+    def read(i: int) -> bytes:
+        return store.read(int(rows[i]))
 
-    def check(start: int) -> int:
-        stop = min(start + _CHECKED_TOGETHER, len(rows))
-        for i in range(start, stop):
-            try:
-                data = store.read(int(rows[i]))
-                checks[i] = len(data), zlib.crc32(data)
-                check_image(data)
-            except (ImageError, OSError) as error:
-                reasons[i] = str(error).removeprefix("the given bytes ")
-        return stop
+    if not isinstance(store, StampedStore):
+        return examine(Bytes(count=len(rows), read=read), progress)
+    stamped = store
 
-    # Filters of warnings belong to the whole process, and the threads' own changes of them interleave. This one is in
-    # force while they run and takes all of them back.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        together = 64 * _CHECKED_TOGETHER  # a bound on the tasks that wait
-        for first in range(0, len(rows), together):
-            for done in pool.map(check, range(first, min(first + together, len(rows)), _CHECKED_TOGETHER)):
-                if progress is not None:
-                    progress(done, len(rows))
-    return dict(sorted(reasons.items())), checks
+    def stamp(i: int) -> bytes | None:
+        return stamped.stamp(int(rows[i]))
 
-
-def cache_folder() -> Path:
-    """Returns where shards that were fetched and large tables that were unpacked are kept.
-
-    The environment variable DEIT_CACHE; without it `deit` in XDG_CACHE_HOME or in ~/.cache.
-    """
-    chosen = os.environ.get("DEIT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit"
+    return examine(Bytes(count=len(rows), read=read, stamp=stamp, place=store.cache_place()), progress)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from deit.core.images import ImageError
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deit.data.cache_folder import cache_folder
 from deit.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column, not_an_image
+from deit.data.contents import file_stamp, part_stamp
 from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, zeros_and_ones
 from deit.data.sources import Progress
-from deit.data.stores import Part, cache_folder
+from deit.data.stores import Part
 
 if TYPE_CHECKING:
     import datasets
@@ -199,6 +201,7 @@ class ParquetStore:
         self._column = column
         self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
         self._sizes = [path.stat().st_size for path in paths]
+        self._stamps = [file_stamp(os.path.abspath(path)) for path in paths]
         self._rows: pa.ChunkedArray | None = None
         self._broken: list[tuple[range, str]] = []
 
@@ -271,6 +274,22 @@ class ParquetStore:
 
     def _file(self, row: int) -> int:
         return bisect.bisect_right(self._starts, row) - 1
+
+    def stamp(self, row: int) -> bytes | None:
+        """Stands for a cell of the file as that was when it was opened; None for a cell that names another file."""
+        if self._rows is None:
+            self.load()
+        assert self._rows is not None
+        cell = self._rows[row]
+        content = cell["bytes"] if cell.is_valid and hasattr(cell, "keys") else cell
+        file = self._file(row)
+        return (
+            part_stamp(self._stamps[file], f"{self._column} {row - self._starts[file]}") if content.is_valid else None
+        )
+
+    def cache_place(self) -> str:
+        """Returns the paths of the files."""
+        return "\0".join(os.path.abspath(path) for path in self._paths)
 
     def place(self, row: int) -> str:
         """Names file and row, counted from 0."""

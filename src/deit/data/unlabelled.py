@@ -12,7 +12,17 @@ from PIL import Image
 from deit.core.images import IMAGE_SUFFIXES, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.sources import Labels, Progress, SkippedFile, Source, check_files, refuse_skipped
+from deit.data.contents import Hashes
+from deit.data.sources import (
+    Labels,
+    Progress,
+    SkippedFile,
+    Source,
+    contents_of,
+    examine_files,
+    former_fingerprint,
+    refuse_skipped,
+)
 
 
 class ImageFiles:
@@ -30,6 +40,7 @@ class ImageFiles:
         labels: (N,) int64, all `NO_LABEL`.
         problem_type: Always "single_label_classification".
         paths: The files, sorted.
+        contents: (N,) uint64 hashes of their bytes.
         skipped: Files left out.
 
     Raises:
@@ -44,10 +55,12 @@ class ImageFiles:
         if not self.root.is_dir():
             raise FileNotFoundError(f"No folder at {self.root}. Pass a folder of images.")
         paths, self.skipped = self._scan()
-        reasons = check_files(paths, progress)
-        self.skipped += [SkippedFile(path=str(p), reason=r) for p, r in zip(paths, reasons, strict=True) if r]
+        found = examine_files(self.root, paths, progress)
+        self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         refuse_skipped(self.skipped, str(self.root), strict=strict)
-        self.paths = [path for path, reason in zip(paths, reasons, strict=True) if not reason]
+        good = [i for i in range(len(paths)) if i not in found.reasons]
+        self.paths = [paths[i] for i in good]
+        self.contents = found.hashes[good]
         if not self.paths:
             raise ValueError(f"{self.root} holds no usable image ({', '.join(IMAGE_SUFFIXES)}). Add some.")
         self.classes: list[str] = []
@@ -69,6 +82,11 @@ class ImageFiles:
         return load_image(self.paths[index])
 
     def fingerprint(self) -> str:
+        """Returns a hash of the names and contents of all files."""
+        names = "\0".join(["without labels", *(str(path.relative_to(self.root)) for path in self.paths)])
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape") + self.contents.tobytes()).hexdigest()
+
+    def former_fingerprint(self) -> str:
         """Returns a hash of the names and sizes of all files."""
         digest = hashlib.sha256(b"without labels\n")
         for path in self.paths:
@@ -99,6 +117,15 @@ class WithoutLabels:
         """Returns one image, RGB."""
         return self.source.image(index)
 
+    @property
+    def contents(self) -> Hashes | None:
+        """(N,) uint64 hashes of the images, if the other source has them."""
+        return contents_of(self.source)
+
     def fingerprint(self) -> str:
         """Returns a hash of the other source."""
         return hashlib.sha256(b"without labels\n" + self.source.fingerprint().encode()).hexdigest()
+
+    def former_fingerprint(self) -> str:
+        """Returns the same with the other source's former fingerprint."""
+        return hashlib.sha256(b"without labels\n" + former_fingerprint(self.source).encode()).hexdigest()
