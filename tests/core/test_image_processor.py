@@ -258,10 +258,10 @@ def test_the_papers_evaluation_resizes_the_shorter_side_and_crops_the_center():
     assert processor.output_size == (224, 224)
 
 
-def test_a_crop_ratio_of_one_squashes_the_whole_image():
+def test_a_crop_ratio_of_one_keeps_the_proportions_and_cuts_the_center():
     processor = evaluation_processor((32, 48), crop_ratio=1.0, mean=[0.5] * 3, std=[0.5] * 3)
-    assert processor.size == {"height": 32, "width": 48}
-    assert not processor.do_center_crop
+    assert processor.size == {"shortest_edge": 48}
+    assert processor.do_center_crop
     assert processor.output_size == (32, 48)
     assert processor(noise(), return_tensors="np").pixel_values.shape == (1, 3, 32, 48)
 
@@ -500,7 +500,7 @@ def test_the_papers_evaluation_is_a_named_alternative():
     assert (processor.size, processor.crop_size) == ({"shortest_edge": 256}, {"height": 224, "width": 224})
     assert (processor.resample, processor.image_mean) == (3, [0.485, 0.456, 0.406])
     larger = DeiTImageProcessor.paper_evaluation(384, 1.0, image_mean=[0.1] * 3, image_std=[0.2] * 3)
-    assert (larger.size, larger.do_center_crop) == ({"height": 384, "width": 384}, False)
+    assert (larger.size, larger.do_center_crop) == ({"shortest_edge": 384}, True)
     assert (larger.image_mean, larger.image_std) == ([0.1] * 3, [0.2] * 3)
     assert type(ViTImageProcessor.paper_evaluation()) is ViTImageProcessor
 

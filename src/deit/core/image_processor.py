@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from deit.core import pixels as px
 from deit.core.configuration import CONFIG_NAME, read_config
 from deit.core.processor_options import CHANNELS_LAST, resized_size, size_dict
 from deit.core.processor_settings import VIT_DEFAULTS, ImageProcessor, read_preprocessor_config
-from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
+from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, paper_preprocessing
 
 Processor = TypeVar("Processor", bound="DeiTImageProcessor")
 
@@ -27,6 +26,7 @@ class DeiTImageProcessor(ImageProcessor):
     what transformers uses when a file says nothing. Options and errors: see `ImageProcessor`.
 
     Example:
+        >>> from PIL import Image
         >>> processor = DeiTImageProcessor(size=256, crop_size=224)
         >>> processor(Image.new("RGB", (640, 480)), return_tensors="np").pixel_values.shape
         (1, 3, 224, 224)
@@ -52,8 +52,7 @@ class DeiTImageProcessor(ImageProcessor):
 
         Args:
             image_size: Pixels of the model's input, one number or (height, width).
-            crop_ratio: Crop size over resize size: 0.875 in the paper (256, then 224). 1 squashes to the input size,
-                so that nothing is cut off.
+            crop_ratio: Crop size over resize size: 0.875 for DeiT (256, then 224), 1 for DeiT III (224, then 224).
             image_mean: Of each channel, for values in [0, 1].
             image_std: Likewise.
 
@@ -65,17 +64,8 @@ class DeiTImageProcessor(ImageProcessor):
             >>> processor.size, processor.crop_size
             ({'shortest_edge': 256}, {'height': 224, 'width': 224})
         """
-        if not 0 < crop_ratio <= 1:
-            raise ValueError(f"crop_ratio must lie in (0, 1]. Received: {crop_ratio}.")
-        whole = size_dict(image_size, "image_size")
-        return cls(
-            size=whole if crop_ratio == 1 else {"shortest_edge": int(max(whole.values()) / crop_ratio)},
-            resample=Image.Resampling.BICUBIC,
-            crop_size=whole,
-            do_center_crop=crop_ratio < 1,
-            image_mean=list(image_mean),
-            image_std=list(image_std),
-        )
+        side = size_dict(image_size, "image_size")
+        return cls(**paper_preprocessing((side["height"], side["width"]), crop_ratio, image_mean, image_std))
 
     def _pixels(self, images: list[Any]) -> Any:
         if str(self.device or "cpu").partition(":")[0] != "cpu":
@@ -106,6 +96,7 @@ class ViTImageProcessor(DeiTImageProcessor):
     """`DeiTImageProcessor` with the defaults of ViT: squashed to 224 x 224 pixels, bilinear, no crop.
 
     Example:
+        >>> from PIL import Image
         >>> ViTImageProcessor()(Image.new("RGB", (640, 480)), return_tensors="np").pixel_values.shape
         (1, 3, 224, 224)
     """

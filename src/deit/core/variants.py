@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConf
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_BICUBIC = 3  # Pillow's number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,16 +188,42 @@ def variant_config(name: str, **overrides: Any) -> VisionTransformerConfig:
     return (DeiTConfig if variant.distilled else ViTConfig)(**{**fields, **overrides})
 
 
+def paper_preprocessing(
+    image_size: tuple[int, int],
+    crop_ratio: float,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> dict[str, Any]:
+    """Returns the fields of the image processor for the evaluation of both papers, whatever the crop ratio.
+
+    The shorter side is resized to the input size / crop ratio (bicubic, rounded down) and the center is cut out:
+    `build_transform` of the authors' datasets.py. At a ratio of 1 a photo still keeps its proportions.
+
+    Args:
+        image_size: (height, width) of the model's input. Where they differ, the shorter side follows the larger one.
+        crop_ratio: Crop size over resize size: 0.875 for DeiT, 1 for DeiT III.
+        mean: Of each channel, for values in [0, 1].
+        std: Likewise.
+
+    Raises:
+        ValueError: The ratio is not in (0, 1].
+    """
+    if not 0 < crop_ratio <= 1:
+        raise ValueError(f"crop_ratio must lie in (0, 1]. Received: {crop_ratio}.")
+    height, width = image_size
+    return {
+        "size": {"shortest_edge": int(max(height, width) / crop_ratio)},
+        "resample": _BICUBIC,
+        "crop_size": {"height": height, "width": width},
+        "do_center_crop": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
 def preprocessing_fields(variant: Variant) -> dict[str, Any]:
     """Returns the fields of the image processor that `variant.top1` was measured with (the paper's evaluation)."""
-    side = variant.image_size
-    return {
-        "size": {"shortest_edge": int(side / variant.crop_ratio)},
-        "crop_size": {"height": side, "width": side},
-        "do_center_crop": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-    }
+    return paper_preprocessing((variant.image_size, variant.image_size), variant.crop_ratio)
 
 
 def same_architecture(config: Mapping[str, Any]) -> str | None:

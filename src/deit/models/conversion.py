@@ -209,7 +209,8 @@ def _processor_from_timm(cfg: Mapping[str, Any], model: PreTrainedModel) -> DeiT
     )
 
 
-def _timm_preprocessing(processor: DeiTImageProcessor | None) -> dict[str, Any]:
+def timm_preprocessing(processor: DeiTImageProcessor | None) -> dict[str, Any]:
+    """Returns the entries of timm's `pretrained_cfg` that say what a processor does; none of no processor."""
     if processor is None:
         return {}
     size, crop = processor.size, processor.crop_size
@@ -238,7 +239,7 @@ def _write(model: PreTrainedModel, processor: DeiTImageProcessor | None, folder:
     if to == ORIGINAL:
         torch.save({"model": {name: tensor.clone() for name, tensor in tensors.items()}}, folder / "checkpoint.pth")
         return
-    values = timm_config(model.config, _timm_preprocessing(processor))
+    values = timm_config(model.config, timm_preprocessing(processor))
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_tensors(tensors, folder, most_bytes=2**63)
     assert (folder / WEIGHTS_NAME).is_file()

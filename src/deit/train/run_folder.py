@@ -14,6 +14,7 @@ from deit.core.files import replace_folder_content, write_json_atomically, write
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.labels import id2label_from_names
 from deit.core.model_directory import TRAINING_NAME
+from deit.models.conversion import timm_preprocessing
 from deit.models.pretrained import PreTrainedModel
 from deit.train.model_card import CARD_NAME, model_card
 from deit.train.recipe import Recipe, differences
@@ -86,10 +87,11 @@ def _save_student(student: nn.Module, classes: list[str], processor: DeiTImagePr
         return
     from timm.models import save_for_hf
 
+    published: Any = student.pretrained_cfg
     student.pretrained_cfg = {  # type: ignore[assignment]
-        **student.pretrained_cfg,  # type: ignore[dict-item]
-        "mean": processor.channel_mean,
-        "std": processor.channel_std,
+        # What timm tests its own weights with, at another size, is not how these were scored.
+        **{key: value for key, value in published.items() if not key.startswith("test_")},
+        **timm_preprocessing(processor),
         "num_classes": len(classes),
         "input_size": (3, *processor.output_size),
     }
