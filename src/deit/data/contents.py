@@ -38,7 +38,6 @@ Hashes: TypeAlias = npt.NDArray[np.uint64]
 SWITCH = "DEIT_CONTENTS_CACHE"  # environment variable; "off" for no cache
 
 _RULE = 1  # part of a cache's first line; raised when what counts as whole changes within a version
-_TOGETHER = 32  # images in a task of a thread: enough that the task itself costs little
 _NO_STAMP = bytes(16)
 # How long after its last change a file may change again without another time: clocks of file systems tick.
 _TICK, _WHOLE_SECONDS = 100_000_000, 2_000_000_000  # nanoseconds; the second where times have no fractions
@@ -70,12 +69,14 @@ class Bytes:
         read: Returns the content of an image file, by number; raises ImageError or OSError.
         stamp: Returns 16 bytes that change whenever the content does, without reading it, or None; see `file_stamp`.
         place: What the cache of these images is called by, such as the path of a folder; empty for no cache.
+        together: Images in a task of a thread: 32 are enough that the task itself costs little beside small images.
     """
 
     count: int
     read: Callable[[int], bytes]
     stamp: Callable[[int], bytes | None] = field(default=lambda _: None)
     place: str = ""
+    together: int = 32
 
 
 def content_hash(data: bytes) -> int:
@@ -104,7 +105,7 @@ def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -
         unread = np.flatnonzero(found["hash"] == 0)  # a hash of 0, one in 2**64, is read again each time
 
         def check(start: int) -> int:
-            stop = min(start + _TOGETHER, len(unread))
+            stop = min(start + images.together, len(unread))
             for i in unread[start:stop].tolist():
                 try:
                     data = images.read(i)
@@ -114,29 +115,18 @@ def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -
                     reasons[i] = str(error).removeprefix("the given bytes ")
             return stop
 
-        report = _Report(progress, images.count)
-        report.up_to(images.count - len(unread))
-        together = 64 * _TOGETHER  # a bound on the tasks that wait
-        for first in range(0, len(unread), together):
-            for done in pool.map(check, range(first, min(first + together, len(unread)), _TOGETHER)):
-                report.up_to(images.count - len(unread) + done)
+        known = images.count - len(unread)
+        if progress is not None and known:
+            progress(known, images.count)
+        bound = 2048  # images whose tasks wait
+        for first in range(0, len(unread), bound):
+            for done in pool.map(check, range(first, min(first + bound, len(unread)), images.together)):
+                if progress is not None:
+                    progress(known + done, images.count)
     if cache is not None and len(unread):
         cache.save(np.delete(found, list(reasons)))
     checks = np.stack([found["size"], found["crc"].astype(np.int64)], axis=1)
     return Contents(reasons=dict(sorted(reasons.items())), checks=checks, hashes=found["hash"].astype(np.uint64))
-
-
-class _Report:
-    """Counts images, each once."""
-
-    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def up_to(self, done: int) -> None:
-        for count in range(self._done + 1, done + 1) if self._progress is not None else ():
-            assert self._progress is not None
-            self._progress(count, self._total)
-        self._done = done
 
 
 def _sums(data: bytes) -> tuple[int, int, int]:

@@ -502,4 +502,4 @@ def examine_files(root: Path, paths: Sequence[Path], progress: Progress | None) 
     def stamp(i: int) -> bytes | None:
         return file_stamp(os.path.join(above, paths[i].relative_to(root)))
 
-    return examine(Bytes(count=len(paths), read=read, stamp=stamp, place=above), progress)
+    return examine(Bytes(count=len(paths), read=read, stamp=stamp, place=above, together=1), progress)
