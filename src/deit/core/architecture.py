@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from deit.core.checkpoint import TRUNK, file_names, is_distilled, name_in_trunk, places
+from deit.core.checkpoint import TRUNK, file_names, is_distilled, name_in_trunk, network_names, places
 from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConfig
 from deit.core.variants import VARIANTS, same_architecture
 
@@ -55,6 +55,7 @@ def infer_config(
     Raises:
         ValueError: It is no DeiT, or its sizes cannot be told.
     """
+    shapes = {name: shapes[name] for name in network_names(shapes) if shapes[name]}  # a counter is no part of it
     own = own_shapes(shapes)
     foreign = [name for name in own if not _is_known(name)]
     lost = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight") if name not in own]

@@ -66,6 +66,7 @@ _TRUNK_NAMES = (
 # Heads in timm and the original, for models with and without a distillation token. Elsewhere they are named as here.
 _HEADS_OF_TWO = {"head": "cls_classifier", "head_dist": "distillation_classifier"}
 _HEADS_OF_ONE = {"head": "classifier"}
+_HEADS = {"head", "head_dist", "classifier", "cls_classifier", "distillation_classifier"}
 
 # What only one dialect has; the first match decides. Wrappers of PyTorch may stand in front.
 _SIGNS = (
@@ -76,7 +77,15 @@ _SIGNS = (
     (ORIGINAL, re.compile(r"^blocks\.\d+\.gamma_[12]$")),
     (TIMM, re.compile(r"^(blocks\.\d+\.(attn|mlp|norm\d|ls\d)\.|patch_embed\.proj\.|cls_token$|pos_embed$)")),
 )
-_WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and of DataParallel
+# What torch.compile, FSDP and activation checkpointing put into names, anywhere.
+_INSERTED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# The one tensor that every network has, and what stands in front of the network in the files of training scripts:
+# "module." of DataParallel, "model." or "net." of Lightning, or any attribute that held it.
+_ANCHOR = re.compile(
+    r"((?:.+?\.)??)(?:(?:(?:deit|vit)\.)?(?:trunk\.patch_embed\.proj|embeddings\.patch_embeddings\.projection)"
+    r"|patch_embed\.proj)\.weight"
+)
+_SECOND_COPY = ("ema", "teacher", "target", "momentum", "average")  # of a wrapper, where a file holds several networks
 _SUFFIX = r"(?P<suffix>\.weight|\.bias|\.alpha_[np]|\.beta|\.eps)?"  # the last ones of a learnt activation
 _PARTS = re.compile(r"\[([^\]]+)\]")
 
@@ -141,7 +150,7 @@ def detect_dialect(names: Iterable[str], *, default: str = HUGGINGFACE) -> str:
         >>> detect_dialect(["cls_token", "blocks.0.attn.qkv.weight", "head.weight"])
         'timm'
     """
-    names = [_unwrapped(name) for name in names]
+    names = list(network_names(names).values())
     for dialect, sign in _SIGNS:
         if any(sign.search(name) for name in names):
             return dialect
@@ -150,13 +159,37 @@ def detect_dialect(names: Iterable[str], *, default: str = HUGGINGFACE) -> str:
 
 def is_distilled(names: Iterable[str]) -> bool:
     """Whether the names of a file in any dialect hold a distillation token."""
-    return any(name.rpartition(".")[2] in ("dist_token", "distillation_token") for name in names)
+    return any(name.rpartition(".")[2] in ("dist_token", "distillation_token") for name in network_names(names))
 
 
-def _unwrapped(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+def wrapper_of(names: Iterable[str]) -> str:
+    """Returns what training scripts have put in front of the network's names, such as "model." or ""."""
+    found = {match[1] for match in (_ANCHOR.fullmatch(_INSERTED.sub("", name)) for name in names) if match}
+    return min(found, key=lambda wrapper: (any(word in wrapper for word in _SECOND_COPY), len(wrapper)), default="")
+
+
+def network_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns the tensors of a file that belong to the network, and what they are called without wrappers.
+
+    Where a wrapper stands in front of the network, tensors beside it are left out (the loss's, a second copy), but for
+    classifiers.
+
+    Returns:
+        Name in the file -> name in the network, still in the dialect of the file.
+
+    Example:
+        >>> network_names(["module._orig_mod.patch_embed.proj.weight", "n_averaged"])
+        {'module._orig_mod.patch_embed.proj.weight': 'patch_embed.proj.weight'}
+    """
+    plain = {name: _INSERTED.sub("", name) for name in names}
+    wrapper = wrapper_of(plain.values())
+    if not wrapper:  # also parts of a network and networks of other kinds
+        return {name: own.removeprefix("module.") for name, own in plain.items()}
+    return {
+        name: own.removeprefix(wrapper)
+        for name, own in plain.items()
+        if own.startswith(wrapper) or own.rpartition(".")[0] in _HEADS
+    }
 
 
 def places(names: Iterable[str], dialect: str | None = None) -> dict[str, Part]:
@@ -176,7 +209,8 @@ def places(names: Iterable[str], dialect: str | None = None) -> dict[str, Part]:
     names = list(names)
     dialect = dialect or detect_dialect(names)
     heads = _HEADS_OF_TWO if is_distilled(names) else _HEADS_OF_ONE
-    return {name: _place(_unwrapped(name), dialect, heads) for name in names}
+    own = network_names(names)
+    return {name: _place(own.get(name, name), dialect, heads) for name in names}
 
 
 def _place(name: str, dialect: str, heads: Mapping[str, str]) -> Part:

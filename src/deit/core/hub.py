@@ -21,7 +21,7 @@ from deit.core.variants import VARIANTS
 _CONFIG_FILES = ("config.json",)
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".json", ".onnx")
+_FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors", ".json", ".h5", ".npz", ".onnx")
 
 
 @dataclass(frozen=True, kw_only=True)

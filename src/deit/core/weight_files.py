@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deit.core.errors import DamagedFileError, parsing, read_json, shown
+from deit.core.weight_formats import PICKLE, weight_format
+
 WEIGHTS_NAME = "model.safetensors"
 PICKLE_NAME = "pytorch_model.bin"
-PICKLE_SUFFIXES = (".bin", ".pth", ".pt")
+_OTHER_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")  # of weight files, to point at
 
 # Bytes of one number of each type that safetensors files hold.
 _ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
-_MOST_HEADER_BYTES = 100_000_000  # as the reference implementation
+# 16 KB describe DeiT-base. The reference implementation takes 100 MB, which cost more than a gigabyte when parsed.
+_MOST_HEADER_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class WeightFiles:
     Attributes:
         main: The file to name in messages: the only one, or the index.
         files: Files with tensors.
-        pickled: Whether they are pickles (`.bin`, `.pth`) in place of safetensors.
+        pickled: Whether they are pickles in place of safetensors, told by their content.
         index: Tensor -> file, when an index says so.
     """
 
@@ -80,10 +84,13 @@ def find_weights(path: Path, *, variant: str | None = None, use_safetensors: boo
 
     Raises:
         FileNotFoundError: The folder or the file is missing.
-        ValueError: An index is damaged, or names a file that is missing or outside the folder.
+        ValueError: An index is damaged, or names a file that is missing or outside the folder; or a file is of a
+            format that is not read, or a pickle where `use_safetensors` refuses it.
     """
     if path.is_file():
-        return WeightFiles(main=path, files=(path,), pickled=path.suffix in PICKLE_SUFFIXES)
+        return _of_one_kind(path, (path,), use_safetensors)
+    if path.exists() and not path.is_dir():
+        raise DamagedFileError(f"{path} is neither a file nor a folder (a pipe or a device). Pass a weight file.")
     if not path.is_dir():
         raise FileNotFoundError(f"No model directory at {path}.")
     kinds = {None: (False, True), True: (False,), False: (True,)}[use_safetensors]
@@ -91,17 +98,31 @@ def find_weights(path: Path, *, variant: str | None = None, use_safetensors: boo
         name = PICKLE_NAME if pickled else WEIGHTS_NAME
         single = path / with_variant(name, variant)
         if single.is_file():
-            return WeightFiles(main=single, files=(single,), pickled=pickled)
+            return _of_one_kind(single, (single,), use_safetensors)
         index = path / with_variant(f"{name}.index.json", variant)
         if index.is_file():
             shards = read_index(index)
-            return WeightFiles(main=index, files=tuple(sorted(set(shards.values()))), pickled=pickled, index=shards)
+            return _of_one_kind(index, tuple(sorted(set(shards.values()))), use_safetensors, shards)
     wanted = with_variant(PICKLE_NAME if kinds[0] else WEIGHTS_NAME, variant)
     raise FileNotFoundError(f"No {wanted} in {path}.{_what_is_there(path)}")
 
 
+def _of_one_kind(
+    main: Path, files: tuple[Path, ...], use_safetensors: bool | None, index: Mapping[str, Path] | None = None
+) -> WeightFiles:
+    kinds = {file: weight_format(file) == PICKLE for file in files}
+    if len(set(kinds.values())) > 1:
+        raise DamagedFileError(f"{main} names safetensors files and pickles together. Save the model again.")
+    pickled = any(kinds.values())
+    if pickled and use_safetensors:
+        raise DamagedFileError(
+            f"{main} is a pickle, which use_safetensors=True refuses. Get the weights as safetensors."
+        )
+    return WeightFiles(main=main, files=files, pickled=pickled, index=index)
+
+
 def _what_is_there(folder: Path) -> str:
-    there = sorted(f.name for f in folder.iterdir() if f.suffix in (".safetensors", *PICKLE_SUFFIXES))
+    there = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in (".safetensors", *_OTHER_SUFFIXES))
     if there:
         return f" It holds {', '.join(there[:5])}: see the arguments variant and use_safetensors, or pass the file."
     return " Is it a model directory, as save_pretrained writes it?"
@@ -116,12 +137,10 @@ def read_index(index: Path) -> dict[str, Path]:
     Raises:
         ValueError: It is damaged, or names a file that is missing or outside its folder.
     """
-    try:
-        values = json.loads(index.read_text(encoding="utf-8"))
-        names: Any = values["weight_map"]
-        pairs = [(str(tensor), file) for tensor, file in names.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weight files ({type(error).__name__}: {error}).") from error
+    what = "an index of weight files"
+    values = read_json(index, what)
+    with parsing(index, what):
+        pairs = [(str(tensor), file) for tensor, file in values["weight_map"].items()]
     if not pairs:
         raise ValueError(f"{index} names no tensor.")
     checked = {file: _shard(index, file) for file in {str(f) if isinstance(f, str) else repr(f) for _, f in pairs}}
@@ -130,13 +149,15 @@ def read_index(index: Path) -> dict[str, Path]:
 
 def _shard(index: Path, name: str) -> Path:
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"{index} names the file {name!r}. Only names of files beside the index are accepted.")
+        raise ValueError(f"{index} names the file {shown(name)}. Only names of files beside the index are accepted.")
     file = index.parent / name
     if not file.is_file():
-        raise ValueError(f"{index} names the file {name!r}, which is missing. Copy it there, or load the model again.")
+        raise ValueError(
+            f"{index} names the file {shown(name)}, which is missing. Copy it there, or load the model again."
+        )
     target = file.resolve()
     if not any(target.is_relative_to(folder) for folder in _allowed_folders(index.parent)):
-        raise ValueError(f"{index} names the file {name!r}, a link that leads out of the folder, to {target}.")
+        raise ValueError(f"{index} names the file {shown(name)}, a link that leads out of the folder, to {target}.")
     return file
 
 
@@ -160,8 +181,10 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         with file.open("rb") as handle:
             total = os.fstat(handle.fileno()).st_size
             length = int.from_bytes(handle.read(8), "little")
-            if total < 8 or length > min(total - 8, _MOST_HEADER_BYTES):
+            if total < 8 or length > total - 8:
                 raise ValueError("the header is longer than the file")
+            if length > _MOST_HEADER_BYTES:
+                raise ValueError(f"its header of {length} bytes is longer than {_MOST_HEADER_BYTES}")
             values = json.loads(handle.read(length))
         values.pop("__metadata__", None)
         entries = {name: _entry(file, fields, 8 + length) for name, fields in values.items()}
@@ -172,8 +195,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             end += entry.size
         if end != total:
             raise ValueError(f"it should have {end} bytes and has {total}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read as safetensors ({error}). It may be truncated.") from error
+    except Exception as error:  # as `parsing`: hostile headers raise nearly every type
+        reason = str(error)[:200] or type(error).__name__
+        raise DamagedFileError(f"{file} cannot be read as safetensors ({reason}). It may be truncated.") from error
     return entries
 
 
@@ -184,7 +208,7 @@ def _entry(file: Path, fields: Mapping[str, Any], start: int) -> TensorEntry:
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise ValueError("shapes and offsets must be whole numbers")
     if fields["dtype"] not in _ITEM_SIZES:
-        raise ValueError(f"unknown type {fields['dtype']!r}")
+        raise ValueError(f"unknown type {shown(fields['dtype'])}")
     if end - begin != math.prod(shape) * _ITEM_SIZES[fields["dtype"]]:
         raise ValueError("a tensor has not the size that its shape says")
     return TensorEntry(file=file, dtype=fields["dtype"], shape=shape, offset=start + begin, size=end - begin)

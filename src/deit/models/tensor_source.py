@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import mmap
-import pickle
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deit.core.weight_files import TensorEntry, WeightFiles, read_header
+from deit.models.pickled_weights import read_pickle
 
 _TORCH_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -26,9 +23,6 @@ _TORCH_TYPES = {
 }  # fmt: skip
 
 _READERS = 2  # more do not help: memory is the limit
-
-# Under these keys training scripts wrap the weights; the first one that is there is taken.
-_WRAPPING_KEYS = ("model", "state_dict", "model_state_dict")
 
 
 class TensorSource(Protocol):
@@ -150,41 +144,6 @@ def _fill(handle: BinaryIO, entry: TensorEntry, target: Tensor) -> None:
         if not count:
             raise ValueError(f"{entry.file} became shorter while it was read.")
         done += count
-
-
-def read_pickle(file: Path) -> dict[str, Tensor]:
-    """Reads a `.bin` or `.pth` file as data: code in it is refused and never run.
-
-    What training scripts wrap around the weights ({"model": ...}) is taken off; the plain `argparse.Namespace` that the
-    paper's code adds is accepted.
-
-    Raises:
-        ValueError: The file is truncated or damaged, holds code, or something else than tensors.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats; what matters is whether it can be read
-            value: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
-            raise ValueError(f"{file} cannot be read ({reason}). It may be truncated.") from error
-        raise ValueError(
-            f"{file} holds more than tensors: reading it would run code from it, which is refused. Get the weights as "
-            "safetensors, or save them again as a dict of tensors on a machine that may run that code."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read as a PyTorch file ({error}). It may be truncated.") from error
-    for key in _WRAPPING_KEYS:
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-            break
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} must hold a dict of tensors. It holds: {type(value).__name__}.")
-    others = [str(name) for name, tensor in value.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
-    if others:
-        raise ValueError(f"{file} must hold a dict of tensors. Something else is under: {', '.join(others[:3])}.")
-    return dict(value)
 
 
 def open_source(weights: WeightFiles) -> TensorSource:
