@@ -25,7 +25,7 @@ from deit.data.augment import build_transform
 from deit.data.distributed import current_processes
 from deit.data.few_labels import count_unlabelled, labelled_again
 from deit.data.loader import StepOrder, training_batches
-from deit.data.sources import Data
+from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
 from deit.train.history import History
@@ -37,6 +37,7 @@ from deit.train.tasks import DistillationTask, Task
 from deit.train.teacher_cache import open_cache
 
 _LOSSES = "losses."  # before the names of summed losses in a state
+_IMAGES = {"training images": "train", "validation images": "val"}  # in an identity -> in the data
 _GPU_EVENT_STEPS = 10  # a GPU runs ahead of Python; asking it after every step would make it wait
 
 
@@ -158,6 +159,7 @@ class _Run:
             "teacher": teacher and teacher.name,
             "teacher_fingerprint": teacher and teacher.fingerprint(),
             "training images": data.train.fingerprint(),
+            "validation images": data.val.fingerprint(),
             "student": _plain(task.student.config) if isinstance(task.student, PreTrainedModel) else None,
             "preprocessing": _plain(task.processor),
         }
@@ -218,6 +220,7 @@ class _Run:
                     processor=task.processor,
                     recipe=self.recipe,
                     data_fingerprint=self.identity["training images"] or "",
+                    former_data_fingerprint=former_fingerprint(self.data.train),
                     num_images=len(self.data.train.labels),
                     num_classes=len(self.data.train.classes),
                     processes=self.processes,
@@ -375,9 +378,10 @@ class _Run:
         if state is None:
             return
         for name, value in self.identity.items():
-            if state.meta.get(name) != value:
+            if not self._is_same(state.meta, name):
                 what, (found, received) = name.replace("_", " "), _differing(state.meta.get(name), value)
-                raise ValueError(f"The run in {self.out} has another {what}: {found}. Received: {received}.")
+                why = " Images were added, left out or swapped for others." if name in _IMAGES else ""
+                raise ValueError(f"The run in {self.out} has another {what}: {found}. Received: {received}.{why}")
         try:
             self.take_step.restore(state.tensors)
         except RuntimeError as error:
@@ -389,6 +393,14 @@ class _Run:
             for name, value in state.tensors.items()
             if name.startswith(_LOSSES)
         }
+
+    def _is_same(self, meta: dict[str, Any], name: str) -> bool:
+        """Whether a state is of this run in one respect; those of older versions know images by another rule."""
+        if name in _IMAGES and name not in meta:
+            return name == "validation images"
+        if meta.get(name) == self.identity[name]:
+            return True
+        return name in _IMAGES and meta[name] == former_fingerprint(getattr(self.data, _IMAGES[name]))
 
     # --- the result ------------------------------------------------------------------------------------
 
@@ -422,7 +434,7 @@ class _Run:
                 "val_images": len(self.data.val.labels),
                 "skipped_files": len(self.data.skipped),
                 "train_fingerprint": self.identity["training images"],
-                "val_fingerprint": self.data.val.fingerprint(),
+                "val_fingerprint": self.identity["validation images"],
             },
             "steps": self.step,
             "seconds": round(seconds, 1),

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ class TeacherCache:
         records: How answers are written.
         batch_size: Views in a batch of one process.
         parts: Processes that work together.
+        former: Values of `identity` by which a cache of an older version is known as well.
 
     Attributes:
         header: What the cache is of: `identity` and more.
@@ -162,6 +164,7 @@ class TeacherCache:
         *,
         batch_size: int,
         parts: int = 1,
+        former: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self._records, self._parts = records, parts
@@ -169,7 +172,7 @@ class TeacherCache:
         self._warned = False
         header = {"format": _FORMAT, "batch_size": batch_size, "parts": parts, **identity}
         # As it will be read back: lists, no tuples.
-        self.header = _open_header(folder, json.loads(json.dumps(header)))
+        self.header = _open_header(folder, json.loads(json.dumps(header)), former or {})
         # Held for the cache's lifetime: a step reads or writes one small record, at its place.
         self._file = os.open(folder / _RECORDS, os.O_RDWR | os.O_CREAT, 0o644)
 
@@ -231,6 +234,7 @@ def open_cache(
     processor: DeiTImageProcessor,
     recipe: Recipe,
     data_fingerprint: str,
+    former_data_fingerprint: str = "",
     num_images: int,
     num_classes: int,
     processes: Processes,
@@ -243,6 +247,7 @@ def open_cache(
         processor: The student's: the teacher is shown its views.
         recipe: Its seed, batch size, augmentation and distillation.
         data_fingerprint: Of the training images.
+        former_data_fingerprint: The one they had in older versions, whose caches are known by it.
         num_images: N of the training images.
         num_classes: K.
         processes: Those that work together: each mixes its own share of a batch.
@@ -271,7 +276,8 @@ def open_cache(
         identity |= {"temperature": settings.temperature, "top_k": settings.cache_top_k}
         records = SoftRecords(num_classes, settings.cache_top_k, settings.temperature)
     share = recipe.batch_size // processes.world_size
-    return TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size)
+    former = {"training images": former_data_fingerprint}
+    return TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size, former=former)
 
 
 def _mixing_probe(recipe: Recipe, num_classes: int, image_size: tuple[int, int]) -> str:
@@ -287,7 +293,7 @@ def _mixing_probe(recipe: Recipe, num_classes: int, image_size: tuple[int, int])
     return digest.hexdigest()
 
 
-def _open_header(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
+def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / _HEADER
     if not path.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -303,7 +309,11 @@ def _open_header(folder: Path, header: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}). Pass an empty folder as --teacher-cache.") from error
     of_teacher = {"teacher", "teacher_fingerprint"} if "teacher" not in header else set()
     names = (found.keys() | header.keys()) - of_teacher
-    other = sorted(name for name in names if found.get(name) != header.get(name))
+    other = sorted(
+        name
+        for name in names
+        if found.get(name) != header.get(name) and not (name in former and found.get(name) == former[name])
+    )
     if other:
         parts = [f"{name} {_short(found.get(name))}, now {_short(header.get(name))}" for name in other]
         raise ValueError(
