@@ -35,6 +35,14 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)[:300]
 
 
+class ImageError(UserError):
+    """A file or its bytes cannot be read as an image."""
+
+
+class ValueRangeError(ImageError):
+    """What the values of an image mean cannot be known; the setting `value_range` says it."""
+
+
 @contextmanager
 def parsing(path: Path, kind: str) -> Iterator[None]:
     """Turns every error of a parser into `DamagedFileError`. Parse inside the block, and nothing else.

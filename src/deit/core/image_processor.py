@@ -71,7 +71,7 @@ class DeiTImageProcessor(ImageProcessor):
         if str(self.device or "cpu").partition(":")[0] != "cpu":
             raise ValueError(f"{type(self).__name__} works on the CPU. For {self.device}: DeiTImageProcessorFast.")
         channels, to_rgb = self._channels, bool(self.do_convert_rgb)
-        opened = [px.in_colours(image, channels, to_rgb) for image in images]
+        opened = [px.in_colours(image, channels, to_rgb, self.value_range) for image in images]
         arrays = [px.to_channels_first(image, self.input_data_format, channels, to_rgb) for image in opened]
         self._warn_of_rescaled(arrays)
         pixels = [self._process(array) for array in arrays]

@@ -4,108 +4,196 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from deit.core.decoding_share import DecodingShare
+from deit.core.errors import ImageError as ImageError
+from deit.core.errors import ValueRangeError as ValueRangeError
+from deit.core.image_files import read_image_bytes
+from deit.core.sample_values import Samples, in_8_bits, samples_of
+from deit.core.sample_values import ValueRange as ValueRange
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # What Pillow may decode: formats that people keep photos in. Others (PSD, EPS, FITS, ...) have a history of
 # decoder bugs and are refused.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG brings MPO (two-lens photos)
+# 8192 x 8192: 256 MiB once decoded, and twice that while colours are converted. Cameras of 61 megapixels fit.
+MOST_PIXELS = 2**26
+# Of formats that Pillow decodes in Python, a value at a time.
+MOST_PIXELS_IN_PYTHON = 2**23
+_SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
 
 ImageFile: TypeAlias = str | os.PathLike[str] | bytes
 
+# Threads together decode as much as one image of the largest size.
+DECODING = DecodingShare(MOST_PIXELS)
+
 _LONGEST_PATH = 4096  # characters; what is longer can only be base64
+_STRIP_PIXELS = 1 << 22  # laid on white together
 # How files of the formats above begin. Text that decodes to something else is a path that does not exist.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", b"P4", b"P5", b"P6")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-class ImageError(ValueError):
-    """A file or its bytes cannot be read as an image."""
-
-
-def load_image(source: ImageFile | Image.Image, *, mode: str | None = "RGB") -> Image.Image:
+def load_image(
+    source: ImageFile | Image.Image, *, mode: str | None = "RGB", value_range: ValueRange | None = None
+) -> Image.Image:
     """Reads an image upright and converts it to a colour mode.
 
-    The conversion for every mode: turned as its EXIF tag says; of several frames the first; 16-bit grey is
-    scaled to 8 bits; transparency is laid on white; then Pillow's own conversion to `mode`.
+    The conversion for every mode: turned as its EXIF tag says; of several frames the first; grey of more than 8 bits
+    is brought to 8 by the rule in `sample_values`; transparency is laid on white; then Pillow's own conversion to
+    `mode`. What a file carries beside pixels (EXIF, XMP, colour profiles, comments) is never decoded but for the
+    orientation, and may be damaged.
 
     Args:
         source: A path, the bytes of a file, base64 text of them ("data:image/png;base64,..." or bare), or an image.
             Addresses on the web are refused: whoever names an image could make this computer ask any other.
         mode: "RGB", "L" for one channel, or None: "L" for grey images and "RGB" for all others.
+        value_range: The values that become black and white in grey images of more than 8 bits.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImageError: It is not an image of a known format, is truncated, or claims too many pixels.
+        ImageError: It is not an image of a known format, is truncated, claims too many pixels, or is not a file.
+        ValueRangeError: It has more than 8 bits, and `value_range` is needed to know what they mean.
     """
     if isinstance(source, Image.Image):
-        return convert_image(ImageOps.exif_transpose(source), mode)
-    with _opened(source) as image:
-        image.load()
-        return convert_image(ImageOps.exif_transpose(image), mode)
+        orientation = _orientation(source)
+        return _turned(convert_image(source, mode, value_range=value_range), orientation)
+    return _read(source, mode, value_range, small=False)
 
 
-def check_image(source: ImageFile) -> None:
-    """Decodes an image as cheaply as its format allows, to find out whether it is whole.
+def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> None:
+    """Does what `load_image` does, as cheaply as the format allows, to find out whether it will succeed.
+
+    Args:
+        source: See `load_image`.
+        value_range: See `load_image`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ImageError: See `load_image`.
+        ValueRangeError: See `load_image`.
     """
-    with _opened(source) as image:
-        image.draft(None, (1, 1))  # JPEG: an eighth of the size, but every byte is read
-        image.load()
+    _read(source, "RGB", value_range, small=True)  # JPEG: an eighth of the size, but every byte is read
 
 
-def convert_image(image: Image.Image, mode: str | None = "RGB") -> Image.Image:
+def convert_image(
+    image: Image.Image, mode: str | None = "RGB", *, value_range: ValueRange | None = None
+) -> Image.Image:
     """Converts the colours of an image as `load_image` does, without turning it.
 
     Args:
         image: Of any mode.
         mode: See `load_image`.
+        value_range: See `load_image`.
 
     Raises:
         ImageError: Pixels are NaN or infinite.
+        ValueRangeError: See `load_image`.
     """
-    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-        raise ImageError("The image has pixels that are NaN or infinite. Repair or leave it out.")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        wide = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(wide / 257.0 + 0.5, 0, 255).astype(np.uint8))
+    return _converted(image, samples_of(image), mode, value_range)
+
+
+def _converted(image: Image.Image, samples: Samples, mode: str | None, value_range: ValueRange | None) -> Image.Image:
+    image = in_8_bits(image, samples, value_range)
     if image.mode == "La":  # Pillow knows only this way out of it
         image = image.convert("LA")
     if mode is None:
-        mode = "L" if image.mode in ("L", "LA", "1", "F") else "RGB"
+        mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return _on_white(image, mode)
+    if image.mode == "LAB" and mode != "RGB":  # likewise
+        image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
-@contextmanager
-def _opened(source: ImageFile) -> Iterator[Image.Image]:
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Lays an image on white, some rows after the other: whole, each of the three steps would be as large as it."""
+    rows = max(_STRIP_PIXELS // max(image.width, 1), 1)
+    result = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        result.paste(strip.convert(mode), (0, top))
+    return result
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001  # damaged EXIF raises nearly every type, and costs no image
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def _read(source: ImageFile, mode: str | None, value_range: ValueRange | None, *, small: bool) -> Image.Image:
     source, name = _resolved(source)
-    handle = io.BytesIO(source) if isinstance(source, bytes) else source
+    found = read_image_bytes(source, name)
+    with _opened(found.file, name) as image:
+        samples = samples_of(image)  # before anything is decoded
+        if small and not image.info.get("progressive"):  # which is held whole in any case
+            with _pillow_errors(name):
+                image.draft(None, (1, 1))
+        with DECODING.of(image.width * image.height):
+            with _pillow_errors(name):
+                image.load()
+            try:
+                return _turned(_converted(image, samples, mode, value_range), found.orientation)
+            except ImageError as error:
+                text = str(error)
+                raise type(error)(f"{name} cannot be read: {text[:1].lower()}{text[1:]}") from error
+
+
+@contextmanager
+def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
+    with _pillow_errors(name):
+        image = Image.open(file, formats=IMAGE_FORMATS)
+    with image:
+        limit = MOST_PIXELS_IN_PYTHON if any(tile[0] in _SLOW_DECODERS for tile in image.tile) else MOST_PIXELS
+        if image.width * image.height > limit:
+            raise ImageError(
+                f"{name} claims more pixels than are safe to decode: {image.width} x {image.height}, at most {limit} "
+                "are read. Make it smaller."
+            )
+        yield image
+
+
+@contextmanager
+def _pillow_errors(name: str) -> Iterator[None]:
+    """Turns what Pillow raises on broken files into `ImageError`."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged tags
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(handle, formats=IMAGE_FORMATS) as image:
-                yield image
-    except FileNotFoundError:
-        raise
+            yield
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image (known: {', '.join(IMAGE_FORMATS)}).") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} claims more pixels than are safe to decode ({error}).") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken files
-        raise ImageError(f"{name} cannot be read as an image ({error}). It may be truncated.") from error
+    except Exception as error:  # decoders of hostile bytes raise nearly every type
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ImageError(f"{name} cannot be read as an image ({reason}). It may be truncated.") from error
 
 
 def _resolved(source: ImageFile) -> tuple[ImageFile, str]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.images import convert_image, load_image
+from deit.core.images import ValueRange, convert_image, load_image
 from deit.core.processor_options import CHANNELS_LAST
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -55,7 +55,7 @@ def channels_needed(do_normalize: bool, *statistics: float | Sequence[float]) ->
     return max(lengths) if do_normalize and lengths else None
 
 
-def in_colours(image: Any, channels: int | None, do_convert_rgb: bool) -> Any:
+def in_colours(image: Any, channels: int | None, do_convert_rgb: bool, value_range: ValueRange | None = None) -> Any:
     """Reads files, and converts PIL images that have not the channels that the model needs.
 
     Files and bytes are read by `load_image`, upright and in RGB (grey when one channel is needed). PIL images stay as
@@ -67,18 +67,19 @@ def in_colours(image: Any, channels: int | None, do_convert_rgb: bool) -> Any:
         image: Anything; arrays and tensors are returned as they are.
         channels: See `channels_needed`.
         do_convert_rgb: Convert every PIL image to RGB.
+        value_range: Of grey images with more than 8 bits, see `load_image`.
     """
     grey_may_stay = channels != 3 and not do_convert_rgb
     if isinstance(image, (str, bytes, os.PathLike)):
-        return load_image(image, mode=None if channels == 1 and grey_may_stay else "RGB")
+        return load_image(image, mode=None if channels == 1 and grey_may_stay else "RGB", value_range=value_range)
     if not isinstance(image, Image.Image):
         return image
     bands = len(image.getbands())
     if do_convert_rgb:
-        return convert_image(image)
+        return convert_image(image, value_range=value_range)
     if bands == 3 or (bands == 4 and channels in (None, 4)) or (image.mode == "L" and grey_may_stay):
         return image
-    return convert_image(image, None if grey_may_stay else "RGB")
+    return convert_image(image, None if grey_may_stay else "RGB", value_range=value_range)
 
 
 def to_channels_first(image: Any, input_data_format: str | None, channels: int | None, to_rgb: bool) -> Array:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deit.core.sample_values import checked_range
+
 _SIZE_KEYS: tuple[frozenset[str], ...] = (
     frozenset({"height", "width"}),
     frozenset({"shortest_edge"}),
@@ -155,6 +157,10 @@ def _tensor_type(value: Any, name: str) -> str:
     return str(plain)
 
 
+def _value_range(value: Any, name: str) -> list[float]:
+    return list(checked_range(value, name))
+
+
 def _device(value: Any, name: str) -> Any:
     if isinstance(value, bool) or not (isinstance(value, (int, str)) or type(value).__name__ == "device"):
         raise TypeError(f"{name} must be the name of a device, such as 'cpu' or 'cuda:0'. Received: {value!r}.")
@@ -182,6 +188,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "data_format": _layout,
     "input_data_format": _layout,
     "device": _device,
+    "value_range": _value_range,
 }
 OPTIONS = tuple(_CHECKS)
 

@@ -82,6 +82,8 @@ class ImageProcessor(ABC):
         input_data_format: The same for arrays given; inferred when None.
         device: Where to work. `DeiTImageProcessor` works on the CPU only.
         disable_grouping: Treat images one by one, even where some have the same size.
+        value_range: The values that become black and white in grey files and PIL images of more than 8 bits, see
+            `load_image`: those of the data that the model was trained on. transformers passes it over.
 
     Raises:
         TypeError: An option is unknown or has the wrong type.
@@ -125,6 +127,7 @@ class ImageProcessor(ABC):
     input_data_format: str | None
     device: Any
     disable_grouping: bool | None
+    value_range: Any
 
     def __init__(
         self,

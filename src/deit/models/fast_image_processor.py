@@ -46,7 +46,7 @@ class DeiTImageProcessorFast(ImageProcessor):
 
     def _pixels(self, images: list[Any]) -> Any:
         channels, to_rgb = self._channels, bool(self.do_convert_rgb)
-        opened = [px.in_colours(image, channels, to_rgb) for image in images]
+        opened = [px.in_colours(image, channels, to_rgb, self.value_range) for image in images]
         tensors = [self._tensor(image, channels, to_rgb) for image in opened]
         self._warn_of_rescaled([t for t in tensors if t.device.type == "cpu"])
         if self.do_resize:

@@ -1,0 +1,61 @@
+"""How many pixels the threads of a process may hold decoded at the same time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class DecodingShare:
+    """Lets threads decode together as long as their images are small, and one after the other where they are not.
+
+    Without it sixteen threads hold sixteen images of the largest size allowed. One image alone always passes.
+
+    Args:
+        limit: Pixels of all images that are decoded at one time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._changed = threading.Condition()
+        self._own = threading.local()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        """Waits until there is room for an image, which is given back at the end, or at the end of `kept`.
+
+        Args:
+            pixels: Of the image.
+        """
+        held: list[int] | None = getattr(self._own, "held", None)
+        with self._changed:
+            if not held:  # whoever holds some already must not wait for others, who may wait for it
+                self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._limit)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            if held is None:
+                self._give_back(pixels)
+            else:
+                held.append(pixels)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps the room of what this thread decodes inside until the end: for work on the decoded image."""
+        if getattr(self._own, "held", None) is not None:
+            yield
+            return
+        held = self._own.held = []
+        try:
+            yield
+        finally:
+            self._own.held = None
+            self._give_back(sum(held))
+
+    def _give_back(self, pixels: int) -> None:
+        with self._changed:
+            self._used -= pixels
+            self._changed.notify_all()

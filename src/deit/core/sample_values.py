@@ -1,0 +1,203 @@
+"""What the values of an image with more than 8 bits mean: the one rule that makes 8 bits of them.
+
+| values | range that becomes 0 to 255 |
+|---|---|
+| 8 bits and fewer, palettes | of the type |
+| 16-bit grey, 12-bit TIFF, PGM with a largest value | of the type or as the file says |
+| 16-bit grey whose largest value would fit 14 bits | not known: 10, 12 or 14 bits are often kept so |
+| signed, 32-bit and floating-point grey | not known |
+| 16-bit colours | of the type: Pillow reads their high bytes; refused where those are below 64 |
+
+A range that is set (`value_range`) is used for every grey image of more than 8 bits, and is needed where the table says
+"not known". It belongs to a data set, never to one image, so that two images keep their relation. The tags
+MinSampleValue and MaxSampleValue of TIFF are not used: most writers put the extremes of each image there, and the
+standard forbids to change the look of an image by them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deit.core.errors import ImageError, ValueRangeError
+
+ValueRange: TypeAlias = tuple[float, float]
+
+_STRIP_PIXELS = 1 << 20  # worked on together: 8 MiB as float64
+_FULL_16_BIT = (0.0, 65535.0)
+_FITS_14_BITS = 1 << 14  # largest values below it use a quarter of 16 bits
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How the values of an image are kept, from its file.
+
+    Attributes:
+        grey: "unsigned", "signed" or "float" for grey of more than 8 bits or with a sign; empty for all others.
+        stated: The range that the file says, if it does.
+        scale: What Pillow has multiplied the file's values by.
+        inverted: Whether the lowest value is white.
+        wide_colours: Whether colours had 16 bits, of which Pillow gives the high bytes.
+        white: The value that is transparent.
+    """
+
+    grey: str = ""
+    stated: ValueRange | None = None
+    scale: float = 1.0
+    inverted: bool = False
+    wide_colours: bool = False
+    white: int | None = None
+
+
+def checked_range(value: Any, name: str = "value_range") -> ValueRange:
+    """Returns a range as two numbers.
+
+    Raises:
+        TypeError: It is not two numbers.
+        ValueError: They are not finite, or the first is not below the second.
+    """
+    numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if len(numbers) != 2 or any(isinstance(n, (bool, str)) or not isinstance(n, (int, float)) for n in numbers):
+        raise TypeError(f"{name} must be two numbers, the values that become black and white. Received: {value!r}.")
+    low, high = float(numbers[0]), float(numbers[1])
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{name} must be two finite numbers, the lower one first. Received: {value!r}.")
+    return low, high
+
+
+def samples_of(image: Image.Image) -> Samples:
+    """Finds out how the values of an image are kept; before its pixels are decoded, which loses some of it."""
+    tags: Any = getattr(image, "tag_v2", {})  # of TIFF
+    tiles = getattr(image, "tile", None) or ()
+    layout = " ".join(str(tile[3]) for tile in tiles)
+    signed = _first(tags, _TIFF_FORMAT) == _SIGNED
+    if image.mode == "L" and signed:
+        return Samples(grey="signed", inverted=_first(tags, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
+    if not image.mode.startswith(("I", "F")):
+        return Samples(wide_colours=";16" in layout and len(image.getbands()) > 1)
+    inverted = _first(tags, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
+    white = image.info.get("transparency")
+    if image.mode == "F":
+        return Samples(grey="float", inverted=inverted)
+    if image.mode.startswith("I;16"):
+        stated = (0.0, 4095.0) if _first(tags, _TIFF_BITS) == 12 else None
+        return Samples(
+            grey="unsigned", stated=stated, inverted=inverted, white=white if isinstance(white, int) else None
+        )
+    if image.format == "PPM":
+        largest = next((tile[3][-1] for tile in tiles if isinstance(tile[3], tuple) and tile[3]), None)
+        if isinstance(largest, int) and largest != 65535:
+            return Samples(grey="unsigned", stated=(0.0, float(largest)), scale=65535 / largest)
+        return Samples(grey="unsigned")
+    unsigned_32 = bool(tags) and not signed
+    return Samples(grey="unsigned 32-bit" if unsigned_32 else "signed", inverted=inverted)
+
+
+def _first(tags: Any, number: int) -> Any:
+    value = tags.get(number)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def in_8_bits(image: Image.Image, samples: Samples, value_range: ValueRange | None) -> Image.Image:
+    """Brings an image to 8 bits by the rule of this file.
+
+    Args:
+        image: Of any mode, decoded.
+        samples: What `samples_of` said of it.
+        value_range: The values that become black and white; what lies outside becomes one of the two.
+
+    Returns:
+        The image itself, or one of mode "L".
+
+    Raises:
+        ImageError: Pixels are NaN or infinite.
+        ValueRangeError: The range is not known.
+    """
+    value_range = None if value_range is None else checked_range(value_range)
+    if samples.wide_colours:
+        _refuse_dark_colours(image, value_range)
+    if not samples.grey:
+        return image
+    low, high = _extremes(image, samples)
+    black, white = _range_of(samples, low, high, value_range)
+    result = Image.new("L", image.size)
+    for top, values in _strips(image, samples):
+        clear = None if samples.white is None else values == samples.white
+        values -= black
+        values *= 255 / (white - black)
+        values += 0.5
+        np.clip(values, 0, 255, out=values)
+        grey = values.astype(np.uint8)
+        if samples.inverted:
+            grey = 255 - grey
+        if clear is not None:
+            grey[clear] = 255
+        result.paste(Image.fromarray(grey), (0, top))
+    return result
+
+
+def _strips(image: Image.Image, samples: Samples) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
+    """Gives the values of some rows after the other, so that a large image is never held as numbers of 8 bytes."""
+    rows = max(_STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if samples.grey == "unsigned 32-bit":  # Pillow keeps them in numbers with a sign
+            strip = strip.view(np.uint32)
+        elif strip.dtype == np.uint8:  # and these in numbers without
+            strip = strip.view(np.int8)
+        yield top, strip.astype(np.float64) / samples.scale
+
+
+def _extremes(image: Image.Image, samples: Samples) -> tuple[float, float]:
+    low, high = math.inf, -math.inf
+    for _, values in _strips(image, samples):
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if not (math.isfinite(values.min()) and math.isfinite(values.max())):
+            raise ImageError("The image has pixels that are NaN or infinite. Repair or leave it out.")
+    return low, high
+
+
+def _range_of(samples: Samples, low: float, high: float, value_range: ValueRange | None) -> ValueRange:
+    if value_range is not None:
+        return value_range
+    if samples.stated is not None:
+        return samples.stated
+    if samples.grey == "unsigned":
+        if high == 0 or high >= _FITS_14_BITS:
+            return _FULL_16_BIT
+        kind, example = "16-bit grey that uses a quarter of 16 bits or less", f"0,{2 ** int(high).bit_length() - 1}"
+    else:
+        kind = {"float": "floating-point grey", "signed": "grey with a sign"}.get(samples.grey, "32-bit grey")
+        whole = 1 if samples.grey == "float" and high <= 1 else 255
+        example = f"0,{whole}" if low >= 0 and high <= whole else f"{low:g},{high:g}"
+    raise ValueRangeError(
+        f"The image is {kind}, with values from {low:g} to {high:g}: which of them mean black and white cannot be "
+        f"known. Set value_range for all images of the kind, such as {example} "
+        "(--value-range; for training --set data.value_range=...)."
+    )
+
+
+def _refuse_dark_colours(image: Image.Image, value_range: ValueRange | None) -> None:
+    if value_range == _FULL_16_BIT:
+        return
+    bands = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in "Aa"]
+    highest: int = max(int(band.getextrema()[1]) for band in bands)  # type: ignore[arg-type]
+    if value_range is None and highest >= _FITS_14_BITS >> 8:
+        return
+    raise ValueRangeError(
+        f"The image has 16-bit colours, of which the high bytes are read, and these reach {highest} of 255. "
+        + (
+            f"The range {value_range[0]:g},{value_range[1]:g} cannot be applied to them. "
+            if value_range
+            else "Values of 8 to 14 bits in 16 would lose most of their levels. "
+        )
+        + "Save such images with 8 bits; if they are as dark as this, set value_range to 0,65535."
+    )
