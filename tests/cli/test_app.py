@@ -28,10 +28,10 @@ OPTIONS = {
     "recipes": ["--yaml", "--json"],
     "evaluate": [
         "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--precision", "--held-out",
-        "--image-column", "--label-column", "--knn", "--strict",
+        "--image-column", "--label-column", "--knn", "--value-range", "--strict",
     ],
-    "classify": ["--top-k", "--batch-size", "--device", "--json", "--strict"],
-    "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--strict"],
+    "classify": ["--top-k", "--batch-size", "--device", "--json", "--value-range", "--strict"],
+    "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],
     "convert": ["--to", "--variant"],
     "push": ["--private", "--message", "--branch", "--propose"],
     "demo": ["--out", "--seed"],

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.console import ERR, print_table, reports_errors
+from deit.cli.console import ERR, PARTLY, print_table, reports_errors
 
 
 @reports_errors
@@ -23,13 +23,20 @@ def classify(
     batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Black and white of grey images over 8 bits; the model's without."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
-    """Name what is in images; files that cannot be read are left out and reported."""
+    """Name what is in images; files that cannot be read are left out and reported (exit code 3)."""
+    from deit.core.image_files import MOST_FILE_BYTES
     from deit.deploy.predictor import Predictor, find_images
 
-    sources = [sys.stdin.buffer.read() if path is None else path for path in find_images(images)]
+    sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if path is None else path for path in find_images(images)]
     predictor = Predictor.open(model, device=device)
+    if value_range is not None:
+        predictor.processor.value_range = value_range
     results = list(predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict))
     rows = []
     for result in results:
@@ -47,3 +54,4 @@ def classify(
         raise ValueError(f"None of {len(results)} file(s) could be read as an image.")
     if len(rows) < len(results):
         ERR.print(f"{len(rows)} of {len(results)} files classified.", highlight=False)
+        raise typer.Exit(PARTLY)

@@ -28,6 +28,7 @@ OUT = Console(markup=False)
 ERR = Console(stderr=True, markup=False)
 
 USER_ERROR = 2
+PARTLY = 3  # some images were left out; not 1, with which Python ends at a bug
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 # Which extra brings a package that is missing; "train" brings all others.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import OUT, print_table, progress_bar, reports_errors
+from deit.cli.console import OUT, PARTLY, print_table, progress_bar, reports_errors
 from deit.cli.settings import open_on_first
 
 if TYPE_CHECKING:
@@ -29,9 +29,13 @@ def embed(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Black and white of grey images over 8 bits; the model's without."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
-    """Write the features of images; files that cannot be read are left out and reported."""
+    """Write the features of images; files that cannot be read are left out and reported (exit code 3)."""
     from deit.deploy.embedding import Embedder, embed_files, write_features
     from deit.deploy.predictor import find_images
 
@@ -39,12 +43,16 @@ def embed(
     if not paths:
         raise ValueError("Features need the names of image files. Received: standard input.")
     embedder = Embedder.open(model, device)
+    if value_range is not None:
+        embedder.processor.value_range = value_range
     parts = embed_files(embedder, paths, token=token, block=block, batch_size=batch_size, strict=strict)
     notes = {"model": str(model), "token": token, "block": "end" if block is None else str(block)}
     count, errors = write_features(out, parts, notes=notes)
     for error in errors:
         typer.echo(f"Left out: {error}", err=True)
     OUT.print(f"Features of {count} images: {out}", highlight=False, soft_wrap=True)
+    if errors:
+        raise typer.Exit(PARTLY)
 
 
 def evaluate_features_of(
@@ -56,6 +64,7 @@ def evaluate_features_of(
     device: str,
     columns: tuple[str, str],
     strict: bool,
+    value_range: tuple[float, float] | None,
     as_json: bool,
 ) -> None:
     """Prints how well the features of `data` are told apart by those of `known`; processes of torchrun share both."""
@@ -67,7 +76,11 @@ def evaluate_features_of(
         opened: list[Embedder] = []
         processes.on_first(lambda: opened.append(Embedder.open(model, device)))  # which alone tells of an error
         embedder = opened[0] if opened else Embedder.open(model, device)
-        images = open_on_first(processes, lambda progress: _open(known, data, columns, strict, progress))
+        options: dict[str, Any] = {
+            "image_column": columns[0], "label_column": columns[1], "strict": strict,
+            "value_range": value_range or embedder.processor.value_range,
+        }  # fmt: skip
+        images = open_on_first(processes, lambda progress: _open(known, data, {**options, "progress": progress}))
         with progress_bar("Embedding", shown=processes.is_first) as update:
             scores = evaluate_features(
                 embedder, images.train, images.val, batch_size=batch_size, processes=processes, on_batch=update
@@ -84,14 +97,11 @@ def evaluate_features_of(
     OUT.print(f"Known: {count} images of {known}, {NEIGHBOURS} neighbours.", highlight=False, soft_wrap=True)
 
 
-def _open(known: str, data: str, columns: tuple[str, str], strict: bool, progress: Any) -> Data:
+def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
     """Opens known images as `train` and others as `val`: two data sets, or one that is divided."""
     from deit.data.opening import open_data, open_labelled
     from deit.data.sources import Data
 
-    settings: dict[str, Any] = {
-        "image_column": columns[0], "label_column": columns[1], "strict": strict, "progress": progress
-    }  # fmt: skip
     if _is_same_path(known, data):
         return open_data(data, **settings)
     first = open_labelled(known, part="train", **settings)

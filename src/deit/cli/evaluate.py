@@ -38,6 +38,10 @@ def evaluate(
     image_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     label_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     knn: Annotated[str | None, typer.Option(help="Labelled images: score features by neighbours there.")] = None,
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Black and white of grey images over 8 bits; the model's without."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
     """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.
@@ -59,7 +63,11 @@ def evaluate(
         runner = open_runner(model, device, precision=precision)
         processor = read_image_processor(model)
         opinion = _open_teacher(teacher, device, precision)
-        source = _open(data, runner, strict=strict, columns=(image_column, label_column), silent=not processes.is_first)
+        options = {
+            "image_column": image_column, "label_column": label_column, "strict": strict,
+            "value_range": value_range or processor.value_range,
+        }  # fmt: skip
+        source = _open(data, runner, options, silent=not processes.is_first)
         if held_out:
             source = _held_out(model, source)
         with _bar("Evaluating", shown=processes.is_first) as update:
@@ -110,6 +118,7 @@ def _score_features(context: typer.Context, known: str) -> None:
         device=given["device"],
         columns=(given["image_column"], given["label_column"]),
         strict=given["strict"],
+        value_range=given["value_range"],
         as_json=given["as_json"],
     )
 
@@ -124,18 +133,16 @@ def _open_teacher(folder: Path | None, device: str, precision: str) -> TeacherMo
     return TeacherModel(runner=open_runner(folder, device, precision=precision), processor=read_image_processor(folder))
 
 
-def _open(data: str, runner: TorchRunner, *, strict: bool, columns: tuple[str, str], silent: bool) -> Source:
+def _open(data: str, runner: TorchRunner, options: dict[str, Any], *, silent: bool) -> Source:
     from deit.data.opening import open_labelled
 
     with _bar("Checking images", shown=not silent) as update:
         source = open_labelled(
             data,
             classes=runner.label_names,
-            image_column=columns[0],
-            label_column=columns[1],
             problem_type=runner.problem_type,
-            strict=strict,
             progress=update,
+            **options,
         )
     if not silent:
         report_skipped(getattr(source, "skipped", ()))

@@ -99,6 +99,7 @@ def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
         image_column=options.image_column,
         label_column=options.label_column,
         problem_type=options.problem_type,
+        value_range=options.range,
         progress=progress,  # type: ignore[arg-type]
     )
     return limited(opened, train=options.max_train_images, val=options.max_val_images)

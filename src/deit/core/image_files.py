@@ -61,7 +61,7 @@ def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> Image
         ImageError: It is a folder, a device, a pipe or a socket, larger than `MOST_FILE_BYTES`, or asks for more work
             than an image needs.
     """
-    data = source if isinstance(source, bytes) else _content(source, name)
+    data = source if isinstance(source, bytes) else read_content(source, name)
     if len(data) > MOST_FILE_BYTES:
         raise ImageError(f"{name} is too large for an image: {len(data)} bytes, at most {MOST_FILE_BYTES} are read.")
     try:
@@ -80,7 +80,13 @@ def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> Image
     return ImageBytes(io.BytesIO(data), 1)
 
 
-def _content(path: str | os.PathLike[str], name: str) -> bytes:
+def read_content(path: str | os.PathLike[str], name: str) -> bytes:
+    """Reads a file that should be an image, whole.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: See `read_image_bytes`.
+    """
     try:
         return _content_of_file(path, name)
     except FileNotFoundError:

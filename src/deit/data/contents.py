@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 import time
 import warnings
 import zlib
@@ -28,7 +27,7 @@ from PIL import Image
 
 import deit
 from deit.core.files import replaced_file
-from deit.core.images import ImageError, check_image
+from deit.core.images import ImageError, ValueRange, ValueRangeError, check_image
 from deit.data.cache_folder import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 SWITCH = "DEIT_CONTENTS_CACHE"  # environment variable; "off" for no cache
 
-_RULE = 1  # part of a cache's first line; raised when what counts as whole changes within a version
+_RULE = 2  # part of a cache's first line; raised when what counts as whole changes within a version
 _NO_STAMP = bytes(16)
 # How long after its last change a file may change again without another time: clocks of file systems tick.
 _TICK, _WHOLE_SECONDS = 100_000_000, 2_000_000_000  # nanoseconds; the second where times have no fractions
@@ -53,9 +52,11 @@ class Contents:
         reasons: Number of an image -> why it cannot be used.
         checks: (N, 2) int64, length and CRC-32.
         hashes: (N,) uint64.
+        unknown: Numbers of the images among the former whose range of values is not known, see `sample_values`.
     """
 
     reasons: dict[int, str]
+    unknown: tuple[int, ...] = ()
     checks: npt.NDArray[np.int64]
     hashes: Hashes
 
@@ -70,6 +71,7 @@ class Bytes:
         stamp: Returns 16 bytes that change whenever the content does, without reading it, or None; see `file_stamp`.
         place: What the cache of these images is called by, such as the path of a folder; empty for no cache.
         together: Images in a task of a thread: 32 are enough that the task itself costs little beside small images.
+        value_range: Of grey images with more than 8 bits, see `load_image`.
     """
 
     count: int
@@ -77,6 +79,7 @@ class Bytes:
     stamp: Callable[[int], bytes | None] = field(default=lambda _: None)
     place: str = ""
     together: int = 32
+    value_range: ValueRange | None = None
 
 
 def content_hash(data: bytes) -> int:
@@ -94,9 +97,10 @@ def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -
         images: Where they are.
         progress: Called with (images checked, images in all).
     """
-    cache = _Cache.open(images.place)
+    cache = _Cache.open(images.place and f"{images.place}\0{images.value_range or ''}")
     found = np.zeros(images.count, _ENTRY)
     reasons: dict[int, str] = {}
+    unknown: list[int] = []
     with _bombs_are_errors(), ThreadPoolExecutor() as pool:
         if cache is not None:
             stamps = b"".join(stamp or _NO_STAMP for stamp in pool.map(images.stamp, range(images.count)))
@@ -110,8 +114,10 @@ def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -
                 try:
                     data = images.read(i)
                     found["size"][i], found["crc"][i], found["hash"][i] = _sums(data)
-                    check_image(data)
+                    check_image(data, value_range=images.value_range)
                 except (ImageError, OSError) as error:
+                    if isinstance(error, ValueRangeError):
+                        unknown.append(i)
                     reasons[i] = str(error).removeprefix("the given bytes ")
             return stop
 
@@ -126,7 +132,27 @@ def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -
     if cache is not None and len(unread):
         cache.save(np.delete(found, list(reasons)))
     checks = np.stack([found["size"], found["crc"].astype(np.int64)], axis=1)
-    return Contents(reasons=dict(sorted(reasons.items())), checks=checks, hashes=found["hash"].astype(np.uint64))
+    return Contents(
+        reasons=dict(sorted(reasons.items())),
+        checks=checks,
+        hashes=found["hash"].astype(np.uint64),
+        unknown=tuple(sorted(unknown)),
+    )
+
+
+def refuse_unknown_ranges(found: Contents, place: Callable[[int], str]) -> None:
+    """Stops where values of images mean what nobody said: leaving those out would train on all others alone.
+
+    Args:
+        found: What `examine` returned.
+        place: Names an image in a message, by its number.
+
+    Raises:
+        ValueRangeError: There is such an image.
+    """
+    if found.unknown:
+        first = found.unknown[0]
+        raise ValueRangeError(f"{place(first)} {found.reasons[first]} ({len(found.unknown)} such images.)")
 
 
 def _sums(data: bytes) -> tuple[int, int, int]:
@@ -140,19 +166,6 @@ def _bombs_are_errors() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
-
-
-def read_file(path: Path) -> bytes:
-    """Returns the content of a file.
-
-    Raises:
-        ImageError: It is a pipe or a device, which may have no end; the message leaves the path out.
-        OSError: It cannot be read.
-    """
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder the reading itself says so
-        raise ImageError("is not a file but a pipe or a device.")
-    return path.read_bytes()
 
 
 def file_stamp(path: str | os.PathLike[str]) -> bytes | None:

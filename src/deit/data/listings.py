@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deit.core.image_files import read_content
 from deit.core.images import IMAGE_SUFFIXES, ImageError
 from deit.core.metrics import MULTI_LABEL, SINGLE_LABEL
 from deit.data.columns import LABEL_NAMES, PATH_NAMES, choose_column, described, not_an_image
-from deit.data.contents import file_stamp, read_file
+from deit.data.contents import file_stamp
 from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels
 from deit.data.sources import SkippedFile
 from deit.data.stores import Part
@@ -103,13 +104,9 @@ class ListedFiles:
         if not name:
             raise ImageError("it names no file.")
         try:
-            return read_file(self._table.parent / name)
+            return read_content(self._table.parent / name, f"the file {name!r}")
         except FileNotFoundError:
             raise ImageError(f"there is no file {name!r}.") from None
-        except ImageError as error:
-            raise ImageError(f"the file {name!r} {error}") from None
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            raise ImageError(f"the file {name!r} cannot be read ({getattr(error, 'strerror', error)}).") from error
 
     def stamp(self, row: int) -> bytes | None:
         """Stands for the file as it is now."""

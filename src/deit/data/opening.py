@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.images import ValueRange
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.label_columns import UNLABELLED, EncodedLabels, encode_labels
@@ -48,6 +49,7 @@ def open_data(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
+    value_range: ValueRange | None = None,
     keep_unlabelled: bool = False,
     progress: Progress | None = None,
 ) -> Data:
@@ -69,6 +71,8 @@ def open_data(
         image_column: Column of images (of paths in a table); empty finds it. In shards, the ending of the images.
         label_column: Column of labels; empty finds it. In shards "cls", "txt" or a key of the .json.
         problem_type: What the labels are for: one of `PROBLEM_TYPES`.
+        value_range: The values that become black and white in grey images of more than 8 bits, where neither the type
+            nor the file says so; see `load_image`.
         keep_unlabelled: Keep training images that have no label, as `NO_LABEL`, for a teacher to speak of: those of
             tables and shards, and of a folder unlabelled/ beside train/ and val/. For single classes.
         progress: Called with (images checked, images in all), part after part.
@@ -83,7 +87,11 @@ def open_data(
     """
     check_problem_type(problem_type)
     options = ReadOptions(
-        image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
+        image_column=image_column,
+        label_column=label_column,
+        problem_type=problem_type,
+        progress=progress,
+        value_range=value_range,
     )
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
     parts = find_parts(path, options)
@@ -101,7 +109,12 @@ def open_data(
 def _divide(parts: Parts, val_fraction: float, seed: int, strict: bool, keep: bool, options: ReadOptions) -> Data:
     (read,) = parts.values()
     whole = StoredImages(
-        read(), problem_type=options.problem_type, strict=strict, keep_unlabelled=keep, progress=options.progress
+        read(),
+        problem_type=options.problem_type,
+        strict=strict,
+        keep_unlabelled=keep,
+        value_range=options.value_range,
+        progress=options.progress,
     )
     labelled = np.flatnonzero(whole.labels != NO_LABEL) if keep else np.arange(len(whole.labels))
     first, second = _held_out(len(whole.labels), labelled, whole.labels[labelled], whole.classes, val_fraction, seed)
@@ -132,6 +145,7 @@ def _open_parts(parts: Parts, strict: bool, keep: bool, options: ReadOptions) ->
         problem_type=options.problem_type,
         strict=strict,
         keep_unlabelled=keep,
+        value_range=options.value_range,
         progress=options.progress,
     )
     val = StoredImages(
@@ -140,6 +154,7 @@ def _open_parts(parts: Parts, strict: bool, keep: bool, options: ReadOptions) ->
         classes=train.classes,
         strict=strict,
         labels_needed=True,
+        value_range=options.value_range,
         progress=options.progress,
     )
     return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
@@ -161,6 +176,7 @@ def open_labelled(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
+    value_range: ValueRange | None = None,
     progress: Progress | None = None,
 ) -> ImageFolder | StoredImages:
     """Opens labelled images whole: for measuring the validation part, else the test part, else all.
@@ -174,6 +190,7 @@ def open_labelled(
         image_column: See `open_data`.
         label_column: See `open_data`.
         problem_type: See `open_data`.
+        value_range: See `open_data`.
         progress: See `open_data`.
 
     Returns:
@@ -190,12 +207,16 @@ def open_labelled(
     if part not in ("train", "val"):
         raise ValueError(f"part must be train or val. Received: {part!r}.")
     options = ReadOptions(
-        image_column=image_column, label_column=label_column, problem_type=problem_type, progress=progress
+        image_column=image_column,
+        label_column=label_column,
+        problem_type=problem_type,
+        progress=progress,
+        value_range=value_range,
     )
     parts = find_parts(path, options)
     if isinstance(parts, Path):
         folder = _labelled_folder(parts, part, classes)
-        return ImageFolder(folder, classes=classes, strict=strict, progress=progress)
+        return ImageFolder(folder, classes=classes, strict=strict, value_range=options.value_range, progress=progress)
     wanted = ("train",) if part == "train" else ("val", "test")
     if part == "train" and len(parts) > 1 and "train" not in parts:
         raise ValueError(f"None of the parts {', '.join(parts)} is for training. Name one train, or pass one alone.")
@@ -207,6 +228,7 @@ def open_labelled(
         strict=strict,
         labels_needed=part != "train",
         numbers_fit=True,
+        value_range=value_range,
         progress=progress,
     )
 
@@ -237,6 +259,7 @@ def open_unlabelled(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
+    value_range: ValueRange | None = None,
     progress: Progress | None = None,
 ) -> Data:
     """Opens images for training without labels; where there are labels they are ignored.
@@ -253,6 +276,7 @@ def open_unlabelled(
         image_column: See `open_data`.
         label_column: See `open_data`; used to divide the images alone, as is `problem_type`.
         problem_type: See `open_data`.
+        value_range: See `open_data`.
         progress: See `open_data`.
 
     Returns:
@@ -264,21 +288,23 @@ def open_unlabelled(
         ConnectionError: See `open_data`.
         ModuleNotFoundError: See `open_data`.
     """
-    options = ReadOptions(image_column=image_column, label_column="", problem_type=UNLABELLED, progress=progress)
+    options = ReadOptions(
+        image_column=image_column, label_column="", problem_type=UNLABELLED, progress=progress, value_range=value_range
+    )
     parts = find_parts(path, options)
     if isinstance(parts, Path):
-        return _unlabelled_folder(parts, val_fraction, seed, strict, progress)
+        return _unlabelled_folder(parts, val_fraction, seed, strict, options)
     if len(parts) > 1:
         _require_two_parts(parts)
         train, val = (
-            StoredImages(parts[name](), strict=strict, progress=progress)
+            StoredImages(parts[name](), strict=strict, value_range=options.value_range, progress=progress)
             for name in ("train", "val" if "val" in parts else "test")
         )
         skipped = (*train.skipped, *val.skipped)
         return Data(train=WithoutLabels(train), val=WithoutLabels(val), skipped=skipped)
     (read,) = parts.values()
     part = read()
-    whole = StoredImages(part, strict=strict, progress=progress)
+    whole = StoredImages(part, strict=strict, value_range=options.value_range, progress=progress)
     told = _labels_told(path, replace(options, label_column=label_column, problem_type=problem_type), part, whole.rows)
     return _divide_unlabelled(WithoutLabels(whole), told, whole.skipped, val_fraction, seed)
 
@@ -314,15 +340,18 @@ def _divide_unlabelled(
     return Data(train=Subset(whole, parts[0]), val=Subset(whole, parts[1]), skipped=tuple(skipped))
 
 
-def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool, progress: Progress | None) -> Data:
+def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool, options: ReadOptions) -> Data:
+    progress = options.progress
     val_folder = _val_folder(root)
     if (root / "train").is_dir() and val_folder is not None:
-        val = ImageFiles(val_folder, strict=strict, progress=progress)
+        val = ImageFiles(val_folder, strict=strict, value_range=options.value_range, progress=progress)
         folders = [root / "train", *_more_unlabelled(root)]
-        train = [ImageFiles(folder, strict=strict, progress=progress) for folder in folders]
+        train = [
+            ImageFiles(folder, strict=strict, value_range=options.value_range, progress=progress) for folder in folders
+        ]
         skipped = [file for source in (*train, val) for file in source.skipped]
         return Data(train=Joined(train), val=val, skipped=tuple(skipped))
-    files = ImageFiles(root, strict=strict, progress=progress)
+    files = ImageFiles(root, strict=strict, value_range=options.value_range, progress=progress)
     tops = [path.relative_to(root).parts[:-1][:1] for path in files.paths]  # class folders, if that is what they are
     classes = sorted({top[0] for top in tops if top})
     labels = np.array([classes.index(top[0]) if top else 0 for top in tops], dtype=np.int64)
@@ -343,14 +372,19 @@ def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep:
             raise FileNotFoundError(
                 f"{root} has train/ but no val/. Add it, or pass {root / 'train'} to have it divided."
             )
-        train = ImageFolder(root / "train", strict=strict, progress=progress)
-        val = ImageFolder(val_folder, classes=train.classes, strict=strict, progress=progress)
+        train = ImageFolder(root / "train", strict=strict, value_range=options.value_range, progress=progress)
+        val = ImageFolder(
+            val_folder, classes=train.classes, strict=strict, value_range=options.value_range, progress=progress
+        )
         opened: list[ImageFolder | ImageFiles] = [train]
         if keep:
-            opened += [ImageFiles(folder, strict=strict, progress=progress) for folder in _more_unlabelled(root)]
+            opened += [
+                ImageFiles(folder, strict=strict, value_range=options.value_range, progress=progress)
+                for folder in _more_unlabelled(root)
+            ]
         skipped = [file for source in (*opened, val) for file in source.skipped]
         return Data(train=Joined(opened), val=val, skipped=tuple(skipped))
-    folder = ImageFolder(root, strict=strict, progress=progress)
+    folder = ImageFolder(root, strict=strict, value_range=options.value_range, progress=progress)
     first, second = split_indices(folder.labels, folder.classes, val_fraction, seed)
     return Data(train=Subset(folder, first), val=Subset(folder, second), skipped=tuple(folder.skipped))
 

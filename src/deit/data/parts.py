@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from deit.core.images import ValueRange
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.label_columns import UNLABELLED
 from deit.data.listings import listed_parts
@@ -48,6 +49,7 @@ class ReadOptions:
     label_column: str
     problem_type: str
     progress: Progress | None
+    value_range: ValueRange | None = None
 
     def columns(self) -> dict[str, str]:
         """Returns what every kind of part takes."""

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.images import IMAGE_SUFFIXES, ImageError, load_image
+from deit.core.image_files import read_content
+from deit.core.images import IMAGE_SUFFIXES, ImageError, ValueRange, load_image
 from deit.core.labels import id2label_from_names
 from deit.core.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-from deit.data.contents import Bytes, Contents, Hashes, content_hash, examine, file_stamp, read_file
+from deit.data.contents import Bytes, Contents, Hashes, content_hash, examine, file_stamp, refuse_unknown_ranges
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +208,7 @@ class ImageFolder:
         root: The folder.
         classes: Names and order of the classes; the sorted names of the sub-folders when None.
         strict: Raise at the first file that is not an image, in place of leaving it out.
+        value_range: Of grey images with more than 8 bits, see `load_image`.
         progress: Called with (files checked, files in all).
 
     Attributes:
@@ -227,9 +229,11 @@ class ImageFolder:
         *,
         classes: Sequence[str] | None = None,
         strict: bool = False,
+        value_range: ValueRange | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.root = Path(root)
+        self._value_range = value_range
         folders = class_folders(self.root)
         self.classes = sorted(folders) if classes is None else list(classes)
         unknown = sorted(set(folders) - set(self.classes))
@@ -239,7 +243,7 @@ class ImageFolder:
                 f"Known: {', '.join(self.classes)}."
             )
         paths, labels, self.skipped = self._scan()
-        found = examine_files(self.root, paths, progress)
+        found = examine_files(self.root, paths, progress, value_range)
         self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         if strict:
             refuse_skipped(self.skipped, str(self.root), strict=True)
@@ -275,7 +279,7 @@ class ImageFolder:
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""
-        return load_image(self.paths[index])
+        return load_image(self.paths[index], value_range=self._value_range)
 
     def fingerprint(self) -> str:
         """Returns a hash of the names, contents and labels of all files."""
@@ -483,23 +487,34 @@ def class_folders(root: Path) -> list[str]:
     return names
 
 
-def examine_files(root: Path, paths: Sequence[Path], progress: Progress | None) -> Contents:
+def examine_files(
+    root: Path, paths: Sequence[Path], progress: Progress | None, value_range: ValueRange | None
+) -> Contents:
     """Checks and hashes image files, see `examine`.
 
     Args:
         root: A folder above them, by which their hashes are kept.
         paths: The files.
         progress: Called with (files checked, files in all).
+        value_range: Of grey images with more than 8 bits, see `load_image`.
+
+    Raises:
+        ValueRangeError: It is needed for one of them.
     """
     above = os.path.abspath(root)
 
     def read(i: int) -> bytes:
         try:
-            return read_file(paths[i])
-        except OSError as error:
-            raise ImageError(f"cannot be read ({error.strerror or error}).") from error
+            return read_content(paths[i], "the given bytes")
+        except FileNotFoundError as error:
+            raise ImageError("is not there.") from error
 
     def stamp(i: int) -> bytes | None:
         return file_stamp(os.path.join(above, paths[i].relative_to(root)))
 
-    return examine(Bytes(count=len(paths), read=read, stamp=stamp, place=above, together=1), progress)
+    images = Bytes(
+        count=len(paths), read=read, stamp=stamp, place=above, together=1, value_range=value_range
+    )
+    found = examine(images, progress)
+    refuse_unknown_ranges(found, lambda i: str(paths[i]))
+    return found

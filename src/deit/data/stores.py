@@ -6,17 +6,17 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.images import ImageError, load_image
+from deit.core.images import ImageError, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.contents import Bytes, Contents, examine
+from deit.data.contents import Bytes, Contents, examine, refuse_unknown_ranges
 from deit.data.label_columns import LabelColumn, encode_labels
 from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
 
@@ -88,6 +88,7 @@ class StoredImages:
         labels_needed: Raise where an image has no label, as in a validation set.
         keep_unlabelled: Keep single images without a label, as `NO_LABEL`, in place of leaving them out.
         numbers_fit: See `encode_labels`.
+        value_range: Of grey images with more than 8 bits, see `load_image`.
         progress: Called with (images checked, images in all).
 
     Attributes:
@@ -112,9 +113,11 @@ class StoredImages:
         labels_needed: bool = False,
         keep_unlabelled: bool = False,
         numbers_fit: bool = False,
+        value_range: ValueRange | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._store = part.store
+        self._value_range = value_range
         if not len(part.store):
             raise ValueError(f"{part.origin} has no images. Check that it is the right file.")
         encoded = encode_labels(
@@ -134,7 +137,7 @@ class StoredImages:
             encoded.labels[unlabelled] = NO_LABEL
             unlabelled = unlabelled[:0]
         rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
-        found = _examined(part.store, rows, progress)
+        found = _examined(part.store, rows, progress, value_range)
         self.skipped = [
             *part.skipped,
             *(SkippedFile(path=part.store.place(int(row)), reason="it has no label.") for row in unlabelled),
@@ -166,7 +169,10 @@ class StoredImages:
                 f"{self._store.place(row)}: it is not what it was when the data was opened. "
                 "Restore the file, or start again."
             )
-        return load_image(data)
+        try:
+            return load_image(data, value_range=self._value_range)
+        except ImageError as error:
+            raise type(error)(f"{self._store.place(row)}: {str(error).removeprefix('the given bytes ')}") from error
 
     def fingerprint(self) -> str:
         """Returns a hash of labels, classes and the length and CRC-32 of each image, wherever they lie."""
@@ -175,15 +181,20 @@ class StoredImages:
         return digest.hexdigest()
 
 
-def _examined(store: ImageStore, rows: npt.NDArray[np.integer], progress: Progress | None) -> Contents:
+def _examined(
+    store: ImageStore, rows: npt.NDArray[np.integer], progress: Progress | None, value_range: ValueRange | None
+) -> Contents:
     def read(i: int) -> bytes:
         return store.read(int(rows[i]))
 
-    if not isinstance(store, StampedStore):
-        return examine(Bytes(count=len(rows), read=read), progress)
-    stamped = store
+    images = Bytes(count=len(rows), read=read, value_range=value_range)
+    if isinstance(store, StampedStore):
+        stamped = store
 
-    def stamp(i: int) -> bytes | None:
-        return stamped.stamp(int(rows[i]))
+        def stamp(i: int) -> bytes | None:
+            return stamped.stamp(int(rows[i]))
 
-    return examine(Bytes(count=len(rows), read=read, stamp=stamp, place=store.cache_place()), progress)
+        images = replace(images, stamp=stamp, place=store.cache_place())
+    found = examine(images, progress)
+    refuse_unknown_ranges(found, lambda i: f"{store.place(int(rows[i]))}:")
+    return found

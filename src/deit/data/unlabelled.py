@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deit.core.images import IMAGE_SUFFIXES, load_image
+from deit.core.images import IMAGE_SUFFIXES, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.contents import Hashes
@@ -33,6 +33,7 @@ class ImageFiles:
     Args:
         root: The folder.
         strict: Raise at the first file that is not an image, in place of leaving it out.
+        value_range: Of grey images with more than 8 bits, see `load_image`.
         progress: Called with (files checked, files in all).
 
     Attributes:
@@ -50,12 +51,20 @@ class ImageFiles:
 
     problem_type = SINGLE_LABEL
 
-    def __init__(self, root: str | os.PathLike[str], *, strict: bool = False, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        strict: bool = False,
+        value_range: ValueRange | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self.root = Path(root)
+        self._value_range = value_range
         if not self.root.is_dir():
             raise FileNotFoundError(f"No folder at {self.root}. Pass a folder of images.")
         paths, self.skipped = self._scan()
-        found = examine_files(self.root, paths, progress)
+        found = examine_files(self.root, paths, progress, value_range)
         self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         refuse_skipped(self.skipped, str(self.root), strict=strict)
         good = [i for i in range(len(paths)) if i not in found.reasons]
@@ -79,7 +88,7 @@ class ImageFiles:
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""
-        return load_image(self.paths[index])
+        return load_image(self.paths[index], value_range=self._value_range)
 
     def fingerprint(self) -> str:
         """Returns a hash of the names and contents of all files."""

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deit.core.files import replaced_file
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import ImageError, load_image
 from deit.core.model_directory import kind_of_model, read_image_processor
+from deit.deploy.reading import read_pixels
 
 Array = npt.NDArray[np.float32]
 
@@ -149,30 +148,26 @@ def embed_files(
 
     Raises:
         ValueError: The model has no such token or block, or `batch_size` is smaller than 1.
+        FileNotFoundError: A path does not exist, and `strict` is on.
         ImageError: An image cannot be read, and `strict` is on.
     """
     embedder.check(token, block)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
     for start in range(0, len(paths), batch_size):
-        names, images, errors = [], [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(load_image(path))
-                names.append(path)
-            except ImageError as error:
-                if strict:
-                    raise
-                errors.append(str(error))
-        features = _features(embedder, images, token, block)
-        yield Embedded(names=names, features=features, errors=errors)
+        chunk = paths[start : start + batch_size]
+        read = read_pixels(embedder.processor, chunk, strict=strict)
+        yield Embedded(
+            names=[path for path, error in zip(chunk, read.errors, strict=True) if not error],
+            features=_features(embedder, read.pixels, token, block),
+            errors=[error for error in read.errors if error],
+        )
 
 
-def _features(embedder: Embedder, images: list[Image.Image], token: str, block: int | None) -> Array:
-    if not images:
+def _features(embedder: Embedder, pixels: Array | None, token: str, block: int | None) -> Array:
+    if pixels is None:
         return np.zeros((0, int(embedder.model.config.hidden_size)), np.float32)
-    inputs: Any = embedder.processor(images, return_tensors="np")
-    return embedder(np.asarray(inputs.pixel_values, np.float32), block=block)[token]
+    return embedder(pixels, block=block)[token]
 
 
 def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, str]) -> tuple[int, list[str]]:

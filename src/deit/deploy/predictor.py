@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import IMAGE_SUFFIXES, ImageError, ImageFile, load_image
+from deit.core.images import IMAGE_SUFFIXES, ImageFile
 from deit.core.metrics import softmax
 from deit.core.model_directory import read_image_processor
+from deit.deploy.reading import read_pixels
 from deit.deploy.runners import Array, open_runner
 
 
@@ -108,8 +109,7 @@ class Predictor:
             ImageError: An image cannot be read.
             ValueError: `top_k` or `batch_size` is smaller than 1.
         """
-        opened = [load_image(image) for image in images]
-        results = self.classify_each(opened, top_k=top_k, batch_size=batch_size)
+        results = self.classify_each(images, top_k=top_k, batch_size=batch_size, strict=True)
         return [list(result.predictions) for result in results]
 
     def classify_each(
@@ -129,9 +129,10 @@ class Predictor:
             strict: Raise at the first image that cannot be read.
 
         Yields:
-            One result for each image, in order.
+            One result for each image, in order. The images of a batch are decoded one after the other.
 
         Raises:
+            FileNotFoundError: A path does not exist, and `strict` is on.
             ImageError: An image cannot be read, and `strict` is on.
             ValueError: `top_k` or `batch_size` is smaller than 1.
         """
@@ -139,32 +140,17 @@ class Predictor:
             raise ValueError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
         remaining = iter(images)
         while chunk := list(islice(remaining, batch_size)):
-            opened = [_try_to_load(image, strict) for image in chunk]
-            good = [image for image in opened if isinstance(image, Image.Image)]
-            answers = iter(self._answer(good, top_k) if good else ())
-            for image, result in zip(chunk, opened, strict=True):
-                name = _name_of(image)
-                if isinstance(result, Image.Image):
-                    yield Classified(name=name, predictions=next(answers))
-                else:
-                    yield Classified(name=name, error=str(result))
+            read = read_pixels(self.processor, chunk, strict=strict)
+            answers = iter(() if read.pixels is None else self._answer(read.pixels, top_k))
+            for image, error in zip(chunk, read.errors, strict=True):
+                yield Classified(name=_name_of(image), predictions=() if error else next(answers), error=error)
 
-    def _answer(self, images: list[Image.Image], top_k: int) -> list[tuple[Prediction, ...]]:
-        pixels: Any = self.processor(images, return_tensors="np").pixel_values
+    def _answer(self, pixels: Array, top_k: int) -> list[tuple[Prediction, ...]]:
         answers = []
         for row in softmax(self.runner(pixels)):
             best = np.argsort(-row, kind="stable")[:top_k]
             answers.append(tuple(Prediction(label=self.label_names[i], score=float(row[i])) for i in best))
         return answers
-
-
-def _try_to_load(image: ImageFile | Image.Image, strict: bool) -> Image.Image | ImageError:
-    try:
-        return load_image(image)
-    except ImageError as error:
-        if strict:
-            raise
-        return error
 
 
 def _name_of(image: ImageFile | Image.Image) -> str:

@@ -93,11 +93,18 @@ class ImagePipeline(ABC):
     ) -> Iterator[Any]:
         remaining = iter(items)
         while chunk := list(islice(remaining, size)):
-            images = [item if _is_array(item) else load_image(item) for item in map(_image_of, chunk)]
-            pixels = [torch.as_tensor(p) for p in self.image_processor(images, **process)["pixel_values"]]
+            pixels = [torch.as_tensor(p) for p in self._pixels(list(map(_image_of, chunk)), process)]
             together = len({p.shape for p in pixels}) == 1
             for batch in [torch.stack(pixels)] if together else [p[None] for p in pixels]:
                 yield from finish(self._forward(batch))
+
+    def _pixels(self, images: list[Any], process: Mapping[str, Any]) -> Iterator[Any]:
+        """Prepares images, one decoded at a time where the result of none depends on another."""
+        alone = not process.get("do_pad", getattr(self.image_processor, "do_pad", None))
+        value_range = process.get("value_range", getattr(self.image_processor, "value_range", None))
+        for some in [[image] for image in images] if alone else [images]:
+            opened = [item if _is_array(item) else load_image(item, value_range=value_range) for item in some]
+            yield from self.image_processor(opened, **process)["pixel_values"]
 
     def _forward(self, pixels: Tensor) -> Any:
         if pixels.is_floating_point():

@@ -149,6 +149,8 @@ class _Run:
         self.started = time.monotonic()
         self.processes = current_processes()
         self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
+        if recipe.data.range is not None:  # what the images were read with is saved with the model
+            task.processor.value_range = recipe.data.range
         task.check(data, recipe)
         order = self._order(0, 0)
         self.steps_per_epoch = order.steps_per_epoch

@@ -13,6 +13,7 @@ import yaml
 
 from deit.core.files import write_text_atomically
 from deit.core.metrics import PROBLEM_TYPES
+from deit.core.sample_values import ValueRange, checked_range
 from deit.data.augment import Augmentation
 from deit.models.losses import CLASSIFICATION_LOSSES, DISTILLATION_KINDS, REDUCTIONS
 from deit.models.vision_transformer import DROP_PATH_SHAPES
@@ -152,6 +153,8 @@ class DataOptions:
         image_column: Column of a table that holds the images; empty finds it.
         label_column: Column of a table that holds the labels; empty finds it.
         problem_type: What the labels are; transformers' names.
+        value_range: The values that become black and white in grey images of more than 8 bits; 0, 0 where the type or
+            the file says it. Saved with the model. See `deit.core.sample_values`.
         labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
         label_fraction: Likewise as a share of each class; 1 for all.
         label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
@@ -167,6 +170,7 @@ class DataOptions:
     image_column: str = ""
     label_column: str = ""
     problem_type: str = "single_label_classification"
+    value_range: tuple[float, float] = (0.0, 0.0)
     labels_per_class: int = 0
     label_fraction: float = 1.0
     label_seed: int = 0
@@ -177,6 +181,8 @@ class DataOptions:
     def __post_init__(self) -> None:
         for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images"):
             _require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
+        if self.range is not None:
+            checked_range(self.range, "data.value_range")
         _require(0 <= self.labelled_share < 1, "data.labelled_share must lie in [0, 1)", self.labelled_share)
         _require(0 < self.label_fraction <= 1, "data.label_fraction must lie in (0, 1]", self.label_fraction)
         _require(
@@ -186,6 +192,11 @@ class DataOptions:
         )
         _require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
         _require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
+
+    @property
+    def range(self) -> ValueRange | None:
+        """`value_range`, or None where none is set."""
+        return None if self.value_range == (0, 0) else self.value_range
 
 
 @dataclass(frozen=True, kw_only=True)
