@@ -132,7 +132,7 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_line(photos):
     assert reasons[5] == "it names no file."
     assert reasons[6] == "it has no label."
     assert reasons[7] == "it has 1 cells and the header 2."
-    assert reasons[8] == "the file 'folder.png' cannot be read (Is a directory)."
+    assert reasons[8] == "the file 'folder.png' cannot be read as an image: it is a folder, not a file."
     assert reasons[9] == "there is no file 'http://x/a.png'."
     with pytest.raises(ValueError, match=r"list.csv line 7: it has 1 cells .* \(7 such files; strict is on.\)"):
         source(path, strict=True)

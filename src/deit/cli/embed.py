@@ -29,10 +29,7 @@ def embed(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    value_range: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Black and white of grey images over 8 bits; the model's without."),
-    ] = None,
+    value_range: Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
     """Write the features of images; files that cannot be read are left out and reported (exit code 3)."""

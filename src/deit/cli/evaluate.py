@@ -38,10 +38,7 @@ def evaluate(
     image_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     label_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     knn: Annotated[str | None, typer.Option(help="Labelled images: score features by neighbours there.")] = None,
-    value_range: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Black and white of grey images over 8 bits; the model's without."),
-    ] = None,
+    value_range: Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
     """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.
@@ -63,10 +60,8 @@ def evaluate(
         runner = open_runner(model, device, precision=precision)
         processor = read_image_processor(model)
         opinion = _open_teacher(teacher, device, precision)
-        options = {
-            "image_column": image_column, "label_column": label_column, "strict": strict,
-            "value_range": value_range or processor.value_range,
-        }  # fmt: skip
+        options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "strict": strict}
+        options["value_range"] = value_range or processor.value_range
         source = _open(data, runner, options, silent=not processes.is_first)
         if held_out:
             source = _held_out(model, source)

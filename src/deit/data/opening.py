@@ -86,13 +86,7 @@ def open_data(
         ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
     """
     check_problem_type(problem_type)
-    options = ReadOptions(
-        image_column=image_column,
-        label_column=label_column,
-        problem_type=problem_type,
-        progress=progress,
-        value_range=value_range,
-    )
+    options = ReadOptions.of(image_column, label_column, problem_type, progress, value_range)
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
     parts = find_parts(path, options)
     if isinstance(parts, Path):
@@ -206,13 +200,7 @@ def open_labelled(
     check_problem_type(problem_type)
     if part not in ("train", "val"):
         raise ValueError(f"part must be train or val. Received: {part!r}.")
-    options = ReadOptions(
-        image_column=image_column,
-        label_column=label_column,
-        problem_type=problem_type,
-        progress=progress,
-        value_range=value_range,
-    )
+    options = ReadOptions.of(image_column, label_column, problem_type, progress, value_range)
     parts = find_parts(path, options)
     if isinstance(parts, Path):
         folder = _labelled_folder(parts, part, classes)

@@ -51,6 +51,24 @@ class ReadOptions:
     progress: Progress | None
     value_range: ValueRange | None = None
 
+    @classmethod
+    def of(
+        cls,
+        image_column: str,
+        label_column: str,
+        problem_type: str,
+        progress: Progress | None,
+        value_range: ValueRange | None,
+    ) -> ReadOptions:
+        """Same as the class, in the order of the arguments of `open_data`."""
+        return cls(
+            image_column=image_column,
+            label_column=label_column,
+            problem_type=problem_type,
+            progress=progress,
+            value_range=value_range,
+        )
+
     def columns(self) -> dict[str, str]:
         """Returns what every kind of part takes."""
         return {

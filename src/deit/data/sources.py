@@ -512,9 +512,7 @@ def examine_files(
     def stamp(i: int) -> bytes | None:
         return file_stamp(os.path.join(above, paths[i].relative_to(root)))
 
-    images = Bytes(
-        count=len(paths), read=read, stamp=stamp, place=above, together=1, value_range=value_range
-    )
+    images = Bytes(count=len(paths), read=read, stamp=stamp, place=above, together=1, value_range=value_range)
     found = examine(images, progress)
     refuse_unknown_ranges(found, lambda i: str(paths[i]))
     return found
