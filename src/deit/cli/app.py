@@ -29,7 +29,7 @@ for command in (train, pretrain, recipes, evaluate, classify, embed, convert, pu
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"deit {deit.__version__}")
+        say(f"deit {deit.__version__}")
         raise typer.Exit
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deit.cli.console import ERR, PARTLY, print_table, reports_errors
+from deit.cli.console import PARTLY, print_table, reports_errors, say, say_json
 
 
 @reports_errors
@@ -38,17 +37,17 @@ def classify(
     rows = []
     for result in results:
         if result.error:
-            typer.echo(f"Left out: {result.error}", err=True)
+            say(f"Left out: {result.error}", err=True)
             continue
         named = [f"{p.label} {100 * p.score:.1f} %" for p in result.predictions]
         rows.append((result.name, *named))
     if as_json:
-        typer.echo(json.dumps([result.to_dict() for result in results], indent=2))
+        say_json([result.to_dict() for result in results])
     elif rows:
         width = max(len(row) for row in rows) - 1
         print_table("", ("image", *(f"{i + 1}." for i in range(width))), rows)
     if not rows:
         raise ValueError(f"None of {len(results)} file(s) could be read as an image.")
     if len(rows) < len(results):
-        ERR.print(f"{len(rows)} of {len(results)} files classified.", highlight=False)
+        say(f"{len(rows)} of {len(results)} files classified.", err=True)
         raise typer.Exit(PARTLY)

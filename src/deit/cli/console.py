@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, Protocol
@@ -13,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from deit.core.printable import printable, printable_lines
 
 P = ParamSpec("P")
 
@@ -23,9 +28,11 @@ class Update(Protocol):
     def __call__(self, done: int, total: int, text: str = "", /) -> None: ...  # noqa: D102
 
 
-# Without markup: brackets in the names of files and classes are text.
-OUT = Console(markup=False)
-ERR = Console(stderr=True, markup=False)
+# For tables and progress. Without markup: brackets and colons in the names of files and classes are text.
+OUT = Console(markup=False, emoji=False)
+ERR = Console(stderr=True, markup=False, emoji=False)
+
+_MOST_IN_A_CELL = 200
 
 USER_ERROR = 2
 PARTLY = 3  # some images were left out; not 1, with which Python ends at a bug
@@ -44,18 +51,56 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         notes = logging.StreamHandler()
+        notes.setFormatter(_OneLine("Note: %(message)s"))
         notes.addFilter(lambda record: record.name != "deit.data.sources")  # `report_skipped` says it with names
-        logging.basicConfig(level=logging.WARNING, format="Note: %(message)s", handlers=[notes])
+        logging.basicConfig(level=logging.WARNING, handlers=[notes])
+        warnings.formatwarning = _warning_line
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:  # who reads what is printed has seen enough: typer ends the process quietly
+            raise
         except (ValueError, TypeError, OSError, ArithmeticError, ModuleNotFoundError) as error:
             if os.environ.get("DEIT_TRACEBACK"):
                 raise
             if type(error).__name__ != "FirstProcessError":  # that one is told by the first process
-                typer.echo(f"Error: {' '.join(_explain(error).split())}", err=True)
+                say(f"Error: {' '.join(_explain(error).split())}", err=True)
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return printable(f"Note: {' '.join(str(message).split())}") + "\n"
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Prints one line, with whatever is in it made visible."""
+    typer.echo(printable(text), err=err)
+
+
+def say_lines(text: str, *, err: bool = False) -> None:
+    """Prints lines of our own making, with whatever is in them made visible."""
+    typer.echo(printable_lines(text.removesuffix("\n")), err=err)
+
+
+def say_json(value: Any) -> None:
+    """Prints JSON, whose strings are escaped; what is not a finite number becomes null."""
+    typer.echo(json.dumps(_without_nan(value), indent=2))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _explain(error: Exception) -> str:
@@ -67,11 +112,11 @@ def _explain(error: Exception) -> str:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table; columns after the first are aligned to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=printable(title), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(printable(column, _MOST_IN_A_CELL), justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(printable(cell, _MOST_IN_A_CELL) for cell in row))
     OUT.print(table)
 
 
@@ -79,11 +124,11 @@ def report_skipped(skipped: Sequence[Any]) -> None:
     """Says which files were left out and why, at most five by name."""
     if not skipped:
         return
-    typer.echo(f"Left out {len(skipped)} file(s) that cannot be used:", err=True)
+    say(f"Left out {len(skipped)} file(s) that cannot be used:", err=True)
     for file in skipped[:5]:
-        typer.echo(f"  {file.path}: {file.reason}", err=True)
+        say(f"  {file.path}: {file.reason}", err=True)
     if len(skipped) > 5:
-        typer.echo(f"  ... and {len(skipped) - 5} more", err=True)
+        say(f"  ... and {len(skipped) - 5} more", err=True)
 
 
 @contextmanager
@@ -98,16 +143,18 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
         A function to call with (done, total, text to show behind the bar).
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
     )
-    with Progress(*columns, console=ERR, transient=True, disable=not (shown and ERR.is_terminal)) as progress:
-        task = progress.add_task(label, total=None, text="")
+    # What is printed while the bar is shown must go above it, unless it goes elsewhere: into a file, a pipe.
+    options: dict[str, Any] = {"transient": True, "redirect_stdout": OUT.is_terminal}
+    with Progress(*columns, console=ERR, disable=not (shown and ERR.is_terminal), **options) as progress:
+        task = progress.add_task(printable(label), total=None, text="")
 
         def update(done: int, total: int, text: str = "", /) -> None:
-            progress.update(task, completed=done, total=total, text=text)
+            progress.update(task, completed=done, total=total, text=printable(text, _MOST_IN_A_CELL))
 
         yield update

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.console import reports_errors
+from deit.cli.console import reports_errors, say
 
 
 @reports_errors
@@ -23,8 +23,6 @@ def convert(
     from deit.models.conversion import convert as convert_checkpoint
 
     result = convert_checkpoint(source, destination, to=to, variant=variant)
-    typer.echo(f"{result.model}, from {result.source_dialect} to {result.target}: {result.path}")
-    typer.echo(f"Preprocessing: {result.preprocessing}.")
-    typer.echo(
-        f"Largest difference on random pixels, opened with {result.checked_with}: {result.largest_difference:.2e}"
-    )
+    say(f"{result.model}, from {result.source_dialect} to {result.target}: {result.path}")
+    say(f"Preprocessing: {result.preprocessing}.")
+    say(f"Largest difference on random pixels, opened with {result.checked_with}: {result.largest_difference:.2e}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.console import OUT, print_table, progress_bar, reports_errors
+from deit.cli.console import print_table, progress_bar, reports_errors, say
 
 if TYPE_CHECKING:
     from deit.train.loop import StepEvent
@@ -31,6 +31,6 @@ def demo(
     rows = [(name, head, f"{top1:.2f}", f"{loss:.3f}") for name, head, top1, loss in journey.table()]
     print_table("Handwritten digits", ("model", "head", "top-1 %", "loss"), rows)
     said = ", ".join(f"{p.label} ({100 * p.score:.1f} %)" for p in journey.answer.predictions)
-    OUT.print(f"{journey.held_out} is a {journey.held_out_label}; the saved model says: {said}", highlight=False)
-    OUT.print(f"Report: {write_report(journey)}", highlight=False)
-    OUT.print(f"Try it: deit classify {journey.distilled.out} {journey.held_out}", highlight=False)
+    say(f"{journey.held_out} is a {journey.held_out_label}; the saved model says: {said}")
+    say(f"Report: {write_report(journey)}")
+    say(f"Try it: deit classify {journey.distilled.out} {journey.held_out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import OUT, PARTLY, print_table, progress_bar, reports_errors
+from deit.cli.console import PARTLY, print_table, progress_bar, reports_errors, say, say_json
 from deit.cli.settings import open_on_first
 
 if TYPE_CHECKING:
@@ -46,8 +45,8 @@ def embed(
     notes = {"model": str(model), "token": token, "block": "end" if block is None else str(block)}
     count, errors = write_features(out, parts, notes=notes)
     for error in errors:
-        typer.echo(f"Left out: {error}", err=True)
-    OUT.print(f"Features of {count} images: {out}", highlight=False, soft_wrap=True)
+        say(f"Left out: {error}", err=True)
+    say(f"Features of {count} images: {out}")
     if errors:
         raise typer.Exit(PARTLY)
 
@@ -87,11 +86,11 @@ def evaluate_features_of(
     count = len(images.train.labels)
     if as_json:
         values = {"model": str(model), "data": data, "known": known, "known_images": count}
-        typer.echo(json.dumps({**values, "scores": [asdict(score) for score in scores]}, indent=2))
+        say_json({**values, "scores": [asdict(score) for score in scores]})
         return
     rows = [(f"{s.token} token", s.method, f"{s.top1:.2f}", f"{s.top5:.2f}", str(s.images)) for s in scores]
     print_table(f"Features of {model} on {data}", ("features", "method", "top-1 %", "top-5 %", "images"), rows)
-    OUT.print(f"Known: {count} images of {known}, {NEIGHBOURS} neighbours.", highlight=False, soft_wrap=True)
+    say(f"Known: {count} images of {known}, {NEIGHBOURS} neighbours.")
 
 
 def _open(known: str, data: str, settings: dict[str, Any]) -> Data:

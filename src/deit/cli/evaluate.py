@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import OUT, print_table, progress_bar, report_skipped, reports_errors
+from deit.cli.console import print_table, progress_bar, report_skipped, reports_errors, say, say_json
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
@@ -88,11 +87,11 @@ def _tell(result: Evaluation, source: Source, context: typer.Context, notes: lis
         _write_report(report, result, source, context, notes)
     if given["as_json"]:
         values = {"model": model, "data": data, "notes": notes, **result.as_dict()}
-        typer.echo(json.dumps(_without_nan(values), indent=2))
+        say_json(values)
         return
     _print(result, f"{model} on {data}", notes)
     if report is not None:
-        OUT.print(f"Report: {report}", highlight=False, soft_wrap=True)
+        say(f"Report: {report}")
 
 
 def _score_features(context: typer.Context, known: str) -> None:
@@ -208,15 +207,6 @@ def _command(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN; what is not a number becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # --- the table -----------------------------------------------------------------------------------------
 
 
@@ -231,7 +221,7 @@ def _print(result: Evaluation, title: str, notes: list[str]) -> None:
     columns = ["head", *map(score_title, scores), *(["ECE %"] * single), "images"]
     print_table(title, columns, [_row(name, head, single) for name, head in results.items()])
     for line in [*_lines(result), *notes]:
-        OUT.print(line, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _row(name: str, head: HeadResult, single: bool) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.console import OUT, reports_errors
+from deit.cli.console import reports_errors, say, say_lines
 from deit.cli.settings import check_freeze, open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
 
 if TYPE_CHECKING:
@@ -63,18 +63,17 @@ def pretrain(
         task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
         if processes.is_first:
-            OUT.print(
+            say(
                 f"{len(images.train.labels)} training and {len(images.val.labels)} validation images, without labels. "
                 f"Student: {student or type(built.model).__name__}. Hidden: {task.masks.num_masked} of "
                 f"{task.masks.num_patches} patches.",
-                highlight=False,
             )
             if built.report is not None:
-                OUT.print(built.report.describe(), highlight=False)
+                say_lines(built.report.describe())
         result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
         if processes.is_first:
             print_result(result)
-            OUT.print(f"Reconstructions: {out / PICTURE_NAME}", highlight=False, soft_wrap=True)
+            say(f"Reconstructions: {out / PICTURE_NAME}")
 
 
 def _check_settings(recipe: Recipe, init: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.console import OUT, reports_errors
+from deit.cli.console import reports_errors, say
 
 
 @reports_errors
@@ -39,4 +39,4 @@ def push(
         create_pr=propose,
         leave_out=[f"{STATE_NAME}/*"],
     )
-    OUT.print(f"{model} is on the hub: {address}", highlight=False, soft_wrap=True)
+    say(f"{model} is on the hub: {address}")

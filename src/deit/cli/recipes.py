@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.console import reports_errors
+from deit.cli.console import reports_errors, say, say_json, say_lines
 
 if TYPE_CHECKING:
     from deit.train.recipes import NamedRecipe
@@ -34,16 +33,16 @@ def recipes(
         return
     found = named_recipe(name)
     if yaml:
-        typer.echo(found.recipe.to_yaml(), nl=False)
+        say_lines(found.recipe.to_yaml())
     elif as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        say_json(found.to_dict())
     else:
         _show(found)
 
 
 def _list(found: list[NamedRecipe], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([named.to_dict() for named in found], indent=2))
+        say_json([named.to_dict() for named in found])
         return
     rows = [("name", "student", "epochs", "pixels", "top-1 %")]
     for n in found:
@@ -52,8 +51,8 @@ def _list(found: list[NamedRecipe], *, as_json: bool) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # plain text: a table that fits the terminal would cut names that are there to be copied
         texts = [text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
-        typer.echo("  ".join(texts))
-    typer.echo("Details: deit recipes NAME. Top-1 was published, not measured here.")
+        say("  ".join(texts))
+    say("Details: deit recipes NAME. Top-1 was published, not measured here.")
 
 
 def _show(named: NamedRecipe) -> None:
@@ -75,5 +74,5 @@ def _show(named: NamedRecipe) -> None:
         changes = ", ".join(f"{key}={value}" for key, value in named.original.items())
         facts.append(("as the original", f"{named.name}-original: {changes}"))
     for label, text in facts:
-        typer.echo(f"{label + ':':<17}{text}")
-    typer.echo(f"settings:\n\n{named.recipe.to_yaml()}", nl=False)
+        say(f"{label + ':':<17}{text}")
+    say_lines(f"settings:\n\n{named.recipe.to_yaml()}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deit.cli.console import INTERRUPTED, OUT, print_table, progress_bar, report_skipped
+from deit.cli.console import INTERRUPTED, print_table, progress_bar, report_skipped, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **opt
             return fit(task, images, recipe, on_step=on_step, on_epoch=on_epoch, **options)
     except TrainingInterrupted as stop:
         if processes.is_first:
-            typer.echo(f"{stop} To go on, run the same command with --resume.", err=True)
+            say(f"{stop} To go on, run the same command with --resume.", err=True)
         raise typer.Exit(INTERRUPTED) from stop
 
 
@@ -101,7 +101,7 @@ def _print_epoch(row: dict[str, Any]) -> None:
         elif name is not None:
             what = "validation loss" if name == f"{prefix}loss" else name.removeprefix(prefix).replace("_", " ")
             parts.append(f"{label}{what} {row[name]:.4g}")
-    OUT.print(", ".join(parts), highlight=False)
+    say(", ".join(parts))
 
 
 def print_result(result: FitResult) -> None:
@@ -113,4 +113,4 @@ def print_result(result: FitResult) -> None:
         for head, scores in result.scores.items()
     ]
     print_table("Validation", ("head", *(titles.get(name, name.replace("_", " ")) for name in columns)), rows)
-    OUT.print(f"Model: {result.out}  (curves: {result.out / 'curves.png'})", highlight=False, soft_wrap=True)
+    say(f"Model: {result.out}  (curves: {result.out / 'curves.png'})")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import OUT, reports_errors
+from deit.cli.console import reports_errors, say, say_lines
 from deit.cli.settings import check_freeze, open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
 
 if TYPE_CHECKING:
@@ -191,11 +191,10 @@ def _print_plan(images: Data, recipe: Recipe, student: str | None, built: Studen
     if unlabelled:
         shown = (count - unlabelled + again) / (count + again)
         few = f" ({count - unlabelled} with a label, {shown:.0%} of what is shown)"
-    OUT.print(
+    say(
         f"{count} training{few} and {len(images.val.labels)} validation images, "
         f"{len(images.train.classes)} classes. Student: {student or type(built.model).__name__}. "
         f"Teacher: {', '.join(teachers) or 'none'}.",
-        highlight=False,
     )
     if built.report is not None:
-        OUT.print(built.report.describe(), highlight=False)
+        say_lines(built.report.describe())

@@ -1,0 +1,52 @@
+"""Text from outside as it may be shown: nothing in it moves the cursor, hides, or turns the direction of reading."""
+
+from __future__ import annotations
+
+import unicodedata
+
+MOST_CHARACTERS = 2000  # of one line that is shown: what a person may read of it
+
+# Letters of Persian, of the languages of India and of composed emoji are joined and kept apart with these two.
+_JOINERS = "\u200c\u200d"
+# Controls, formats (bidirectional overrides, characters without width, tags), lone surrogates, ends of lines.
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def printable(text: object, most: int = MOST_CHARACTERS) -> str:
+    r"""Returns one line in which everything can be seen: an escape becomes `\x1b`, the end of a line `\n`.
+
+    Names of classes and files, cells of tables, answers of servers and messages of parsers may hold anything, also what
+    a terminal obeys. Every text that is printed or written for people passes this function or `printable_lines`.
+
+    Args:
+        text: Anything; its `str` is taken.
+        most: Longest result; the middle of a longer one is left out.
+    """
+    line = str(text)
+    cut = len(line) > most
+    if cut:  # first, so that a name of a gigabyte costs nothing
+        line = _middle_left_out(line, most)
+    if not line.isascii() or not line.isprintable():
+        line = "".join(_seen(character) for character in line)
+    return line if len(line) <= most else _middle_left_out(line, most)
+
+
+def printable_lines(text: str) -> str:
+    """Returns a text whose lines are each `printable`, and stay lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _middle_left_out(line: str, most: int) -> str:
+    note = f" ... ({len(line) - most:,} characters) ... "
+    if most <= 2 * len(note):
+        return line[: most - 3] + "..."
+    half = (most - len(note)) // 2
+    return line[:half] + note + line[-half:]
+
+
+def _seen(character: str) -> str:
+    if character in _JOINERS or unicodedata.category(character) not in _UNSEEN:
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is no UTF-8, as Python keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
