@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 
 import pytest
 from huggingface_hub import ModelCard
 
+from deit.core.printable import printable
 from deit.data.sources import Data
 from deit.data.unlabelled import WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
@@ -16,6 +18,12 @@ from deit.train.model_card import CARD_NAME, model_card
 from deit.train.recipe import Masking
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
+
+RECORD = {
+    "teacher": None, "weights": "last", "data": {"train_images": 1, "val_images": 1}, "processes": 1, "steps": 1,
+    "device": "cpu", "versions": {}, "scores": {"both": {"top1": 1.0}},
+    "recipe": {"schedule": {"epochs": 1}, "batch_size": 1, "seed": 0},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +88,41 @@ def test_a_card_that_was_edited_stays(run):
     task = ClassificationTask(tiny.student(), tiny.processor())
     fit(task, tiny.data(), tiny.recipe(), out=run, device="cpu", resume=True)
     assert (run / CARD_NAME).read_text() == "mine"
+
+
+STRANGE = [
+    "a|b", "`tick`", "``two", "---", "\n---\n", "# heading", "<script>alert(1)</script>", "[link](http://evil.example)",
+    "![picture](http://evil.example/a.png)", "http://evil.example", "*bold*", "&lt;", "\x1b[31mred", "\u202egpj", " ", "",
+    "x" * 10_000, "```\ncode", "<!-- ", "$$x$$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=lambda text: repr(text)[:20])
+def test_names_stay_text_wherever_they_stand(run, strange):
+    from markdown_it import MarkdownIt
+
+    record = json.loads((run / "training.json").read_text()) | {"teacher": strange or "t", "device": strange}
+    card = ModelCard(model_card(strange, tiny.student(), [strange, "dog"], tiny.processor(), record))
+    plain = ModelCard(model_card("x", tiny.student(), ["a", "dog"], tiny.processor(), record | {"teacher": "t"}))
+    assert card.data.to_dict() == plain.data.to_dict()
+    tokens, expected = (MarkdownIt("commonmark").enable("table").parse(each.text) for each in (card, plain))
+    assert [token.type for token in tokens] == [token.type for token in expected]
+    inside = [child for token in tokens for child in token.children or ()]
+    assert {child.type for child in inside} <= {"text", "code_inline", "image", "text_special", "softbreak"}
+    images = [child.attrs["src"] for child in inside if child.type == "image"]
+    assert images == ["curves.png"]
+    shown = {child.content for child in inside if child.type == "code_inline"}
+    assert printable(strange, 100) in shown or not strange.strip()
+    assert len(card.text) < 5000
+
+
+@pytest.mark.parametrize("name", ["my model", "$(touch x)", "it's", "-rf", 'a"b', "a;b"])
+def test_the_commands_of_a_card_name_one_word(name):
+    import shlex
+
+    card = model_card(name, tiny.student(), ["a", "b"], tiny.processor(), RECORD)
+    command = card.split("```bash\n")[1].split("\n")[0]
+    assert shlex.split(command) == ["deit", "classify", name, "photo.jpg"]
+    code = card.split("```python\n")[1].split("```")[0]
+    call = next(node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and len(node.keywords) == 1)
+    assert ast.literal_eval(call.keywords[0].value) == name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 MOST_CHARACTERS = 2000  # of one line that is shown: what a person may read of it
@@ -34,6 +35,21 @@ def printable(text: object, most: int = MOST_CHARACTERS) -> str:
 def printable_lines(text: str) -> str:
     """Returns a text whose lines are each `printable`, and stay lines."""
     return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def markdown_code(text: object, most: int = 100) -> str:
+    """Returns Markdown that shows a text as code, whatever is in it. Not for the cells of tables."""
+    line = printable(text, most)
+    if not line.strip():
+        line = f'"{line}"'
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if line.startswith(("`", " ")) or line.endswith(("`", " ")) else ""
+    return f"{ticks}{space}{line}{space}{ticks}"
+
+
+def markdown_text(text: object, most: int = 100) -> str:
+    """Returns Markdown that shows a text as it is: no link, tag, address or heading comes out of it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", printable(text, most))
 
 
 def _middle_left_out(line: str, most: int) -> str:

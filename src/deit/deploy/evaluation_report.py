@@ -14,6 +14,7 @@ import numpy as np
 import deit
 from deit.core.calibration import ReliabilityBin
 from deit.core.metrics import REGRESSION, SINGLE_LABEL, score_text, score_title
+from deit.core.printable import printable
 from deit.data.sources import Source
 from deit.deploy.evaluation_results import Evaluation
 from deit.deploy.html_page import figure_uri, image_uri, write_page
@@ -205,6 +206,8 @@ def _confusion_figure(evaluation: Evaluation) -> Any:
     size = 9 if len(names) <= 30 else 7
     axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=size)
     axis.set_yticks(range(len(names)), names, fontsize=size)
+    for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+        label.set_parse_math(False)  # a dollar sign in a name is one
     axis.set(xlabel="what the model said", ylabel="true class")
     axis.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axis.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
@@ -218,6 +221,7 @@ def _confusion_figure(evaluation: Evaluation) -> Any:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 24 else name[:23] + "…"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from deit.core.files import write_text_atomically
+from deit.core.printable import printable
 
 # A larger picture becomes this many pixels wide or high; a smaller one stays as it is.
 _THUMBNAIL = 192
@@ -34,16 +36,24 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Pat
 
     loader = PackageLoader("deit", package)
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=_visible,
+    )  # fmt: skip
     write_text_atomically(path, environment.get_template(template).render(**values))
     return path
+
+
+def _visible(value: Any) -> Any:
+    """Makes what is hidden in a text visible; a picture is a text too, of any length, and has nothing hidden."""
+    return printable(value, len(value)) if type(value) is str else value
 
 
 def figure_uri(figure: Any) -> str:
     """Returns a figure of matplotlib as an address that holds the picture itself."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box for a letter: its font is not ours
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return png_uri(buffer.getvalue())
 
 

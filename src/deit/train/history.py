@@ -84,7 +84,8 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, over: str 
     for axis in (losses, accuracy):
         axis.grid(alpha=0.3)
         if axis.has_data():
-            axis.legend(fontsize=8)
+            for text in axis.legend(fontsize=8).get_texts():
+                text.set_parse_math(False)  # a dollar sign in a name is one
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=110)
     temporary.replace(path)

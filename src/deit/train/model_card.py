@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
 
 from torch import nn
 
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.metrics import score_text, score_title
+from deit.core.printable import markdown_code, markdown_text, printable
 from deit.models.pretrained import PreTrainedModel
 from deit.train.history import CURVES_NAME
 from deit.train.masked_images import PICTURE_NAME
@@ -41,11 +44,11 @@ def model_card(
     count = sum(parameter.numel() for parameter in student.parameters())
     height, width = processor.output_size
     what = type(student).__name__ if own else f"{student.pretrained_cfg['architecture']} of timm"  # type: ignore[index]
+    size = f"{count / 1e6:.1f} million parameters, for images of {width} x {height} pixels"
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
-        f"# {name}",
-        f"`{what}`, {count / 1e6:.1f} million parameters, for images of {width} x {height} pixels. "
-        f"{_origin(record, classes)}",
+        f"# {markdown_text(name)}",
+        f"{markdown_code(what)}, {size}. {_origin(record, classes)}",
         _classes(classes) if classes else "",
         f"## Scores\n\n{_scores(record, classes)}",
         f"## Use\n\n{_use(name, own, classes)}",
@@ -66,12 +69,12 @@ def _origin(record: dict[str, Any], classes: list[str]) -> str:
         return f"It learnt from {images} without labels, by reconstructing hidden patches (SimMIM)."
     if "train_labels" in data:
         images += f", of which {data['train_labels']} have a label,"
-    taught = f" and from the teacher `{record['teacher']}`" if record["teacher"] else ""
+    taught = f" and from the teacher {markdown_code(record['teacher'])}" if record["teacher"] else ""
     return f"It learnt from {images}{taught}."
 
 
 def _classes(classes: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in classes[:_SHOWN_CLASSES])
+    shown = ", ".join(markdown_code(name) for name in classes[:_SHOWN_CLASSES])
     more = f" and {len(classes) - _SHOWN_CLASSES} more (`config.json`)" if len(classes) > _SHOWN_CLASSES else ""
     return f"{len(classes)} classes: {shown}{more}."
 
@@ -93,15 +96,18 @@ def _scores(record: dict[str, Any], classes: list[str]) -> str:
 
 
 def _use(name: str, own: bool, classes: list[str]) -> str:
+    if printable(name) != name or "`" in name:  # no command and no code block can hold it
+        name = "MODEL"
+    word = shlex.quote(name)
     if not classes:
-        return f"The start of a classifier:\n\n```bash\ndeit train DATA --init {name} --out classifier\n```"
-    command = f"```bash\ndeit classify {name} photo.jpg\n```"
+        return f"The start of a classifier:\n\n```bash\ndeit train DATA --init {word} --out classifier\n```"
+    command = f"```bash\ndeit classify {word} photo.jpg\n```"
     if not own:
         return command
     code = [
         "from deit import pipeline  # or: from transformers import pipeline",
         "",
-        f'classify = pipeline("image-classification", model="{name}")',
+        f'classify = pipeline("image-classification", model={json.dumps(name, ensure_ascii=False)})',
         'print(classify("photo.jpg"))',
     ]
     return "\n".join([command, "", "```python", *code, "```"])
@@ -114,6 +120,6 @@ def _training(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
         f"{epochs} epochs, {record['steps']} steps of {batch} images, seed {recipe['seed']}, {processes} on "
-        f"{record['device']}. All settings are in `recipe.yaml`, every evaluation in `metrics.csv`, "
+        f"{markdown_text(record['device'])}. All settings are in `recipe.yaml`, every evaluation in `metrics.csv`, "
         f"fingerprints of the images in `training.json`. Written with {versions}."
     )
