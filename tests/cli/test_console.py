@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,6 +17,8 @@ from rich.console import Console
 from deit.cli import console
 from deit.cli.console import print_table, progress_bar, report_skipped, reports_errors
 from deit.data.sources import SkippedFile
+
+COMMANDS = sorted(Path(console.__file__).parent.glob("*.py"))
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, FileNotFoundError, ArithmeticError, ModuleNotFoundError])
@@ -82,3 +90,45 @@ def test_progress_is_silent_elsewhere(capsys):
     with progress_bar("Training") as update:
         update(3, 10)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in COMMANDS if f.name not in ("console.py", "__init__.py")], ids=lambda file: file.name
+)
+def test_a_command_prints_by_the_functions_that_make_everything_visible(file):
+    called = {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)}
+    assert not called & {"print", "typer.echo", "typer.secho", "OUT.print", "ERR.print", "sys.stdout.write"}
+
+
+def test_notes_and_warnings_are_one_visible_line(capsys):
+    @reports_errors
+    def command() -> None:
+        logging.getLogger("deit.x").warning("a\x1b[31m\nb")
+        print(warnings.formatwarning("two\n lines\x1b", UserWarning, "file.py", 1), end="", file=sys.stderr)
+
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        command()
+    finally:
+        root.handlers = handlers
+    assert capsys.readouterr().err == "Note: a\\x1b[31m\\nb\nNote: two lines\\x1b\n"
+
+
+def test_lines_go_to_standard_output_while_a_bar_is_shown_elsewhere(monkeypatch, capsys):
+    monkeypatch.setattr(console, "ERR", Console(file=io.StringIO(), force_terminal=True, width=120))
+    with progress_bar("Training") as update:
+        update(3, 10, "[red]\x1b[31m")
+        console.say("epoch 1")
+    assert capsys.readouterr().out == "epoch 1\n"
+    assert "[red]\\x1b[31m" in console.ERR.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "words", [["no\x1bcommand"], ["classify", "--\x1b[31m"], ["classify"], ["--version"]], ids=repr
+)
+def test_the_command_line_itself_is_quoted_plainly(words):
+    done = subprocess.run([sys.executable, "-m", "deit", *words], capture_output=True, text=True)
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if words[0] == "--version" else 2)

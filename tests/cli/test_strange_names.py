@@ -14,7 +14,11 @@ from click.testing import Result
 from tests.cli.conftest import SHORT, VARIANT, deit, succeeds
 from tests.data.pictures import COLOURS, fill, write_text
 
-NAMES = {"red": "\x1b]0;title\x07$\\frac$ red", "green": "g\nError: r\u202een", "blue": "[red]:cat: <b>`|`\x9b1m"}
+NAMES = {
+    "red": "\x1b]0;title\x07$\\frac$ red",
+    "green": os.fsdecode(b"g\nError: r\xe2\x80\xae \xff en"),
+    "blue": "[red]:cat: <b>`|`\u009b1m",
+}
 BYTES = os.fsdecode(b"\xff\xfe.png")  # a name of a file that is no UTF-8
 
 
@@ -41,7 +45,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(strange: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "odd\x1b[31m model"
-    result = succeeds("train", strange, "--student", VARIANT, *SHORT, "--out", out)
+    result = succeeds("train", strange, "--student", VARIANT, *SHORT, "--epochs", 1, "--out", out)
     is_shown_plainly(result)
     assert "no\\x1b[31m picture\\nError: x.png" in result.stderr
     return out
@@ -87,7 +91,7 @@ def test_embed(model, strange, tmp_path):
 
 
 def test_pretrain(strange, tmp_path):
-    setting = ("--set", "augment.random_erasing=0")
+    setting = ("--set", "masking.patch=8")
     result = deit("pretrain", strange, "--student", VARIANT, *SHORT, "--out", tmp_path / "\x1b[31mout", *setting)
     is_shown_plainly(result)
     assert result.exit_code == 0, result.output

@@ -6,6 +6,7 @@ import typer
 
 import deit
 from deit.cli.classify import classify
+from deit.cli.console import say
 from deit.cli.convert import convert
 from deit.cli.demo import demo
 from deit.cli.embed import embed

@@ -171,7 +171,7 @@ class ArraySource:
     def fingerprint(self) -> str:
         """Returns a hash of pixels and labels."""
         digest = hashlib.sha256(repr(self._images.shape).encode() + np.ascontiguousarray(self._images).tobytes())
-        digest.update(self.labels.tobytes() + "\0".join(self.classes).encode())
+        digest.update(self.labels.tobytes() + "\0".join(self.classes).encode("utf-8", "surrogateescape"))
         if self.problem_type != SINGLE_LABEL:
             digest.update(self.problem_type.encode())
         return digest.hexdigest()
@@ -284,15 +284,16 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """Returns a hash of the names, contents and labels of all files."""
         names = "\0".join(str(path.relative_to(self.root)) for path in self.paths)
-        digest = hashlib.sha256("\0".join(["contents", *self.classes]).encode())
+        digest = hashlib.sha256("\0".join(["contents", *self.classes]).encode("utf-8", "surrogateescape"))
         digest.update(names.encode("utf-8", "surrogateescape") + self.contents.tobytes() + self.labels.tobytes())
         return digest.hexdigest()
 
     def former_fingerprint(self) -> str:
         """Returns a hash of the names, sizes and labels of all files."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
         for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path.relative_to(self.root)}\0{path.stat().st_size}\0{label}\n".encode())
+            line = f"{path.relative_to(self.root)}\0{path.stat().st_size}\0{label}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 

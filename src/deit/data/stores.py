@@ -177,7 +177,9 @@ class StoredImages:
     def fingerprint(self) -> str:
         """Returns a hash of labels, classes and the length and CRC-32 of each image, wherever they lie."""
         digest = hashlib.sha256(f"{self.problem_type}\0{self.labels.shape}\0".encode())
-        digest.update("\0".join(self.classes).encode() + self.labels.tobytes() + self._checks.tobytes())
+        digest.update(
+            "\0".join(self.classes).encode("utf-8", "surrogateescape") + self.labels.tobytes() + self._checks.tobytes()
+        )
         return digest.hexdigest()
 
 

@@ -327,7 +327,8 @@ def _mapped(path: Path, column: str, batches: Iterator[pa.Array], report: Any) -
     import pyarrow as pa
 
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{column}".encode()).hexdigest()
+    stamp = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{column}"
+    key = hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()
     unpacked = cache_folder() / "parquet" / f"{key[:32]}.arrow"
     if not unpacked.exists():
         try:

@@ -170,6 +170,11 @@ def _features(embedder: Embedder, pixels: Array | None, token: str, block: int |
     return embedder(pixels, block=block)[token]
 
 
+def _as_unicode(name: str) -> str:
+    r"""Returns the name of a file as Parquet can hold it: a byte that is no UTF-8 becomes `\udcNN`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, str]) -> tuple[int, list[str]]:
     """Writes features as a Parquet file, whole or not at all: a column `image`, and `features` as lists of float32.
 
@@ -204,7 +209,7 @@ def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, st
                     cells = pa.FixedSizeListArray.from_arrays(
                         pa.array(part.features.reshape(-1)), part.features.shape[1]
                     )
-                    writer.write_table(pa.table([pa.array(part.names), cells], schema=schema))
+                    writer.write_table(pa.table([pa.array(map(_as_unicode, part.names)), cells], schema=schema))
                 count += len(part.names)
         finally:
             if writer is not None:

@@ -45,7 +45,7 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Pat
 
 def _visible(value: Any) -> Any:
     """Makes what is hidden in a text visible; a picture is a text too, of any length, and has nothing hidden."""
-    return printable(value, len(value)) if type(value) is str else value
+    return printable(value, 10 * len(value) + 10) if type(value) is str else value
 
 
 def figure_uri(figure: Any) -> str:
