@@ -74,7 +74,7 @@ def test_evaluate(model, strange, more, tmp_path):
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_classify(model, strange, more):
-    result = succeeds("classify", model, strange / "val" / NAMES["red"], *more)
+    result = deit("classify", model, strange / "val" / NAMES["red"], *more)
     is_shown_plainly(result)
     if more:
         assert {p["label"] for row in json.loads(result.stdout) for p in row.get("predictions", ())} <= {
@@ -86,7 +86,7 @@ def test_embed(model, strange, tmp_path):
     import pyarrow.parquet as pq
 
     out = tmp_path / "fea\x1b[31mtures.parquet"
-    is_shown_plainly(succeeds("embed", model, strange / "val" / NAMES["red"], "--out", out))
+    is_shown_plainly(deit("embed", model, strange / "val" / NAMES["red"], "--out", out))
     assert len(pq.read_table(out)) == 2
 
 

@@ -77,8 +77,8 @@ class Case:
 
     Attributes:
         make: Writes it and returns the arguments of `deit`.
-        refused: Whether the command must end with one line and exit code 2; else it may also leave the input out, or
-            work, but never more than that in memory and time.
+        refused: Whether the command must end with one line and exit code 2; else it may also leave the input out (exit
+            code 3) or work, within the limits of memory and time.
     """
 
     make: Callable[[Kit], list[Any]]
@@ -93,7 +93,6 @@ def deit_command(*arguments: object) -> list[str]:
 def prepare(good: Path) -> None:
     """Trains the small model that the cases spoil, once for all."""
     fill(good / "photos", 4)
-    # A weight in a legacy of its own kind is a teacher as good as any: the recorded answers are what is spoilt.
     first = [*SHORT, "--student", VARIANT, "--image-size", "32", "--out"]
     run = [deit_command("train", good / "photos", *first, good / "teacher"),
            deit_command("train", good / "photos", *first, good / "run", "--teacher", good / "teacher",

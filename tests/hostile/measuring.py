@@ -97,7 +97,7 @@ def _problems(case: Case, code: int, err: str) -> list[str]:
     problems = []
     if "Traceback" in err:
         problems.append(f"a traceback: {lines[-1][:150]}")
-    if code not in ((2,) if case.refused else (0, 2)):
+    if code not in ((2,) if case.refused else (0, 2, 3)):
         problems.append(f"exit code {code}" + (" (stopped, it waited for ever)" if code == -signal.SIGKILL else ""))
     if code == 2:
         errors = [line for line in lines if line.startswith("Error: ")]
