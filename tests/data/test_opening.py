@@ -293,7 +293,7 @@ def test_data_sets_of_the_package_datasets(tmp_path, kind):
 
 def test_several_classes_are_divided_and_kept_together(tmp_path):
     labels = [["a", "b"], ["b"], [], ["a"]] * 5
-    path = write_parquet(tmp_path / "a.parquet", {"image": [encoded()] * 20, "labels": labels})
+    path = write_parquet(tmp_path / "a.parquet", {"image": [encoded(seed=i) for i in range(20)], "labels": labels})
     data = open_data(path, problem_type=MULTI)
     assert data.problem_type == MULTI
     assert data.train.classes == ["a", "b"]
@@ -303,7 +303,7 @@ def test_several_classes_are_divided_and_kept_together(tmp_path):
 
 def test_numbers_are_divided(tmp_path):
     ages = list(np.linspace(0, 80, 20))
-    path = write_parquet(tmp_path / "a.parquet", {"image": [encoded()] * 20, "age": ages})
+    path = write_parquet(tmp_path / "a.parquet", {"image": [encoded(seed=i) for i in range(20)], "age": ages})
     data = open_data(path, problem_type=REGRESSION)
     assert data.problem_type == REGRESSION
     assert data.train.classes == ["age"]
@@ -368,7 +368,7 @@ def test_a_folder_of_unlabelled_images_beside_train_and_val(tmp_path, caplog):
 def test_images_of_one_class_alone_are_refused(tmp_path):
     """Such as unlabelled images in the one folder they came in."""
     fill(tmp_path / "photos", 3, ("red",))
-    file = write_parquet(tmp_path / "one.parquet", {"image": [encoded()] * 4, "label": ["red"] * 4})
+    file = write_parquet(tmp_path / "one.parquet", {"image": [encoded(seed=i) for i in range(4)], "label": ["red"] * 4})
     for place in (tmp_path / "photos", file):
         with pytest.raises(ValueError, match=r"All images are of one class, 'red': .* Images without labels are for"):
             open_data(place)
@@ -399,7 +399,7 @@ def check_held_out(path: Path) -> None:
 def test_classes_without_a_training_image_are_noted(tmp_path, caplog):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
-    rows = {"image": [{"bytes": encoded(), "path": None}] * 4, "label": [0, 2, 0, 2]}
+    rows = {"image": [{"bytes": encoded(seed=i), "path": None} for i in range(4)], "label": [0, 2, 0, 2]}
     open_data(datasets.Dataset.from_dict(rows, features=features))
     assert caplog.messages == ["1 of 3 classes have no training image, the first is 'b'."]
 

@@ -13,8 +13,9 @@ from PIL import Image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.contents import Hashes
+from deit.data.duplicates import first_copies
 from deit.data.opening import note_empty_classes
-from deit.data.sources import Data, Labels, Source, Subset, contents_of, former_fingerprint
+from deit.data.sources import Data, Labels, Source, Subset, contents_of, former_fingerprint, place_of
 
 _LIMIT_KEY = 5  # first number of the random key of `limited`
 
@@ -38,6 +39,10 @@ class PartlyLabelled:
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""
         return self.source.image(index)
+
+    def place(self, index: int) -> str:
+        """Names the image as the other source does."""
+        return place_of(self.source, index)
 
     @property
     def contents(self) -> Hashes | None:
@@ -88,7 +93,8 @@ def choose_labelled(
 ) -> npt.NDArray[np.int64]:
     """Chooses the images that keep their labels: in each class the first of a random order.
 
-    The order is a function of seed and class, so that a smaller choice is part of a larger one.
+    The order is a function of seed and class, so that a smaller choice is part of a larger one. Copies of an image come
+    last in it: ten labels are those of ten different images.
 
     Args:
         source: Images of one class each.
@@ -125,8 +131,16 @@ def choose_labelled(
                 f"{100 * label_fraction:g}% of the labels leave class {name!r} without any: it has {len(members)} "
                 f"training image(s). Pass at least {least:g}%, or a number for each class."
             )
-        chosen.append(np.random.default_rng((seed, label)).permutation(members)[:count])
+        order = np.random.default_rng((seed, label)).permutation(members)
+        chosen.append(_copies_last(order, contents_of(source))[:count])
     return np.sort(np.concatenate(chosen))
+
+
+def _copies_last(order: npt.NDArray[np.int64], contents: Hashes | None) -> npt.NDArray[np.int64]:
+    if contents is None:
+        return order
+    is_copy = first_copies(contents[order]) != np.arange(len(order))
+    return np.concatenate([order[~is_copy], order[is_copy]])
 
 
 def with_fewer_labels(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from deit.core.images import ValueRange
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.duplicates import note_copies, split_contents
 from deit.data.label_columns import UNLABELLED, EncodedLabels, encode_labels
 from deit.data.parts import PART_NAMES, DataPath, Parts, ReadOptions, find_parts
 from deit.data.sources import (
@@ -28,7 +29,8 @@ from deit.data.sources import (
     Subset,
     check_problem_type,
     class_folders,
-    split_indices,
+    contents_of,
+    place_of,
 )
 from deit.data.stores import Part, StoredImages
 from deit.data.unlabelled import ImageFiles, WithoutLabels
@@ -90,13 +92,14 @@ def open_data(
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
     parts = find_parts(path, options)
     if isinstance(parts, Path):
-        return _open_folder(parts, val_fraction, seed, strict, keep, options)
-    if len(parts) == 1:
+        data = _open_folder(parts, val_fraction, seed, strict, keep, options)
+    elif len(parts) == 1:
         data = _divide(parts, val_fraction, seed, strict, keep, options)
     else:
         data = _open_parts(parts, strict, keep, options)
     _require_two_classes(data.train.classes, problem_type)
     note_empty_classes(data)
+    note_copies(data)
     return data
 
 
@@ -111,16 +114,31 @@ def _divide(parts: Parts, val_fraction: float, seed: int, strict: bool, keep: bo
         progress=options.progress,
     )
     labelled = np.flatnonzero(whole.labels != NO_LABEL) if keep else np.arange(len(whole.labels))
-    first, second = _held_out(len(whole.labels), labelled, whole.labels[labelled], whole.classes, val_fraction, seed)
-    return Data(train=Subset(whole, first), val=Subset(whole, second), skipped=tuple(whole.skipped))
+    division = _held_out(whole, labelled, whole.labels[labelled], whole.classes, val_fraction, seed)
+    return _divided(whole, division, whole.skipped)
 
 
 def _held_out(
-    count: int, labelled: _Rows, labels: Labels, classes: Sequence[str], val_fraction: float, seed: int
+    whole: Source, labelled: _Rows, labels: Labels, classes: Sequence[str], val_fraction: float, seed: int
 ) -> tuple[_Rows, _Rows]:
     """Holds out a share of the labelled images; returns the numbers of all others, and of those."""
-    second = labelled[split_indices(labels, classes, val_fraction, seed)[1]]
-    return np.setdiff1d(np.arange(count), second), second
+    contents = contents_of(whole)
+    own = None if contents is None else contents[labelled]
+    second = labelled[split_contents(labels, classes, val_fraction, seed, own)[1]]
+    first = np.setdiff1d(np.arange(len(whole.labels)), second)
+    if contents is not None:  # of those held out there may be copies without a label
+        first = first[~np.isin(contents[first], contents[second])]
+    return first, second
+
+
+def _divided(whole: Source, division: tuple[_Rows, _Rows], skipped: Sequence[SkippedFile]) -> Data:
+    left_out = np.setdiff1d(np.arange(len(whole.labels)), np.concatenate(division))
+    copies = [
+        SkippedFile(path=place_of(whole, int(i)), reason="it is a copy of a validation image and has no label.")
+        for i in left_out
+    ]
+    first, second = division
+    return Data(train=Subset(whole, first), val=Subset(whole, second), skipped=(*skipped, *copies))
 
 
 def _require_two_classes(classes: Sequence[str], problem_type: str = SINGLE_LABEL) -> None:
@@ -281,7 +299,7 @@ def open_unlabelled(
     )
     parts = find_parts(path, options)
     if isinstance(parts, Path):
-        return _unlabelled_folder(parts, val_fraction, seed, strict, options)
+        return _noted(_unlabelled_folder(parts, val_fraction, seed, strict, options))
     if len(parts) > 1:
         _require_two_parts(parts)
         train, val = (
@@ -289,12 +307,17 @@ def open_unlabelled(
             for name in ("train", "val" if "val" in parts else "test")
         )
         skipped = (*train.skipped, *val.skipped)
-        return Data(train=WithoutLabels(train), val=WithoutLabels(val), skipped=skipped)
+        return _noted(Data(train=WithoutLabels(train), val=WithoutLabels(val), skipped=skipped))
     (read,) = parts.values()
     part = read()
     whole = StoredImages(part, strict=strict, value_range=options.value_range, progress=progress)
     told = _labels_told(path, replace(options, label_column=label_column, problem_type=problem_type), part, whole.rows)
-    return _divide_unlabelled(WithoutLabels(whole), told, whole.skipped, val_fraction, seed)
+    return _noted(_divide_unlabelled(WithoutLabels(whole), told, whole.skipped, val_fraction, seed))
+
+
+def _noted(data: Data) -> Data:
+    note_copies(data)
+    return data
 
 
 def _labels_told(path: DataPath, options: ReadOptions, part: Part, rows: _Rows) -> EncodedLabels | None:
@@ -322,10 +345,10 @@ def _divide_unlabelled(
     if told is not None:
         labelled = np.flatnonzero(~told.missing)
         with contextlib.suppress(ValueError):  # such as a class of one image, with which nothing can be trained
-            parts = _held_out(count, labelled, told.labels[labelled], told.classes, val_fraction, seed)
+            parts = _held_out(whole, labelled, told.labels[labelled], told.classes, val_fraction, seed)
     if parts is None:
-        parts = split_indices(np.zeros(count, np.float32), [], val_fraction, seed)
-    return Data(train=Subset(whole, parts[0]), val=Subset(whole, parts[1]), skipped=tuple(skipped))
+        parts = split_contents(np.zeros(count, np.float32), [], val_fraction, seed, contents_of(whole))
+    return _divided(whole, parts, skipped)
 
 
 def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool, options: ReadOptions) -> Data:
@@ -373,8 +396,8 @@ def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep:
         skipped = [file for source in (*opened, val) for file in source.skipped]
         return Data(train=Joined(opened), val=val, skipped=tuple(skipped))
     folder = ImageFolder(root, strict=strict, value_range=options.value_range, progress=progress)
-    first, second = split_indices(folder.labels, folder.classes, val_fraction, seed)
-    return Data(train=Subset(folder, first), val=Subset(folder, second), skipped=tuple(folder.skipped))
+    division = split_contents(folder.labels, folder.classes, val_fraction, seed, folder.contents)
+    return _divided(folder, division, folder.skipped)
 
 
 def _val_folder(root: Path) -> Path | None:

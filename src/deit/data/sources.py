@@ -68,6 +68,12 @@ def contents_of(source: Source) -> Hashes | None:
     return hashes
 
 
+def place_of(source: Source, index: int) -> str:
+    """Returns where an image of a source is, as a reader can find it."""
+    ask: Callable[[int], str] | None = getattr(source, "place", None)
+    return f"image {index}" if ask is None else ask(index)
+
+
 def former_fingerprint(source: Source) -> str:
     """Returns the fingerprint that a source had when that of a folder was made of names and sizes alone."""
     ask: Callable[[], str] = getattr(source, "former_fingerprint", source.fingerprint)
@@ -281,6 +287,10 @@ class ImageFolder:
         """Returns one image, RGB."""
         return load_image(self.paths[index], value_range=self._value_range)
 
+    def place(self, index: int) -> str:
+        """Names the file."""
+        return str(self.paths[index])
+
     def fingerprint(self) -> str:
         """Returns a hash of the names, contents and labels of all files."""
         names = "\0".join(str(path.relative_to(self.root)) for path in self.paths)
@@ -316,6 +326,10 @@ class Subset:
         """Returns one image, RGB."""
         return self.source.image(int(self.indices[index]))
 
+    def place(self, index: int) -> str:
+        """Names the image as the other source does."""
+        return place_of(self.source, int(self.indices[index]))
+
     @property
     def contents(self) -> Hashes | None:
         """(N,) uint64 hashes of the images, if the other source has them."""
@@ -350,8 +364,16 @@ class Joined:
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""
+        source, own = self._found(index)
+        return source.image(own)
+
+    def place(self, index: int) -> str:
+        """Names the image as its source does."""
+        return place_of(*self._found(index))
+
+    def _found(self, index: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[number].image(index - int(self._ends[number - 1] if number else 0))
+        return self.sources[number], index - int(self._ends[number - 1] if number else 0)
 
     @property
     def contents(self) -> Hashes | None:

@@ -174,6 +174,10 @@ class StoredImages:
         except ImageError as error:
             raise type(error)(f"{self._store.place(row)}: {str(error).removeprefix('the given bytes ')}") from error
 
+    def place(self, index: int) -> str:
+        """Names the image as its store does."""
+        return self._store.place(int(self.rows[index]))
+
     def fingerprint(self) -> str:
         """Returns a hash of labels, classes and the length and CRC-32 of each image, wherever they lie."""
         digest = hashlib.sha256(f"{self.problem_type}\0{self.labels.shape}\0".encode())

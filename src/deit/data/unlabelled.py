@@ -21,6 +21,7 @@ from deit.data.sources import (
     contents_of,
     examine_files,
     former_fingerprint,
+    place_of,
     refuse_skipped,
 )
 
@@ -90,6 +91,10 @@ class ImageFiles:
         """Returns one image, RGB."""
         return load_image(self.paths[index], value_range=self._value_range)
 
+    def place(self, index: int) -> str:
+        """Names the file."""
+        return str(self.paths[index])
+
     def fingerprint(self) -> str:
         """Returns a hash of the names and contents of all files."""
         names = "\0".join(["without labels", *(str(path.relative_to(self.root)) for path in self.paths)])
@@ -125,6 +130,10 @@ class WithoutLabels:
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""
         return self.source.image(index)
+
+    def place(self, index: int) -> str:
+        """Names the image as the other source does."""
+        return place_of(self.source, index)
 
     @property
     def contents(self) -> Hashes | None:
