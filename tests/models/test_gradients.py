@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit.models import gradients
-from deit.models.gradients import attend, attend_of_few, backward_by_hand, can_attend
+from deit.models.gradients import attend_by_hand, attend_of_few, backward_by_hand, can_attend
 from deit.models.vision_transformer import VisionTransformer
 
 
@@ -23,11 +23,11 @@ def reference(qkv: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_attention_and_its_gradient_are_those_of_pytorch(batch):
     qkv, weights = projection(batch=batch), torch.randn(batch, 7, 16)
-    for function in (attend, reference):
+    for function in (attend_by_hand, reference):
         function(qkv)  # may be called without a backward pass
-    torch.testing.assert_close(attend(qkv), reference(qkv))
+    torch.testing.assert_close(attend_by_hand(qkv), reference(qkv))
     (expected,) = torch.autograd.grad(reference(qkv), qkv, weights)
-    (received,) = torch.autograd.grad(attend(qkv), qkv, weights)
+    (received,) = torch.autograd.grad(attend_by_hand(qkv), qkv, weights)
     torch.testing.assert_close(received, expected)
 
 
@@ -35,7 +35,7 @@ def test_attention_in_bfloat16_stays_within_its_rounding():
     qkv, weights = projection(torch.bfloat16), torch.randn(3, 7, 16)
     exact = qkv.detach().double().requires_grad_()
     (expected,) = torch.autograd.grad(reference(exact), exact, weights.double())
-    (received,) = torch.autograd.grad(attend(qkv), qkv, weights.bfloat16())
+    (received,) = torch.autograd.grad(attend_by_hand(qkv), qkv, weights.bfloat16())
     assert received.dtype == torch.bfloat16
     assert (received - expected).norm() < 0.02 * expected.norm()
 
@@ -63,7 +63,7 @@ def test_attention_of_few_queries_and_its_gradients_are_those_of_pytorch_in_doub
 def test_a_gradient_of_the_gradient_can_be_taken():
     qkv = projection()
     penalties = []
-    for function in (attend, reference_in_steps):
+    for function in (attend_by_hand, reference_in_steps):
         (gradient,) = torch.autograd.grad(function(qkv).square().sum(), qkv, create_graph=True)
         penalties.append(torch.autograd.grad(gradient.square().sum(), qkv)[0])
     torch.testing.assert_close(*penalties, rtol=1e-4, atol=1e-4)

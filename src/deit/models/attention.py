@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.models.gradients import attend_by_hand, can_attend
+
 logger = logging.getLogger(__name__)
 
 _FLASH_MODULES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
@@ -31,6 +33,35 @@ def require_implementation(name: str) -> None:
     """
     if name in _FLASH_MODULES:
         _flash_function(name)
+
+
+def attend(
+    qkv: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None, dropout_rate: float
+) -> tuple[Tensor, Tensor | None]:
+    """Attends, by the fastest way that gives what is asked.
+
+    Args:
+        qkv: Query, key and value, (B, N, 3, H, d).
+        implementation: What `choose_implementation` returned.
+        bias: Added to the scores, broadcast to (B, H, N, N).
+        head_mask: Multiplies the probabilities, broadcast to (B, H, N, N).
+        dropout_rate: Dropout on the probabilities; 0 outside of training.
+
+    Returns:
+        (B, N, H * d), and the probabilities (B, H, N, N) where the implementation is "eager".
+    """
+    plain = implementation == "sdpa" and bias is None and head_mask is None and not dropout_rate
+    if plain and can_attend(qkv):
+        return attend_by_hand(qkv), None
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
+    probabilities = None
+    if implementation == "eager":
+        mixed, probabilities = eager_attention(query, key, value, bias, dropout_rate, head_mask)
+    else:
+        mixed = fused_attention(implementation, query, key, value, bias, dropout_rate)
+        if head_mask is not None:  # the same as masking the probabilities: they enter linearly
+            mixed = mixed * head_mask
+    return mixed.transpose(1, 2).flatten(2), probabilities
 
 
 def eager_attention(

@@ -61,9 +61,32 @@ def without_initial_values(device: torch.device, dtype: torch.dtype) -> Iterator
         _current.reset(token)
 
 
-def draws_initial_values() -> bool:
-    """Whether a layer that is being built shall draw initial values: not while a checkpoint is about to fill it."""
-    return _current.get() is None
+class _UndrawnLinear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Leaves the values as they are."""
+
+
+class _UndrawnConv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        """Leaves the values as they are."""
+
+
+def new_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """Builds PyTorch's linear layer; it draws no initial values while a checkpoint is about to fill it."""
+    if _current.get() is None:
+        return nn.Linear(in_features, out_features, bias)
+    layer: nn.Linear = _UndrawnLinear(in_features, out_features, bias)
+    layer.__class__ = nn.Linear  # tools look for exactly this class
+    return layer
+
+
+def new_projection(channels: int, width: int, patch_size: tuple[int, int]) -> nn.Conv2d:
+    """Builds the convolution of a patch embedding; see `new_linear` for its values."""
+    if _current.get() is None:
+        return nn.Conv2d(channels, width, patch_size, patch_size)
+    layer: nn.Conv2d = _UndrawnConv2d(channels, width, patch_size, patch_size)
+    layer.__class__ = nn.Conv2d
+    return layer
 
 
 def construct(build: Callable[[], Built]) -> Built:

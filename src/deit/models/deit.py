@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deit.core.configuration import DeiTConfig
 from deit.models.construction import construct
+from deit.models.cpu_kernels import linear
 from deit.models.heads import (
     Pooler,
     as_asked,
@@ -212,8 +213,8 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
             return_dict=True,
             **prefix_alone(self.deit, DeiTModel),
         )
-        cls_logits = self.cls_classifier(outputs.last_hidden_state[:, 0])
-        distillation_logits = self.distillation_classifier(outputs.last_hidden_state[:, 1])
+        cls_logits = linear(self.cls_classifier, outputs.last_hidden_state[:, 0])
+        distillation_logits = linear(self.distillation_classifier, outputs.last_hidden_state[:, 1])
         output = DeiTForImageClassificationWithTeacherOutput(
             loss=self._loss(cls_logits, distillation_logits, labels, teacher_logits),
             logits=(cls_logits + distillation_logits) / 2,

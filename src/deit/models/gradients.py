@@ -32,11 +32,11 @@ def backward_by_hand(x: Tensor) -> bool:
 
 
 def can_attend(qkv: Tensor) -> bool:
-    """Whether `attend` is the right way for this projection (B, N, 3, H, d)."""
+    """Whether `attend_by_hand` is the right way for this projection (B, N, 3, H, d)."""
     return qkv.dtype in _TYPES and qkv.shape[1] <= MAX_TOKENS and backward_by_hand(qkv)
 
 
-def attend(qkv: Tensor) -> Tensor:
+def attend_by_hand(qkv: Tensor) -> Tensor:
     """Multi-head self-attention without masks or dropout.
 
     Args:

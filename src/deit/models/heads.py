@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from deit.core.configuration import VisionTransformerConfig
 from deit.models.activations import find_activation
-from deit.models.construction import construct
-from deit.models.linear import Linear, is_watched
+from deit.models.construction import construct, new_linear
+from deit.models.cpu_kernels import is_untouched, linear
 from deit.models.losses import infer_problem_type, problem_loss
 from deit.models.outputs import (
     BaseModelOutputWithPooling,
@@ -41,7 +41,7 @@ def linear_classifier(config: VisionTransformerConfig) -> nn.Module:
     """Builds a classifier of one token (B, D) -> (B, K); with no labels it returns the token."""
     if config.num_labels == 0:
         return nn.Identity()
-    return construct(lambda: Linear(config.hidden_size, config.num_labels))
+    return construct(lambda: new_linear(config.hidden_size, config.num_labels))
 
 
 def pixel_decoder(config: VisionTransformerConfig) -> nn.Sequential:
@@ -92,13 +92,20 @@ def encode(
 
 
 def prefix_alone(base_model: nn.Module, original: type[nn.Module]) -> dict[str, bool]:
-    """Returns the argument that asks for prefix tokens alone, or none where somebody might miss the others.
+    """Requests prefix tokens only if no hook, subclass or replaced method needs the patch tokens.
 
     Args:
         base_model: What a classifier stands on; users replace it, extend it and hang hooks on it.
         original: This package's class.
+
+    Returns:
+        The argument for the base model, or none.
     """
-    return {"prefix_only": True} if type(base_model) is original and not is_watched(base_model) else {}
+    forwards = {kind: kind.forward for kind in (original, VisionTransformer)}
+    for module in (base_model, getattr(base_model, "trunk", None)):
+        if module is None or not is_untouched(module, forwards, inside=False):
+            return {}
+    return {"prefix_only": True}
 
 
 def classify(
@@ -121,7 +128,7 @@ def classify(
         ValueError: The labels do not suit the model.
     """
     assert encoded.last_hidden_state is not None
-    logits = classifier(encoded.last_hidden_state[:, 0])
+    logits = linear(classifier, encoded.last_hidden_state[:, 0])
     loss = None
     if labels is not None:
         if config.num_labels == 0:

@@ -16,7 +16,7 @@ from deit.core.hub import upload_folder
 from deit.core.weight_files import number_of_bytes
 from deit.models.attention import require_implementation
 from deit.models.construction import modules_to_initialize
-from deit.models.linear import Linear
+from deit.models.cpu_kernels import pack
 from deit.models.loading import published_tensors, refuse_incompatible, save_model, translate_state
 from deit.models.opening import open_model
 from deit.models.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
@@ -140,8 +140,8 @@ class PreTrainedModel(nn.Module):
             The model.
         """
         for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
+            if type(module) is nn.Linear:
+                pack(module)
         return self
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:

@@ -5,29 +5,22 @@ Letters in shape comments: B batch, C channels, N tokens, P patches, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from deit.core.configuration import VisionTransformerConfig
 from deit.models.activations import find_activation
-from deit.models.attention import (
-    attention_bias,
-    choose_implementation,
-    eager_attention,
-    fused_attention,
-    head_mask_per_block,
-)
-from deit.models.construction import draws_initial_values
-from deit.models.gradients import attend, attend_of_few, backward_by_hand, can_attend
-from deit.models.linear import Linear, has_hooks
+from deit.models.attention import attend, attention_bias, choose_implementation, head_mask_per_block
+from deit.models.block_shortcuts import can_compute_prefix, compute_prefix, run_block
+from deit.models.construction import new_linear, new_projection
+from deit.models.cpu_kernels import Forwards, is_untouched, linear, linear_activation
 from deit.models.position_embedding import resize_position_embedding
 
 DROP_PATH_SHAPES = ("linear", "constant")
@@ -81,12 +74,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-class _Projection(nn.Conv2d):
-    def reset_parameters(self) -> None:
-        if draws_initial_values():
-            super().reset_parameters()
-
-
 class PatchEmbed(nn.Module):
     """Cuts the image in patches and projects each to D numbers."""
 
@@ -94,9 +81,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.num_channels = config.num_channels
         self.patch_size = config.grid_patch_size
-        self.proj = _Projection(
-            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
-        )
+        self.proj = new_projection(config.num_channels, config.hidden_size, self.patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Turns (B, C, H, W) into (B, P, D), row by row; pixels take the type of the weights."""
@@ -123,8 +108,8 @@ class Attention(nn.Module):
         self.heads = sorted(set(range(config.num_attention_heads)) - set(pruned_heads))
         self.dropout_rate = config.attention_probs_dropout_prob
         inner = len(self.heads) * self.head_width
-        self.qkv = Linear(width, 3 * inner, bias=config.qkv_bias)
-        self.proj = Linear(inner, width)
+        self.qkv = new_linear(width, 3 * inner, bias=config.qkv_bias)
+        self.proj = new_linear(inner, width)
 
     def forward(
         self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
@@ -140,42 +125,12 @@ class Attention(nn.Module):
         Returns:
             (B, N, D), and the probabilities (B, H, N, N) where the implementation is "eager".
         """
-        batch, tokens, _ = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, len(self.heads), self.head_width)
-        dropout_rate = self.dropout_rate if self.training else 0.0
-        plain = implementation == "sdpa" and bias is None and head_mask is None and not dropout_rate
-        if plain and can_attend(qkv):
-            return self.proj(attend(qkv)), None
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
+        qkv = linear(self.qkv, x).unflatten(2, (3, len(self.heads), self.head_width))  # (B, N, 3, H, d)
         if head_mask is not None and head_mask.shape[1] > len(self.heads):
             head_mask = head_mask[:, self.heads]
-        probabilities = None
-        if implementation == "eager":
-            mixed, probabilities = eager_attention(query, key, value, bias, dropout_rate, head_mask)
-        else:
-            mixed = fused_attention(implementation, query, key, value, bias, dropout_rate)
-            if head_mask is not None:  # the same as masking the probabilities: they enter linearly
-                mixed = mixed * head_mask
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, -1)), probabilities
-
-    def first_tokens(self, x: Tensor, count: int) -> Tensor:
-        """Attends for the first tokens alone, without masks.
-
-        Args:
-            x: (B, N, D).
-            count: Number of tokens that ask; all N are looked at.
-
-        Returns:
-            (B, count, D), the first rows of what `forward` would return.
-        """
-        batch, tokens, _ = x.shape
-        assert isinstance(self.qkv, Linear)
-        heads, inner = len(self.heads), self.qkv.out_features // 3
-        query = self.qkv.rows(x[:, :count], 0, inner).view(batch, count, heads, -1).transpose(1, 2)
-        both = self.qkv.rows(x, inner, 3 * inner).view(batch, tokens, 2, heads, -1)
-        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
-        mixed = attend_of_few(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, -1))
+        dropout_rate = self.dropout_rate if self.training else 0.0
+        mixed, probabilities = attend(qkv, implementation, bias, head_mask, dropout_rate)
+        return linear(self.proj, mixed), probabilities
 
     @torch.no_grad()
     def prune(self, heads: Iterable[int]) -> None:
@@ -194,8 +149,8 @@ class Attention(nn.Module):
         self.heads = kept
 
 
-def _linear_like(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> Linear:
-    new = Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+def _linear_like(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     new.weight = nn.Parameter(weight.clone(), requires_grad=old.weight.requires_grad)
     if bias is not None:
         new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
@@ -207,15 +162,13 @@ class Mlp(nn.Module):
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = new_linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = new_linear(config.intermediate_size, config.hidden_size)
         self.activation = find_activation(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, N, D) to (B, N, D)."""
-        if self.activation is F.gelu and type(self.fc1) is Linear and not has_hooks(self.fc1):
-            return self.fc2(self.fc1.rows(x, 0, self.fc1.out_features, gelu=True))
-        return self.fc2(self.activation(self.fc1(x)))
+        return linear(self.fc2, linear_activation(self.fc1, self.activation, x))
 
 
 class LayerScale(nn.Module):
@@ -256,49 +209,18 @@ class Block(nn.Module):
         self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Maps (B, N, D) to (B, N, D); arguments and second result as in `Attention`."""
-        if implementation != "eager" and bias is None and head_mask is None and self._skips_samples(x):
-            x = self._add(x, lambda kept: self._attend(kept, implementation), self.ls1)
-            return self._add(x, lambda kept: self.mlp(self.norm2(kept)), self.ls2), None
         mixed, probabilities = self.attn(self.norm1(x), implementation, bias, head_mask)
         # Under autocast a branch has fewer bits than x: PyTorch is slow to add tensors of two types.
         x = x + self.drop_path(self.ls1(self.drop(mixed))).to(x.dtype)
         x = x + self.drop_path(self.ls2(self.drop(self.mlp(self.norm2(x))))).to(x.dtype)
         return x, probabilities
 
-    def _attend(self, x: Tensor, implementation: str) -> Tensor:
-        mixed: Tensor = self.attn(self.norm1(x), implementation, None, None)[0]
-        return mixed
 
-    def _skips_samples(self, x: Tensor) -> bool:
-        """Whether drop path leaves samples out of the work. On a GPU asking which ones would make it wait."""
-        return self.drop_path.is_active and backward_by_hand(x) and not self._has_dropout() and not has_hooks(self)
-
-    def _has_dropout(self) -> bool:
-        """Whether dropout acts. Shortcuts would give it other shapes to draw for, so a hook would change a run."""
-        return self.training and (self.drop.p > 0.0 or self.attn.dropout_rate > 0.0)
-
-    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], scale: nn.Module) -> Tensor:
-        """Adds a residual branch that is computed for those samples only that drop path lets through."""
-        kept = self.drop_path.draw(x).flatten().nonzero().flatten()
-        factor = 0.0
-        if len(kept):
-            factor = 1.0 / (1.0 - self.drop_path.rate)
-        else:  # one sample for nothing, so that every parameter has a gradient
-            kept = kept.new_zeros(1)
-        if len(kept) == len(x):
-            return torch.add(x, scale(branch(x)).to(x.dtype), alpha=factor)
-        y = scale(branch(x.index_select(0, kept)))
-        return x.index_add(0, kept, y.to(x.dtype), alpha=factor)
-
-    def first_tokens(self, x: Tensor, count: int) -> Tensor:
-        """Maps (B, N, D) to (B, count, D), the first rows of what `forward` would return; see `Attention`."""
-        mixed = self.attn.first_tokens(self.norm1(x), count)
-        x = x[:, :count] + self.drop_path(self.ls1(mixed)).to(x.dtype)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))).to(x.dtype)
-
-    def can_shorten(self) -> bool:
-        """Whether `first_tokens` may stand for `forward`: nobody watches or replaced anything in here."""
-        return type(self.attn.qkv) is Linear and not self._has_dropout() and not has_hooks(self)
+# What a block is made of, each class with what it computes. A shortcut stands for nothing else.
+_FORWARDS: Forwards = {
+    kind: kind.forward
+    for kind in (Block, Attention, Mlp, LayerScale, DropPath, nn.LayerNorm, nn.Linear, nn.Dropout, nn.Identity)
+}
 
 
 def drop_path_rates(rate: float, depth: int, *, shape: str = "linear") -> list[float]:
@@ -363,10 +285,10 @@ class Checkpointing:
     every: int = 1
     offload: bool = False
 
-    def __call__(self, block: nn.Module, arguments: tuple[Any, ...]) -> Any:
-        """Runs a block."""
-        with save_on_cpu(pin_memory=arguments[0].is_cuda) if self.offload else nullcontext():
-            return checkpoint(block, *arguments, **self.options)
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs a block; arguments as in `run_block`."""
+        with save_on_cpu(pin_memory=arguments[1].is_cuda) if self.offload else nullcontext():
+            return checkpoint(run_block, *arguments, **self.options)
 
 
 class VisionTransformer(nn.Module):
@@ -449,17 +371,18 @@ class VisionTransformer(nn.Module):
         attentions = []
         shortened = prefix_only and implementation == "sdpa" and self._can_shorten(bias, head_mask, need_hidden_states)
         for i, block in enumerate(self.blocks[:-1] if shortened else self.blocks):
-            arguments = (x, implementation, bias, None if head_mask is None else head_mask[i])
+            run: Any = run_block
             if self.checkpointing is not None and self.training and i % self.checkpointing.every == 0:
-                x, probabilities = self.checkpointing(block, arguments)
-            else:
-                x, probabilities = block(*arguments)
+                run = self.checkpointing
+            x, probabilities = run(
+                block, x, implementation, bias, None if head_mask is None else head_mask[i], _FORWARDS
+            )
             if need_hidden_states:
                 hidden_states.append(x)
             if need_attentions:
                 attentions.append(probabilities)
         if shortened:
-            x = self.blocks[-1].first_tokens(x, self.num_prefix_tokens)  # type: ignore[operator]
+            x = compute_prefix(self.blocks[-1], x, self.num_prefix_tokens)
         tokens = self.norm(x)
         return TrunkOutput(
             tokens=tokens[:, : self.num_prefix_tokens] if prefix_only else tokens,
@@ -472,8 +395,7 @@ class VisionTransformer(nn.Module):
             return False
         if self.checkpointing is not None and self.training:
             return False
-        last = self.blocks[-1]
-        return isinstance(last, Block) and last.can_shorten() and not has_hooks(self.norm)
+        return can_compute_prefix(self.blocks[-1], _FORWARDS) and is_untouched(self.norm, _FORWARDS)
 
     def embed(self, pixels: Tensor, patch_mask: Tensor | None = None, interpolate: bool = False) -> Tensor:
         """Returns the tokens that enter the first block, (B, N, D); arguments as in `forward`."""
