@@ -303,7 +303,9 @@ def test_a_changed_module_acts_in_a_vit(originals: dict[str, tuple[Any, Any]], p
     assert_equal_answers(*models)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.trace", "ignore::torch.jit.TracerWarning", "ignore:There is a performance drop"
+)
 def test_packed_weights_step_aside_when_tracing(models: Any) -> None:
     ours = models[1].pack_weights()
     with torch.no_grad():

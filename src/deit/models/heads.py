@@ -68,7 +68,10 @@ def encode(
     """Runs the trunk and the pooler; arguments as in `DeiTModel.forward`."""
     if pixel_values is None:
         raise ValueError("pixel_values is missing: pass a tensor of the shape (batch, channels, height, width).")
-    if isinstance(interpolate_pos_encoding, Tensor):
+    # A tracer passes a default of False as a boolean tensor without dimensions.
+    if isinstance(interpolate_pos_encoding, Tensor) and (
+        interpolate_pos_encoding.ndim or interpolate_pos_encoding.dtype != torch.bool
+    ):
         raise TypeError(
             "interpolate_pos_encoding must be True or False. Received a tensor: name it (labels=, head_mask=)."
         )

@@ -132,7 +132,7 @@ class PreTrainedModel(nn.Module):
     def pack_weights(self) -> Self:
         """Prepares for answering on the CPU: linear layers keep a copy of their weights in the processor's layout.
 
-        Calls without gradients are then faster by about a tenth, at the price of as much memory again. Numbers differ
+        Calls without gradients are then faster (`benchmarks/models.py`), for as much memory again. Numbers differ
         by rounding alone. Training mode gives the copies up. Weights that are changed behind PyTorch's back
         (`weight.data[...] = ...`) need another call.
 
