@@ -115,7 +115,7 @@ def test_when_nothing_can_be_read_the_command_fails(album, student, source):
     assert result.exit_code == 2
     left_out, error = result.stderr.splitlines()
     assert left_out.startswith("Left out: ")
-    assert error == "Error: None of 1 file(s) could be read as an image."
+    assert error == "Error: None of 1 file(s) could be classified."
 
 
 @pytest.mark.parametrize(

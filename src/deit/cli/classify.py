@@ -47,7 +47,7 @@ def classify(
         width = max(len(row) for row in rows) - 1
         print_table("", ("image", *(f"{i + 1}." for i in range(width))), rows)
     if not rows:
-        raise ValueError(f"None of {len(results)} file(s) could be read as an image.")
+        raise ValueError(f"None of {len(results)} file(s) could be classified.")
     if len(rows) < len(results):
         say(f"{len(rows)} of {len(results)} files classified.", err=True)
         raise typer.Exit(PARTLY)

@@ -61,6 +61,7 @@ class Embedder:
         if kind_of_model(folder) != "deit":
             raise ValueError(f"{folder} is a model of timm. Features are taken from a DeiT or ViT of this package.")
         from deit.models.auto import CLASSIFICATION, FEATURES, MASKED_IMAGE, AutoConfig, find_class, names_of
+        from deit.models.finiteness import refuse_non_finite_model
 
         config = AutoConfig.from_pretrained(folder)
         named = set(config.architectures or ())
@@ -69,6 +70,7 @@ class Embedder:
         model_class = find_class(task, config.model_type, config.architectures)
         arguments = _parts_in_file(folder) if task == FEATURES else {}
         model = model_class.from_pretrained(folder, config=config, **arguments)
+        refuse_non_finite_model(model, folder)
         return cls(getattr(model, model.base_model_prefix, model), read_image_processor(folder), device)
 
     def check(self, token: str, block: int | None) -> None:
@@ -89,13 +91,18 @@ class Embedder:
             pixels: (B, 3, H, W), float32.
             block: After which block, from 1; 0 is before the first. None is the end, after the final norm, which the
                 others have not seen. "mean" is the mean of the patches, without the other tokens.
+
+        Raises:
+            ValueError: A feature is NaN or infinite.
         """
         import torch
+
+        from deit.models.finiteness import refuse_non_finite_answers
 
         with torch.inference_mode():
             output = self.model(torch.from_numpy(pixels).to(self.device), output_hidden_states=block is not None)
         tokens = output.last_hidden_state if block is None else output.hidden_states[block]
-        tokens = tokens.float().cpu().numpy()
+        tokens = refuse_non_finite_answers(tokens.float(), "The model").cpu().numpy()
         prefix = self.model.config.num_prefix_tokens
         made = {"class": tokens[:, 0], "distillation": tokens[:, 1], "mean": tokens[:, prefix:].mean(axis=1)}
         return {name: made[name] for name in self.tokens}

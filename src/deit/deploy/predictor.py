@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deit.core.errors import UserError
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.images import IMAGE_SUFFIXES, ImageFile
-from deit.core.metrics import softmax
+from deit.core.metrics import has_answer, softmax
 from deit.core.model_directory import read_image_processor
 from deit.deploy.reading import read_pixels
 from deit.deploy.runners import Array, open_runner
+
+_NO_NUMBER = "the model answers with NaN or infinity. Its weights may be damaged."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Classified:
     Attributes:
         name: Its path, or "standard input" for bytes.
         predictions: The most probable classes, first the best; empty when the image could not be read.
-        error: Why it could not be read, or an empty string.
+        error: Why it could not be read, or that the model's answer is no number; or an empty string.
     """
 
     name: str
@@ -107,7 +110,7 @@ class Predictor:
         Raises:
             FileNotFoundError: A path does not exist.
             ImageError: An image cannot be read.
-            ValueError: `top_k` or `batch_size` is smaller than 1.
+            ValueError: `top_k` or `batch_size` is smaller than 1, or the model answers with NaN or infinity.
         """
         results = self.classify_each(images, top_k=top_k, batch_size=batch_size, strict=True)
         return [list(result.predictions) for result in results]
@@ -143,14 +146,22 @@ class Predictor:
             read = read_pixels(self.processor, chunk, strict=strict)
             answers = iter(() if read.pixels is None else self._answer(read.pixels, top_k))
             for image, error in zip(chunk, read.errors, strict=True):
-                yield Classified(name=_name_of(image), predictions=() if error else next(answers), error=error)
+                answer = () if error else next(answers)
+                reason = error or ("" if answer else f"{_name_of(image)}: {_NO_NUMBER}")
+                if strict and not answer:
+                    raise UserError(reason)
+                yield Classified(name=_name_of(image), predictions=answer, error=reason)
 
     def _answer(self, pixels: Array, top_k: int) -> list[tuple[Prediction, ...]]:
-        answers = []
-        for row in softmax(self.runner(pixels)):
-            best = np.argsort(-row, kind="stable")[:top_k]
-            answers.append(tuple(Prediction(label=self.label_names[i], score=float(row[i])) for i in best))
-        return answers
+        return [self._best(logits[None], top_k) for logits in self.runner(pixels)]
+
+    def _best(self, logits: Array, top_k: int) -> tuple[Prediction, ...]:
+        """Returns the best classes of one image, none where its logits (1, K) are no numbers."""
+        if not has_answer(logits).all():
+            return ()
+        scores = softmax(logits)[0]
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return tuple(Prediction(label=self.label_names[i], score=float(scores[i])) for i in best)
 
 
 def _name_of(image: ImageFile | Image.Image) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deit.models.auto import CLASSIFICATION, AutoConfig, AutoModelForImageClassification, names_of
+from deit.models.finiteness import refuse_non_finite_model
 from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput, ImageClassifierOutput
 
 BOTH, CLASS, DISTILLATION = "both", "class", "distillation"
@@ -20,7 +21,7 @@ def open_classifier(folder: Path) -> Any:
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The folder holds no classifier, or a damaged one.
+        ValueError: The folder holds no classifier, a damaged one, or one whose weights are NaN or infinite.
     """
     config = AutoConfig.from_pretrained(folder)
     if not set(config.architectures or ()) & set(names_of(CLASSIFICATION)):
@@ -28,7 +29,9 @@ def open_classifier(folder: Path) -> Any:
             f"{folder} holds {config.architectures}, which is no image classifier. "
             f"Known: {', '.join(names_of(CLASSIFICATION))}."
         )
-    return AutoModelForImageClassification.from_pretrained(folder, config=config)
+    model = AutoModelForImageClassification.from_pretrained(folder, config=config)
+    refuse_non_finite_model(model, folder)
+    return model
 
 
 def head_logits(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:

@@ -252,7 +252,10 @@ def _fill(slots: Mapping[str, Slot], found: Mapping[str, Part], tensors: ArraySo
         pieces.setdefault(part.name, {})[part.index] = name
     for own, names in pieces.items():
         arrays = [tensors.read(names[index]) for index in sorted(names)]
-        slots[own].assign(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if np.issubdtype(whole.dtype, np.floating) and not np.isfinite(whole).all():
+            logger.warning("The weights hold NaN or infinity in %r: the model's answers will be no numbers.", own)
+        slots[own].assign(whole)
 
 
 def _mismatched(

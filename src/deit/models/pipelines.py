@@ -26,6 +26,7 @@ from deit.models.auto import (
     AutoModelForImageClassification,
     names_of,
 )
+from deit.models.finiteness import refuse_non_finite_answers, refuse_non_finite_model
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(-1),
@@ -66,6 +67,7 @@ class ImagePipeline(ABC):
                 "The preprocessing is missing: pass image_processor=, or a model directory in place of it."
             )
         self.device = model.device if device is None else _resolve_device(device)
+        refuse_non_finite_model(model, "The model")
         self.model = _moved(model, self.device).eval()
         self.image_processor = image_processor
         self.batch_size = _at_least_one("batch_size", batch_size)
@@ -110,7 +112,9 @@ class ImagePipeline(ABC):
         if pixels.is_floating_point():
             pixels = pixels.to(self.dtype)
         with torch.no_grad():
-            return self.model(pixel_values=pixels.to(self.device), return_dict=True)
+            output = self.model(pixel_values=pixels.to(self.device), return_dict=True)
+        refuse_non_finite_answers(output[0], "The model")
+        return output
 
     @abstractmethod
     def __call__(self, inputs: Any) -> Any:

@@ -229,6 +229,8 @@ class KerasDistillation(keras.Model):
                 f"Teacher and student must have the same classes: teacher_logits (batch, {self.num_classes}). "
                 f"Received: {shape}."
             )
+        if isinstance(answers, np.ndarray) and not np.isfinite(answers).all():
+            raise ValueError("teacher_logits hold NaN or infinity. Leave such images out, or ask another teacher.")
 
     def _check_data(self, x: Any, y: Any, answers: Any, *, training: bool) -> None:
         """Checks what can be seen of the data before anything is computed, for errors without a traceback of Keras."""

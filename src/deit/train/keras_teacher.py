@@ -170,6 +170,10 @@ class KerasTeacher:
                 f"{num_classes}."
             )
         values = np.asarray(ops.convert_to_numpy(answer), dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"The teacher {self.model.name!r} answers with NaN or infinity. Its weights may be damaged."
+            )
         raw = np.exp(values) if self.output == "probabilities" else values
         is_distribution = bool(num_classes > 1 and (raw >= 0).all() and abs(raw.sum() - 1) < 0.02)
         if is_distribution != (self.output == "probabilities"):

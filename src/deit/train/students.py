@@ -24,6 +24,7 @@ from deit.core.labels import id2label_from_names, names_in_order
 from deit.core.model_directory import read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, Variant, find_variant, variant_config
 from deit.models.deit import DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling
+from deit.models.finiteness import refuse_non_finite
 from deit.models.initialization import InitReport, initialize_from
 from deit.models.loading import read_network
 from deit.models.opening import Checkpoint, FileOptions, open_checkpoint
@@ -220,6 +221,7 @@ def _start_from(
         config = (DeiTConfig if variant.distilled else ViTConfig)(**fields)
     own = _configured(config, classes, recipe, size)
     tensors = read_network(checkpoint.source, source=checkpoint.name)
+    refuse_non_finite(tensors.items(), checkpoint.name)
     if classes is None and not any(tensor.startswith("decoder.") for tensor in tensors):
         own.encoder_stride = own.grid_patch_size[0]  # of a decoder that is new
     model = _build_masked(own) if classes is None else _build(own)

@@ -23,6 +23,7 @@ from deit.core.labels import names_in_order
 from deit.core.model_directory import kind_of_model, read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.models.classifier import head_logits, open_classifier
+from deit.models.finiteness import refuse_non_finite_answers, refuse_non_finite_model
 from deit.train.batch_norm import fold_batch_norms
 from deit.train.label_matching import imagenet_labels, match_labels
 
@@ -53,6 +54,9 @@ class Teacher:
         label_names: Names of the classes in the order of the logits; None when unknown.
         name: For records and messages. A function must have one to be fingerprinted.
 
+    Raises:
+        ValueError: A weight of the model is NaN or infinite.
+
     Example:
         >>> teacher = Teacher(lambda pixels: pixels.mean((2, 3)))
         >>> teacher(torch.zeros(2, 3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).shape
@@ -79,6 +83,7 @@ class Teacher:
         self._columns: tuple[int, ...] | None = None
         self._tensors_hash: str | None = None
         self._channels_last = False
+        refuse_non_finite_model(model, f"The teacher {self.name}")
         if isinstance(model, nn.Module):
             model.eval().requires_grad_(False)
             self._channels_last = any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -157,6 +162,7 @@ class Teacher:
 
         Raises:
             TypeError: The model does not return logits.
+            ValueError: A logit is NaN or infinite: whatever class it were taken for would be wrong.
         """
         pixels = self._as_expected(pixels, mean, std)
         if isinstance(self.model, nn.Module):
@@ -168,7 +174,7 @@ class Teacher:
                 raise TypeError(
                     f"A teacher must return logits (batch, classes). {self.name} returned {type(logits).__name__}."
                 )
-        logits = logits.detach()
+        logits = refuse_non_finite_answers(logits.detach(), f"The teacher {self.name}")
         return logits if self._columns is None else logits[:, self._columns]
 
     def _as_expected(self, pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

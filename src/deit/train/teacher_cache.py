@@ -23,10 +23,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deit.core.errors import DamagedFileError, read_json, shown
 from deit.core.files import write_json_atomically
 from deit.core.image_processor import DeiTImageProcessor
 from deit.data.augment import BatchMixer
 from deit.data.distributed import Processes
+from deit.models.finiteness import refuse_non_finite_answers
 from deit.train.recipe import Recipe
 from deit.train.teacher import Teacher, TeacherEnsemble
 
@@ -62,6 +64,7 @@ class HardRecords:
     """
 
     def __init__(self, num_classes: int) -> None:
+        self._classes = num_classes
         self._type = np.dtype("<u2" if num_classes <= 1 << 16 else "<u4")
         self.bytes_per_view = self._type.itemsize
 
@@ -70,8 +73,15 @@ class HardRecords:
         return logits.argmax(dim=1).cpu().numpy().astype(self._type).tobytes()
 
     def decode(self, record: bytes) -> Tensor:
-        """Turns a record into classes (B,)."""
-        return torch.from_numpy(np.frombuffer(record, self._type).astype(np.int64))
+        """Turns a record into classes (B,).
+
+        Raises:
+            ValueError: A class is none of the K.
+        """
+        classes = torch.from_numpy(np.frombuffer(record, self._type).astype(np.int64))
+        if len(classes) and int(classes.max()) >= self._classes:
+            raise DamagedFileError(f"class {int(classes.max())} of {self._classes}")
+        return classes
 
 
 class SoftRecords:
@@ -113,13 +123,25 @@ class SoftRecords:
         return views.tobytes()
 
     def decode(self, record: bytes) -> Tensor:
-        """Turns a record into logits (B, K)."""
+        """Turns a record into logits (B, K).
+
+        Raises:
+            ValueError: A logit is NaN or infinite, or a class is none of the K.
+        """
+        logits = self._decode(record)
+        if not bool(torch.isfinite(logits).all()):
+            raise DamagedFileError("logits that are NaN or infinite")
+        return logits
+
+    def _decode(self, record: bytes) -> Tensor:
         views = np.frombuffer(record, self._type)
         if self._kept == self._classes:
             return torch.from_numpy(views["logits"].copy())
         rest = torch.from_numpy(views["rest"].astype(np.float32))
         logits = rest[:, None].repeat(1, self._classes)
         classes = torch.from_numpy(views["class"].astype(np.int64))
+        if classes.numel() and int(classes.max()) >= self._classes:
+            raise DamagedFileError(f"class {int(classes.max())} of {self._classes}")
         return logits.scatter(1, classes, torch.from_numpy(views["logit"].astype(np.float32)))
 
 
@@ -201,13 +223,26 @@ class TeacherCache:
                 f"The views of step {place.step} are not those that the teacher of {self.folder} saw: the images, or "
                 "the libraries that vary them, have changed. Pass an empty folder as --teacher-cache."
             )
-        return self._records.decode(payload)
+        return self._decoded(payload)
+
+    def _decoded(self, payload: bytes) -> Tensor:
+        try:
+            return self._records.decode(payload)
+        except DamagedFileError as error:
+            raise DamagedFileError(
+                f"The teacher cache {self.folder} holds {error}. Pass an empty folder, and a teacher whose answers are "
+                "numbers."
+            ) from error
 
     def write(self, place: BatchPlace, logits: Tensor) -> Tensor:
         """Records the teacher's logits (B, K) and returns what `read` will give for them.
 
         Using this in place of the logits makes a run that records equal to the runs that read.
+
+        Raises:
+            ValueError: A logit is NaN or infinite; nothing is recorded.
         """
+        refuse_non_finite_answers(logits, "The teacher")
         payload = self._records.encode(logits)
         sums = np.array([place.checksum, _checksum(payload, place.checksum, place)], "<u4")
         record = sums.tobytes() + payload
@@ -303,10 +338,7 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, header)
         return header
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Pass an empty folder as --teacher-cache.") from error
+    found = read_json(path, "the header of a teacher cache")
     of_teacher = {"teacher", "teacher_fingerprint"} if "teacher" not in header else set()
     names = (found.keys() | header.keys()) - of_teacher
     other = sorted(
@@ -324,5 +356,5 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = shown(value)
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

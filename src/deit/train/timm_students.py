@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deit.core.architecture import infer_config
 from deit.core.configuration import CONFIG_NAME, read_config
 from deit.core.image_processor import evaluation_processor
+from deit.models.finiteness import refuse_non_finite
 from deit.models.initialization import InitReport
 from deit.models.opening import Checkpoint, FileOptions, open_checkpoint
 from deit.models.position_embedding import resize_position_embedding
@@ -103,6 +104,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, classes: Sequence[str], know
     taken = [n for n in state if n in shapes and (n not in heads or rows is not None)]
     tensors = {name: torch.empty(shapes[name], dtype=checkpoint.source.dtypes[name]) for name in taken}
     checkpoint.source.read_into(tensors)
+    refuse_non_finite(tensors.items(), checkpoint.name)
     resized = []
     for name, tensor in tensors.items():
         if name in heads and rows is not None:
