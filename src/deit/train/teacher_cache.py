@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deit.core.errors import DamagedFileError, read_json, shown
+from deit.core.errors import DamagedFileError, read_json
 from deit.core.files import write_json_atomically
 from deit.core.image_processor import DeiTImageProcessor
 from deit.data.augment import BatchMixer
@@ -356,5 +356,5 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
 
 
 def _short(value: Any) -> str:
-    text = shown(value)
+    text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
