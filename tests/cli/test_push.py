@@ -11,7 +11,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
+from deit.core.model_directory import PUBLISHED_FILES
 from tests.cli.conftest import deit, is_refused, succeeds
+
+OF_OTHERS = ("processor_config.json", "pytorch_model.bin", "LICENSE")  # what other programs write, or the author
 
 
 @pytest.fixture
@@ -26,9 +29,9 @@ def uploaded(monkeypatch) -> dict:
         seen.update(name=name, **arguments)
         return Repository()
 
-    def upload(folder_path: Path, ignore_patterns: list[str], **arguments: object) -> str:
+    def upload(folder_path: Path, allow_patterns: list[str], **arguments: object) -> str:
         files = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
-        seen.update(arguments, files=sorted(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
+        seen.update(arguments, files=sorted(filter_repo_objects(files, allow_patterns=allow_patterns)))
         return "https://hub/me/colours/commit/1"
 
     monkeypatch.setattr(huggingface_hub, "create_repo", create_repo)
@@ -44,7 +47,64 @@ def test_a_model_is_uploaded_without_its_training_states(student, uploaded):
     ]  # fmt: skip
     assert (uploaded["name"], uploaded["repo_id"], uploaded["private"]) == ("colours", "me/colours", True)
     assert (uploaded["commit_message"], uploaded["revision"], uploaded["create_pr"]) == ("First", "new", True)
-    assert result.stdout == f"{student} is on the hub: https://hub/me/colours/commit/1\n"
+    first, second, third = result.stdout.splitlines()
+    assert first == "Uploaded 9 files: " + ", ".join(uploaded["files"])
+    assert second.startswith("Left out, as no part of a model directory: ")
+    assert "state/" in second
+    assert third == f"{student} is on the hub: https://hub/me/colours/commit/1"
+
+
+def test_what_lies_beside_a_model_is_not_uploaded(student, copied, uploaded, tmp_path):
+    model = copied(student)
+    secret = tmp_path / "secret"
+    secret.write_text("token")
+    (model / ".env").write_text("HF_TOKEN=secret")
+    (model / "notes.txt").write_text("mine")
+    (model / ".git").mkdir()
+    (model / ".git" / "config").write_text("url = https://token@host")
+    (model / "sub").mkdir()
+    (model / "sub" / "config.json").write_text("{}")
+    (model / "model.extra.safetensors").symlink_to(secret)  # a name that is listed, a content that is not
+    (model / "recipe.yaml").unlink()
+    (model / "recipe.yaml").symlink_to("/etc/hostname")
+    (model / "LICENSE").symlink_to("README.md")  # inside
+    (model / "curves.png").unlink()
+    (model / "curves.png").mkdir()
+    result = succeeds("push", model, "colours")
+    assert uploaded["files"] == [
+        "LICENSE", "README.md", "config.json", "metrics.csv", "metrics.jsonl", "model.safetensors",
+        "preprocessor_config.json", "training.json",
+    ]  # fmt: skip
+    for name in (".env", ".git/", "notes.txt", "sub/", f"(a link to {secret})", "curves.png/", "state/"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_model_whose_files_lie_elsewhere_is_refused(student, copied, uploaded, tmp_path, file):
+    model = copied(student)
+    (model / file).rename(tmp_path / "elsewhere")
+    (model / file).symlink_to(tmp_path / "elsewhere")
+    is_refused(deit("push", model, "colours"), "leads out of it", file)
+    assert not uploaded
+
+
+def test_saving_uploads_no_more_than_pushing(student, copied, uploaded):
+    import deit as package
+
+    model = copied(student)
+    (model / ".env").write_text("HF_TOKEN=secret")
+    package.DeiTForImageClassificationWithTeacher.from_pretrained(model).save_pretrained(model, push_to_hub=True)
+    assert ".env" not in uploaded["files"]
+    assert not [name for name in uploaded["files"] if name.startswith("state")]
+    assert {"config.json", "model.safetensors", "README.md"} <= set(uploaded["files"])
+
+
+def test_what_is_uploaded_is_what_the_documentation_lists():
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    listed = page.split("```")[1]
+    for name in PUBLISHED_FILES:
+        if "*" not in name and name not in OF_OTHERS:
+            assert name in listed
 
 
 def test_what_is_no_model_is_not_uploaded(photos, uploaded):

@@ -204,7 +204,7 @@ def test_without_huggingface_hub_the_extra_is_named(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r'pip install "deit\[hub\]". Or pass the path of a local copy'):
         local_path(NAME)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "deit\[hub\]"'):
-        upload_folder(Path(), "me/x")
+        upload_folder(Path(), "me/x", files=["config.json"])
 
 
 IN_A_NEW_PROCESS = """
@@ -303,7 +303,7 @@ def test_a_repository_is_made_on_the_hub(hub: Hub, monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "upload_folder", lambda **arguments: arguments["repo_id"])
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.address)
-    upload_folder(tmp_path, "me/x", token="secret", private=True)
+    upload_folder(tmp_path, "me/x", files=["config.json"], token="secret", private=True)
     assert hub.created[0]["name"] == "x"
     assert hub.requests[-1] == ("POST", "/api/repos/create", "Bearer secret")
 
@@ -344,7 +344,7 @@ def test_a_hub_that_refuses_an_upload_is_told(hub: Hub, monkeypatch, tmp_path, s
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.address)
     hub.creation_status = status
     with pytest.raises(error, match=words) as caught:
-        upload_folder(tmp_path, "me/x", token="secret")
+        upload_folder(tmp_path, "me/x", files=["config.json"], token="secret")
     assert "me/x" in str(caught.value)
 
 
@@ -353,12 +353,12 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match="Nothing was uploaded to 'me/x'"):
-        upload_folder(tmp_path, "me/x", token="secret")
+        upload_folder(tmp_path, "me/x", files=["config.json"], token="secret")
 
 
 def test_a_name_that_no_repository_can_have_is_refused(tmp_path):
     with pytest.raises(ValueError, match="such as 'me/my-deit'"):
-        upload_folder(tmp_path, "my own/deit!", token="secret")
+        upload_folder(tmp_path, "my own/deit!", files=["config.json"], token="secret")
 
 
 def test_the_only_network_code_is_this_module():

@@ -9,6 +9,8 @@ import typer
 
 from deit.cli.console import reports_errors, say
 
+_MOST_NAMED = 10
+
 
 @reports_errors
 def push(
@@ -21,22 +23,25 @@ def push(
     branch: Annotated[str | None, typer.Option(help="Another branch than the main one; it must exist.")] = None,
     propose: Annotated[bool, typer.Option("--propose", help="Open a pull request in place of a commit.")] = False,
 ) -> None:
-    """Upload a model with its card to the model hub; training states stay here.
+    """Upload a model with its card to the model hub; training states and all other files stay here.
 
     The token is that of `hf auth login`, or of the environment variable HF_TOKEN.
     """
     from deit.core.hub import upload_folder
-    from deit.core.model_directory import STATE_NAME, is_model_directory
+    from deit.core.model_directory import files_to_publish
 
-    if not is_model_directory(model):
-        raise FileNotFoundError(f"{model} is no model directory: config.json or the weights are missing.")
+    files, left = files_to_publish(model)
     address = upload_folder(
         model,
         name,
+        files=files,
         commit_message=message,
         private=private,
         revision=branch,
         create_pr=propose,
-        leave_out=[f"{STATE_NAME}/*"],
     )
+    say(f"Uploaded {len(files)} files: {', '.join(files)}")
+    if left:
+        more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
+        say(f"Left out, as no part of a model directory: {', '.join(left[:_MOST_NAMED])}{more}")
     say(f"{model} is on the hub: {address}")

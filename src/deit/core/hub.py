@@ -8,6 +8,7 @@ weights; safetensors, and pickles only where there is nothing else (they are the
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 import warnings
@@ -222,24 +223,24 @@ def upload_folder(
     folder: Path,
     name: str,
     *,
+    files: Sequence[str],
     commit_message: str = "Upload model",
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    leave_out: Sequence[str] = (),
 ) -> str:
-    """Uploads the files of a folder to the hub; the repository is made if it is missing.
+    """Uploads files of a folder to the hub; the repository is made if it is missing.
 
     Args:
-        folder: What to upload.
+        folder: Where they are.
         name: Repository, such as "me/my-deit"; without an owner it is the token's.
+        files: Names of the files in the folder; nothing else is uploaded.
         commit_message: Says what the upload is.
         private: Whether only its owner may see a new repository; None leaves the owner's default.
         token: See `HubOptions`.
         revision: Branch to upload to, which must exist; None takes the main branch.
         create_pr: Propose the upload in place of making it.
-        leave_out: Patterns of files that are not uploaded, such as "state/*".
 
     Returns:
         The address of the commit.
@@ -271,7 +272,7 @@ def upload_folder(
             token=token,
             revision=revision,
             create_pr=create_pr,
-            ignore_patterns=list(leave_out),
+            allow_patterns=[glob.escape(file) for file in files],
         )
     except failures as error:
         raise _not_uploaded(name, revision, error) from error

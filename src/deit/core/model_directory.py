@@ -2,21 +2,86 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from deit.core.configuration import CONFIG_NAME, read_config
 from deit.core.image_processor import DeiTImageProcessor, open_image_processor
+from deit.core.processor_settings import PREPROCESSOR_NAME
 from deit.core.weight_files import PICKLE_NAME, WEIGHTS_NAME
 
 TRAINING_NAME, STATE_NAME = "training.json", "state"
 
+# What a model directory is made of, and so all that is uploaded of one: nothing that lies beside by chance (.env, .git,
+# notes), no training states, no hashes of the images. docs/architecture.md says what each is.
+PUBLISHED_FILES = (
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    "processor_config.json",
+    "model.safetensors",
+    "model.*.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index*.json",
+    "pytorch_model.bin",
+    "pytorch_model.*.bin",
+    "pytorch_model-*-of-*.bin",
+    "pytorch_model.bin.index*.json",
+    TRAINING_NAME,
+    "README.md",
+    "LICENSE",
+    "recipe.yaml",
+    "metrics.jsonl",
+    "metrics.csv",
+    "curves.png",
+    "reconstruction.png",
+)
+
+
+_WEIGHTS = (WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json", PICKLE_NAME, f"{PICKLE_NAME}.index.json")
+
 
 def is_model_directory(path: Path) -> bool:
     """Whether a folder holds a configuration and weights."""
-    weights = (WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json", PICKLE_NAME, f"{PICKLE_NAME}.index.json")
-    return (path / CONFIG_NAME).is_file() and any((path / name).is_file() for name in weights)
+    return (path / CONFIG_NAME).is_file() and any((path / name).is_file() for name in _WEIGHTS)
+
+
+def published_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the names of the files in a folder that may be uploaded, and of all else that is in it.
+
+    A link that leads out of the folder is not followed: what it leads to may be anything.
+    """
+    taken, left = [], []
+    inside = folder.resolve()
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        listed = any(fnmatch.fnmatchcase(name, pattern) for pattern in PUBLISHED_FILES)
+        if listed and path.is_file() and path.resolve().parent == inside:
+            taken.append(name)
+        elif path.is_symlink():
+            left.append(f"{name} (a link to {os.readlink(path)})")
+        else:
+            left.append(f"{name}/" if path.is_dir() else name)
+    return taken, left
+
+
+def files_to_publish(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns `published_files` of a model directory.
+
+    Raises:
+        FileNotFoundError: It is none, or its configuration or weights are links that lead out of it.
+    """
+    if not is_model_directory(folder):
+        raise FileNotFoundError(f"{folder} is no model directory: config.json or the weights are missing.")
+    taken, left = published_files(folder)
+    links = [entry for entry in left if entry.partition(" (")[0] in (CONFIG_NAME, *_WEIGHTS)]
+    if links:
+        raise FileNotFoundError(
+            f"{folder} cannot be uploaded: {', '.join(links)} leads out of it. Copy the file itself into the folder."
+        )
+    return taken, left
 
 
 def kind_of_model(path: Path) -> str:

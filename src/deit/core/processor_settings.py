@@ -319,6 +319,7 @@ class ImageProcessor(ABC):
             return upload_folder(
                 Path(folder),
                 repo_id,
+                files=[PREPROCESSOR_NAME],
                 commit_message=commit_message,
                 private=private,
                 token=token,

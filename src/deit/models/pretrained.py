@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConfig
 from deit.core.hub import upload_folder
+from deit.core.model_directory import published_files
 from deit.core.weight_files import number_of_bytes
 from deit.models.attention import require_implementation
 from deit.models.construction import modules_to_initialize
@@ -242,7 +243,7 @@ class PreTrainedModel(nn.Module):
             safe_serialization: False writes `pytorch_model.bin` in place of `model.safetensors`.
             max_shard_size: Largest size of a file, such as "5GB" or a number of bytes; more goes to several files.
             variant: Writes `model.VARIANT.safetensors`.
-            push_to_hub: Also upload the folder.
+            push_to_hub: Also upload the files of the model in the folder, see `core.model_directory.PUBLISHED_FILES`.
             **upload: Arguments of `push_to_hub`; `repo_id` is the name of the folder when it is not given.
 
         Raises:
@@ -266,7 +267,7 @@ class PreTrainedModel(nn.Module):
             variant=variant,
         )
         if push_to_hub:
-            upload_folder(folder, upload.pop("repo_id", folder.name), **upload)
+            upload_folder(folder, upload.pop("repo_id", folder.name), files=published_files(folder)[0], **upload)
 
     def push_to_hub(
         self,
@@ -299,6 +300,7 @@ class PreTrainedModel(nn.Module):
             return upload_folder(
                 folder,
                 repo_id,
+                files=published_files(folder)[0],
                 commit_message=commit_message,
                 private=private,
                 token=token,
