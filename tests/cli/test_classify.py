@@ -95,7 +95,7 @@ def test_broken_files_are_left_out_with_a_report(album, student):
     lines = result.stderr.splitlines()
     assert lines[0].startswith("Left out: aa.jpg cannot be read as an image (image file is truncated")
     assert lines[1] == "Left out: bb.png is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)."
-    assert lines[2:] == ["3 of 5 files classified."]
+    assert lines[2:] == ["Found 5 files: 3 used, 2 unreadable."]
     table = deit("classify", student, ".").stdout
     assert "aa.jpg" not in table
     assert "c[blue].png" in table

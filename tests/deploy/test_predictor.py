@@ -13,8 +13,9 @@ from PIL import Image
 
 import deit
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.image_search import find_images
 from deit.core.images import ImageError
-from deit.deploy.predictor import Classified, Prediction, Predictor, find_images
+from deit.deploy.predictor import Classified, Prediction, Predictor
 from tests.data.pictures import picture, write_text, write_truncated_jpeg
 from tests.deploy.conftest import NAMES, PROCESSOR
 
@@ -243,7 +244,7 @@ def album(tmp_path, monkeypatch):
     ],
 )
 def test_files_folders_patterns_and_standard_input_are_found(album, patterns, expected):
-    found = [None if path is None else path.replace(os.sep, "/") for path in find_images(patterns)]
+    found = [None if path is None else path.replace(os.sep, "/") for path in find_images(patterns).paths]
     assert found == expected
 
 

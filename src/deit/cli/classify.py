@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.console import PARTLY, print_table, reports_errors, say, say_json
+from deit.cli.console import PARTLY, print_table, report_found, reports_errors, say, say_json
 
 
 @reports_errors
@@ -27,9 +27,11 @@ def classify(
 ) -> None:
     """Name what is in images; files that cannot be read are left out and reported (exit code 3)."""
     from deit.core.image_files import MOST_FILE_BYTES
-    from deit.deploy.predictor import Predictor, find_images
+    from deit.core.image_search import SkippedFile, find_images
+    from deit.deploy.predictor import Predictor
 
-    sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if path is None else path for path in find_images(images)]
+    found = find_images(images, strict=strict)
+    sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if path is None else path for path in found.paths]
     predictor = Predictor.open(model, device=device)
     if value_range is not None:
         predictor.processor.value_range = value_range
@@ -48,6 +50,7 @@ def classify(
         print_table("", ("image", *(f"{i + 1}." for i in range(width))), rows)
     if not rows:
         raise ValueError(f"None of {len(results)} file(s) could be classified.")
-    if len(rows) < len(results):
-        say(f"{len(rows)} of {len(results)} files classified.", err=True)
+    broken = [SkippedFile(path=result.name, reason=result.error) for result in results if result.error]
+    report_found(len(rows), found.skipped, found.ignored, others=broken)
+    if broken:
         raise typer.Exit(PARTLY)

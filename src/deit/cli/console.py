@@ -8,9 +8,9 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from deit.core.printable import printable, printable_lines
+
+if TYPE_CHECKING:
+    from deit.core.image_search import SkippedFile
 
 P = ParamSpec("P")
 
@@ -129,6 +132,30 @@ def report_skipped(skipped: Sequence[Any]) -> None:
         say(f"  {file.path}: {file.reason}", err=True)
     if len(skipped) > 5:
         say(f"  ... and {len(skipped) - 5} more", err=True)
+
+
+def report_found(
+    used: int,
+    skipped: Sequence[SkippedFile],
+    ignored: Mapping[str, int],
+    *,
+    others: Sequence[SkippedFile] = (),
+    unit: str = "files",
+) -> None:
+    """Names what was left out, and accounts for all that was found in one line, unless all of it is used.
+
+    Args:
+        used: How many images are used.
+        skipped: What was left out, to be named here.
+        ignored: Counts of what nobody meant to be used.
+        others: What was left out and is named already.
+        unit: What is counted.
+    """
+    from deit.core.image_search import describe_found
+
+    report_skipped(skipped)
+    if skipped or others or any(ignored.values()):
+        say(describe_found(used, [*skipped, *others], ignored, unit), err=True)
 
 
 @contextmanager

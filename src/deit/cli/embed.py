@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import PARTLY, print_table, progress_bar, reports_errors, say, say_json
+from deit.cli.console import PARTLY, print_table, progress_bar, report_found, reports_errors, say, say_json
 from deit.cli.settings import open_on_first
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def embed(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
     """Write the features of images; files that cannot be read are left out and reported (exit code 3)."""
+    from deit.core.image_search import SkippedFile, find_images
     from deit.deploy.embedding import Embedder, embed_files, write_features
-    from deit.deploy.predictor import find_images
 
-    paths = [path for path in find_images(images) if path is not None]
+    found = find_images(images, strict=strict)
+    paths = [path for path in found.paths if path is not None]
     if not paths:
         raise ValueError("Features need the names of image files. Received: standard input.")
     embedder = Embedder.open(model, device)
@@ -46,6 +48,8 @@ def embed(
     count, errors = write_features(out, parts, notes=notes)
     for error in errors:
         say(f"Left out: {error}", err=True)
+    broken = [SkippedFile(path="", reason=error) for error in errors]
+    report_found(count, found.skipped, found.ignored, others=broken)
     say(f"Features of {count} images: {out}")
     if errors:
         raise typer.Exit(PARTLY)
@@ -107,7 +111,8 @@ def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
             f"{known} and {data} hold the same images, which would be compared with themselves. Pass other images, or "
             "the same path twice to have it divided."
         )
-    return Data(train=first, val=second, skipped=(*first.skipped, *second.skipped))
+    skipped, ignored = (*first.skipped, *second.skipped), Counter(first.ignored) + Counter(second.ignored)
+    return Data(train=first, val=second, skipped=skipped, ignored=ignored)
 
 
 def _is_same_path(first: str, second: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import print_table, progress_bar, report_skipped, reports_errors, say, say_json
+from deit.cli.console import print_table, progress_bar, report_found, reports_errors, say, say_json
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
@@ -139,7 +139,7 @@ def _open(data: str, runner: TorchRunner, options: dict[str, Any], *, silent: bo
             **options,
         )
     if not silent:
-        report_skipped(getattr(source, "skipped", ()))
+        report_found(len(source.labels), source.skipped, source.ignored)
     return source
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deit.cli.console import INTERRUPTED, print_table, progress_bar, report_skipped, say
+from deit.cli.console import INTERRUPTED, print_table, progress_bar, report_found, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> D
 
     images = processes.on_first(opened)
     if processes.is_first:
-        report_skipped(images.skipped)
+        report_found(images.used, images.skipped, images.ignored)
     return images
 
 

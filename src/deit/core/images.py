@@ -19,7 +19,10 @@ from deit.core.image_files import read_image_bytes
 from deit.core.sample_values import Samples, in_8_bits, samples_of
 from deit.core.sample_values import ValueRange as ValueRange
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 # What Pillow may decode: formats that people keep photos in. Others (PSD, EPS, FITS, ...) have a history of
 # decoder bugs and are refused.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG brings MPO (two-lens photos)
@@ -37,7 +40,7 @@ DECODING = DecodingShare(MOST_PIXELS)
 _LONGEST_PATH = 4096  # characters; what is longer can only be base64
 _STRIP_PIXELS = 1 << 22  # laid on white together
 # How files of the formats above begin. Text that decodes to something else is a path that does not exist.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", b"P4", b"P5", b"P6")
+IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", b"P4", b"P5", b"P6")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -216,7 +219,7 @@ def _resolved(source: ImageFile) -> tuple[ImageFile, str]:
             if len(source) > _LONGEST_PATH:
                 raise
         else:
-            if decoded.startswith(_SIGNATURES):
+            if decoded.startswith(IMAGE_SIGNATURES):
                 return decoded, "the given base64 text"
     return source, source
 

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from deit.data.label_columns import column_option
+from deit.core.metrics import MULTI_LABEL
+from deit.data.label_columns import (
+    UNLABELLED,
+    LabelColumn,
+    column_option,
+    ignored_labels,
+    switch_columns,
+    switch_labels,
+)
 
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path")
@@ -55,6 +64,57 @@ def choose_column(
         f"{origin} has several columns that can be the {what}: {', '.join(named or candidates)}. "
         f"Choose one with {column_option(option, (named or candidates)[0])}."
     )
+
+
+def choose_labels(
+    columns: Mapping[str, Sequence[Any]],
+    header: Sequence[str],
+    *,
+    asked: str,
+    problem_type: str,
+    origin: str,
+    count: int,
+) -> LabelColumn:
+    """Chooses the labels of a table whose columns have no types: one column, or several of zeros and ones.
+
+    Args:
+        columns: Values of all columns that may be labels.
+        header: Names of all columns, for messages.
+        asked: The user's choice: a column, or several of zeros and ones as "cat,dog"; empty to find it.
+        problem_type: What the labels are for, or `UNLABELLED`.
+        origin: The table, for messages.
+        count: Its rows.
+
+    Raises:
+        ValueError: See `choose_column`, `switch_labels`.
+    """
+    if problem_type == UNLABELLED:
+        return ignored_labels(count)
+    if problem_type == MULTI_LABEL:
+        several = choose_switches(columns, asked=asked, origin=origin)
+        if several:
+            return switch_labels({name: columns[name] for name in several}, origin)
+    types = dict.fromkeys(header, "")
+    name = choose_column(types, list(columns), LABEL_NAMES, option="label_column", origin=origin, asked=asked)
+    return LabelColumn(name=name, values=list(columns[name]))
+
+
+def choose_switches(columns: Mapping[str, Sequence[Any]], *, asked: str, origin: str) -> list[str]:
+    """Returns the columns of zeros and ones that are asked for, or all where no column is called a label; or none.
+
+    Raises:
+        ValueError: A column that was asked for does not exist.
+    """
+    if "," in asked and asked not in columns:
+        wanted = [name.strip() for name in asked.split(",")]
+        for name in wanted:
+            choose_column(
+                dict.fromkeys(columns, ""), list(columns), (), option="label_column", origin=origin, asked=name
+            )
+        return wanted
+    if asked or any(name.lower() in LABEL_NAMES for name in columns):
+        return []
+    return switch_columns(columns)
 
 
 def not_an_image(origin: str, column: str, kind: str, candidates: Sequence[str]) -> ValueError:

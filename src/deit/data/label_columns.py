@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,15 @@ import numpy.typing as npt
 
 from deit.core.labels import id2label_from_names
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deit.data.label_cells import (
+    are_switches,
+    is_missing,
+    likely_several,
+    listed,
+    plain_number,
+    read_switch,
+    split_labels,
+)
 from deit.data.sources import Labels, check_problem_type
 
 # Given in place of a problem type, it says that labels are not asked for: a table needs no column of them.
@@ -27,7 +36,8 @@ def column_option(option: str, name: str = "NAME") -> str:
 
 
 _OTHER_COLUMN = f"another column: {column_option('label_column')}"
-_SEPARATORS = re.compile(r"[|;]")
+_WORDS_FOR_NONE = ("None", "null", "NULL", "NA", "N/A")
+_TRUTH = ("False", "True")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +49,14 @@ class LabelColumn:
         values: One for each row: a number, a text, a list of either, or None where there is none.
         class_names: What whole numbers in `values` stand for, where the data set says so.
         zeros_and_ones: Whether each value is a row of zeros and ones, one for each of `class_names`.
+        notes: What the user should know of how the column was read.
     """
 
     name: str
     values: Sequence[Any]
     class_names: tuple[str, ...] | None = None
     zeros_and_ones: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def ignored_labels(count: int) -> LabelColumn:
@@ -60,11 +72,13 @@ class EncodedLabels:
         classes: Class names, or the one name of a regression's number.
         labels: (N,) int64, (N, K) float32 or (N,) float32; zeros where there is no label.
         missing: (N,) bool, True where there is no label.
+        notes: What the user should know of how the labels were read.
     """
 
     classes: list[str]
     labels: Labels
     missing: npt.NDArray[np.bool_]
+    notes: tuple[str, ...] = ()
 
 
 def encode_labels(
@@ -74,12 +88,14 @@ def encode_labels(
     place: Callable[[int], str],
     classes: Sequence[str] | None = None,
     numbers_fit: bool = False,
+    separator: str = "",
 ) -> EncodedLabels:
-    """Turns a column of labels into an array.
+    """Turns a column of labels into an array; every kind of file has its labels read here.
 
-    A missing label is None, NaN or an empty text; for single classes also -1, which published test sets write. Whole
-    numbers without names are names themselves ("0", "1", ...), sorted by value. A text of several classes separates
-    them by | or ;.
+    A missing label is None, NaN, an empty text or "nan". For single classes -1 is one too, as published test sets have
+    it, unless a class is called "-1". Whole numbers without names are names themselves ("0", "1", ...), sorted by
+    value; 1.0 is 1, whether number or text. Lists may be written as text; for what separates several classes in a text
+    see `split_labels`.
 
     Args:
         column: The labels.
@@ -87,6 +103,7 @@ def encode_labels(
         place: Names a row in a message.
         classes: Names and order of the classes; those of the column when None: its own list, else the sorted names.
         numbers_fit: Take whole numbers without names as positions in `classes` if none of those is a number.
+        separator: What separates several classes in a text; empty finds it.
 
     Raises:
         ValueError: The values do not fit the problem type, or name a class that `classes` lacks.
@@ -94,8 +111,13 @@ def encode_labels(
     check_problem_type(problem_type)
     if problem_type == REGRESSION:
         return _encode_numbers(column, place, classes)
-    read = _one_name if problem_type == SINGLE_LABEL else _several_names
-    named = [read(value, column, row, place) for row, value in enumerate(column.values)]
+    known_names = classes if classes is not None else column.class_names
+    if problem_type == SINGLE_LABEL:
+        column, minus_one = _prepare_single(column, known_names)
+        named: list[Any] = [_one_name(value, column, row, place, minus_one) for row, value in enumerate(column.values)]
+    else:
+        column = _prepare_several(column, known_names, separator)
+        named = [_several_names(value, column, row, place) for row, value in enumerate(column.values)]
     missing = np.array([names is None for names in named], dtype=bool)
     found = _sorted_names({name for names in named if names for name in names})
     known = list(classes) if classes is not None else list(column.class_names or found)
@@ -111,7 +133,136 @@ def encode_labels(
         labels = np.zeros((len(named), len(known)), dtype=np.float32)
         for row, names in enumerate(named):
             labels[row, [known_as[name] for name in names or ()]] = 1.0
-    return EncodedLabels(classes=known, labels=labels, missing=missing)
+    notes = column.notes
+    if problem_type == MULTI_LABEL and classes is None and len(labels) > 1 and labels.sum(1).max() <= 1:
+        notes = (*notes, _never_two(column))
+    return EncodedLabels(classes=known, labels=labels, missing=missing, notes=notes)
+
+
+def _never_two(column: LabelColumn) -> str:
+    example = next((value for value in column.values if not is_missing(value) and value), "")
+    example = example[0] if isinstance(example, list) and len(example) == 1 else example
+    shown = "" if column.zeros_and_ones else f" (such as {example!r})"
+    return (
+        f"No image has two labels in column {column.name!r}{shown}. If some should, say what separates them: "
+        "--set data.label_separator=, (or space, none, any text)."
+    )
+
+
+# --- before names are looked up -----------------------------------------------------------------------
+
+
+def _prepare_single(column: LabelColumn, known: Collection[str] | None) -> tuple[LabelColumn, bool]:
+    """Returns a column of single classes in plain spelling and with its notes, and whether -1 is a class."""
+    names = set(known or ())
+    texts = [value.strip() for value in column.values if isinstance(value, str) and not is_missing(value)]
+    values = list(column.values)
+    if texts and all(text not in names and listed(text) is not None for text in texts):
+        values = [listed(value) if isinstance(value, str) and not is_missing(value) else value for value in values]
+    values = [value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value for value in values]
+    values = [None if isinstance(value, (list, tuple)) and not value else value for value in values]
+    values = _plain(values, names)
+    notes = list(column.notes)
+    if known is None and (several := likely_several([value for value in values if isinstance(value, str)])):
+        notes.append(
+            f"Column {column.name!r} holds {several[0]!r}, taken as one class. If an image may have several "
+            f"({', '.join(several[1])}): --set data.problem_type={MULTI_LABEL}"
+        )
+    if none := next((value for value in values if value in _WORDS_FOR_NONE), None) if not names else None:
+        notes.append(f"Column {column.name!r} has a class called {none!r}. If it means no label, leave the cell empty.")
+    count = sum(value in (-1, "-1") for value in values if not isinstance(value, (list, tuple)))
+    as_class = "-1" in names
+    if count and not as_class:
+        notes.append(
+            f"{count} of {len(values)} images have the label -1 in column {column.name!r}: it stands for no label, as "
+            "in published test sets. If it is a class, write a name in its place."
+        )
+    return replace(column, values=values, notes=tuple(notes)), as_class
+
+
+def _plain(values: Sequence[Any], known: Collection[str]) -> list[Any]:
+    """Returns class numbers and truth values in one spelling, where all texts of a column are such, and names as is."""
+    texts = {value.strip() for value in values if isinstance(value, str) and not is_missing(value)} - set(known)
+    spelled = {text: text for text in texts}
+    if all(text.lower() in ("true", "false") for text in texts):
+        spelled = {text: text.capitalize() for text in texts}
+    elif all(re.fullmatch(r"-?\d+(\.0*)?", text) for text in texts):
+        spelled = {text: plain_number(text) for text in texts}
+
+    def one(value: Any) -> Any:
+        if isinstance(value, (bool, np.bool_)):
+            return _TRUTH[int(value)]
+        return spelled.get(value.strip(), value.strip()) if isinstance(value, str) else value
+
+    return [one(value) for value in values]
+
+
+def _prepare_several(column: LabelColumn, known: Collection[str] | None, separator: str) -> LabelColumn:
+    """Returns a column of several classes with lists in place of texts, or with rows of zeros and ones."""
+    if column.zeros_and_ones:
+        return column
+    values, notes = split_labels(column.values, separator=separator, classes=known, column=column.name)
+    notes = [*column.notes, *notes]
+    if all(value is None or isinstance(value, (list, tuple)) for value in values) and zeros_and_ones(values):
+        width = next(len(value) for value in values if value is not None)
+        names = column.class_names or tuple(str(i) for i in range(width))
+        return replace(column, values=values, class_names=names, zeros_and_ones=True, notes=tuple(notes))
+    flat = [each for value in values for each in (value if isinstance(value, (list, tuple)) else [value])]
+    plain = iter(_plain(flat, set(known or ())))
+    values = [[next(plain) for _ in value] if isinstance(value, (list, tuple)) else next(plain) for value in values]
+    return replace(column, values=values, notes=tuple(notes))
+
+
+def switch_columns(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Returns the columns that hold zeros and ones in any spelling: each may be a class of its own.
+
+    Args:
+        columns: Values by name.
+    """
+    return [name for name, values in columns.items() if are_switches(values)]
+
+
+def switch_labels(columns: Mapping[str, Sequence[Any]], origin: str) -> LabelColumn:
+    """Makes a column of labels of columns of zeros and ones, a class for each.
+
+    -1 is a zero where the columns hold -1 and 1 alone. A row with an empty cell has no label.
+
+    Args:
+        columns: Values by name.
+        origin: The table, for messages.
+
+    Raises:
+        ValueError: A column holds something else, or -1, 0 and 1.
+    """
+    read: dict[str, list[int | None]] = {}
+    for name, values in columns.items():
+        if not are_switches(values):
+            raise ValueError(f"Column {name!r} of {origin} does not hold zeros and ones. Leave it out.")
+        read[name] = [None if is_missing(value) else read_switch(value) for value in values]
+    seen = {value for values in read.values() for value in values}
+    notes = []
+    if -1 in seen and 0 in seen:
+        name = next(name for name, values in read.items() if -1 in values)
+        raise ValueError(
+            f"Columns of {origin} hold -1, 0 and 1 ({name!r} has -1), and what -1 means cannot be told. "
+            "Replace it by 0 or 1, or by an empty cell, which leaves the image out."
+        )
+    if -1 in seen:
+        notes.append(f"-1 in the columns {_shown(list(read))} of {origin} stands for 0: the image is not of the class.")
+        read = {name: [0 if value == -1 else value for value in values] for name, values in read.items()}
+    empty = sum(None in row for row in zip(*read.values(), strict=True))
+    if empty:
+        notes.append(f"{empty} rows of {origin} have an empty cell among {_shown(list(read))}: they have no label.")
+    return LabelColumn(
+        name=", ".join(read),
+        values=list(zip(*read.values(), strict=True)),
+        class_names=tuple(read),
+        zeros_and_ones=True,
+        notes=tuple(notes),
+    )
+
+
+# --- names of one cell --------------------------------------------------------------------------------
 
 
 def _are_positions(column: LabelColumn, found: Sequence[str], known: Sequence[str]) -> bool:
@@ -138,13 +289,10 @@ def _sorted_names(names: set[str]) -> list[str]:
     return sorted(names)
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value)
-
-
-def _one_name(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]) -> tuple[str] | None:
-    value = value.strip() if isinstance(value, str) else value
-    if _is_missing(value):
+def _one_name(
+    value: Any, column: LabelColumn, row: int, place: Callable[[int], str], minus_one: bool
+) -> tuple[str] | None:
+    if is_missing(value):
         return None
     if isinstance(value, (list, tuple)):
         raise ValueError(
@@ -152,7 +300,7 @@ def _one_name(value: Any, column: LabelColumn, row: int, place: Callable[[int], 
             f"or {_OTHER_COLUMN}."
         )
     if value in (-1, "-1"):
-        return None
+        return ("-1",) if minus_one else None
     return (_name(value, column, row, place),)
 
 
@@ -182,18 +330,16 @@ def _not_a_class(value: Any, column: LabelColumn, where: str) -> str:
 
 
 def _several_names(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]) -> list[str] | None:
-    if isinstance(value, str):
-        value = [part for part in (text.strip() for text in _SEPARATORS.split(value)) if part] or None
-    if _is_missing(value):
+    if is_missing(value):
         return None
     if not isinstance(value, (list, tuple)):
         value = [value]
     if not column.zeros_and_ones:
-        return [_name(each, column, row, place) for each in value]
+        return [_name(each, column, row, place) for each in value if not is_missing(each)]
     names = column.class_names or ()
     if len(value) != len(names):
         raise ValueError(f"{place(row)} has {len(value)} zeros and ones for {len(names)} classes. Correct the labels.")
-    if any(_is_missing(each) for each in value):
+    if any(is_missing(each) for each in value):
         return None
     return [name for name, each in zip(names, value, strict=True) if each]
 
@@ -213,8 +359,7 @@ def _encode_numbers(column: LabelColumn, place: Callable[[int], str], classes: S
 
 
 def _number(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]) -> float | None:
-    value = value.strip() if isinstance(value, str) else value
-    if _is_missing(value):
+    if is_missing(value):
         return None
     try:
         number = float(value)

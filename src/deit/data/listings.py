@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,24 +11,14 @@ from pathlib import Path
 
 from deit.core.image_files import read_content
 from deit.core.images import IMAGE_SUFFIXES, ImageError
-from deit.core.metrics import MULTI_LABEL, SINGLE_LABEL
-from deit.data.columns import LABEL_NAMES, PATH_NAMES, choose_column, described, not_an_image
+from deit.core.metrics import SINGLE_LABEL
+from deit.data.columns import PATH_NAMES, choose_column, choose_labels, described, not_an_image
 from deit.data.contents import file_stamp
-from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels
+from deit.data.part_names import divide_rows, split_columns
 from deit.data.sources import SkippedFile
-from deit.data.stores import Part
+from deit.data.stores import Part, divided
 
-_PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-_SWITCH = {"0": 0, "1": 1, "": None}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +32,9 @@ def listed_parts(
 ) -> dict[str, Part]:
     """Opens a table of image files.
 
-    The first line names the columns. Paths are relative to the table's folder. Several classes for an image are
-    separated by | or ; in one cell, or written as zeros and ones in several columns. A column `split` divides the rows
-    into train, val (validation) and test.
+    The first line names the columns. Paths are relative to the table's folder. Several classes for an image stand in
+    one cell, or are written as zeros and ones in several columns. A column `split`, or another that
+    `deit.data.part_names` knows, divides the rows into train, val (validation) and test.
 
     Args:
         path: The file; .tsv is separated by tabs, .csv by commas, or by semicolons where its header is.
@@ -60,24 +51,28 @@ def listed_parts(
         ValueError: It is empty, not a table, or its columns cannot be found.
     """
     header, rows, skipped = _read(path)
-    columns = dict.fromkeys(header, "")
     if not rows:
-        raise ValueError(f"{path} has no rows under its header ({described(columns)}). It needs one for each image.")
+        names = described(dict.fromkeys(header, ""))
+        raise ValueError(f"{path} has no rows under its header ({names}). It needs one for each image.")
     images = _image_column(path, header, rows, image_column)
-    split = next((i for i, name in enumerate(header) if name.lower() == "split"), -1)
-    others = [i for i in range(len(header)) if i not in (images, split)]
-    chosen, switches = _label_columns(path, header, rows, others, label_column, problem_type)
-    groups: dict[str, list[_Row]] = {}
-    for row in rows:
-        groups.setdefault(_part_name(path, row, split), []).append(row)
-    parts = {}
-    for name, members in groups.items():
-        store = ListedFiles(path, [row.cells[images] for row in members], [row.line for row in members])
-        labels = _labels(header, members, chosen, switches)
-        origin = f"{path} ({name})" if name else str(path)
-        parts[name] = Part(name=name, origin=origin, store=store, labels=labels, skipped=tuple(skipped))
-        skipped = []  # reported once, with the first part
-    return parts
+    columns = {name: [row.cells[i] for row in rows] for i, name in enumerate(header)}
+    store = ListedFiles(path, columns[header[images]], [row.line for row in rows])
+    others = [name for name in header if name != header[images]]
+    may_divide = {name: columns[name] for name in split_columns(others) if name != label_column}
+    split, dividing, notes = divide_rows(
+        may_divide, origin=str(path), place=lambda row: f"{path} line {rows[row].line}"
+    )
+    labels = choose_labels(
+        {name: columns[name] for name in others if name not in dividing},
+        header,
+        asked=label_column,
+        problem_type=problem_type,
+        origin=str(path),
+        count=len(rows),
+    )
+    for note in notes:
+        logger.warning("%s", note)
+    return divided(Part(name="", origin=str(path), store=store, labels=labels, skipped=tuple(skipped), split=split))
 
 
 class ListedFiles:
@@ -166,47 +161,3 @@ def _image_column(path: Path, header: Sequence[str], rows: Sequence[_Row], asked
 
 def _is_image_name(cell: str) -> bool:
     return cell.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _label_columns(
-    path: Path, header: Sequence[str], rows: Sequence[_Row], others: Sequence[int], asked: str, problem_type: str
-) -> tuple[list[int], bool]:
-    """Returns the columns of labels, and whether they are switches: zeros and ones, a class for each column."""
-    if problem_type == UNLABELLED:
-        return [], False
-    columns = dict.fromkeys(header, "")
-    names = [header[i] for i in others]
-    if problem_type == MULTI_LABEL:
-        switches = [i for i in others if all(row.cells[i] in _SWITCH for row in rows)]
-        if not asked and switches and not any(name.lower() in LABEL_NAMES for name in names):
-            return switches, True
-        if "," in asked and asked not in header:
-            wanted = [name.strip() for name in asked.split(",")]
-            for name in wanted:
-                choose_column(columns, names, (), option="label_column", origin=str(path), asked=name)
-                if header.index(name) not in switches:
-                    raise ValueError(f"Column {name!r} of {path} does not hold zeros and ones. Leave it out.")
-            return [header.index(name) for name in wanted], True
-    name = choose_column(columns, names, LABEL_NAMES, option="label_column", origin=str(path), asked=asked)
-    return [header.index(name)], False
-
-
-def _labels(header: Sequence[str], rows: Sequence[_Row], chosen: Sequence[int], switches: bool) -> LabelColumn:
-    if not chosen:
-        return ignored_labels(len(rows))
-    names = [header[i] for i in chosen]
-    if not switches:
-        return LabelColumn(name=names[0], values=[row.cells[chosen[0]] for row in rows])
-    values = [tuple(_SWITCH[row.cells[i]] for i in chosen) for row in rows]
-    return LabelColumn(name=", ".join(names), values=values, class_names=tuple(names), zeros_and_ones=True)
-
-
-def _part_name(path: Path, row: _Row, split: int) -> str:
-    if split < 0:
-        return ""
-    written = row.cells[split]
-    if written.lower() not in _PART_NAMES:
-        raise ValueError(
-            f"{path} line {row.line} has the split {written!r}. Use train, val (or validation) or test in each row."
-        )
-    return _PART_NAMES[written.lower()]

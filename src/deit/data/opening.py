@@ -6,18 +6,21 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.image_search import find_image_files, find_loose_files, visible_folders
 from deit.core.images import ValueRange
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.duplicates import note_copies, split_contents
+from deit.data.folder_parts import FolderParts, folder_parts
 from deit.data.label_columns import UNLABELLED, EncodedLabels, encode_labels
-from deit.data.parts import PART_NAMES, DataPath, Parts, ReadOptions, find_parts
+from deit.data.parts import DataPath, Parts, ReadOptions, find_parts
 from deit.data.sources import (
     Data,
     ImageFolder,
@@ -31,13 +34,12 @@ from deit.data.sources import (
     class_folders,
     contents_of,
     place_of,
+    refuse_skipped,
 )
 from deit.data.stores import Part, StoredImages
 from deit.data.unlabelled import ImageFiles, WithoutLabels
 
 logger = logging.getLogger(__name__)
-
-_UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
 _Rows: TypeAlias = npt.NDArray[np.int64]
 
@@ -51,15 +53,16 @@ def open_data(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
+    label_separator: str = "",
     value_range: ValueRange | None = None,
     keep_unlabelled: bool = False,
     progress: Progress | None = None,
 ) -> Data:
     """Opens labelled images for training.
 
-    What is divided into train and val (else test) is taken so: by the names of folders, files or parts, or by a column
-    `split` of a table. Of everything else a share is kept for validation. Each image is decoded once, to find broken
-    ones at once; images without a label are left out of training unless asked for, and refused in validation.
+    What is divided into train and val (else test) is taken so: by names or a column, see `deit.data.part_names`. Of
+    everything else a share is kept for validation. Each image is decoded once, to find broken ones at once; images
+    without a label are left out of training unless asked for, and refused in validation.
 
     Args:
         path: One of: a folder with one sub-folder of images for each class, or with train/ and val/ of that form;
@@ -73,8 +76,8 @@ def open_data(
         image_column: Column of images (of paths in a table); empty finds it. In shards, the ending of the images.
         label_column: Column of labels; empty finds it. In shards "cls", "txt" or a key of the .json.
         problem_type: What the labels are for: one of `PROBLEM_TYPES`.
-        value_range: The values that become black and white in grey images of more than 8 bits, where neither the type
-            nor the file says so; see `load_image`.
+        label_separator: Of several classes in one text; see `deit.data.label_cells.read_separator`. Empty finds it.
+        value_range: What becomes black and white in grey images of more than 8 bits; see `load_image`.
         keep_unlabelled: Keep training images that have no label, as `NO_LABEL`, for a teacher to speak of: those of
             tables and shards, and of a folder unlabelled/ beside train/ and val/. For single classes.
         progress: Called with (images checked, images in all), part after part.
@@ -88,7 +91,7 @@ def open_data(
         ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
     """
     check_problem_type(problem_type)
-    options = ReadOptions.of(image_column, label_column, problem_type, progress, value_range)
+    options = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator)
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
     parts = find_parts(path, options)
     if isinstance(parts, Path):
@@ -104,13 +107,16 @@ def open_data(
 
 
 def _divide(parts: Parts, val_fraction: float, seed: int, strict: bool, keep: bool, options: ReadOptions) -> Data:
-    (read,) = parts.values()
+    ((name, read),) = parts.items()
+    if name in ("val", "test"):
+        logger.warning("There is one part, %s: it is divided, for training and for measuring.", name)
     whole = StoredImages(
         read(),
         problem_type=options.problem_type,
         strict=strict,
         keep_unlabelled=keep,
         value_range=options.value_range,
+        separator=options.label_separator,
         progress=options.progress,
     )
     labelled = np.flatnonzero(whole.labels != NO_LABEL) if keep else np.arange(len(whole.labels))
@@ -152,12 +158,16 @@ def _require_two_classes(classes: Sequence[str], problem_type: str = SINGLE_LABE
 def _open_parts(parts: Parts, strict: bool, keep: bool, options: ReadOptions) -> Data:
     _require_two_parts(parts)
     chosen = "val" if "val" in parts else "test"
+    unused = [name for name in parts if name not in ("train", chosen)]
+    if unused:
+        logger.warning("Training measures on the part %s. Not used: %s.", chosen, ", ".join(unused))
     train = StoredImages(
         parts["train"](),
         problem_type=options.problem_type,
         strict=strict,
         keep_unlabelled=keep,
         value_range=options.value_range,
+        separator=options.label_separator,
         progress=options.progress,
     )
     val = StoredImages(
@@ -167,6 +177,7 @@ def _open_parts(parts: Parts, strict: bool, keep: bool, options: ReadOptions) ->
         strict=strict,
         labels_needed=True,
         value_range=options.value_range,
+        separator=options.label_separator,
         progress=options.progress,
     )
     return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
@@ -188,6 +199,7 @@ def open_labelled(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
+    label_separator: str = "",
     value_range: ValueRange | None = None,
     progress: Progress | None = None,
 ) -> ImageFolder | StoredImages:
@@ -202,6 +214,7 @@ def open_labelled(
         image_column: See `open_data`.
         label_column: See `open_data`.
         problem_type: See `open_data`.
+        label_separator: See `open_data`. With `classes` a text is split where all of its parts are among them.
         value_range: See `open_data`.
         progress: See `open_data`.
 
@@ -218,34 +231,53 @@ def open_labelled(
     check_problem_type(problem_type)
     if part not in ("train", "val"):
         raise ValueError(f"part must be train or val. Received: {part!r}.")
-    options = ReadOptions.of(image_column, label_column, problem_type, progress, value_range)
+    options = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator)
     parts = find_parts(path, options)
     if isinstance(parts, Path):
         folder = _labelled_folder(parts, part, classes)
         return ImageFolder(folder, classes=classes, strict=strict, value_range=options.value_range, progress=progress)
-    wanted = ("train",) if part == "train" else ("val", "test")
-    if part == "train" and len(parts) > 1 and "train" not in parts:
-        raise ValueError(f"None of the parts {', '.join(parts)} is for training. Name one train, or pass one alone.")
-    name = next(name for name in (*wanted, *parts) if name in parts)
     return StoredImages(
-        parts[name](),
+        parts[_chosen_part(list(parts), part)](),
         problem_type=problem_type,
         classes=classes,
         strict=strict,
         labels_needed=part != "train",
         numbers_fit=True,
         value_range=value_range,
+        separator=label_separator,
         progress=progress,
     )
 
 
+def _chosen_part(parts: Sequence[str], part: str) -> str:
+    wanted = ("train",) if part == "train" else ("val", "test")
+    if part == "train" and len(parts) > 1 and "train" not in parts:
+        raise ValueError(f"None of the parts {', '.join(parts)} is for training. Name one train, or pass one alone.")
+    name = next(name for name in (*wanted, *parts) if name in parts)
+    if part == "val":
+        _tell_measured(name, parts)
+    return name
+
+
+def _tell_measured(chosen: str, parts: Sequence[str]) -> None:
+    """Says on which part a model is measured, where that is not plain."""
+    if chosen == "val" and "test" in parts:
+        logger.warning("Measured on the part val. There is a part test too: pass it alone to measure on it.")
+    elif chosen == "train":
+        logger.warning("There is no part val or test. Measured on the part train.")
+
+
 def _labelled_folder(root: Path, part: str, classes: Sequence[str] | None) -> Path:
-    folder = _val_folder(root)
-    if (root / "train").is_dir():
-        folder = root / "train" if part == "train" else folder
-        if folder is None:
-            raise FileNotFoundError(f"{root} has train/ but no val/. Add it, or pass {root / 'train'}.")
-    folder = folder or root
+    known = classes is not None and {folder.name for folder in visible_folders(root)} <= set(classes)
+    divided = None if known else folder_parts(root)
+    if divided is None:
+        folder = root
+    elif part == "train":
+        folder = _part_folder(root, divided, "train")
+    else:
+        name = next((name for name in ("val", "test") if name in divided.parts), "val")
+        folder = _part_folder(root, divided, name)
+        _tell_measured(name, list(divided.parts))
     classes = class_folders(folder) if classes is None else classes
     unknown = sorted(set(class_folders(folder)) - set(classes))
     if unknown:
@@ -294,9 +326,7 @@ def open_unlabelled(
         ConnectionError: See `open_data`.
         ModuleNotFoundError: See `open_data`.
     """
-    options = ReadOptions(
-        image_column=image_column, label_column="", problem_type=UNLABELLED, progress=progress, value_range=value_range
-    )
+    options = ReadOptions(image_column, "", UNLABELLED, progress, value_range)
     parts = find_parts(path, options)
     if isinstance(parts, Path):
         return _noted(_unlabelled_folder(parts, val_fraction, seed, strict, options))
@@ -352,67 +382,85 @@ def _divide_unlabelled(
 
 
 def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool, options: ReadOptions) -> Data:
-    progress = options.progress
-    val_folder = _val_folder(root)
-    if (root / "train").is_dir() and val_folder is not None:
-        val = ImageFiles(val_folder, strict=strict, value_range=options.value_range, progress=progress)
-        folders = [root / "train", *_more_unlabelled(root)]
-        train = [
-            ImageFiles(folder, strict=strict, value_range=options.value_range, progress=progress) for folder in folders
-        ]
-        skipped = [file for source in (*train, val) for file in source.skipped]
-        return Data(train=Joined(train), val=val, skipped=tuple(skipped))
-    files = ImageFiles(root, strict=strict, value_range=options.value_range, progress=progress)
+    open_files = partial(ImageFiles, strict=strict, value_range=options.value_range, progress=options.progress)
+    divided = folder_parts(root, labelled=False)
+    if divided is not None:
+        val = open_files(divided.parts[_measured(divided)])
+        train = [open_files(folder) for folder in [divided.parts["train"], *divided.unlabelled]]
+        return _data_of_folders(root, divided, Joined(train), val, [*train, val], strict)
+    files = open_files(root)
     tops = [path.relative_to(root).parts[:-1][:1] for path in files.paths]  # class folders, if that is what they are
     classes = sorted({top[0] for top in tops if top})
     labels = np.array([classes.index(top[0]) if top else 0 for top in tops], dtype=np.int64)
     told = EncodedLabels(classes=classes, labels=labels, missing=np.array([not top for top in tops]))
-    return _divide_unlabelled(files, told if len(classes) > 1 else None, files.skipped, val_fraction, seed)
+    data = _divide_unlabelled(files, told if len(classes) > 1 else None, files.skipped, val_fraction, seed)
+    return replace(data, ignored=files.ignored)
 
 
 # --- folders of images --------------------------------------------------------------------------------
 
 
 def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep: bool, options: ReadOptions) -> Data:
-    progress = options.progress
-    divided = (root / "train").is_dir()
-    _require_two_classes(class_folders(root / "train" if divided else root))
-    if divided:
-        val_folder = _val_folder(root)
-        if val_folder is None:
-            raise FileNotFoundError(
-                f"{root} has train/ but no val/. Add it, or pass {root / 'train'} to have it divided."
-            )
-        train = ImageFolder(root / "train", strict=strict, value_range=options.value_range, progress=progress)
-        val = ImageFolder(
-            val_folder, classes=train.classes, strict=strict, value_range=options.value_range, progress=progress
-        )
-        opened: list[ImageFolder | ImageFiles] = [train]
-        if keep:
-            opened += [
-                ImageFiles(folder, strict=strict, value_range=options.value_range, progress=progress)
-                for folder in _more_unlabelled(root)
-            ]
-        skipped = [file for source in (*opened, val) for file in source.skipped]
-        return Data(train=Joined(opened), val=val, skipped=tuple(skipped))
-    folder = ImageFolder(root, strict=strict, value_range=options.value_range, progress=progress)
-    division = split_contents(folder.labels, folder.classes, val_fraction, seed, folder.contents)
-    return _divided(folder, division, folder.skipped)
+    open_folder = partial(ImageFolder, strict=strict, value_range=options.value_range, progress=options.progress)
+    divided = folder_parts(root)
+    if divided is None:
+        _require_two_classes(class_folders(root))
+        folder = open_folder(root)
+        division = split_contents(folder.labels, folder.classes, val_fraction, seed, folder.contents)
+        return replace(_divided(folder, division, folder.skipped), ignored=folder.ignored)
+    train_folder = _part_folder(root, divided, "train")
+    _require_two_classes(class_folders(train_folder))
+    val_folder = _part_folder(root, divided, _measured(divided))
+    train = open_folder(train_folder)
+    val = open_folder(val_folder, classes=train.classes)
+    opened: list[ImageFolder | ImageFiles] = [train]
+    if keep:
+        open_files = partial(ImageFiles, strict=strict, value_range=options.value_range, progress=options.progress)
+        opened += [open_files(folder) for folder in divided.unlabelled]
+    else:
+        divided = replace(divided, others=[*divided.others, *divided.unlabelled])
+    return _data_of_folders(root, divided, Joined(opened), val, [*opened, val], strict)
 
 
-def _val_folder(root: Path) -> Path | None:
-    """Returns val/, or beside a train/ what stands in for it."""
-    names = ("val", "validation", "valid", "test") if (root / "train").is_dir() else ("val",)
-    return next((root / name for name in names if (root / name).is_dir()), None)
+def _measured(divided: FolderParts) -> str:
+    """Returns the part to measure on during training: val, else test."""
+    return "test" if "val" not in divided.parts and "test" in divided.parts else "val"
 
 
-def _more_unlabelled(root: Path) -> list[Path]:
-    """Returns the folder of unlabelled images beside train/, if there is one, and tells of other folders."""
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    others = [path.name for path in folders if path.name not in (*PART_NAMES, *_UNLABELLED_FOLDERS)]
-    if others:
-        logger.warning("%s has train/, so these folders are not used: %s.", root, ", ".join(others))
-    return [path for path in folders if path.name in _UNLABELLED_FOLDERS]
+def _part_folder(root: Path, divided: FolderParts, part: str) -> Path:
+    if part in divided.parts:
+        return divided.parts[part]
+    there = next(iter(divided.parts.values()))
+    raise FileNotFoundError(f"{root} has {there.name}/ but no {part}/. Add it, or pass {there} to have it divided.")
+
+
+def _data_of_folders(
+    root: Path,
+    divided: FolderParts,
+    train: Joined,
+    val: ImageFolder | ImageFiles,
+    opened: Sequence[ImageFolder | ImageFiles],
+    strict: bool,
+) -> Data:
+    """Joins what was opened, and accounts for all else that is in the folder."""
+    loose = find_loose_files(root)
+    refuse_skipped(loose.skipped, str(root), strict=strict)
+    ignored = loose.ignored
+    for source in opened:
+        ignored += source.ignored
+    if _measured(divided) == "val" and "test" in divided.parts:
+        logger.warning("Training measures on %s. Not used: %s.", divided.parts["val"], divided.parts["test"])
+        ignored["in the part test"] += _count_images(divided.parts["test"])
+    if divided.others:
+        names = ", ".join(folder.name for folder in divided.others)
+        logger.warning("%s has train/, so these folders are not used: %s.", root, names)
+        ignored["in folders that are not used"] += sum(map(_count_images, divided.others))
+    skipped = [*(file for source in opened for file in source.skipped), *loose.skipped]
+    return Data(train=train, val=val, skipped=tuple(skipped), ignored=ignored)
+
+
+def _count_images(folder: Path) -> int:
+    return len(find_image_files(folder).paths)
 
 
 def note_empty_classes(data: Data) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +13,10 @@ from deit.core.images import ValueRange
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.label_columns import UNLABELLED
 from deit.data.listings import listed_parts
+from deit.data.part_names import name_parts, part_of, part_within
 from deit.data.shards import expand_braces, fetch_shards, shard_part
 from deit.data.sources import Progress
-from deit.data.stores import Part
+from deit.data.stores import Part, divided
 from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
 
 if TYPE_CHECKING:
@@ -30,18 +30,10 @@ SUPPORTED = (
     "a folder with one sub-folder of images for each class (or train/ and val/ of that form), .parquet files, "
     "a .csv or .tsv file of paths and labels, a folder of datasets.save_to_disk, or .tar shards"
 )
-PART_NAMES = {  # what a folder, a file or a part may be called, and what it is then
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 Parts: TypeAlias = Mapping[str, Callable[[], Part]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ReadOptions:
     """How a part is read; see `deit.data.opening.open_data`."""
 
@@ -50,24 +42,7 @@ class ReadOptions:
     problem_type: str
     progress: Progress | None
     value_range: ValueRange | None = None
-
-    @classmethod
-    def of(
-        cls,
-        image_column: str,
-        label_column: str,
-        problem_type: str,
-        progress: Progress | None,
-        value_range: ValueRange | None,
-    ) -> ReadOptions:
-        """Same as the class, in the order of the arguments of `open_data`."""
-        return cls(
-            image_column=image_column,
-            label_column=label_column,
-            problem_type=problem_type,
-            progress=progress,
-            value_range=value_range,
-        )
+    label_separator: str = ""
 
     def columns(self) -> dict[str, str]:
         """Returns what every kind of part takes."""
@@ -125,7 +100,7 @@ def _parts_of_folder(folder: Path, options: ReadOptions) -> Parts | Path:
     if is_saved_dataset(folder):
         return _parts_of_datasets(load_saved_dataset(folder), str(folder), options)
     inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    places = [folder, *(p for p in inside if p.name.lower() in (*PART_NAMES, "data"))]
+    places = [folder, *(p for p in inside if part_within(p.name) or p.name.lower() == "data")]
     for ending in (".parquet", ".tar"):
         for files in (_files(places[:1], ending), _files(places[1:], ending)):
             if files:
@@ -157,31 +132,45 @@ def _files(folders: Sequence[Path], ending: str) -> list[str]:
 
 
 def _parts_of_files(kind: str, names: Sequence[str], options: ReadOptions) -> Parts:
+    groups = _named_after_parts(names)
     if kind == ".csv":
-        return _parts_of_tables(names, options)
-    return {
-        part: partial(_open_files, kind, part, members, options) for part, members in _named_after_parts(names).items()
-    }
+        for members in groups.values():
+            if len(members) > 1:
+                raise ValueError(f"{members[0]} and {members[1]} are for the same part. Join them into one table.")
+    if len(groups) == 1:  # which a column may divide, whatever its name is
+        ((part, members),) = groups.items()
+        return _opened_parts(_open_files(kind, part, members, options))
+    if kind == ".csv":  # quickly read, and then all contradictions are found before an image is
+        return _opened_parts({part: _open_one_of(kind, part, members, options) for part, members in groups.items()})
+    return {part: partial(_open_one_of, kind, part, members, options) for part, members in groups.items()}
 
 
-def _open_files(kind: str, part: str, names: Sequence[str], options: ReadOptions) -> Part:
+def _open_files(kind: str, part: str, names: Sequence[str], options: ReadOptions) -> dict[str, Part]:
+    if kind == ".csv":
+        parts = listed_parts(Path(names[0]), **options.columns())
+        return {part: replace(parts[""], name=part)} if "" in parts else parts
     if kind == ".parquet":
-        return parquet_part(part, [Path(name) for name in names], **options.columns(), progress=options.progress)
-    return shard_part(part, fetch_shards(names, options.progress), **options.columns(), progress=options.progress)
+        paths = [Path(name) for name in names]
+        return divided(parquet_part(part, paths, **options.columns(), progress=options.progress))
+    shards = fetch_shards(names, options.progress)
+    return divided(shard_part(part, shards, **options.columns(), progress=options.progress))
 
 
-def _parts_of_tables(names: Sequence[str], options: ReadOptions) -> Parts:
-    parts: dict[str, Part] = {}
-    for part, members in _named_after_parts(names).items():
-        if len(members) > 1:
-            raise ValueError(f"{members[0]} and {members[1]} are for the same part. Join them into one table.")
-        inside = listed_parts(Path(members[0]), **options.columns())
-        if len(names) == 1:
-            parts = inside
-        elif "" not in inside:
-            raise ValueError(f"{members[0]} is one of several tables and has a column 'split'. Pass it alone.")
-        else:
-            parts[part] = replace(inside[""], name=part)
+def _open_one_of(kind: str, part: str, names: Sequence[str], options: ReadOptions) -> Part:
+    return _only(part, _open_files(kind, part, names, options), names[0])
+
+
+def _only(part: str, parts: Mapping[str, Part], origin: str) -> Part:
+    """Returns the part of what is named after it; a column must not say something else."""
+    if list(parts) != [part]:
+        raise ValueError(
+            f"{origin} is one of several tables and has a column 'split' or the like, which says {', '.join(parts)} in "
+            f"place of {part}. Pass it alone, or remove the column."
+        )
+    return parts[part]
+
+
+def _opened_parts(parts: Mapping[str, Part]) -> Parts:
     return {name: partial(_given, part) for name, part in parts.items()}
 
 
@@ -191,10 +180,12 @@ def _given(part: Part) -> Part:
 
 def _named_after_parts(names: Sequence[str]) -> dict[str, list[str]]:
     """Groups files by the part that their names tell, or else the names of their folders: "cifar10-train.parquet"."""
+    several = len({Path(name).parent for name in names}) > 1  # then one word of a folder's name is enough
     groups: dict[str, list[str]] = {}
     for name in names:
         path = Path(name.partition("?")[0] if _is_address(name) else name)
-        told = _part_in(path.stem) or _part_in(path.parent.name, whole=True)
+        parent = path.parent.name
+        told = part_within(path.stem) or (part_within(parent) if several else part_of(parent))
         groups.setdefault(told, []).append(name)
     if "" in groups and len(groups) > 1:
         raise ValueError(
@@ -202,12 +193,6 @@ def _named_after_parts(names: Sequence[str]) -> dict[str, list[str]]:
             "Name each after train, val or test, or none."
         )
     return groups
-
-
-def _part_in(text: str, *, whole: bool = False) -> str:
-    words = [text.lower()] if whole else re.findall("[a-z]+", text.lower())
-    told = {PART_NAMES[word] for word in words if word in PART_NAMES}
-    return told.pop() if len(told) == 1 else ""
 
 
 def _parts_of_object(data: Any, options: ReadOptions) -> Parts:
@@ -226,9 +211,20 @@ def _parts_of_object(data: Any, options: ReadOptions) -> Parts:
 def _parts_of_datasets(loaded: Mapping[str, datasets.Dataset], origin: str, options: ReadOptions) -> Parts:
     if not loaded:
         raise ValueError(f"{origin} has no parts. Save it again.")
-    parts: dict[str, Callable[[], Part]] = {}
-    for name, dataset in loaded.items():
-        shown = f"{origin} ({name})" if name else origin
-        known = PART_NAMES.get(name.lower(), name)
-        parts[known] = partial(dataset_part, known, dataset, origin=shown, **options.columns())
-    return parts
+    if len(loaded) == 1:
+        ((name, dataset),) = loaded.items()
+        return _opened_parts(_open_dataset(part_of(name) or name, dataset, origin, options))
+    known = {key: part for part, key in name_parts(list(loaded), origin).items()}
+    return {
+        known.get(name, name): partial(_open_one_dataset, known.get(name, name), dataset, f"{origin} ({name})", options)
+        for name, dataset in loaded.items()
+    }
+
+
+def _open_dataset(name: str, dataset: datasets.Dataset, origin: str, options: ReadOptions) -> dict[str, Part]:
+    shown = f"{origin} ({name})" if name else origin
+    return divided(dataset_part(name, dataset, origin=shown, **options.columns()))
+
+
+def _open_one_dataset(name: str, dataset: datasets.Dataset, origin: str, options: ReadOptions) -> Part:
+    return _only(name, divided(dataset_part(name, dataset, origin=origin, **options.columns())), origin)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -16,7 +16,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from deit.core.image_files import read_content
-from deit.core.images import IMAGE_SUFFIXES, ImageError, ValueRange, load_image
+from deit.core.image_search import SkippedFile as SkippedFile
+from deit.core.image_search import find_image_files, find_loose_files, visible_folders
+from deit.core.images import ImageError, ValueRange, load_image
 from deit.core.labels import id2label_from_names
 from deit.core.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from deit.data.contents import Bytes, Contents, Hashes, content_hash, examine, file_stamp, refuse_unknown_ranges
@@ -78,19 +80,6 @@ def former_fingerprint(source: Source) -> str:
     """Returns the fingerprint that a source had when that of a folder was made of names and sizes alone."""
     ask: Callable[[], str] = getattr(source, "former_fingerprint", source.fingerprint)
     return ask()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkippedFile:
-    """A file, row or shard member that is not used, and why.
-
-    Attributes:
-        path: Where it is, as a reader can find it: "photos/cat/1.png", "labels.csv line 7".
-        reason: Why, to stand behind the path.
-    """
-
-    path: str
-    reason: str
 
 
 def refuse_skipped(skipped: Sequence[SkippedFile], what: str, *, strict: bool) -> None:
@@ -219,7 +208,8 @@ class ImageFolder:
 
     Attributes:
         problem_type: Always "single_label_classification".
-        skipped: Files left out.
+        skipped: Files left out, images beside the class folders among them.
+        ignored: Counts of other files: hidden ones, notes beside the class folders.
         contents: (N,) uint64 hashes of the files' bytes.
 
     Raises:
@@ -261,17 +251,18 @@ class ImageFolder:
         refuse_skipped(self.skipped, str(self.root), strict=False)
 
     def _scan(self) -> tuple[list[Path], list[int], list[SkippedFile]]:
-        paths, labels, skipped = [], [], []
-        for label, name in enumerate(self.classes):
-            folder = self.root / name
-            for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
-                if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-                    continue
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    paths.append(path)
-                    labels.append(label)
-                else:
-                    skipped.append(SkippedFile(path=str(path), reason=f"its ending {path.suffix!r} is not an image's."))
+        loose = find_loose_files(self.root)
+        self.ignored = loose.ignored
+        folders = {i: self.root / name for i, name in enumerate(self.classes) if (self.root / name).is_dir()}
+        paths: list[Path] = []
+        labels: list[int] = []
+        skipped = loose.skipped
+        for label, folder in folders.items():
+            found = find_image_files(folder, beside=list(folders.values()))
+            paths += [Path(path) for path in found.paths if path is not None]
+            labels += [label] * len(found.paths)
+            skipped += found.skipped
+            self.ignored += found.ignored
         return paths, labels, skipped
 
     def _require_images(self, folders: Sequence[str]) -> None:
@@ -403,13 +394,19 @@ class Data:
         train: Images to learn from.
         val: Images to measure on, with the same classes.
         skipped: Files that were left out.
+        ignored: Counts of files that are of no interest: hidden ones, a test part.
+        used: How many images are in both; fewer may be left by `deit.data.few_labels.limited`.
     """
 
     train: Source
     val: Source
     skipped: tuple[SkippedFile, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    used: int = -1
 
     def __post_init__(self) -> None:
+        if self.used < 0:
+            object.__setattr__(self, "used", len(self.train.labels) + len(self.val.labels))
         if self.train.problem_type != self.val.problem_type:
             raise ValueError(
                 f"Training images are for {self.train.problem_type} and validation images for {self.val.problem_type}. "
@@ -501,7 +498,7 @@ def class_folders(root: Path) -> list[str]:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"No folder at {root}. Pass a folder with one sub-folder of images for each class.")
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = [folder.name for folder in visible_folders(root)]
     if not names:
         raise ValueError(
             f"{root} has no class folders. It must hold one sub-folder of images for each class. "

@@ -65,6 +65,7 @@ class Part:
         store: The images.
         labels: One label for each.
         skipped: What could not even be listed, such as the rest of a truncated shard.
+        split: The part of each row, where a column says it; empty elsewhere.
     """
 
     name: str
@@ -72,6 +73,61 @@ class Part:
     store: ImageStore
     labels: LabelColumn
     skipped: tuple[SkippedFile, ...] = ()
+    split: Sequence[str] = ()
+
+
+class SomeRows:
+    """Some rows of another store.
+
+    Args:
+        store: The other store.
+        rows: (N,) which of its rows.
+    """
+
+    def __init__(self, store: ImageStore, rows: npt.NDArray[np.integer]) -> None:
+        self._store = store
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, row: int) -> bytes:
+        """Returns the content of an image file; see `ImageStore`."""
+        return self._store.read(int(self._rows[row]))
+
+    def stamp(self, row: int) -> bytes | None:
+        """Returns what the other store says; see `StampedStore`."""
+        return self._store.stamp(int(self._rows[row])) if isinstance(self._store, StampedStore) else None
+
+    def cache_place(self) -> str:
+        """Returns the other store's place and the choice of rows."""
+        if not isinstance(self._store, StampedStore):
+            return ""  # nothing is cached
+        return f"{self._store.cache_place()}\0{hashlib.sha256(self._rows.tobytes()).hexdigest()}"
+
+    def place(self, row: int) -> str:
+        """Names the row as the other store does."""
+        return self._store.place(int(self._rows[row]))
+
+
+def divided(part: Part) -> dict[str, Part]:
+    """Divides a part by its column of parts; without one it is the only part."""
+    if not part.split:
+        return {part.name: part}
+    parts: dict[str, Part] = {}
+    names = np.array(part.split)
+    for name in dict.fromkeys(part.split):
+        rows = np.flatnonzero(names == name)
+        parts[name] = replace(
+            part,
+            name=name,
+            origin=f"{part.origin} ({name})",
+            store=SomeRows(part.store, rows),
+            labels=replace(part.labels, values=[part.labels.values[row] for row in rows.tolist()]),
+            skipped=() if parts else part.skipped,  # reported once, with the first part
+            split=(),
+        )
+    return parts
 
 
 class StoredImages:
@@ -88,6 +144,7 @@ class StoredImages:
         labels_needed: Raise where an image has no label, as in a validation set.
         keep_unlabelled: Keep single images without a label, as `NO_LABEL`, in place of leaving them out.
         numbers_fit: See `encode_labels`.
+        separator: See `encode_labels`.
         value_range: Of grey images with more than 8 bits, see `load_image`.
         progress: Called with (images checked, images in all).
 
@@ -98,6 +155,7 @@ class StoredImages:
         rows: (N,) their places in the part.
         contents: (N,) uint64 hashes of the images' bytes.
         skipped: What was left out.
+        ignored: Empty; see `ImageFolder`.
 
     Raises:
         ValueError: There are no usable images, the labels do not fit, or one of the two conditions above.
@@ -113,6 +171,7 @@ class StoredImages:
         labels_needed: bool = False,
         keep_unlabelled: bool = False,
         numbers_fit: bool = False,
+        separator: str = "",
         value_range: ValueRange | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -121,8 +180,15 @@ class StoredImages:
         if not len(part.store):
             raise ValueError(f"{part.origin} has no images. Check that it is the right file.")
         encoded = encode_labels(
-            part.labels, problem_type, place=part.store.place, classes=classes, numbers_fit=numbers_fit
+            part.labels,
+            problem_type,
+            place=part.store.place,
+            classes=classes,
+            numbers_fit=numbers_fit,
+            separator=separator,
         )
+        for note in encoded.notes:
+            logger.warning("%s", note)
         self.classes = encoded.classes
         self.problem_type = problem_type
         unlabelled = np.flatnonzero(encoded.missing)
@@ -138,9 +204,10 @@ class StoredImages:
             unlabelled = unlabelled[:0]
         rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
         found = _examined(part.store, rows, progress, value_range)
+        self.ignored: dict[str, int] = {}
         self.skipped = [
             *part.skipped,
-            *(SkippedFile(path=part.store.place(int(row)), reason="it has no label.") for row in unlabelled),
+            *(_without_label(part.store.place(int(row))) for row in unlabelled),
             *(SkippedFile(path=part.store.place(int(rows[i])), reason=reason) for i, reason in found.reasons.items()),
         ]
         refuse_skipped(self.skipped, part.origin, strict=strict)
@@ -185,6 +252,10 @@ class StoredImages:
             "\0".join(self.classes).encode("utf-8", "surrogateescape") + self.labels.tobytes() + self._checks.tobytes()
         )
         return digest.hexdigest()
+
+
+def _without_label(place: str) -> SkippedFile:
+    return SkippedFile(path=place, reason="it has no label.", kind="without a label")
 
 
 def _examined(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 from deit.core.images import ImageError
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.cache_folder import cache_folder
-from deit.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column, not_an_image
+from deit.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column, choose_switches, not_an_image
 from deit.data.contents import file_stamp, part_stamp
-from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, zeros_and_ones
+from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, switch_labels
+from deit.data.part_names import divide_rows, split_columns
 from deit.data.sources import Progress
 from deit.data.stores import Part
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 # Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
 # once and mapped from there, one copy for all processes: a single row cannot be read from a Parquet file without
@@ -34,33 +38,80 @@ _BATCH = 1000  # rows that are unpacked together
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Chosen:
-    image: str
-    label: str
-    class_names: tuple[str, ...] | None
+class _Table:
+    """A table whose images are found: its schema, and how other columns are read."""
+
+    schema: pa.Schema
+    origin: str
+    read: Callable[[Sequence[str]], dict[str, list[Any]]]  # values by column
+    place: Callable[[int], str]
 
 
 # --- columns of an Arrow table ------------------------------------------------------------------------
 
 
-def _choose(schema: pa.Schema, origin: str, image_column: str, label_column: str, problem_type: str) -> _Chosen:
-    """Chooses the columns of images and labels by the types of a table, and by what `datasets` wrote into it."""
-    features = _features(schema)
-    columns = {field.name: str(field.type) for field in schema}
-    images = [field.name for field in schema if _can_be_image(field.type, features.get(field.name))]
-    image = choose_column(columns, images, IMAGE_NAMES, option="image_column", origin=origin, asked=image_column)
+def _image_column(schema: pa.Schema, origin: str, asked: str) -> str:
+    """Chooses the column of images by the types of a table, and by what `datasets` wrote into it."""
+    columns, images = _described(schema), _image_columns(schema)
+    image = choose_column(columns, images, IMAGE_NAMES, option="image_column", origin=origin, asked=asked)
     if image not in images:
         raise not_an_image(origin, image, columns[image], images)
+    return image
+
+
+def _described(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: str(field.type) for field in schema}
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    features = _features(schema)
+    return [field.name for field in schema if _can_be_image(field.type, features.get(field.name))]
+
+
+def _labels_and_split(table: _Table, count: int, asked: str, problem_type: str) -> tuple[LabelColumn, Sequence[str]]:
+    """Returns the labels of a table, and the part of each row where a column says it."""
+    features, images = _features(table.schema), _image_columns(table.schema)
+    others = [name for name in table.schema.names if name not in images]
+    found = table.read([name for name in split_columns(others) if name != asked])
+    may_divide = {name: _named(values, features.get(name)) for name, values in found.items()}
+    split, dividing, notes = divide_rows(may_divide, origin=table.origin, place=table.place)
+    for note in notes:
+        logger.warning("%s", note)
+    others = [name for name in others if name not in dividing]
     if problem_type == UNLABELLED:
-        return _Chosen(image=image, label="", class_names=None)
-    others = [field for field in schema if field.name not in images]
+        return ignored_labels(count), split
+    if problem_type == MULTI_LABEL and (switches := _switches(table, others, asked)):
+        return switch_labels(switches, table.origin), split
+    name = _label_column(table.schema, table.origin, others, asked, problem_type)
+    return LabelColumn(name=name, values=table.read([name])[name], class_names=_class_names(features.get(name))), split
+
+
+def _named(values: list[Any], feature: Any) -> list[Any]:
+    names = _class_names(feature)
+    return values if names is None else [v if v is None or not 0 <= v < len(names) else names[v] for v in values]
+
+
+def _switches(table: _Table, names: Sequence[str], asked: str) -> dict[str, list[Any]]:
+    """Returns the columns of zeros and ones, where labels are written so and not as a list or names."""
+    if asked in names or (not asked and any(name.lower() in LABEL_NAMES for name in names)):
+        return {}
+    fields = [table.schema.field(name) for name in names]
+    if not asked and any(_is_list(field.type) for field in fields):
+        return {}
+    columns = table.read([field.name for field in fields if _can_be_switch(field.type)])
+    several = choose_switches(columns, asked=asked, origin=table.origin)
+    return {name: columns[name] for name in several}
+
+
+def _label_column(schema: pa.Schema, origin: str, names: Sequence[str], asked: str, problem_type: str) -> str:
+    features = _features(schema)
+    others = [schema.field(name) for name in names]
     labels = [field.name for field in others if _can_be_label(field.type, problem_type)]
     labels += [field.name for field in others if field.name.lower() in LABEL_NAMES and field.name not in labels]
     named = [name for name in labels if _class_names(features.get(name))]
     if not any(name.lower() in LABEL_NAMES for name in labels) and len(named) == 1 and problem_type != REGRESSION:
         labels = named
-    label = choose_column(columns, labels, LABEL_NAMES, option="label_column", origin=origin, asked=label_column)
-    return _Chosen(image=image, label=label, class_names=_class_names(features.get(label)))
+    return choose_column(_described(schema), labels, LABEL_NAMES, option="label_column", origin=origin, asked=asked)
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -106,19 +157,28 @@ def _can_be_label(kind: pa.DataType, problem_type: str) -> bool:
 
     if problem_type == REGRESSION:
         return bool(types.is_integer(kind) or types.is_floating(kind))
-    text = types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
     if problem_type == MULTI_LABEL:
-        return bool(text or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-    return bool(text or types.is_integer(kind) or types.is_boolean(kind))
+        return bool(_is_text(kind) or _is_list(kind))
+    return bool(_is_text(kind) or types.is_integer(kind) or types.is_boolean(kind))
 
 
-def _label_column(chosen: _Chosen, values: list[Any], problem_type: str) -> LabelColumn:
-    rows = problem_type == MULTI_LABEL and all(value is None or isinstance(value, list) for value in values)
-    if not rows or not zeros_and_ones(values):
-        return LabelColumn(name=chosen.label, values=values, class_names=chosen.class_names)
-    width = next(len(value) for value in values if value is not None)
-    names = chosen.class_names or tuple(str(i) for i in range(width))
-    return LabelColumn(name=chosen.label, values=values, class_names=names, zeros_and_ones=True)
+def _is_text(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _can_be_switch(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+    return bool(number or _is_text(kind))
 
 
 def _image_bytes(value: Any, folder: Path) -> bytes:
@@ -164,27 +224,46 @@ def parquet_part(
     """
     import pyarrow.parquet as pq
 
-    chosen: _Chosen | None = None
-    values: list[Any] = []
-    counts = []
-    for path in paths:
-        with _readable(path):
-            schema = pq.read_schema(path)
-        found = _choose(schema, str(path), image_column, label_column, problem_type)
-        if chosen is not None and found != chosen:
-            raise ValueError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
-        chosen = found
-        with _readable(path), pq.ParquetFile(path) as file:
-            if found.label:
-                values += file.read(columns=[found.label]).column(found.label).to_pylist()
-            counts.append(file.metadata.num_rows)
-    if chosen is None:
+    if not paths:
         raise ValueError("No Parquet files were given.")
-    store = ParquetStore(paths, counts, chosen.image)
-    store.load(progress)
+    schemas, counts = [], []
+    for path in paths:
+        with _readable(path), pq.ParquetFile(path) as file:
+            schemas.append(file.schema_arrow)
+            counts.append(file.metadata.num_rows)
+    image = _image_column(schemas[0], str(paths[0]), image_column)
+    store = ParquetStore(paths, counts, image)
+
+    def read(names: Sequence[str]) -> dict[str, list[Any]]:
+        _require_same_columns(paths, schemas, [image, *names])
+        values: dict[str, list[Any]] = {each: [] for each in names}
+        for path in paths if names else ():
+            with _readable(path), pq.ParquetFile(path) as file:
+                table = file.read(columns=list(names))
+                for each in names:
+                    values[each] += table.column(each).to_pylist()
+        return values
+
     origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    labels = _label_column(chosen, values, problem_type) if chosen.label else ignored_labels(len(store))
-    return Part(name=name, origin=origin, store=store, labels=labels)
+    table = _Table(schema=schemas[0], origin=str(paths[0]), read=read, place=store.place)
+    labels, split = _labels_and_split(table, len(store), label_column, problem_type)
+    store.load(progress)
+    return Part(name=name, origin=origin, store=store, labels=labels, split=split)
+
+
+def _require_same_columns(paths: Sequence[Path], schemas: Sequence[pa.Schema], names: Sequence[str]) -> None:
+    """Refuses files that lack one of some columns, name its classes differently, or have a column of parts more."""
+
+    def shape(schema: pa.Schema) -> list[Any]:
+        features = _features(schema)
+        return [
+            split_columns(schema.names),
+            *((name in schema.names, _class_names(features.get(name))) for name in names),
+        ]
+
+    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+        if shape(schema) != shape(schemas[0]):
+            raise ValueError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
 
 
 class ParquetStore:
@@ -416,13 +495,17 @@ def dataset_part(
         ValueError: The columns cannot be found.
     """
     schema = dataset.features.arrow_schema
-    chosen = _choose(schema, origin, image_column, label_column, problem_type)
-    if chosen.label:
-        table = dataset.select_columns([chosen.label]).with_format("arrow")[:]
-        labels = _label_column(chosen, table.column(chosen.label).to_pylist(), problem_type)
-    else:
-        labels = ignored_labels(len(dataset))
-    return Part(name=name, origin=origin, store=DatasetStore(dataset, chosen.image, origin), labels=labels)
+    store = DatasetStore(dataset, _image_column(schema, origin, image_column), origin)
+
+    def read(names: Sequence[str]) -> dict[str, list[Any]]:
+        if not names:
+            return {}
+        table = dataset.select_columns(list(names)).with_format("arrow")[:]
+        return {each: table.column(each).to_pylist() for each in names}
+
+    table = _Table(schema=schema, origin=origin, read=read, place=store.place)
+    labels, split = _labels_and_split(table, len(dataset), label_column, problem_type)
+    return Part(name=name, origin=origin, store=store, labels=labels, split=split)
 
 
 class DatasetStore:

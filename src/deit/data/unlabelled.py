@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deit.core.image_search import find_image_files
 from deit.core.images import IMAGE_SUFFIXES, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
@@ -44,6 +45,7 @@ class ImageFiles:
         paths: The files, sorted.
         contents: (N,) uint64 hashes of their bytes.
         skipped: Files left out.
+        ignored: Counts of hidden files.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -64,7 +66,9 @@ class ImageFiles:
         self._value_range = value_range
         if not self.root.is_dir():
             raise FileNotFoundError(f"No folder at {self.root}. Pass a folder of images.")
-        paths, self.skipped = self._scan()
+        searched = find_image_files(self.root)
+        paths = [Path(path) for path in searched.paths if path is not None]
+        self.skipped, self.ignored = searched.skipped, searched.ignored
         found = examine_files(self.root, paths, progress, value_range)
         self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         refuse_skipped(self.skipped, str(self.root), strict=strict)
@@ -75,17 +79,6 @@ class ImageFiles:
             raise ValueError(f"{self.root} holds no usable image ({', '.join(IMAGE_SUFFIXES)}). Add some.")
         self.classes: list[str] = []
         self.labels: Labels = np.full(len(self.paths), NO_LABEL, dtype=np.int64)
-
-    def _scan(self) -> tuple[list[Path], list[SkippedFile]]:
-        paths, skipped = [], []
-        for path in sorted(self.root.rglob("*")):
-            if path.is_dir() or any(part.startswith(".") for part in path.relative_to(self.root).parts):
-                continue
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                paths.append(path)
-            else:
-                skipped.append(SkippedFile(path=str(path), reason=f"its ending {path.suffix!r} is not an image's."))
-        return paths, skipped
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""

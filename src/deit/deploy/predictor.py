@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from PIL import Image
 
 from deit.core.errors import UserError
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import IMAGE_SUFFIXES, ImageFile
+from deit.core.images import ImageFile
 from deit.core.metrics import has_answer, softmax
 from deit.core.model_directory import read_image_processor
 from deit.deploy.reading import read_pixels
@@ -168,34 +167,3 @@ def _name_of(image: ImageFile | Image.Image) -> str:
     if isinstance(image, bytes):
         return "standard input"
     return "an image" if isinstance(image, Image.Image) else os.fspath(image)
-
-
-def find_images(patterns: Sequence[str]) -> list[str | None]:
-    """Resolves what a user calls images.
-
-    Args:
-        patterns: Files; folders, of which every image file is taken; patterns with * or ?; "-" for standard input.
-
-    Returns:
-        Paths, sorted within a folder or pattern; None stands for standard input.
-
-    Raises:
-        FileNotFoundError: Something does not exist, or a folder or pattern holds no image.
-    """
-    found: list[str | None] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if pattern == "-":
-            found.append(None)
-        elif path.is_file():
-            found.append(pattern)
-        elif path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise FileNotFoundError(f"The folder {pattern} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-            found.extend(inside)
-        elif matches := sorted(glob.glob(pattern, recursive=True)):
-            found.extend(matches)
-        else:
-            raise FileNotFoundError(f"No image, folder or match for {pattern!r}.")
-    return found
