@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -215,7 +216,7 @@ def assert_equal(ones: list[Batch], others: list[Batch]) -> None:
 def test_batches_hold_the_views_of_the_images_that_the_order_names():
     transform = build_transform(Augmentation(), (16, 16), MEAN, STD)
     images = source()
-    for (pixels, labels, _), views in zip(training(0), order(0, 6, seed=7), strict=True):
+    for (pixels, labels, *_), views in zip(training(0), order(0, 6, seed=7), strict=True):
         assert labels.tolist() == [index % 3 for _, _, index, _ in views]
         for row, (seed, epoch, index, _) in zip(pixels, views, strict=True):
             with seeded(seed, 0, epoch, index):
@@ -224,7 +225,7 @@ def test_batches_hold_the_views_of_the_images_that_the_order_names():
 
 def test_an_image_looks_different_in_every_epoch():
     views: dict[int, list[bytes]] = {}
-    for (pixels, _, _), step in zip(training(0), order(0, 6, seed=7), strict=True):
+    for (pixels, *_), step in zip(training(0), order(0, 6, seed=7), strict=True):
         for row, (_, _, index, _) in zip(pixels, step, strict=True):
             views.setdefault(index, []).append(row.numpy().tobytes())
     twice = [pair for pair in views.values() if len(pair) == 2]
@@ -325,16 +326,35 @@ def an_image_that_breaks(error: Exception) -> Images:
         (FileNotFoundError(2, "No such file", "red/7.jpg"), "A training image cannot be read any more .*'red/7.jpg'"),
     ],
 )
-def test_a_broken_image_is_reported_in_one_line_when_its_step_comes(num_workers, error, message):
+def test_in_place_of_a_broken_image_stands_the_next_one_of_its_batch_as_another_view(num_workers, error, message):
+    """And a run that goes on at that step, with another number of workers, sees the same."""
     transform = build_transform(Augmentation(), (16, 16), MEAN, STD)
-    batches = training_batches(
-        an_image_that_breaks(error), transform, StepOrder(10, 3, 7, 0, 6), num_workers=num_workers
-    )
-    seen: list[Batch] = []
-    with pytest.raises(ImageError, match=message) as caught:
-        seen.extend(batches)
-    assert "\n" not in str(caught.value)
-    assert_equal(seen, training(0)[:2])
+    images, steps = an_image_that_breaks(error), StepOrder(10, 3, 7, 0, 3)
+    batches = list(training_batches(images, transform, steps, num_workers=num_workers))
+    whole = training(0)[:3]
+    assert_equal(batches[:2], whole[:2])
+    first, broken, last = (index for index, _ in numbers(order(0, 3, seed=7))[6:9])
+    ((number, reason),) = batches[2].left_out
+    assert number == broken
+    assert re.match(message, reason)
+    assert "\n" not in reason
+    assert batches[2].targets.tolist() == [source().labels[i] for i in (first, last, last)]
+    for place in (0, 2):
+        assert torch.equal(batches[2].pixels[place], whole[2].pixels[place])
+    with seeded(*view_key(7, 0, last, 2 * (1 << 20))):
+        assert torch.equal(batches[2].pixels[1], transform(source().image(last)))
+    (again,) = training_batches(images, transform, StepOrder(10, 3, 7, 2, 3), num_workers=0)
+    assert torch.equal(again.pixels, batches[2].pixels)
+    assert again.checksum == batches[2].checksum != whole[2].checksum
+
+
+def test_a_batch_of_which_nothing_can_be_read_says_why():
+    def image(index: int) -> Image.Image:
+        raise ImageError(f"{index}.png is gone.")
+
+    transform = build_transform(Augmentation(), (16, 16), MEAN, STD)
+    with pytest.raises(ImageError, match=r"^\d.png is gone.$"):
+        list(training_batches(Images(source().labels, image), transform, StepOrder(10, 3, 7, 0, 3), num_workers=0))
 
 
 @pytest.mark.parametrize(
@@ -422,10 +442,20 @@ def test_targets_of_an_evaluation_keep_their_kind():
     assert np.array_equal(np.concatenate(found), labels)
 
 
-def test_a_broken_image_ends_an_evaluation_with_its_message():
+@pytest.mark.parametrize("pads", [False, True])
+def test_a_broken_image_is_left_out_of_an_evaluation_and_told(pads):
+    images = an_image_that_breaks(ImageError("it is gone"))
+    broken = numbers(order(0, 3, seed=7))[7][0]
     processor = evaluation_processor((8, 8), crop_ratio=0.8, mean=MEAN, std=STD)
-    with pytest.raises(ImageError, match="it is gone"):
-        list(EvaluationBatches(an_image_that_breaks(ImageError("it is gone")), processor, 4))
+    processor.do_pad = pads
+    batches, seen, targets = EvaluationBatches(images, processor, 4), [], []
+    for pixels, labels in batches:
+        assert len(pixels) == len(labels) == len(batches.numbers)
+        seen += batches.numbers
+        targets += labels.tolist()
+    assert batches.left_out == {broken: "it is gone"}
+    assert seen == [i for i in range(10) if i != broken]
+    assert targets == [source().labels[i] for i in seen]
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(1, 1), (-1, 2), (0, 0)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import ImageError
+from deit.core.images import DECODING, ImageError
 from deit.data.random_state import random_state_kept, set_random_state
 from deit.data.sources import Source
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # it brings timm, which evaluation does without
 
 # First number of every random key, so that views, mixing and the model never share a stream.
 _VIEW_KEY = 0
+
+# Added to the number of a repeat, times the place: larger than any number of repeats.
+_STAND_IN = 1 << 20
 
 View = tuple[int, int, int, int]  # seed, epoch, number of the image, number of its repeat
 
@@ -38,11 +41,13 @@ class Batch(NamedTuple):
         targets: (b,) int64 classes, (b, K) float32 of several labels, or (b,) float32 values.
         checksum: CRC-32 of a sample of the pixels, of the views' numbers and of the targets: two runs that disagree
             on it do not see the same images.
+        left_out: Number and reason of each image that could not be read; another image of the batch stands there.
     """
 
     pixels: Tensor
     targets: Tensor
     checksum: int
+    left_out: Sequence[tuple[int, str]] = ()
 
 
 class StepOrder(Sampler[list[View]]):
@@ -140,7 +145,7 @@ def _check_rank(rank: int, world_size: int) -> None:
 
 
 class _Broken(NamedTuple):
-    """Stands for a batch of which an image could not be read; exceptions of worker processes arrive as tracebacks."""
+    """Stands for a batch of which no image could be read; exceptions of worker processes arrive as tracebacks."""
 
     message: str
 
@@ -153,29 +158,49 @@ class _AugmentedImages(Dataset[Any]):
         self._transform = transform
 
     def __getitems__(self, views: Sequence[View]) -> Batch | _Broken:
-        try:
-            pixels = self._pixels(views)
-        except ImageError as error:
-            return _Broken(str(error))
-        except OSError as error:
-            return _Broken(f"A training image cannot be read any more ({error}). Put it back, or leave it out.")
-        targets = torch.from_numpy(self._source.labels[[index for _, _, index, _ in views]])
-        return Batch(pixels, targets, _checksum(pixels, targets, views))
-
-    def _pixels(self, views: Sequence[View]) -> Tensor:
+        """Draws views. In place of an image that cannot be read stands the next one of the batch, as another view."""
+        shown, left_out = list(views), {}
         with random_state_kept():
-            first = self._draw(views[0])
-            pixels = first.new_empty(len(views), *first.shape)
-            pixels[0] = first
-            for view, place in zip(views[1:], pixels[1:], strict=True):
-                self._draw(view, place)
-        return pixels
+            pixels: Tensor | None = None
+            for place, view in enumerate(views):
+                try:
+                    drawn = self._draw(view, None if pixels is None else pixels[place])
+                except (ImageError, OSError) as error:
+                    left_out[place] = _reason(error)
+                    continue
+                if pixels is None:
+                    pixels = drawn.new_empty(len(views), *drawn.shape)
+                    pixels[place] = drawn
+            if pixels is None:
+                return _Broken(next(iter(left_out.values())))
+            try:
+                for place in left_out:
+                    shown[place] = _stand_in(views, place, left_out)
+                    self._draw(shown[place], pixels[place])
+            except (ImageError, OSError) as error:  # read a moment ago
+                return _Broken(_reason(error))
+        targets = torch.from_numpy(self._source.labels[[index for _, _, index, _ in shown]])
+        bad = tuple((views[place][2], reason) for place, reason in left_out.items())
+        return Batch(pixels, targets, _checksum(pixels, targets, shown), bad)
 
-    def _draw(self, view: View, out: Tensor | None = None) -> Tensor:
+    def _draw(self, view: View, out: Tensor | None) -> Tensor:
         seed, epoch, index, repeat = view
         image = self._source.image(index)
         set_random_state(*view_key(seed, epoch, index, repeat))
         return self._transform(image, out)
+
+
+def _reason(error: ImageError | OSError) -> str:
+    if isinstance(error, ImageError):
+        return str(error)
+    return f"A training image cannot be read any more ({error}). Put it back, or leave it out."
+
+
+def _stand_in(views: Sequence[View], place: int, left_out: Collection[int]) -> View:
+    """Returns the next view of a batch that could be drawn, after its last the first, as a repeat that no other has."""
+    following = (number % len(views) for number in range(place + 1, place + len(views)))
+    seed, epoch, index, repeat = views[next(number for number in following if number not in left_out)]
+    return seed, epoch, index, repeat + _STAND_IN * (place + 1)
 
 
 def view_key(seed: int, epoch: int, index: int, repeat: int = 0) -> tuple[int, ...]:
@@ -219,7 +244,10 @@ def training_batches(
     num_workers: int = -1,
     pin_memory: bool = False,
 ) -> Iterable[Batch]:
-    """Returns one `Batch` for each step of `order`; going through it raises ImageError at an image that is broken.
+    """Returns one `Batch` for each step of `order`; an image that cannot be read is told in `left_out`.
+
+    What stands in its place follows from the batch alone, so that a run that goes on, a teacher cache and any number of
+    worker processes see the same. A batch of which no image can be read raises ImageError.
 
     Args:
         source: Labelled images.
@@ -269,6 +297,10 @@ class EvaluationBatches:
         world_size: Number of processes. Together they show every image once: nothing is padded, and a process may get
             one image less than another, or none.
 
+    Attributes:
+        left_out: Number of an image -> why it could not be read, of those of the last pass; batches hold the others.
+        numbers: Of the images of the last batch.
+
     Raises:
         ValueError: `batch_size` is smaller than 1, or `rank` is not below `world_size`.
     """
@@ -283,11 +315,14 @@ class EvaluationBatches:
         self._processor = processor
         self._batch_size = batch_size
         self._numbers = range(rank, len(source.labels), world_size)
+        self.left_out: dict[int, str] = {}
+        self.numbers: list[int] = []
 
     def __len__(self) -> int:
         return -(-len(self._numbers) // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
+        self.left_out.clear()
         with ThreadPoolExecutor(min(_cores(), 16)) as pool:
             for start in range(0, len(self._numbers), self._batch_size):
                 chunk = self._numbers[start : start + self._batch_size]
@@ -296,15 +331,33 @@ class EvaluationBatches:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", Image.DecompressionBombWarning)
                     pixels = self._pixels(chunk, pool)
-                yield pixels, self._source.labels[chunk.start : chunk.stop : chunk.step]
+                self.numbers = [number for number in chunk if number not in self.left_out]
+                if self.numbers:
+                    yield pixels, self._source.labels[self.numbers]
 
     def _pixels(self, numbers: Sequence[int], pool: ThreadPoolExecutor) -> npt.NDArray[np.float32]:
         """Prepares images in threads: Pillow decodes and resizes outside of the interpreter lock."""
         if self._processor.do_pad:  # what is added to an image may depend on its neighbours
-            images = list(pool.map(self._source.image, numbers))
-            return np.asarray(self._processor(images, return_tensors="np").pixel_values, np.float32)
-        return np.concatenate(list(pool.map(self._image_pixels, numbers)))
+            images = [image for image in pool.map(self._image, numbers) if image is not None]
+            return self._processed(images) if images else np.zeros(0, np.float32)
+        parts = [part for part in pool.map(self._image_pixels, numbers) if part is not None]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
-    def _image_pixels(self, number: int) -> npt.NDArray[np.float32]:
-        pixels: npt.NDArray[np.float32] = self._processor(self._source.image(number), return_tensors="np").pixel_values
-        return pixels
+    def _image(self, number: int) -> Image.Image | None:
+        try:
+            return self._source.image(number)
+        except (ImageError, OSError) as error:
+            self.left_out[number] = str(error)
+            return None
+
+    def _image_pixels(self, number: int) -> npt.NDArray[np.float32] | None:
+        with DECODING.kept():
+            image = self._image(number)
+            try:
+                return None if image is None else self._processed(image)
+            except ImageError as error:
+                self.left_out[number] = str(error)
+                return None
+
+    def _processed(self, images: Any) -> npt.NDArray[np.float32]:
+        return np.asarray(self._processor(images, return_tensors="np").pixel_values, np.float32)

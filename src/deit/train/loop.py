@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from deit.core.model_directory import STATE_NAME
 from deit.data.augment import build_transform
 from deit.data.distributed import current_processes
 from deit.data.few_labels import count_unlabelled, labelled_again
-from deit.data.loader import StepOrder, training_batches
+from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
@@ -36,6 +38,9 @@ from deit.train.step import NonFiniteLossError, StepResult, TrainStep
 from deit.train.tasks import DistillationTask, Task
 from deit.train.teacher_cache import open_cache
 
+logger = logging.getLogger(__name__)
+
+_LEFT_OUT = "images left out"  # in a state
 _LOSSES = "losses."  # before the names of summed losses in a state
 _IMAGES = {"training images": "train", "validation images": "val"}  # in an identity -> in the data
 _GPU_EVENT_STEPS = 10  # a GPU runs ahead of Python; asking it after every step would make it wait
@@ -101,8 +106,8 @@ def fit(
 
     The folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv` and `curves.png` on the way, a training state after
     each evaluation, and at the end the model with its preprocessing, labels, `training.json` and a model card
-    (`README.md`). An interrupt (Ctrl-C, SIGTERM) saves the state after the step at hand; so does an image that can no
-    longer be read.
+    (`README.md`). An interrupt (Ctrl-C, SIGTERM) saves the state after the step at hand. An image that can no longer be
+    read is left out, see `data.max_bad_images` of the recipe; more of them than that save the state and stop.
 
     Args:
         task: Student and losses.
@@ -122,7 +127,7 @@ def fit(
         FileExistsError: `out` holds a run or other files, and `resume` is off.
         ValueError: The recipe of a resumed run is another one, the cache is of another training, or recipe and data
             do not fit together.
-        ImageError: An image can no longer be read; the state is saved.
+        ImageError: Too many images can no longer be read; the state is saved.
         NonFiniteLossError: The loss became infinite or NaN.
         OSError: The state or the model cannot be written; the last complete state is kept.
         TrainingInterrupted: An interrupt; the state is saved.
@@ -183,6 +188,8 @@ class _Run:
         self.processes.on_first(lambda: open_run_folder(out, recipe, resume=resume))
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
+        self.left_out: dict[int, str] = {}  # training images that could not be read at some time of the run, and why
+        self.unreadable: set[int] = set()  # since it was started or resumed: others may have been mended
         if resume:
             self._restore()
         self.first_step = self.step
@@ -241,6 +248,7 @@ class _Run:
     ) -> None:
         """Does all steps that are left, with an evaluation after every `eval_epochs` epochs."""
         for batch in self._batches():
+            self._note_left_out(batch)
             result = self.take_step(batch, self.step)
             self.step += 1
             self._draw_if_due()
@@ -266,28 +274,65 @@ class _Run:
         try:
             yield from self.batches
         except ImageError as error:
-            self._save_state()
-            raise ImageError(
-                f"{str(error).rstrip('.')}. The state after step {self.step} is saved: mend the image and pass "
-                "--resume, or begin anew without it."
-            ) from error
+            if self.processes.world_size > 1:  # this one alone knows, and the state is not its own to save
+                raise ImageError(f"{str(error).rstrip('.')}. {self._newest_state()}") from error
+            raise self._stopped_by_images(str(error)) from error
+
+    def _note_left_out(self, batch: Batch) -> None:
+        """Tells of images that could not be read, each once, and stops where there are too many of them."""
+        for number, reason in batch.left_out:
+            self.unreadable.add(number)
+            if number not in self.left_out:
+                self.left_out[number] = reason
+                logger.warning("Left out of training from step %d on: %s", self.step + 1, reason)
+        if self.processes.world_size == 1 and self._too_many_left_out():
+            raise self._stopped_by_images()
+
+    def _share_left_out(self) -> None:
+        """Lets every process know of the images that another one could not read."""
+        if self.processes.world_size == 1:
+            return
+        marks = np.zeros(len(self.data.train.labels))
+        marks[list(self.unreadable)] = 1
+        for number in np.flatnonzero(self.processes.sum(marks)).tolist():
+            self.left_out.setdefault(number, f"Image {number}, as another process said.")
+            self.unreadable.add(number)
+
+    def _too_many_left_out(self) -> bool:
+        options = self.recipe.data
+        return len(self.unreadable) > (0 if options.strict else options.max_bad_images)
+
+    def _stopped_by_images(self, reason: str = "") -> ImageError:
+        """Saves the state and returns the error that says why the run stops."""
+        self._save_state()
+        reason = reason or next(reversed(self.left_out.values()), "another process says which")
+        count = len(self.unreadable)
+        several = f" {count} images cannot be read any more, data.max_bad_images={self.recipe.data.max_bad_images}."
+        return ImageError(
+            f"{reason.rstrip('.')}.{several if count > 1 else ''} The state after step {self.step} is saved: mend the "
+            "image and pass --resume, or begin anew without it."
+        )
 
     def _look(self, result: StepResult, interrupted: threading.Event) -> bool:
         """Checks the losses since the last evaluation, and returns whether a process was asked to stop."""
         scaled = self.take_step.scaler.is_enabled()  # which passes over a step whose gradients overflow
         finite = scaled or bool(torch.isfinite(self.loss_sums["loss"]))
-        broken, stop = self.processes.any(not finite, interrupted.is_set())
+        broken, stop, unreadable = self.processes.any(not finite, interrupted.is_set(), self._too_many_left_out())
         if broken:
             raise self._non_finite("The loss", result.lr)
+        if unreadable:  # of another process or of this one: all of them stop after the same step
+            raise self._stopped_by_images()
         return stop
 
     def _non_finite(self, what: str, lr: float) -> NonFiniteLossError:
-        states = sorted((self.out / STATE_NAME).glob("step-*"))
-        last = f"The last good state is {states[-1]}." if states else "No state was saved before."
         return NonFiniteLossError(
-            f"{what} became infinite or NaN at step {self.step} (learning rate {lr:.1e}). {last} "
+            f"{what} became infinite or NaN at step {self.step} (learning rate {lr:.1e}). {self._newest_state()} "
             "Try a lower optimizer.lr, a longer warm-up or optimizer.clip_grad=1, in a new folder."
         )
+
+    def _newest_state(self) -> str:
+        states = sorted((self.out / STATE_NAME).glob("step-*"))
+        return f"The last good state is {states[-1]}." if states else "No state was saved before."
 
     def _event(self, result: StepResult) -> StepEvent:
         images = (self.step - self.first_step) * self.recipe.batch_size
@@ -322,7 +367,14 @@ class _Run:
         if not self.take_step.is_finite():
             raise self._non_finite("A weight", lr)
         row: dict[str, Any] = {"epoch": self.step // self.steps_per_epoch, "step": self.step, "lr": lr, **losses}
-        self.scores = self._score(self.task.student)
+        try:
+            self.scores = self._score(self.task.student)
+        except ImageError as error:
+            raise self._stopped_by_images(str(error)) from error
+        self._share_left_out()
+        if self.task.left_out:
+            reason = next(iter(self.task.left_out.values()))
+            logger.warning("Left out of the scores: %d image(s), such as: %s", len(self.task.left_out), reason)
         row.update(_flat_scores(self.scores, "val"))
         if self._saves_average:
             self.scores = self._score(self._result())
@@ -364,7 +416,11 @@ class _Run:
         if not self.processes.is_first:
             return
         sums = {f"{_LOSSES}{name}": value for name, value in self.loss_sums.items()}
-        state = State(step=self.step, tensors=self.take_step.tensors() | sums, meta=self.identity)
+        state = State(
+            step=self.step,
+            tensors=self.take_step.tensors() | sums,
+            meta={**self.identity, _LEFT_OUT: list(self.left_out.items())},
+        )
         try:
             save_state(self.out / STATE_NAME, state)
         except OSError as error:
@@ -389,6 +445,7 @@ class _Run:
         except RuntimeError as error:
             raise ValueError(f"The run in {self.out} has another student. Resume it with the same one.") from error
         self.step = state.step
+        self.left_out = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
         # Those of the first process, which stand for its share on the others as well.
         self.loss_sums = {
             name.removeprefix(_LOSSES): value.to(self.device)
@@ -421,6 +478,15 @@ class _Run:
             out=self.out, scores=self.scores, history=self.history.epochs, steps=self.step, seconds=seconds
         )
 
+    def _unreadable(self) -> dict[str, Any]:
+        """What became unreadable during the run."""
+        counted = max((scores.images for scores in self.scores.values()), default=0)
+        found = {
+            "train_images_left_out": sorted(self.left_out.values()),
+            "val_images_left_out": len(self.data.val.labels) - counted,
+        }
+        return {name: value for name, value in found.items() if value}
+
     def _record(self, seconds: float) -> dict[str, Any]:
         images, unlabelled = len(self.data.train.labels), count_unlabelled(self.data.train)
         return {
@@ -435,6 +501,7 @@ class _Run:
                 **({"train_labels": images - unlabelled} if unlabelled else {}),
                 "val_images": len(self.data.val.labels),
                 "skipped_files": len(self.data.skipped),
+                **self._unreadable(),
                 "train_fingerprint": self.identity["training images"],
                 "val_fingerprint": self.identity["validation images"],
             },

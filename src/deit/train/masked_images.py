@@ -130,15 +130,14 @@ class MaskedImageTask(Task):
     ) -> dict[str, Any]:
         """Scores reconstructions under masks that are always the same."""
         totals = np.zeros(2)
-        number = processes.rank
         for pixels, labels in batches:
-            numbers = range(number, number + len(labels) * processes.world_size, processes.world_size)
-            number = numbers.stop
-            mask = self.masks.for_images(numbers).to(device)
+            mask = self.masks.for_images(batches.numbers).to(device)
             loss = student(torch.from_numpy(pixels).to(device), bool_masked_pos=mask).loss
             totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
         count, loss_sum = processes.sum(totals)
-        return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / max(count, 1)), images=int(count))}
+        if not count:
+            raise ValueError("No images were evaluated.")
+        return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / count), images=int(count))}
 
     def draw(self, student: nn.Module, images: Source, device: torch.device, folder: Path, step: int | None) -> None:
         """Draws reconstructions, see `draw_reconstructions`: on the way below `pictures`, the last one beside it."""
@@ -164,15 +163,17 @@ def draw_reconstructions(
         device: Where the student is.
         path: Of the PNG.
     """
-    count = min(task.masking.pictures, len(images.labels))
-    inputs = task.processor([images.image(i) for i in range(count)], return_tensors="np")
-    pixels = torch.from_numpy(np.asarray(inputs["pixel_values"], np.float32)).to(device)
-    masks = task.masks.for_images(range(count)).to(device)
+    batches = EvaluationBatches(images, task.processor, min(task.masking.pictures, len(images.labels)))
+    first = next(iter(batches), None)
+    if first is None:  # none can be read, of which the scores tell
+        return
+    pixels = torch.from_numpy(first[0]).to(device)
+    masks = task.masks.for_images(batches.numbers).to(device)
     with evaluation_mode(student), torch.inference_mode():
         drawn = student(pixels, bool_masked_pos=masks).reconstruction.float()
     config: Any = task.student.config
     rows, columns = (side // patch for side, patch in zip(pixels.shape[-2:], config.grid_patch_size, strict=True))
-    hidden = masks.reshape(count, 1, rows, columns)
+    hidden = masks.reshape(len(masks), 1, rows, columns)
     for dim in (2, 3):
         hidden = hidden.repeat_interleave(pixels.shape[dim] // hidden.shape[dim], dim)
     mean, std = (

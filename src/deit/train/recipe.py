@@ -150,6 +150,9 @@ class DataOptions:
     Attributes:
         val_fraction: Share kept for validation where the data set has no validation part.
         strict: True stops at the first image that cannot be used; False leaves it out and says so.
+        max_bad_images: Training images that may become unreadable during a run (deleted, truncated, changed); in place
+            of each stands another image of its batch, and the run tells of it. More stop the run, its state is saved:
+            then a disk or a network fails, and what is left would be another data set. `strict` allows none.
         image_column: Column of a table that holds the images; empty finds it.
         label_column: Column of a table that holds the labels; empty finds it.
         problem_type: What the labels are; transformers' names.
@@ -167,6 +170,7 @@ class DataOptions:
 
     val_fraction: float = 0.2
     strict: bool = False
+    max_bad_images: int = 10
     image_column: str = ""
     label_column: str = ""
     problem_type: str = "single_label_classification"
@@ -179,7 +183,7 @@ class DataOptions:
     max_val_images: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images"):
+        for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images", "max_bad_images"):
             _require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
         if self.range is not None:
             checked_range(self.range, "data.value_range")

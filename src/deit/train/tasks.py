@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.images import ImageError
 from deit.core.metrics import SINGLE_LABEL, evaluate
 from deit.data.distributed import Processes, current_processes
 from deit.data.few_labels import count_unlabelled
@@ -38,6 +39,7 @@ class Task(nn.Module):
         teacher: Whom the student learns from, if anyone.
         cache: Where the teacher's answers are recorded and read; None asks the teacher every time.
         picture_steps: Steps between two pictures; 0 for none but the last.
+        left_out: Number of a validation image -> why this process could not read it when it scored last.
     """
 
     picture_steps = 0
@@ -48,6 +50,7 @@ class Task(nn.Module):
         self.processor = processor
         self.teacher: Teacher | TeacherEnsemble | None = None
         self.cache: TeacherCache | None = None
+        self.left_out: dict[int, str] = {}
 
     def check(self, data: Data, recipe: Recipe) -> None:
         """Checks, before a training, that the task can learn from the data in the way of the recipe.
@@ -81,7 +84,7 @@ class Task(nn.Module):
         batch_size: int = 64,
         processes: Processes | None = None,
     ) -> dict[str, Any]:
-        """Scores a student on the validation images, each head apart, in evaluation mode.
+        """Scores a student on the validation images that can be read, each head apart, in evaluation mode.
 
         Args:
             student: The task's own, or an average of it.
@@ -89,13 +92,23 @@ class Task(nn.Module):
             device: Where the student is.
             batch_size: Images in a batch; the scores do not depend on it.
             processes: Those that share the images; each gets the scores of all.
+
+        Raises:
+            ImageError: None of them can be read.
         """
         processes = Processes() if processes is None else processes
         batches = EvaluationBatches(
             data.val, self.processor, batch_size, rank=processes.rank, world_size=processes.world_size
         )
+        self.left_out = batches.left_out
         with evaluation_mode(student), torch.inference_mode():
-            return self._score(student, batches, data.problem_type, device, processes)
+            try:
+                return self._score(student, batches, data.problem_type, device, processes)
+            except ValueError as error:  # no image was counted, which all processes find
+                if not processes.any(bool(batches.left_out))[0]:
+                    raise
+                reason = next(iter(batches.left_out.values()), "another process says why")
+                raise ImageError(f"No validation image can be read any more; the first: {reason}") from error
 
     def _score(
         self,
