@@ -154,9 +154,7 @@ class _Run:
         self.started = time.monotonic()
         self.processes = current_processes()
         self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
-        if recipe.data.range is not None:  # what the images were read with is saved with the model
-            task.processor.value_range = recipe.data.range
-        task.check(data, recipe)
+        self._set_up_task()
         order = self._order(0, 0)
         self.steps_per_epoch = order.steps_per_epoch
         self.total_steps = order.steps_per_epoch * recipe.schedule.epochs
@@ -173,8 +171,6 @@ class _Run:
         task.to(device)
         if teacher is not None:
             teacher.to(device)
-        if isinstance(task.student, PreTrainedModel):
-            set_drop_path(task.student, recipe.drop_path_rate, shape=recipe.drop_path_shape)
         self.take_step = TrainStep(
             task,
             recipe,
@@ -203,6 +199,14 @@ class _Run:
             num_workers=recipe.num_workers,
             pin_memory=device.type == "cuda",
         )
+
+    def _set_up_task(self) -> None:
+        task, recipe = self.task, self.recipe
+        if recipe.data.range is not None:  # what the images were read with is saved with the model
+            task.processor.value_range = recipe.data.range
+        task.check(self.data, recipe)
+        if isinstance(task.student, PreTrainedModel):
+            set_drop_path(task.student, recipe.drop_path_rate, shape=recipe.drop_path_shape)
 
     def _order(self, first_step: int, last_step: int) -> StepOrder:
         return StepOrder(
