@@ -146,7 +146,7 @@ class DeiTForImageClassification(DeiTPreTrainedModel):
             return_dict=True,
             **prefix_alone(self.deit, DeiTModel),
         )
-        output = classify(self.config, self.classifier, outputs, labels, num_items_in_batch)
+        output = classify(self.config, self.classifier, outputs, labels, num_items_in_batch, self.loss_function)
         return as_asked(output, return_dict, self.config)
 
 

@@ -5,6 +5,7 @@ The public models hold these parts under the names of transformers and choose wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from deit.core.configuration import VisionTransformerConfig
 from deit.models.activations import find_activation
 from deit.models.construction import construct, new_linear
 from deit.models.cpu_kernels import is_untouched, linear
-from deit.models.losses import infer_problem_type, problem_loss
 from deit.models.outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
@@ -117,15 +117,17 @@ def classify(
     encoded: BaseModelOutputWithPooling,
     labels: Tensor | None,
     num_items_in_batch: Tensor | int | None,
+    loss_function: Callable[..., Tensor],
 ) -> ImageClassifierOutput:
-    """Classifies the class token; the problem type is inferred at the first loss and kept in the configuration.
+    """Classifies the class token.
 
     Args:
         config: Of the model.
         classifier: From token to logits.
         encoded: What `encode` returned.
         labels: See `DeiTForImageClassification.forward`.
-        num_items_in_batch: See `problem_loss`.
+        num_items_in_batch: See `problem_loss`; passed on if it is given.
+        loss_function: The model's; `configured_loss` unless the user replaced it.
 
     Raises:
         ValueError: The labels do not suit the model.
@@ -136,9 +138,8 @@ def classify(
     if labels is not None:
         if config.num_labels == 0:
             raise ValueError("This model has no classifier (num_labels is 0), so labels give no loss. Leave them out.")
-        if config.problem_type is None:
-            config.problem_type = infer_problem_type(labels, config.num_labels)
-        loss = problem_loss(logits, labels.to(logits.device), config.problem_type, num_items_in_batch)
+        options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        loss = loss_function(labels, logits, config, **options)
     return ImageClassifierOutput(
         loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
     )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.core.configuration import VisionTransformerConfig
 from deit.core.labels import NO_LABEL
 
 CLASSIFICATION_LOSSES = ("ce", "bce")
@@ -201,6 +202,24 @@ def problem_loss(
         function = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
         loss = function(logits, labels.to(logits.dtype), reduction=reduction)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def configured_loss(
+    labels: Tensor, logits: Tensor, config: VisionTransformerConfig, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """The loss of a classifier by the problem type of its configuration, with the arguments of transformers.
+
+    A problem type that is not set is inferred and kept in the configuration.
+
+    Args:
+        labels: See `problem_loss`.
+        logits: (B, K).
+        config: Of the model.
+        num_items_in_batch: See `problem_loss`.
+    """
+    if config.problem_type is None:
+        config.problem_type = infer_problem_type(labels, config.num_labels)
+    return problem_loss(logits, labels.to(logits.device), config.problem_type, num_items_in_batch)
 
 
 def infer_problem_type(labels: Tensor, num_labels: int) -> str:

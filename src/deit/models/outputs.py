@@ -23,6 +23,7 @@ class ModelOutput(OrderedDict[str, Any]):
         first = fields(self)[0].name
         given = getattr(self, first)
         if isinstance(given, (Mapping, Iterator)):
+            super().__delitem__(first)
             super().__setattr__(first, None)
             for name, value in dict(given).items():
                 super().__setattr__(name, value)
@@ -41,7 +42,7 @@ class ModelOutput(OrderedDict[str, Any]):
         super().__setattr__(key, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self:
+        if value is not None and any(field.name == name for field in fields(self)):
             super().__setitem__(name, value)
         super().__setattr__(name, value)
 

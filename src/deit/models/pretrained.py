@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -19,6 +19,7 @@ from deit.models.attention import require_implementation
 from deit.models.construction import modules_to_initialize
 from deit.models.cpu_kernels import pack
 from deit.models.loading import published_tensors, refuse_incompatible, save_model, translate_state
+from deit.models.losses import configured_loss
 from deit.models.opening import open_model
 from deit.models.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
 
@@ -62,6 +63,9 @@ class PreTrainedModel(nn.Module):
             self._init_weights(module)
             if isinstance(module, VisionTransformer):
                 module.initialize()
+        if getattr(self.config, "gradient_checkpointing", False):  # how scripts for older transformers ask for it
+            self.gradient_checkpointing_enable()
+            del self.config.gradient_checkpointing  # type: ignore[attr-defined]
 
     def post_init(self) -> None:
         """Draws new values for every parameter; the name under which subclasses written for transformers call it."""
@@ -70,6 +74,23 @@ class PreTrainedModel(nn.Module):
     def _init_weights(self, module: nn.Module) -> None:
         """Draws new values for one layer; subclasses may replace it, as in transformers."""
         initialize_layer(module, self.config.initializer_range)
+
+    # --- loss ----------------------------------------------------------------------------------------
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        """Computes the loss from (labels, logits, config, num_items_in_batch=...); can be replaced.
+
+        Raises:
+            TypeError: On setting it, the model has no single-label, multi-label or regression loss to replace.
+        """
+        return self.__dict__.get("_loss_function") or self._modules.get("loss_function") or configured_loss
+
+    @loss_function.setter
+    def loss_function(self, function: Callable[..., Tensor]) -> None:
+        if not self.accepts_loss_kwargs:
+            raise TypeError(f"{type(self).__name__} does not use a loss_function. Compute the loss from its output.")
+        self._loss_function = function
 
     # --- what the model is ---------------------------------------------------------------------------
 
@@ -228,6 +249,8 @@ class PreTrainedModel(nn.Module):
         safe_serialization: bool = True,
         max_shard_size: int | str = "5GB",
         variant: str | None = None,
+        save_function: Callable[..., Any] | None = None,
+        save_original_format: bool = True,
         push_to_hub: bool = False,
         **upload: Any,
     ) -> None:
@@ -243,14 +266,20 @@ class PreTrainedModel(nn.Module):
             safe_serialization: False writes `pytorch_model.bin` in place of `model.safetensors`.
             max_shard_size: Largest size of a file, such as "5GB" or a number of bytes; more goes to several files.
             variant: Writes `model.VARIANT.safetensors`.
+            save_function: Accepted from scripts of accelerate, whose function writes on the main process only; here
+                `is_main_process` says so, and files are always written whole by safetensors or PyTorch.
+            save_original_format: Must be True: the published names are the ones that every version reads.
             push_to_hub: Also upload the files of the model in the folder, see `core.model_directory.PUBLISHED_FILES`.
             **upload: Arguments of `push_to_hub`; `repo_id` is the name of the folder when it is not given.
 
         Raises:
+            ValueError: `save_original_format` is False.
             NotADirectoryError: There is a file of that name.
             TypeError: An argument is unknown.
         """
         upload.pop("save_peft_format", None)  # of transformers, about models that are not ours
+        if not save_original_format:
+            raise ValueError("save_original_format=False is not supported: files get the published names.")
         if not push_to_hub:
             upload.pop("token", None)
         if upload and not push_to_hub:

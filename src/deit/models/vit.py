@@ -114,7 +114,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             return_dict=True,
             **prefix_alone(self.vit, ViTModel),
         )
-        output = classify(self.config, self.classifier, outputs, labels, num_items_in_batch)
+        output = classify(self.config, self.classifier, outputs, labels, num_items_in_batch, self.loss_function)
         return as_asked(output, return_dict, self.config)
 
 
