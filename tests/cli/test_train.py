@@ -386,7 +386,7 @@ def test_a_gpu_that_there_is_not_is_refused(photos, tmp_path):
     ("text", "message"),
     [
         ("batch_sise: 8", "Unknown setting 'batch_sise'."),
-        ("a: [", "is not valid YAML"),
+        ("a: [", "is damaged or is not a recipe"),
         ("- 1", "must hold the settings of a recipe. Received: list."),
     ],
 )

@@ -205,7 +205,7 @@ def test_equality_looks_at_every_field():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not valid JSON"), ("[1]", "must hold a JSON object. Received: list")]
+    ("text", "message"), [("{", "is damaged or is not"), ("[1]", "holds a list, not a JSON object")]
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)

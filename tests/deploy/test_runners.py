@@ -134,8 +134,8 @@ def test_a_missing_folder_and_a_missing_configuration_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"config\.json is not valid JSON"),
-        ("[1]", "must hold a JSON object. Received: list"),
+        ("{", r"config\.json is damaged or is not"),
+        ("[1]", "holds a list, not a JSON object"),
         ('{"model_type": "bert"}', "is of model type 'bert'. Needed: 'deit' or 'vit', or a timm model"),
         ("{}", "is of model type None"),
         ('{"model_type": "deit"}', "which is no image classifier"),

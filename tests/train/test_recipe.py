@@ -122,7 +122,7 @@ def test_an_odd_batch_is_fine_without_mixing() -> None:
         ("optimizer: {speed: 1}", "Unknown setting optimizer.'speed'"),
         ("optimizer: 3", "optimizer must hold settings"),
         ("- 1", "must hold the settings of a recipe"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "is damaged or is not a recipe"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, text, message) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from deit.core.errors import read_json, shown
+from deit.core.field_checks import MOST_LABELS, MOST_PATCHES, check_choice, check_count, check_number
 from deit.core.files import write_text_atomically
 
 CONFIG_NAME = "config.json"
@@ -145,7 +147,9 @@ class VisionTransformerConfig:
         self._set_labels(kwargs)
         for key, value in kwargs.items():  # inert data, see the class docstring
             if hasattr(type(self), key):
-                raise ValueError(f"A configuration cannot hold a key named {key!r}. Remove it from the file or call.")
+                raise ValueError(
+                    f"A configuration cannot hold a key named {shown(key)}. Remove it from the file or call."
+                )
             setattr(self, key, value)
         self.validate()
 
@@ -159,7 +163,9 @@ class VisionTransformerConfig:
     @num_labels.setter
     def num_labels(self, count: int) -> None:
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ValueError(f"num_labels must be an integer of at least 0. Received: {count!r}.")
+            raise ValueError(f"num_labels must be an integer of at least 0. Received: {shown(count)}.")
+        if count > MOST_LABELS:
+            raise ValueError(f"num_labels must be at most {MOST_LABELS}. Received: {shown(count)}.")
         self.id2label = {i: f"LABEL_{i}" for i in range(count)}
         self.label2id = {name: i for i, name in self.id2label.items()}
 
@@ -169,7 +175,7 @@ class VisionTransformerConfig:
         label2id = kwargs.pop("label2id", None)
         for name, table in (("id2label", id2label), ("label2id", label2id)):
             if table is not None and not isinstance(table, Mapping):
-                raise TypeError(f"{name} must be a dict. Received: {table!r}.")
+                raise TypeError(f"{name} must be a dict. Received: {shown(table)}.")
         if id2label is None:
             self.num_labels = 2 if count is None else count
             if label2id is not None:
@@ -196,7 +202,7 @@ class VisionTransformerConfig:
             setattr(self, key, kwargs.pop(key, copy.copy(default)))
         if self.dtype is not None:
             if not isinstance(self.dtype, str) and not str(self.dtype).startswith("torch."):
-                raise TypeError(f"dtype must be a torch type or its name. Received: {self.dtype!r}.")
+                raise TypeError(f"dtype must be a torch type or its name. Received: {shown(self.dtype)}.")
             self.dtype = str(self.dtype).removeprefix("torch.")
         if isinstance(self.pruned_heads, Mapping):
             pruned = _with_int_keys("pruned_heads", self.pruned_heads)
@@ -230,23 +236,23 @@ class VisionTransformerConfig:
             "encoder_stride",
             "pooler_output_size",
         ):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ("image_size", "patch_size"):
             height_and_width(getattr(self, name), name)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "distillation_weight"):
-            _check_number(name, getattr(self, name), low=0.0, high=1.0)
-        _check_number("initializer_range", self.initializer_range, low=0.0)
-        _check_number("layer_norm_eps", self.layer_norm_eps, low=0.0)
-        _check_number("layer_scale_init", self.layer_scale_init, low=0.0)
-        _check_choice("pos_embed_prefix", self.pos_embed_prefix, (True, False))
-        _check_number("distillation_temperature", self.distillation_temperature, low=1e-6)
+            check_number(name, getattr(self, name), low=0.0, high=1.0)
+        check_number("initializer_range", self.initializer_range, low=0.0)
+        check_number("layer_norm_eps", self.layer_norm_eps, low=0.0)
+        check_number("layer_scale_init", self.layer_scale_init, low=0.0)
+        check_choice("pos_embed_prefix", self.pos_embed_prefix, (True, False))
+        check_number("distillation_temperature", self.distillation_temperature, low=1e-6)
         for name in ("hidden_act", "pooler_act"):
             value = getattr(self, name)
             if not isinstance(value, str) and not callable(value):
-                raise TypeError(f"{name} must be the name of an activation or a function. Received: {value!r}.")
+                raise TypeError(f"{name} must be the name of an activation or a function. Received: {shown(value)}.")
         for name in ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False. Received: {getattr(self, name)!r}.")
+                raise TypeError(f"{name} must be True or False. Received: {shown(getattr(self, name))}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}. "
@@ -254,22 +260,27 @@ class VisionTransformerConfig:
             )
         if any(i > p for p, i in zip(self.grid_image_size, self.grid_patch_size, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}.")
-        _check_choice("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
-        _check_choice("attn_implementation", self._attn_implementation, ATTENTION_IMPLEMENTATIONS)
-        _check_choice("distillation_kind", self.distillation_kind, ("hard", "soft"))
+        if self.grid_size[0] * self.grid_size[1] > MOST_PATCHES:
+            raise ValueError(
+                f"image_size {self.image_size} in patches of {self.patch_size} are more than {MOST_PATCHES} patches. "
+                "Take larger patches or smaller images."
+            )
+        check_choice("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
+        check_choice("attn_implementation", self._attn_implementation, ATTENTION_IMPLEMENTATIONS)
+        check_choice("distillation_kind", self.distillation_kind, ("hard", "soft"))
         self._check_pruned_heads()
 
     def _check_pruned_heads(self) -> None:
         blocks, heads = range(self.num_hidden_layers), range(self.num_attention_heads)
         if not isinstance(self.pruned_heads, dict):
-            raise TypeError(f"pruned_heads must be a dict of lists. Received: {self.pruned_heads!r}.")
+            raise TypeError(f"pruned_heads must be a dict of lists. Received: {shown(self.pruned_heads)}.")
         for block, pruned in self.pruned_heads.items():
             if not isinstance(pruned, (list, tuple, set)) or any(head not in heads for head in pruned):
                 raise ValueError(
-                    f"pruned_heads must name heads from 0 to {heads[-1]}. Received for {block}: {pruned!r}."
+                    f"pruned_heads must name heads from 0 to {heads[-1]}. Received for {shown(block)}: {shown(pruned)}."
                 )
             if block not in blocks:
-                raise ValueError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {block!r}.")
+                raise ValueError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {shown(block)}.")
             if len(set(pruned)) == len(heads):
                 raise ValueError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")
 
@@ -388,8 +399,8 @@ class VisionTransformerConfig:
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
-                f"The configuration in {os.fspath(pretrained_model_name_or_path)} is of model type {model_type!r}, "
-                f"{cls.__name__} needs {cls.model_type!r}."
+                f"The configuration in {os.fspath(pretrained_model_name_or_path)} is of model type {shown(model_type)}"
+                f", {cls.__name__} needs {cls.model_type!r}."
             )
         return cls.from_dict(values, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
@@ -420,7 +431,7 @@ class VisionTransformerConfig:
             elif key == "id2label":
                 value = _with_int_keys(key, value)
             elif hasattr(type(self), key) and key != "num_labels":
-                raise ValueError(f"A configuration cannot hold a key named {key!r}.")
+                raise ValueError(f"A configuration cannot hold a key named {shown(key)}.")
             setattr(changed, key, value)
         changed.validate()
         vars(self).update(vars(changed))
@@ -450,8 +461,8 @@ class VisionTransformerConfig:
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
-        shown = {key: str(value) if callable(value) else value for key, value in self.to_diff_dict().items()}
-        return f"{type(self).__name__} {json.dumps(shown, indent=2, sort_keys=True, default=repr)}\n"
+        fields = {key: str(value) if callable(value) else value for key, value in self.to_diff_dict().items()}
+        return f"{type(self).__name__} {json.dumps(fields, indent=2, sort_keys=True, default=repr)}\n"
 
 
 class DeiTConfig(VisionTransformerConfig):
@@ -491,15 +502,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if file.is_dir():
         file = file / CONFIG_NAME
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"No {CONFIG_NAME} at {path}. Pass a model directory, as save_pretrained writes it.")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a JSON object. Received: {type(values).__name__}.")
-    return values
+    return read_json(file, "a configuration")
 
 
 def height_and_width(size: Any, name: str) -> tuple[int, int]:
@@ -512,45 +517,27 @@ def height_and_width(size: Any, name: str) -> tuple[int, int]:
     pair = (size, size) if isinstance(size, int) else size
     if isinstance(pair, (tuple, list)) and len(pair) == 2:
         for side in pair:
-            _check_count(name, side)
+            check_count(name, side)
         return int(pair[0]), int(pair[1])
-    raise TypeError(f"{name} must be an integer or a pair (height, width). Received: {size!r}.")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer. Received: {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1. Received: {value}.")
-
-
-def _check_number(name: str, value: Any, *, low: float, high: float | None = None) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number. Received: {value!r}.")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {bounds}. Received: {value}.")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}. Received: {value!r}.")
+    raise TypeError(f"{name} must be an integer or a pair (height, width). Received: {shown(size)}.")
 
 
 def _with_int_keys(name: str, table: Any) -> dict[int, Any]:
     """JSON knows text keys only."""
     if not isinstance(table, Mapping):
-        raise TypeError(f"{name} must be a dict. Received: {table!r}.")
+        raise TypeError(f"{name} must be a dict. Received: {shown(table)}.")
+    if len(table) > MOST_LABELS:
+        raise ValueError(f"{name} must have at most {MOST_LABELS} entries. Received: {len(table)}.")
     try:
         return {int(key): value for key, value in table.items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The keys of {name} must be numbers. Received: {list(table)!r}.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"The keys of {name} must be numbers. Received: {shown(list(table))}.") from error
 
 
 def _with_int_values(label2id: Mapping[str, Any]) -> dict[str, int]:
     try:
         return {name: int(number) for name, number in label2id.items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"The values of label2id must be numbers. Received: {dict(label2id)!r}.") from error
 
 
@@ -566,11 +553,11 @@ def _parse_like(old: Any, name: str, text: str) -> Any:
     if isinstance(old, bool):
         truth = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
         if text.lower() not in truth:
-            raise ValueError(f"{name} must be true or false. Received: {text!r}.")
+            raise ValueError(f"{name} must be true or false. Received: {shown(text)}.")
         return truth[text.lower()]
     if not isinstance(old, (int, float, str)):
         raise TypeError(f"{name} cannot be given as text: it is {old!r}. Set the attribute instead.")
     try:
         return type(old)(text)
     except ValueError as error:
-        raise ValueError(f"{name} must be a number like {old!r}. Received: {text!r}.") from error
+        raise ValueError(f"{name} must be a number like {old!r}. Received: {shown(text)}.") from error

@@ -64,22 +64,46 @@ def parsing(path: Path, kind: str) -> Iterator[None]:
         raise DamagedFileError(f"{path} is damaged or is not {kind} ({reason}).") from error
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
+def read_bytes(path: Path, kind: str, most: int) -> bytes:
+    """Reads a small file whole; never a pipe or a device, which may wait or go on for ever.
+
+    Args:
+        path: The file.
+        kind: What it should be, with its article, for the message.
+        most: Bytes it may have.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedFileError: It has more bytes, or is no file.
+    """
+    with parsing(path, kind):
+        size = path.stat().st_size
+        if not path.is_file():
+            raise DamagedFileError(f"{path} is not {kind}: it is a folder, a pipe or a device.")
+        if size <= most:
+            with path.open("rb") as file:
+                content = file.read(most + 1)
+            size = len(content)
+        if size > most:
+            raise DamagedFileError(f"{path} is not {kind}: it has {size} bytes, more than {most}.")
+    return content
+
+
+def read_json(path: Path, kind: str, most: int = MOST_JSON_BYTES) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
     Args:
         path: The file.
         kind: What it should be, with its article, for the message.
+        most: Bytes it may have.
 
     Raises:
         FileNotFoundError: There is no such file.
-        DamagedFileError: It is larger than `MOST_JSON_BYTES`, not JSON, nested too deeply, or not an object.
+        DamagedFileError: It is larger, not JSON, nested too deeply, or not an object.
     """
+    content = read_bytes(path, kind, most)
     with parsing(path, kind):
-        size = path.stat().st_size
-        if size > MOST_JSON_BYTES:
-            raise DamagedFileError(f"{path} is not {kind}: it has {size} bytes, more than {MOST_JSON_BYTES}.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise DamagedFileError(f"{path} is not {kind}: it holds a {type(values).__name__}, not a JSON object.")
-        return values
+        values = json.loads(content.decode("utf-8"))
+    if not isinstance(values, dict):
+        raise DamagedFileError(f"{path} is not {kind}: it holds a {type(values).__name__}, not a JSON object.")
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from typing import Any
 from deit.core.architecture import infer_config
 from deit.core.checkpoint import TRUNK, Part, layout, match_prefix, places
 from deit.core.configuration import read_config
+from deit.core.errors import UserError
+
+MOST_NEW_NUMBERS = 1 << 26  # 256 MiB in fp32: heads of 40,000 classes on DeiT-base, twice
 
 
 @dataclass(kw_only=True)
@@ -90,7 +94,51 @@ def refuse_missing_trunk(missing: Mapping[str, Part], model_name: str, source: o
         )
 
 
+def numbers_of(config: Any) -> int:
+    """Returns how many numbers a model of a configuration holds, without layer scale and what subclasses add."""
+    width, patches = config.hidden_size, config.grid_size[0] * config.grid_size[1]
+    block = width * (4 * width + 2 * config.intermediate_size)
+    patch = config.num_channels * config.grid_patch_size[0] * config.grid_patch_size[1]
+    heads = config.num_labels * width * (2 if config.num_prefix_tokens == 2 else 1)
+    return int(config.num_hidden_layers * block + width * (patch + patches) + heads)
+
+
+def refuse_larger_than_file(config: Any, shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
+    """Checks, before a model is built, that its weights are in the file: what is new may be heads and positions.
+
+    Raises:
+        ValueError: The configuration asks for more.
+    """
+    held = sum(math.prod(shape) for shape in shapes.values())
+    needed = numbers_of(config)
+    if needed > held + MOST_NEW_NUMBERS:
+        raise UserError(
+            f"The configuration asks for {needed:,} numbers, and {source} holds {held:,}. It belongs to other "
+            "weights, or is damaged."
+        )
+
+
 def resolve_config(
+    config_class: type[Any],
+    config: Any,
+    kwargs: dict[str, Any],
+    *,
+    path: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    source: object,
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the configuration of a checkpoint and the keywords that name none of its fields; see `_resolve_config`.
+
+    Raises:
+        FileNotFoundError: The folder has none.
+        ValueError: It is damaged, describes another kind of model, or a larger one than the file holds.
+    """
+    found, rest = _resolve_config(config_class, config, kwargs, path=path, shapes=shapes, source=source)
+    refuse_larger_than_file(found, shapes, source)
+    return found, rest
+
+
+def _resolve_config(
     config_class: type[Any],
     config: Any,
     kwargs: dict[str, Any],

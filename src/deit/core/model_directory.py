@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from deit.core.configuration import CONFIG_NAME, read_config
+from deit.core.errors import read_json
 from deit.core.image_processor import DeiTImageProcessor, open_image_processor
 from deit.core.processor_settings import PREPROCESSOR_NAME
 from deit.core.weight_files import PICKLE_NAME, WEIGHTS_NAME
@@ -117,5 +117,4 @@ def read_training_record(path: Path) -> dict[str, Any] | None:
     file = path / TRAINING_NAME
     if not file.is_file():
         return None
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record
+    return read_json(file, "the record of a training")

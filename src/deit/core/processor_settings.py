@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from deit.core import pixels as px
+from deit.core.errors import read_json
 from deit.core.files import write_text_atomically
 from deit.core.hub import HubOptions, local_path, upload_folder
 from deit.core.processor_options import OPTIONS, checked_option, refuse_unknown_options, size_dict
@@ -422,12 +423,6 @@ def read_preprocessor_config(
     """
     place = local_path(path, need="processor", options=options, subfolder=subfolder)
     file = place / PREPROCESSOR_NAME if place.is_dir() else place
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"No {PREPROCESSOR_NAME} at {path}. Pass a model directory with one.")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a JSON object. Received: {type(values).__name__}.")
-    return values, file
+    return read_json(file, "the settings of a processor"), file

@@ -142,22 +142,26 @@ def read_index(index: Path) -> dict[str, Path]:
     with parsing(index, what):
         pairs = [(str(tensor), file) for tensor, file in values["weight_map"].items()]
     if not pairs:
-        raise ValueError(f"{index} names no tensor.")
+        raise DamagedFileError(f"{index} names no tensor.")
     checked = {file: _shard(index, file) for file in {str(f) if isinstance(f, str) else repr(f) for _, f in pairs}}
     return {tensor: checked[str(file)] for tensor, file in pairs}
 
 
 def _shard(index: Path, name: str) -> Path:
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"{index} names the file {shown(name)}. Only names of files beside the index are accepted.")
+        raise DamagedFileError(
+            f"{index} names the file {shown(name)}. Only names of files beside the index are accepted."
+        )
     file = index.parent / name
     if not file.is_file():
-        raise ValueError(
+        raise DamagedFileError(
             f"{index} names the file {shown(name)}, which is missing. Copy it there, or load the model again."
         )
     target = file.resolve()
     if not any(target.is_relative_to(folder) for folder in _allowed_folders(index.parent)):
-        raise ValueError(f"{index} names the file {shown(name)}, a link that leads out of the folder, to {target}.")
+        raise DamagedFileError(
+            f"{index} names the file {shown(name)}, a link that leads out of the folder, to {target}."
+        )
     return file
 
 

@@ -40,6 +40,7 @@ _KEYS = ("state_dict_ema", "model", "state_dict", "model_state_dict", "model_sta
          "weights", "params", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema")  # fmt: skip
 _UNREMARKABLE = ((), ("model",), ("state_dict",), ("model_state_dict",))
 _NO_WEIGHTS = ("optim", "lr_sched", "sched", "scaler", "amp", "loss", "callback", "loop", "hyper", "rng")
+_MOST_SHARING = 4  # tensors may share their numbers, as tied weights do
 _MOST_LEVELS, _MOST_DICTS = 5, 2_000
 _INERT_BUILTINS = {f"builtins.{name}" for name in ("list", "dict", "frozenset", "tuple", "int", "float", "bool", "str",
                                                    "bytes", "slice", "range", "xrange", "object")}  # fmt: skip
@@ -116,6 +117,8 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
             raise DamagedFileError(
                 f"{file} holds {shown(name)} without its numbers: its shape needs more than the file."
             )
+    if sum(tensor.nbytes for tensor in chosen.tensors.values()) > _MOST_SHARING * most:
+        raise DamagedFileError(f"{file} holds more numbers than the file has room for. It is refused.")
     return chosen.tensors
 
 

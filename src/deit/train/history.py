@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deit.core.errors import parsing, read_bytes
 from deit.core.files import sync_folder, write_text_atomically
 
+_MOST_BYTES = 64 * 2**20  # an epoch takes 1 KB
 _JSONL, _CSV, CURVES_NAME = "metrics.jsonl", "metrics.csv", "curves.png"
 _DRAWN = ("loss", "top1", "micro_f1", "mean_absolute_error")
 
@@ -29,8 +31,10 @@ class History:
         self.epochs: list[dict[str, Any]] = []
         file = folder / _JSONL
         if until_step and file.is_file():
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            self.epochs = [row for row in rows if row["step"] <= until_step]
+            content = read_bytes(file, "the history of a run", _MOST_BYTES)
+            with parsing(file, "the history of a run"):
+                rows = [json.loads(line) for line in content.decode("utf-8").splitlines()]
+                self.epochs = [row for row in rows if row["step"] <= until_step]
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds an epoch: a flat dict of numbers, with "epoch" and "step". The files are written anew, each whole."""

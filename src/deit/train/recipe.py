@@ -11,12 +11,14 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from deit.core.errors import shown
 from deit.core.files import write_text_atomically
 from deit.core.metrics import PROBLEM_TYPES
 from deit.core.sample_values import ValueRange, checked_range
 from deit.data.augment import Augmentation
 from deit.models.losses import CLASSIFICATION_LOSSES, DISTILLATION_KINDS, REDUCTIONS
 from deit.models.vision_transformer import DROP_PATH_SHAPES
+from deit.train.yaml_files import read_yaml
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("adamw", "lamb", "sgd")
@@ -358,15 +360,9 @@ class Recipe:
             FileNotFoundError: There is no such file.
             ValueError: It is not YAML, or not a recipe.
         """
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"No recipe at {path}.")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML ({error}).") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold the settings of a recipe. Received: {type(values).__name__}.")
-        return cls.from_dict(values)
+        return cls.from_dict(read_yaml(path, "a recipe"))
 
 
 _SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data", "masking")
@@ -396,13 +392,13 @@ def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
     types = get_type_hints(cls)
     unknown = set(values) - set(types)
     if unknown:
-        raise ValueError(f"Unknown setting {prefix}{sorted(unknown)[0]!r}. Known: {', '.join(types)}.")
+        raise ValueError(f"Unknown setting {prefix}{shown(min(unknown, key=str))}. Known: {', '.join(types)}.")
     built = {}
     for key, value in values.items():
         kind: Any = types[key]
         if key in _SECTIONS:
             if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix}{key} must hold settings. Received: {value!r}.")
+                raise ValueError(f"{prefix}{key} must hold settings. Received: {shown(value)}.")
             built[key] = _build(kind, value, f"{prefix}{key}.")
         else:
             default = next(f.default for f in dataclasses.fields(cls) if f.name == key)
@@ -425,8 +421,8 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         if isinstance(default, int) and float(value) != int(float(value)):
             raise ValueError
         return type(default)(float(value)) if isinstance(default, (int, float)) else str(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be like {default!r}. Received: {value!r}.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be like {default!r}. Received: {shown(value)}.") from None
 
 
 def _truth(value: Any) -> bool:
@@ -440,7 +436,7 @@ def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {known}. Received: {value!r}.{hint}")
+        raise ValueError(f"{name} must be one of {known}. Received: {shown(value)}.{hint}")
 
 
 def _require(condition: bool, message: str, received: Any) -> None:

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from deit.core.errors import parsing, read_json
 from deit.core.files import replace_folder_content
+from deit.core.weight_files import read_header
 
 logger = logging.getLogger(__name__)
 
@@ -72,19 +74,24 @@ def load_state(folder: Path) -> State | None:
     paths = _step_folders(folder)
     for path in reversed(paths):
         try:
-            manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(path / _MANIFEST, "the manifest of a training state")
             damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
+            if not damaged:
+                return _read(path)
         except (OSError, ValueError) as error:
             logger.warning("Passed over the training state %s: %s", path, error)
             continue
-        if damaged:
-            logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
-            continue
-        meta = json.loads((path / _META).read_text(encoding="utf-8"))
-        return State(step=meta.pop("step"), tensors=load_file(path / _TENSORS), meta=meta)
+        logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
     if paths:
         raise ValueError(f"Every training state in {folder} is damaged. Begin a new run in another folder.")
     return None
+
+
+def _read(path: Path) -> State:
+    meta = read_json(path / _META, "the values of a training state")
+    read_header(path / _TENSORS)
+    with parsing(path / _TENSORS, "the tensors of a training state"):
+        return State(step=int(meta.pop("step")), tensors=load_file(path / _TENSORS), meta=meta)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

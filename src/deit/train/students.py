@@ -21,6 +21,7 @@ from deit.core.configuration import (
 )
 from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
 from deit.core.labels import id2label_from_names, names_in_order
+from deit.core.loading_plan import refuse_larger_than_file
 from deit.core.model_directory import read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, Variant, find_variant, variant_config
 from deit.models.deit import DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling
@@ -212,6 +213,7 @@ def _start_from(
 ) -> Student:
     """Builds a classifier of `classes`, or a model of masked images where they are None."""
     found = _config_of(checkpoint)
+    refuse_larger_than_file(found, checkpoint.source.shapes, checkpoint.name)
     notes: list[str] = []
     config = found
     if name is not None and variant is not None:
