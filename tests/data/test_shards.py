@@ -6,14 +6,8 @@ import gc
 import io
 import json
 import pickle
-import socket
 import tarfile
-import threading
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +17,7 @@ from PIL import Image
 
 from deit.core.images import ImageError
 from deit.data import shards
-from deit.data.shards import expand_braces, fetch_shards, shard_part
+from deit.data.shards import expand_braces, shard_part
 from deit.data.stores import StoredImages
 from tests.data.pictures import COLOURS, colour_members, encoded, picture, truncated_jpeg, write_shard, write_text
 
@@ -321,151 +315,6 @@ def test_the_fingerprint_changes_with(tmp_path, change):
 
 
 # --- over the web -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Web:
-    """Files on a server, what was asked, and how it behaves."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    ranges: list[str | None] = field(default_factory=list)
-    stop_after: list[int] = field(default_factory=list)  # bytes of an answer, for the next answers
-    knows_ranges: bool = True
-    address: str = ""
-
-
-def handler_for(web: Web) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            name, asked = self.path.partition("?")[0][1:], self.headers.get("Range")
-            web.ranges.append(asked)
-            if name not in web.files:
-                self.send_error(403 if name == "secret.tar" else 404)
-                return
-            content, etag = web.files[name], f'"{hash(web.files[name])}"'
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and web.knows_ranges else 0
-            if self.headers.get("If-Range") != etag:
-                start = 0
-            if start >= len(content):
-                self.send_error(416)
-                return
-            self.send_response(206 if start else 200)
-            self.send_header("ETag", etag)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            end = start + web.stop_after.pop(0) if web.stop_after else len(content)
-            self.wfile.write(content[start:end])
-
-    return Handler
-
-
-@pytest.fixture
-def web(tmp_path, monkeypatch) -> Iterator[Web]:
-    monkeypatch.setenv("DEIT_CACHE", str(tmp_path / "cache"))
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    served = Web()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(served))
-    served.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def shard_bytes(tmp_path: Path, seed: int = 0) -> bytes:
-    return write_shard(tmp_path / "made.tar", colour_members(1, seed=seed)).read_bytes()
-
-
-def test_shards_are_fetched_once_into_the_cache(tmp_path, web):
-    web.files = {"a-0.tar": shard_bytes(tmp_path), "a-1.tar": shard_bytes(tmp_path, 5)}
-    addresses = expand_braces(f"{web.address}/a-{{0..1}}.tar?key=7")
-    seen: list[tuple[int, int]] = []
-    paths = fetch_shards(addresses, lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
-    assert [path.read_bytes() for path in paths] == list(web.files.values())
-    assert all(path.is_relative_to(tmp_path / "cache") for path in paths)
-    web.files.clear()  # as without a network
-    assert fetch_shards(addresses) == paths
-    assert len(web.ranges) == 2
-    ours = source(*paths)
-    assert np.array_equal(np.asarray(ours.image(5)), np.asarray(picture("red", 5)))
-    assert not list((tmp_path / "cache").rglob("*.part*"))
-
-
-def test_a_connection_that_ends_early_is_gone_on_with(tmp_path, web):
-    web.files["a.tar"] = shard_bytes(tmp_path)
-    web.stop_after = [1000, 500]
-    (path,) = fetch_shards([f"{web.address}/a.tar"])
-    assert path.read_bytes() == web.files["a.tar"]
-    assert web.ranges == [None, "bytes=1000-", "bytes=1500-"]
-
-
-def test_what_could_not_be_fetched_is_gone_on_with_by_the_next_run(tmp_path, web):
-    web.files["a.tar"] = shard_bytes(tmp_path)
-    web.stop_after = [1000, 0, 0, 0]
-    with pytest.raises(
-        ConnectionError, match=r"a.tar cannot be fetched .*; 1000 bytes are here. .* it goes on from there"
-    ):
-        fetch_shards([f"{web.address}/a.tar?key=7"])
-    assert not list((tmp_path / "cache").rglob("*.tar"))
-    (path,) = fetch_shards([f"{web.address}/a.tar?key=7"])
-    assert web.ranges[-1] == "bytes=1000-"
-    assert path.read_bytes() == web.files["a.tar"]
-
-
-@pytest.mark.parametrize("case", ["another version on the server", "a server without ranges", "a part without version"])
-def test_a_part_that_does_not_fit_is_fetched_again_whole(tmp_path, web, case):
-    web.files["a.tar"] = shard_bytes(tmp_path)
-    web.stop_after = [1000, 0, 0, 0]
-    with pytest.raises(ConnectionError):
-        fetch_shards([f"{web.address}/a.tar"])
-    if case == "another version on the server":
-        web.files["a.tar"] = shard_bytes(tmp_path, 8)
-    elif case == "a server without ranges":
-        web.knows_ranges = False
-    else:
-        (note,) = (tmp_path / "cache").rglob("*.version")
-        note.unlink()
-    (path,) = fetch_shards([f"{web.address}/a.tar"])
-    assert path.read_bytes() == web.files["a.tar"]
-
-
-def test_two_that_want_the_same_shard_fetch_it_once(tmp_path, web):
-    web.files["a.tar"] = shard_bytes(tmp_path)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: fetch_shards([f"{web.address}/a.tar"]), range(4)))
-    assert all(paths == found[0] for paths in found)
-    assert found[0][0].read_bytes() == web.files["a.tar"]
-    assert len(web.ranges) == 1
-    assert not list((tmp_path / "cache").rglob("*.part*"))
-
-
-def test_errors_of_the_web_are_said_in_one_line(tmp_path, web, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"There is no http://.*/none.tar \(error 404\). Check the address"):
-        fetch_shards([f"{web.address}/none.tar?key=7"])
-    with pytest.raises(PermissionError, match=r"The server refuses http://.*/secret.tar \(error 403\)"):
-        fetch_shards([f"{web.address}/secret.tar"])
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        with pytest.raises(
-            ConnectionError, match=r"/a.tar cannot be fetched \(.*Connection refused\); 0 bytes are here"
-        ):
-            fetch_shards([f"http://127.0.0.1:{unused.getsockname()[1]}/a.tar?key=7"])
-    for address in ("s3://bucket/a.tar", "pipe:cat a.tar", "ftp://host/a.tar"):
-        with pytest.raises(ValueError, match="cannot be opened: shards come from http, https or files"):
-            fetch_shards([address])
-    (tmp_path / "full").write_text("a file, not a folder")
-    monkeypatch.setenv("DEIT_CACHE", str(tmp_path / "full"))
-    with pytest.raises(OSError, match=r"a.tar cannot be kept in .* environment variable DEIT_CACHE"):
-        fetch_shards([f"{web.address}/a.tar"])
 
 
 def test_images_are_read_from_other_formats_too(tmp_path):

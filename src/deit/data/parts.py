@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deit.core.images import ValueRange
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.downloads import fetch_shards
 from deit.data.label_columns import UNLABELLED
 from deit.data.listings import listed_parts
 from deit.data.part_names import name_parts, part_of, part_within
-from deit.data.shards import expand_braces, fetch_shards, shard_part
+from deit.data.shards import expand_braces, shard_part
 from deit.data.sources import Progress
 from deit.data.stores import Part, divided
 from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part

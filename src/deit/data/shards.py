@@ -1,29 +1,21 @@
-"""Images in tar shards as WebDataset lays them out, on this machine or fetched from the web into the cache."""
+"""Images in tar shards as WebDataset lays them out."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import itertools
 import json
 import os
 import re
-import ssl
 import tarfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deit.core.files import sync_file
 from deit.core.images import ImageError
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.cache_folder import cache_folder
 from deit.data.columns import choose_column
 from deit.data.contents import file_stamp, part_stamp
 from deit.data.label_columns import UNLABELLED, LabelColumn, column_option, ignored_labels, zeros_and_ones
@@ -32,8 +24,6 @@ from deit.data.stores import Part
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _LABELS = ("cls", "json", "txt")  # in this order: a .txt beside others is a caption more often than a label
-_ATTEMPTS = 4  # to fetch a shard; each goes on where the one before it stopped
-_TIMEOUT = 30.0  # seconds without an answer
 _BLOCK = tarfile.BLOCKSIZE
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -320,133 +310,3 @@ def _from_text(text: str) -> str:
     if "\n" in text:
         raise ValueError("it has several lines")
     return text
-
-
-# --- shards on the web --------------------------------------------------------------------------------
-
-
-def fetch_shards(addresses: Sequence[str], progress: Progress | None = None) -> list[Path]:
-    """Returns the shards on this machine; those on the web are fetched into the cache first, once.
-
-    What was fetched in part is gone on with. Other schemes than http and https are refused: `pipe:` would run a
-    command, the others need tools of their own.
-
-    Args:
-        addresses: Paths and http(s) addresses.
-        progress: Called with (shards here, shards in all).
-
-    Raises:
-        FileNotFoundError: There is no such file, or the server has none.
-        ConnectionError: The server cannot be reached or stops in the middle.
-        ValueError: An address has another scheme.
-    """
-    paths = []
-    for number, address in enumerate(addresses):
-        scheme, found, _ = address.partition("://")
-        if address.startswith("pipe:") or (found and scheme.lower() not in ("http", "https")):
-            raise ValueError(
-                f"{_shown(address)} cannot be opened: shards come from http, https or files. Copy it first."
-            )
-        paths.append(_fetched(address) if found else Path(address))
-        if progress is not None and found:
-            progress(number + 1, len(addresses))
-    return paths
-
-
-def _fetched(address: str) -> Path:
-    folder = cache_folder() / "shards"
-    name = address.partition("?")[0].rpartition("/")[2] or "shard.tar"
-    path = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}"
-    if path.exists():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(path), open(f"{path}.part", "ab") as part:
-            if not path.exists():
-                _fetch(address, part)
-                sync_file(Path(part.name))
-                os.replace(part.name, path)
-            else:
-                Path(part.name).unlink(missing_ok=True)  # another process was faster
-    except (ConnectionError, FileNotFoundError, PermissionError):
-        raise
-    except OSError as error:
-        raise OSError(
-            f"{_shown(address)} cannot be kept in {folder} ({error.strerror or error}). Free some space, or choose "
-            "another folder with the environment variable DEIT_CACHE."
-        ) from error
-    return path
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Makes other processes that want the same shard wait."""
-    import fcntl  # not on Windows, where only this function is missing then
-
-    with open(f"{path}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _fetch(address: str, part: Any) -> None:
-    """Appends what is missing of a file; several attempts."""
-    version = Path(f"{part.name}.version")  # which version of the file the part belongs to
-    problem: Exception = OSError("no answer")
-    for _ in range(_ATTEMPTS):
-        try:
-            if _go_on(address, part, version):
-                version.unlink(missing_ok=True)
-                return
-            problem = OSError("the connection ended early")
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # what is here is no part of what is there
-                part.truncate(0)
-            elif error.code in (404, 410):
-                raise FileNotFoundError(
-                    f"There is no {_shown(address)} (error {error.code}). Check the address."
-                ) from None
-            elif error.code in (401, 403):
-                raise PermissionError(f"The server refuses {_shown(address)} (error {error.code}).") from None
-            problem = error
-        except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-            problem = error
-    have = part.tell()
-    raise ConnectionError(
-        f"{_shown(address)} cannot be fetched ({getattr(problem, 'reason', problem)}); {have} bytes are here. "
-        "Check the connection and run the same again: it goes on from there."
-    )
-
-
-def _go_on(address: str, part: Any, version: Path) -> bool:
-    """Asks for the rest of a file and appends it; returns whether it is whole then."""
-    have = part.seek(0, os.SEEK_END)
-    known = version.read_text(encoding="utf-8") if version.exists() else ""
-    if have and not known:  # nothing says that the rest would fit
-        part.truncate(0)
-        have = 0
-    headers = {"User-Agent": "deit", "Accept-Encoding": "identity"}
-    if have:
-        headers.update({"Range": f"bytes={have}-", "If-Range": known})
-    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT) as answer:
-        if answer.status != 206:
-            part.truncate(0)
-            have = 0
-            version.write_text(
-                answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "", encoding="utf-8"
-            )
-        length = answer.headers.get("Content-Length")
-        whole = have + int(length) if length is not None else None
-        try:
-            while block := answer.read(2**20):
-                part.write(block)
-        finally:
-            part.flush()
-    size = part.seek(0, os.SEEK_END)
-    if whole is not None and size > whole:
-        part.truncate(0)
-        return False
-    return whole is None or size == whole
-
-
-def _shown(address: str) -> str:
-    return address.partition("?")[0]  # what follows may be a key

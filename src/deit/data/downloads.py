@@ -1,0 +1,366 @@
+"""Tar shards of the web, fetched into the cache: whole, unchanged, and nothing that only looks like one."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import http.client
+import logging
+import os
+import re
+import shutil
+import socket
+import ssl
+import tarfile
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deit.core.errors import DamagedFileError, UserError, read_json
+from deit.core.files import sync_file, write_json_atomically
+from deit.core.printable import printable
+from deit.data.cache_folder import cache_folder
+from deit.data.sources import Progress
+
+logger = logging.getLogger(__name__)
+
+MOST_SHARD_BYTES = 2**40  # shards have some GB; more than this is an endless answer
+LEAST_FREE_BYTES = 2**28  # left on the disk for others
+SLOWEST_BYTES = 2**16  # in a span of `_TIMEOUT`: who sends less would keep a run waiting for days
+_ATTEMPTS = 4  # each goes on where the one before it stopped
+_TIMEOUT = 30.0  # seconds without an answer
+_BLOCK = 2**16
+_END_MARK = 2 * tarfile.BLOCKSIZE  # of zeros
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+
+
+class _NoShardError(UserError):
+    """What a server gives is no shard; asking again would not help."""
+
+
+def fetch_shards(addresses: Sequence[str], progress: Progress | None = None) -> list[Path]:
+    """Returns the shards on this machine; those on the web are fetched into the cache first, once.
+
+    What was fetched in part is gone on with where the server says that it is still the same file. A file of the cache
+    is used when it has the length and hash that it was kept with; else it is fetched again. Other schemes than http and
+    https are refused, also in a redirect: `pipe:` would run a command, the others need tools of their own; and so is a
+    redirect from https to http. An address may be of this machine or of a private network: whoever gives it chooses it.
+
+    Args:
+        addresses: Paths and http(s) addresses.
+        progress: Called with (shards here, shards in all).
+
+    Raises:
+        FileNotFoundError: There is no such file, or the server has none.
+        ConnectionError: The server cannot be reached, stops in the middle, is too slow or sends too much.
+        UserError: An address has another scheme, leads to one, or gives something that is no tar archive.
+        OSError: The disk is full.
+    """
+    paths = []
+    for number, address in enumerate(addresses):
+        scheme, found, _ = address.partition("://")
+        if address.startswith("pipe:") or (found and scheme.lower() not in ("http", "https")):
+            raise UserError(
+                f"{_shown(address)} cannot be opened: shards come from http, https or files. Copy it first."
+            )
+        paths.append(_fetched(address) if found else Path(address))
+        if progress is not None and found:
+            progress(number + 1, len(addresses))
+    return paths
+
+
+# --- the cache ----------------------------------------------------------------------------------------
+
+
+def _fetched(address: str) -> Path:
+    folder = cache_folder() / "shards"
+    name = re.sub(r"[^\w.-]", "_", _shown(address).rpartition("/")[2])[-80:] or "shard.tar"
+    path = folder / f"{hashlib.sha256(address.encode('utf-8', 'replace')).hexdigest()[:16]}-{name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if not _is_whole(path):
+                with open(f"{path}.part", "ab") as part:
+                    _fetch(address, part)
+                sync_file(Path(part.name))
+                os.replace(part.name, path)
+                _keep_record(path, address)
+    except (ConnectionError, FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{_shown(address)} cannot be kept in {folder} ({error.strerror or error}). Free some space, or choose "
+            "another folder with the environment variable DEIT_CACHE."
+        ) from error
+    return path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Makes other processes that want the same shard wait."""
+    import fcntl  # not on Windows, where only this function is missing then
+
+    with open(f"{path}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _keep_record(path: Path, address: str) -> None:
+    stat = path.stat()
+    record = {"address": _shown(address), "bytes": stat.st_size, "sha256": _hash(path), "mtime_ns": stat.st_mtime_ns}
+    write_json_atomically(_record_of(path), record)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of the cache is as it was fetched; its content is only read when its time has changed."""
+    if not path.is_file():
+        return False
+    try:
+        record = read_json(_record_of(path), "the record of a shard")
+    except (FileNotFoundError, DamagedFileError):
+        record = {}
+    stat = path.stat()
+    same_time = record.get("mtime_ns") == stat.st_mtime_ns
+    if record.get("bytes") == stat.st_size and (same_time or record.get("sha256") == _hash(path)):
+        return True
+    logger.warning("The shard %s in the cache is not as it was fetched. It is fetched again.", path)
+    path.unlink()
+    return False
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- the web ------------------------------------------------------------------------------------------
+
+
+def _not_followed(address: str, there: str) -> _NoShardError:
+    return _NoShardError(
+        f"{_shown(address)} leads to {_shown(there)}, which is not followed: redirects may lead to http and https, not "
+        "from https to http, and not in a circle. Check the address, or copy the file first."
+    )
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone, and never from https to http."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        old, new = (urllib.parse.urlsplit(address).scheme.lower() for address in (req.full_url, newurl))
+        if new not in ("http", "https") or (old == "https" and new == "http"):
+            raise _not_followed(req.full_url, newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Hasty:
+    """A connection that gives up on an answer whose head takes too long: each of its lines is in time by itself."""
+
+    _stopped = False
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        timer = threading.Timer(2 * _TIMEOUT, self._stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = super().getresponse()  # type: ignore[misc]
+        finally:
+            timer.cancel()
+        if self._stopped:  # for http.client, the end of a connection is the end of the head as well
+            raise TimeoutError("its head did not end")
+        return answer
+
+    def _stop(self) -> None:
+        self._stopped = True
+        held = getattr(self, "sock", None)
+        if held is not None:
+            held.shutdown(socket.SHUT_RDWR)
+
+
+class _HTTPConnection(_Hasty, http.client.HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Hasty, http.client.HTTPSConnection):
+    pass
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(_HTTPConnection, req)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(_HTTPSConnection, req)
+
+
+def _fetch(address: str, part: Any) -> None:
+    """Appends what is missing of a file; several attempts."""
+    version = Path(f"{part.name}.version")  # which version of the file the part belongs to
+    problem: Exception = OSError("no answer")
+    for _ in range(_ATTEMPTS):
+        try:
+            if _go_on(address, part, version):
+                version.unlink(missing_ok=True)
+                return
+            problem = OSError("the connection ended early")
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 416:  # what is here is no part of what is there
+                part.truncate(0)
+            elif 300 <= error.code < 400:  # what urllib itself does not follow
+                part.truncate(0)
+                raise _not_followed(address, error.headers.get("Location", "nowhere")) from None
+            elif error.code in (404, 410):
+                raise FileNotFoundError(
+                    f"There is no {_shown(address)} (error {error.code}). Check the address."
+                ) from None
+            elif error.code in (401, 403):
+                raise PermissionError(f"The server refuses {_shown(address)} (error {error.code}).") from None
+            problem = error
+        except (urllib.error.URLError, ssl.SSLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            problem = error
+        except _NoShardError:
+            part.truncate(0)
+            version.unlink(missing_ok=True)
+            raise
+    have, reason = part.tell(), printable(getattr(problem, "reason", problem), 200)
+    raise ConnectionError(
+        f"{_shown(address)} cannot be fetched ({reason}); {have} bytes are here. "
+        "Check the connection and run the same again: it goes on from there."
+    )
+
+
+def _go_on(address: str, part: Any, version: Path) -> bool:
+    """Asks for the rest of a file and appends it; returns whether it is whole then."""
+    have = part.seek(0, os.SEEK_END)
+    known = version.read_text(encoding="utf-8") if version.exists() else ""
+    if have and not known:  # nothing says that the rest would fit
+        part.truncate(0)
+        have = 0
+    headers = {"User-Agent": "deit", "Accept-Encoding": "identity"}
+    if have:
+        headers.update({"Range": f"bytes={have}-", "If-Range": known})
+    opener = urllib.request.build_opener(_Redirects, _HTTPHandler, _HTTPSHandler)
+    with opener.open(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT) as answer:
+        _check_head(answer, address)
+        if answer.status != 206 or not str(answer.headers.get("Content-Range")).startswith(f"bytes {have}-"):
+            part.truncate(0)
+            have = 0
+            if answer.status == 206:
+                raise ConnectionError("the server sent another part than was asked for")
+            version.write_text(_version_of(answer.headers), encoding="utf-8")
+        length = answer.headers.get("Content-Length")
+        whole = have + int(length) if length is not None and length.isdecimal() else None
+        _check_room(part, address, 0 if whole is None else whole - have, whole or 0)
+        try:
+            _receive(answer, part, address, whole)
+        finally:
+            part.flush()
+    size = part.seek(0, os.SEEK_END)
+    if whole is not None:
+        return bool(size == whole)
+    return _has_end_mark(part, size)
+
+
+def _version_of(headers: Any) -> str:
+    """What names the version of a file well enough to go on with it: a weak ETag does not say that bytes are equal."""
+    etag = headers.get("ETag") or ""
+    return str((etag if not etag.startswith("W/") else "") or headers.get("Last-Modified") or "")
+
+
+def _check_head(answer: Any, address: str) -> None:
+    """Refuses an answer that says itself that it is no shard."""
+    if answer.status not in (200, 206):
+        raise ConnectionError(f"the server answers with status {answer.status} in place of the file")
+    encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise _NoShardError(f"{_shown(address)} comes packed as {encoding!r}, which was not asked for. Copy it first.")
+    if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+        found = _TITLE.search(answer.read(_BLOCK))
+        text = html.unescape(found.group(1).decode("utf-8", "replace")) if found else ""
+        title = printable(" ".join(text.split()), 100)
+        raise _NoShardError(
+            f"{_shown(address)} gives a web page{f' ({title!r})' if title else ''}, not a tar archive. Check the "
+            "address, and whether it needs a login."
+        )
+
+
+def _check_room(part: Any, address: str, more: int, whole: int) -> None:
+    """Refuses what is larger than any shard, or than the disk."""
+    if whole > MOST_SHARD_BYTES:
+        raise _NoShardError(f"{_shown(address)} has more than {MOST_SHARD_BYTES} bytes, which no shard has.")
+    free = shutil.disk_usage(Path(part.name).parent).free
+    if more + LEAST_FREE_BYTES > free:
+        if not more:  # nobody knows how much would come: what is here is not kept
+            part.truncate(0)
+        raise OSError(f"it needs {more or 'unknown'} bytes more and {free} are free, of which some are kept")
+
+
+def _receive(answer: Any, part: Any, address: str, whole: int | None) -> None:
+    """Appends an answer to the part; stops at one that is too long, too slow, or begins like no archive."""
+    size, checked = part.seek(0, os.SEEK_END), False
+    since, received = time.monotonic(), 0
+    while block := answer.read1(_BLOCK):
+        part.write(block)
+        size += len(block)
+        received += len(block)
+        if size > (MOST_SHARD_BYTES if whole is None else whole):
+            raise _NoShardError(f"{_shown(address)} sends more than it says, or without an end.")
+        if not checked and size >= tarfile.BLOCKSIZE:
+            part.flush()
+            _check_first_block(Path(part.name), address)
+            checked = True
+        if received > 2**28:  # from time to time, where the length is unknown
+            _check_room(part, address, 0, size)
+            since, received = time.monotonic(), 0
+        elif time.monotonic() - since > _TIMEOUT:
+            if received < SLOWEST_BYTES:
+                raise TimeoutError(f"it sent {received} bytes in {_TIMEOUT:.0f} seconds")
+            since, received = time.monotonic(), 0
+    if not checked:
+        part.flush()
+        if whole is None or size >= whole:
+            _check_first_block(Path(part.name), address)
+
+
+def _check_first_block(path: Path, address: str) -> None:
+    with path.open("rb") as file:
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
+        return  # an archive without members
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise _NoShardError(
+            f"{_shown(address)} is not a tar archive: it begins with {printable(repr(block[:24]), 120)}. Check the "
+            "address. A compressed shard must be unpacked first: it cannot be read in any order."
+        ) from error
+
+
+def _has_end_mark(part: Any, size: int) -> bool:
+    """Whether an archive whose length nobody said is whole."""
+    if size < _END_MARK or size % tarfile.BLOCKSIZE:
+        return False
+    with open(part.name, "rb") as file:
+        file.seek(size - _END_MARK)
+        return not file.read().strip(b"\0")
+
+
+def _shown(address: str) -> str:
+    """An address without what may be a key or a password."""
+    bare = address.partition("?")[0].partition("#")[0]
+    scheme, found, rest = bare.partition("://")
+    host, slash, path = rest.partition("/")
+    return printable(f"{scheme}{found}{host.rpartition('@')[2]}{slash}{path}" if found else bare, 300)
