@@ -177,6 +177,7 @@ class _Hasty:
         finally:
             timer.cancel()
         if self._stopped:  # for http.client, the end of a connection is the end of the head as well
+            answer.close()
             raise TimeoutError("its head did not end")
         return answer
 
