@@ -30,7 +30,7 @@ from tests.cli.conftest import RATE, SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, fill, picture, write_text, write_truncated_jpeg
 
 RUN_FILES = {
-    "README.md", "config.json", "curves.png", "metrics.csv", "metrics.jsonl", "model.safetensors",
+    "README.md", "config.json", "curves.png", "images.npy", "metrics.csv", "metrics.jsonl", "model.safetensors",
     "preprocessor_config.json", "recipe.yaml", "state", "training.json",
 }  # fmt: skip
 

@@ -14,7 +14,8 @@ from deit.cli.console import PARTLY, print_table, progress_bar, report_found, re
 from deit.cli.settings import open_on_first
 
 if TYPE_CHECKING:
-    from deit.data.sources import Data, Source
+    from deit.core.known_images import Overlap
+    from deit.data.sources import Data
     from deit.deploy.embedding import Embedder
 
 
@@ -70,7 +71,7 @@ def evaluate_features_of(
     """Prints how well the features of `data` are told apart by those of `known`; processes of torchrun share both."""
     from deit.data.distributed import process_group
     from deit.deploy.embedding import Embedder
-    from deit.deploy.feature_evaluation import NEIGHBOURS, evaluate_features
+    from deit.deploy.feature_evaluation import NEIGHBOURS, evaluate_features, without_known
 
     with process_group(device) as processes:
         opened: list[Embedder] = []
@@ -88,17 +89,30 @@ def evaluate_features_of(
     if scores is None:  # the first process speaks for all
         return
     count = len(images.train.labels)
+    overlap = embedder.overlap(without_known(images.val, images.train)[0])
+    notes = _notes(scores[0].left_out, overlap)
     if as_json:
-        values = {"model": str(model), "data": data, "known": known, "known_images": count}
-        say_json({**values, "scores": [asdict(score) for score in scores]})
+        values = {"model": str(model), "data": data, "known": known, "known_images": count, "notes": notes}
+        seen = asdict(overlap) if overlap else None
+        say_json({**values, "overlap": seen, "scores": [asdict(score) for score in scores]})
         return
     rows = [(f"{s.token} token", s.method, f"{s.top1:.2f}", f"{s.top5:.2f}", str(s.images)) for s in scores]
     print_table(f"Features of {model} on {data}", ("features", "method", "top-1 %", "top-5 %", "images"), rows)
     say(f"Known: {count} images of {known}, {NEIGHBOURS} neighbours.")
+    for note in notes:
+        say(note)
+
+
+def _notes(left_out: int, overlap: Overlap | None) -> list[str]:
+    notes = overlap.notes() if overlap is not None else []
+    if left_out:
+        notes.insert(0, f"{left_out} images were left out: they are among the known ones.")
+    return notes
 
 
 def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
     """Opens known images as `train` and others as `val`: two data sets, or one that is divided."""
+    from deit.data.duplicates import count_shared
     from deit.data.opening import open_data, open_labelled
     from deit.data.sources import Data
 
@@ -106,7 +120,7 @@ def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
         return open_data(data, **settings)
     first = open_labelled(known, part="train", **settings)
     second = open_labelled(data, classes=first.classes, **settings)
-    if _have_same_images(first, second):
+    if count_shared(second, first) == len(second.labels):
         raise ValueError(
             f"{known} and {data} hold the same images, which would be compared with themselves. Pass other images, or "
             "the same path twice to have it divided."
@@ -118,12 +132,3 @@ def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
 def _is_same_path(first: str, second: str) -> bool:
     exist = os.path.exists(first) and os.path.exists(second)
     return first == second or (exist and os.path.realpath(first) == os.path.realpath(second))
-
-
-def _have_same_images(first: Source, second: Source) -> bool:
-    """Whether two sources are copies; that of a folder is known by names and sizes, so that some pixels are asked."""
-    if first.fingerprint() != second.fingerprint():
-        return False
-    count = len(first.labels)
-    some = {count * i // 5 for i in range(5)}
-    return any(first.image(i).tobytes() == second.image(i).tobytes() for i in some)

@@ -161,6 +161,7 @@ def _held_out(model: Path, source: Source) -> Source:
 
 
 def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
+    from deit.data.duplicates import contradictions, describe_contradictions
     from deit.deploy.recorded_scores import read_recorded_scores
 
     notes = []
@@ -176,6 +177,13 @@ def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
     recorded = read_recorded_scores(model, source)
     if recorded is not None:
         notes += recorded.notes({name: h.scores.as_dict() for name, h in result.heads.items()})
+    if result.overlap is not None:
+        notes += result.overlap.notes()
+        if result.overlap.learnt and result.overlap.measured and not any("--held-out" in note for note in notes):
+            notes.append("Pass --held-out to score the images that training kept for validation.")
+    contradicting = contradictions([source])
+    if contradicting:
+        notes.append(describe_contradictions(contradicting))
     return notes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from deit.core.configuration import CONFIG_NAME, read_config
 from deit.core.errors import read_json
 from deit.core.image_processor import DeiTImageProcessor, open_image_processor
+from deit.core.known_images import KnownImages
 from deit.core.processor_settings import PREPROCESSOR_NAME
 from deit.core.weight_files import PICKLE_NAME, WEIGHTS_NAME
 
@@ -118,3 +119,17 @@ def read_training_record(path: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     return read_json(file, "the record of a training")
+
+
+def read_known_images(path: Path) -> KnownImages | None:
+    """Returns what is recorded of the images that a model has learnt from, or None where nothing is.
+
+    Raises:
+        DamagedFileError: A file is damaged.
+    """
+    known = KnownImages.read(path)
+    if known is None:
+        return None
+    images = (read_training_record(path) or {}).get("images")
+    unrecorded = images.get("unrecorded") if isinstance(images, dict) else None
+    return KnownImages(known.hashes, known.roles, map(str, unrecorded if isinstance(unrecorded, list) else ()))

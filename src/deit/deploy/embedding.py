@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from deit.core.files import replaced_file
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.model_directory import kind_of_model, read_image_processor
+from deit.core.known_images import KnownImages, Overlap
+from deit.core.model_directory import kind_of_model, read_image_processor, read_known_images
+from deit.data.sources import Source, contents_of
 from deit.deploy.reading import read_pixels
 
 Array = npt.NDArray[np.float32]
@@ -27,6 +29,7 @@ class Embedder:
         model: A `DeiTModel` or `ViTModel`; it is put in evaluation mode.
         processor: The preprocessing that its weights were trained with.
         device: "cpu", "cuda", ...
+        known_images: Which images the model has learnt from, if that is recorded.
 
     Attributes:
         tokens: Which of `TOKENS` the model has.
@@ -36,13 +39,21 @@ class Embedder:
         ValueError: There is no such device.
     """
 
-    def __init__(self, model: Any, processor: DeiTImageProcessor, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: DeiTImageProcessor,
+        device: str = "cpu",
+        *,
+        known_images: KnownImages | None = None,
+    ) -> None:
         try:
             self.model = model.to(device).eval()
         except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
             raise ValueError(f"The device {device!r} cannot be used ({error}). Pass device='cpu'.") from error
         self.processor = processor
         self.device = device
+        self.known_images = known_images
         self.tokens = tuple(name for name in TOKENS if name != "distillation" or model.config.num_prefix_tokens == 2)
         self.depth = int(model.config.num_hidden_layers)
 
@@ -71,7 +82,13 @@ class Embedder:
         arguments = _parts_in_file(folder) if task == FEATURES else {}
         model = model_class.from_pretrained(folder, config=config, **arguments)
         refuse_non_finite_model(model, folder)
-        return cls(getattr(model, model.base_model_prefix, model), read_image_processor(folder), device)
+        trunk = getattr(model, model.base_model_prefix, model)
+        return cls(trunk, read_image_processor(folder), device, known_images=read_known_images(folder))
+
+    def overlap(self, images: Source) -> Overlap | None:
+        """Counts how many images the model has met before; None where that is not recorded."""
+        contents = contents_of(images)
+        return None if self.known_images is None or contents is None else self.known_images.overlap(contents)
 
     def check(self, token: str, block: int | None) -> None:
         """Checks that the model has a token and a block.

@@ -21,10 +21,11 @@ from deit.core.calibration import (
     reliability,
 )
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.known_images import KnownImages, Overlap
 from deit.core.metrics import SINGLE_LABEL, Array, Integers
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
-from deit.data.sources import Source
+from deit.data.sources import Source, contents_of
 from deit.deploy.evaluation_results import Evaluation, HeadResult, Temperature, Throughput
 
 # Logits of the answer that are kept, in bytes: all 50,000 x 1,000 of ImageNet's validation images need a fifth of it.
@@ -34,7 +35,7 @@ OnBatch = Callable[[int, int], None]
 
 
 class HeadRunner(Protocol):
-    """What is evaluated; see `TorchRunner`."""
+    """What is evaluated; see `TorchRunner`. It may have its `known_images`."""
 
     label_names: list[str]
     problem_type: str
@@ -128,7 +129,14 @@ def evaluate_model(
         throughput=_throughput(seen, batch_size, runner.device),
         kept=kept,
         logits=logits,
+        overlap=_overlap(runner, source),
     )
+
+
+def _overlap(runner: HeadRunner, source: Source) -> Overlap | None:
+    known: KnownImages | None = getattr(runner, "known_images", None)
+    contents = contents_of(source)
+    return None if known is None or contents is None else known.overlap(contents)
 
 
 def _ask(

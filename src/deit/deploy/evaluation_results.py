@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from deit.core import metrics
 from deit.core.calibration import ReliabilityBin, confidences, expected_calibration_error
+from deit.core.known_images import Overlap
 from deit.core.metrics import SINGLE_LABEL, AnyScores, Array, Integers
 
 
@@ -102,6 +103,7 @@ class Evaluation:
         throughput: How fast it was.
         kept: Numbers of the images whose logits of the shown head were kept; all where they fit in a gibibyte.
         logits: (images kept, K), of the shown head.
+        overlap: How many of the images the model has met before; None where that is not recorded.
     """
 
     problem_type: str
@@ -114,6 +116,7 @@ class Evaluation:
     throughput: Throughput
     kept: Integers
     logits: Array
+    overlap: Overlap | None = None
 
     @cached_property
     def agreement(self) -> dict[str, float]:
@@ -223,6 +226,7 @@ class Evaluation:
             "head": self.head,
             "heads": {name: self._head_dict(name) for name in self.heads},
             "throughput": asdict(self.throughput),
+            "overlap": asdict(self.overlap) if self.overlap else None,
         }
         if self.problem_type == metrics.MULTI_LABEL:
             result |= {"mean_average_precision": self.mean_average_precision, "per_class": self.per_class()}

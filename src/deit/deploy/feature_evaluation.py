@@ -6,7 +6,7 @@ Beside the features and the answers, memory grows neither with the number of kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
-from deit.data.sources import Source
+from deit.data.sources import Source, Subset, contents_of
 from deit.deploy.embedding import Array, Embedder
 
 Floats = npt.NDArray[np.float64]
@@ -163,6 +163,7 @@ class FeatureScores:
         top1: In percent.
         top5: In percent.
         images: Number of images counted.
+        left_out: Number of images not counted, since they are among the known ones.
     """
 
     token: str
@@ -170,6 +171,7 @@ class FeatureScores:
     top1: float
     top5: float
     images: int
+    left_out: int = 0
 
 
 def evaluate_features(
@@ -184,6 +186,8 @@ def evaluate_features(
 ) -> list[FeatureScores] | None:
     """Scores the features of every token: neighbours and linear classifier know `known` and are asked about `queries`.
 
+    A query whose very bytes are among the known images is left out: it would be its own neighbour.
+
     Args:
         embedder: The model.
         known: Labelled images.
@@ -197,18 +201,19 @@ def evaluate_features(
         Two for each token; None in every process but the first.
 
     Raises:
-        ValueError: The classes differ, or images have several.
+        ValueError: The classes differ, images have several, or all queries are among the known images.
     """
     if known.classes != queries.classes or known.problem_type != queries.problem_type:
         raise ValueError("Known images and queries must have the same classes. Open both with one list of classes.")
     if known.problem_type != "single_label_classification":
         raise ValueError(f"Features are scored where an image has one class. Received: {known.problem_type}.")
+    asked, left_out = without_known(queries, known)
     processes = processes or Processes()
     place = {"rank": processes.rank, "world_size": processes.world_size}
-    sources = [EvaluationBatches(source, embedder.processor, batch_size, **place) for source in (known, queries)]
+    sources = [EvaluationBatches(source, embedder.processor, batch_size, **place) for source in (known, asked)]
     total, done = sum(map(len, sources)), 0
     collected: list[dict[str, Array]] = []
-    for batches, source in zip(sources, (known, queries), strict=True):
+    for batches, source in zip(sources, (known, asked), strict=True):
         mine = len(range(processes.rank, len(source.labels), processes.world_size))
         width = int(embedder.model.config.hidden_size)
         made = {token: np.empty((mine, width), np.float32) for token in embedder.tokens}
@@ -221,7 +226,28 @@ def evaluate_features(
             if on_batch is not None:
                 on_batch(done, total)
         collected.append({token: _of_all(made.pop(token), len(source.labels), processes) for token in embedder.tokens})
-    return _scores(collected[0], known, collected[1], queries) if processes.is_first else None
+    if not processes.is_first:
+        return None
+    scores = _scores(collected[0], known, collected[1], asked)
+    return [replace(score, left_out=left_out) for score in scores]
+
+
+def without_known(queries: Source, known: Source) -> tuple[Source, int]:
+    """Returns the queries that are not among the known images, and how many are.
+
+    Raises:
+        ValueError: All are.
+    """
+    asked, others = contents_of(queries), contents_of(known)
+    if asked is None or others is None:
+        return queries, 0
+    is_new = ~np.isin(asked, others)
+    if not is_new.any():
+        raise ValueError(
+            f"All {len(is_new)} images to be asked about are among the known ones, and would be compared with "
+            "themselves. Pass other images, or the same path twice to have it divided."
+        )
+    return (queries, 0) if is_new.all() else (Subset(queries, np.flatnonzero(is_new)), int((~is_new).sum()))
 
 
 def _of_all(mine: Array, count: int, processes: Processes) -> Array:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from deit.core.known_images import LEARNT, MEASURED
 from deit.core.metrics import score_text, score_title
-from deit.core.model_directory import read_training_record
-from deit.data.sources import Source, Subset, split_indices
+from deit.core.model_directory import read_known_images, read_training_record
+from deit.data.sources import Source, Subset, contents_of, former_fingerprint, split_indices
 
 VALIDATION, TRAINING, WHOLE = "validation", "training", "whole"
 
@@ -84,28 +87,38 @@ def read_recorded_scores(model_directory: Path, source: Source) -> RecordedScore
     record = read_training_record(model_directory)
     if not record or "scores" not in record:
         return None
-    data, fingerprint = record.get("data", {}), source.fingerprint()
+    data, fingerprints = record.get("data", {}), _fingerprints(source)
     part = ""
-    if fingerprint == data.get("val_fingerprint"):
+    if data.get("val_fingerprint") in fingerprints:
         part = VALIDATION
-    elif fingerprint == data.get("train_fingerprint"):
+    elif data.get("train_fingerprint") in fingerprints:
         part = TRAINING
-    elif held_out(model_directory, source) is not None:
-        part = WHOLE
+    else:
+        kept = held_out(model_directory, source)
+        if kept is not None and data.get("val_fingerprint") in _fingerprints(kept):
+            part = WHOLE
     return RecordedScores(part=part, scores=record["scores"])
 
 
 def held_out(model_directory: Path, source: Source) -> Subset | None:
-    """Finds the images that training kept for validation, when it divided these ones itself.
+    """Finds the images that training kept for validation.
+
+    By the hashes that training recorded, and all of them or none; of an older model only when training divided these
+    very images itself.
 
     Args:
         model_directory: Of the model.
-        source: All images that training was given, with the model's classes.
+        source: Images with the model's classes.
 
     Returns:
         The images that the model never learnt from, or None when they cannot be told: the images or the model are
         others.
     """
+    contents, known = contents_of(source), read_known_images(model_directory)
+    if known is not None and contents is not None:
+        wanted = np.setdiff1d(known.with_role(MEASURED), known.with_role(LEARNT))
+        kept = np.flatnonzero(np.isin(contents, wanted))
+        return Subset(source, kept) if len(wanted) and np.isin(wanted, contents).all() else None
     record: dict[str, Any] = read_training_record(model_directory) or {}
     settings = record.get("recipe", {}).get("data", {})
     try:
@@ -113,4 +126,8 @@ def held_out(model_directory: Path, source: Source) -> Subset | None:
     except ValueError:  # too few images to have been divided
         return None
     part = Subset(source, kept)
-    return part if part.fingerprint() == record.get("data", {}).get("val_fingerprint") else None
+    return part if record.get("data", {}).get("val_fingerprint") in _fingerprints(part) else None
+
+
+def _fingerprints(source: Source) -> tuple[str, str]:
+    return source.fingerprint(), former_fingerprint(source)

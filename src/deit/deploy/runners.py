@@ -10,9 +10,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 
 from deit.core.configuration import read_config
+from deit.core.known_images import KnownImages
 from deit.core.labels import names_in_order
 from deit.core.metrics import SINGLE_LABEL
-from deit.core.model_directory import kind_of_model
+from deit.core.model_directory import kind_of_model, read_known_images
 
 Array = npt.NDArray[np.float32]
 
@@ -31,6 +32,7 @@ class TorchRunner:
         device: "cpu", "cuda", ...
         problem_type: What the logits mean, by the names of transformers.
         precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast).
+        known_images: Which images the model has learnt from, if that is recorded.
 
     Raises:
         ValueError: There is no such device or precision.
@@ -44,6 +46,7 @@ class TorchRunner:
         *,
         problem_type: str = SINGLE_LABEL,
         precision: str = "fp32",
+        known_images: KnownImages | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
@@ -55,6 +58,7 @@ class TorchRunner:
         self.device = device
         self.problem_type = problem_type
         self.precision = precision
+        self.known_images = known_images
 
     def heads(self, pixels: Array) -> dict[str, Array]:
         """Returns the logits (B, K) of each head; the first is the model's answer.
@@ -91,7 +95,12 @@ def open_runner(folder: Path, device: str = "cpu", *, precision: str = "fp32") -
     """
     config = read_config(folder)
     problem_type = str(config.get("problem_type") or SINGLE_LABEL)
-    settings: Any = {"device": device, "problem_type": problem_type, "precision": precision}
+    settings: Any = {
+        "device": device,
+        "problem_type": problem_type,
+        "precision": precision,
+        "known_images": read_known_images(folder),
+    }
     if kind_of_model(folder) == "deit":
         from deit.models.classifier import open_classifier
 

@@ -144,7 +144,15 @@ def open_model(
         except TypeError as error:
             raise TypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
 
-    return build_and_fill(build, checkpoint, may_map=may_map, **placing)
+    model, info = build_and_fill(build, checkpoint, may_map=may_map, **placing)
+    if files.get("state_dict") is None and name_or_path is not None:
+        model.name_or_path = origin(name_or_path)
+    return model, info
+
+
+def origin(name_or_path: str | os.PathLike[str]) -> str:
+    """Returns what a model's attribute `name_or_path` says: an absolute path, or a name on the hub."""
+    return os.path.abspath(name_or_path) if os.path.exists(name_or_path) else os.fspath(name_or_path)
 
 
 def build_and_fill(

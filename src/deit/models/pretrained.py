@@ -34,6 +34,9 @@ class PreTrainedModel(nn.Module):
     Args:
         config: Sizes, rates and labels.
 
+    Attributes:
+        name_or_path: What the weights were read from; empty for new ones.
+
     Raises:
         TypeError: `config` is not of the model's class of configuration.
         ImportError: The configured attention implementation is not installed.
@@ -42,6 +45,7 @@ class PreTrainedModel(nn.Module):
     config_class: ClassVar[type[VisionTransformerConfig]]
     base_model_prefix: ClassVar[str]
     main_input_name = "pixel_values"
+    name_or_path: str = ""
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # tells transformers.Trainer which arguments `forward` has
 

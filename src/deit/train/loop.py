@@ -33,6 +33,7 @@ from deit.models.vision_transformer import set_drop_path
 from deit.train.history import History
 from deit.train.recipe import Recipe
 from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
+from deit.train.run_images import keep_run_images
 from deit.train.state import State, load_state, save_state
 from deit.train.step import NonFiniteLossError, StepResult, TrainStep
 from deit.train.tasks import DistillationTask, Task
@@ -163,8 +164,7 @@ class _Run:
         self.identity: dict[str, Any] = {
             "teacher": teacher and teacher.name,
             "teacher_fingerprint": teacher and teacher.fingerprint(),
-            "training images": data.train.fingerprint(),
-            "validation images": data.val.fingerprint(),
+            **{name: getattr(data, part).fingerprint() for name, part in _IMAGES.items()},
             "student": _plain(task.student.config) if isinstance(task.student, PreTrainedModel) else None,
             "preprocessing": _plain(task.processor),
         }
@@ -182,6 +182,7 @@ class _Run:
         if teacher_cache is not None:
             self._open_cache(Path(teacher_cache))
         self.processes.on_first(lambda: open_run_folder(out, recipe, resume=resume))
+        self.images_record = self.processes.on_first(lambda: keep_run_images(task, data, out, teacher_cache))
         self.step = 0
         self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
         self.left_out: dict[int, str] = {}  # training images that could not be read at some time of the run, and why
@@ -509,6 +510,7 @@ class _Run:
                 "train_fingerprint": self.identity["training images"],
                 "val_fingerprint": self.identity["validation images"],
             },
+            "images": self.images_record,
             "steps": self.step,
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),

@@ -88,11 +88,23 @@ def _scores(record: dict[str, Any], classes: list[str]) -> str:
         *(f"| {head} | {' | '.join(score_text(c, values[c]) for c in columns)} |" for head, values in rows.items()),
     ]
     average = "the average of the weights" if record["weights"] == "average" else "the last weights"
-    images = f"Measured on {record['data']['val_images']} images that it did not learn from, with {average}."
+    images = f"Measured on {record['data']['val_images']} images{_met_before(record)}, with {average}."
     pictures = [f"![Losses and scores over the epochs]({CURVES_NAME})"]
     if not classes:
         pictures.append(f"![Images, what the model sees of them, what it makes of that]({PICTURE_NAME})")
     return "\n\n".join(["\n".join(lines), images, *pictures])
+
+
+def _met_before(record: dict[str, Any]) -> str:
+    """Says of the validation images whether they are new to the model."""
+    seen = (record.get("images") or {}).get("validation") or {}
+    known = {
+        "the model was itself trained on": seen.get("learnt", 0),
+        "the weights it began with were trained on": seen.get("initial", 0),
+        "its teacher was trained on": seen.get("taught", 0),
+    }
+    parts = [f"{count} of which {words}" for words, count in known.items() if count]
+    return f" ({'; '.join(parts)})" if parts else " that it did not learn from"
 
 
 def _use(name: str, own: bool, classes: list[str]) -> str:

@@ -29,6 +29,7 @@ from deit.models.finiteness import refuse_non_finite
 from deit.models.initialization import InitReport, initialize_from
 from deit.models.loading import read_network
 from deit.models.opening import Checkpoint, FileOptions, open_checkpoint
+from deit.models.pretrained import PreTrainedModel
 from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling
 from deit.train.label_matching import head_rows
 from deit.train.recipe import Recipe
@@ -165,7 +166,7 @@ def _check_patches(config: VisionTransformerConfig) -> None:
             )
 
 
-def _build_masked(config: VisionTransformerConfig) -> nn.Module:
+def _build_masked(config: VisionTransformerConfig) -> PreTrainedModel:
     _check_patches(config)
     if isinstance(config, ViTConfig):
         return ViTForMaskedImageModeling(config)
@@ -173,7 +174,7 @@ def _build_masked(config: VisionTransformerConfig) -> nn.Module:
     return DeiTForMaskedImageModeling(config)
 
 
-def _build(config: VisionTransformerConfig) -> nn.Module:
+def _build(config: VisionTransformerConfig) -> PreTrainedModel:
     _check_patches(config)
     if isinstance(config, ViTConfig):  # without distillation token
         return ViTForImageClassification(config)
@@ -227,6 +228,7 @@ def _start_from(
     if classes is None and not any(tensor.startswith("decoder.") for tensor in tensors):
         own.encoder_stride = own.grid_patch_size[0]  # of a decoder that is new
     model = _build_masked(own) if classes is None else _build(own)
+    model.name_or_path = str(checkpoint.path)
     count = next((tensors[head].shape[0] for head in _CLASS_HEADS if head in tensors), 0)
     rows, why = (None, ()) if classes is None else head_rows(_class_names(found), count, classes)
     report = initialize_from(model, tensors, found, head_rows=rows, source=str(checkpoint.name))

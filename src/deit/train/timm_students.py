@@ -76,6 +76,7 @@ def build_timm(
     processor = evaluation_processor(size, crop_ratio=recipe.crop_ratio, mean=cfg["mean"], std=cfg["std"])
     report = None
     if checkpoint is not None:
+        model.name_or_path = str(checkpoint.path)  # type: ignore[assignment]
         report = _fill(model, checkpoint, classes, values.get("label_names"))
     return {"model": model, "processor": processor, "report": report}
 

@@ -1,0 +1,149 @@
+"""Which images a model has learnt from, kept in its directory as hashes of their bytes, and which it meets again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deit.core.errors import DamagedFileError, parsing
+from deit.core.files import replaced_file
+
+IMAGES_NAME = "images.npy"
+
+# What an image was to a model; one may have been several things.
+LEARNT, INITIAL, MEASURED, TAUGHT = 1, 2, 4, 8
+
+_ENTRY = np.dtype([("hash", "<u8"), ("role", "u1")])  # 9 bytes; ImageNet's images need 12 MB
+_KIND = "a list of image hashes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How many images a model has met before; an image counts where it weighs most, in this order.
+
+    Attributes:
+        images: Number of images looked at.
+        learnt: Of them, those that the model was trained on.
+        initial: Those that the weights were trained on that it began with.
+        taught: Those that its teacher was trained on.
+        measured: Those, of all, that training scored the model on, and may have been chosen by.
+        unrecorded: Models that it descends from, or learnt from, whose own images are not recorded.
+    """
+
+    images: int
+    learnt: int
+    initial: int
+    taught: int
+    measured: int
+    unrecorded: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """Says it in sentences; none where nothing was met before."""
+        notes = []
+        if self.learnt:
+            notes.append(f"The model was trained on {self._of(self.learnt)}, so the scores are too good.")
+        if self.initial:
+            notes.append(
+                f"The weights that the model began with were trained on {self._of(self.initial)}"
+                f"{' that it was not itself' if self.learnt else ''}: the scores may be too good."
+            )
+        if self.taught:
+            other = " others" if self.learnt or self.initial else ""
+            notes.append(f"Its teacher was trained on {self._of(self.taught, other)}: the scores may be too good.")
+        if self.unrecorded:
+            notes.append(f"Not recorded, so not counted: the training images of {', '.join(self.unrecorded)}.")
+        return notes
+
+    def _of(self, count: int, other: str = "") -> str:
+        return f"{count}{other} of these {self.images} images"
+
+
+class KnownImages:
+    """Hashes of images, and what each was to a model.
+
+    Args:
+        hashes: (N,) uint64, sorted and different.
+        roles: (N,) uint8, sums of `LEARNT`, `INITIAL`, `MEASURED` and `TAUGHT`.
+        unrecorded: See `Overlap`.
+    """
+
+    def __init__(
+        self, hashes: npt.NDArray[np.uint64], roles: npt.NDArray[np.uint8], unrecorded: Iterable[str] = ()
+    ) -> None:
+        self.hashes = hashes
+        self.roles = roles
+        self.unrecorded = tuple(dict.fromkeys(unrecorded))
+
+    @classmethod
+    def merge(
+        cls, parts: Iterable[tuple[npt.NDArray[np.uint64], int | npt.NDArray[np.uint8]]], unrecorded: Iterable[str] = ()
+    ) -> KnownImages:
+        """Puts hashes with their roles together; a hash that comes several times gets all its roles."""
+        pairs = [(hashes, np.broadcast_to(np.asarray(role, np.uint8), hashes.shape)) for hashes, role in parts]
+        hashes = np.concatenate([np.zeros(0, np.uint64), *(each for each, _ in pairs)])
+        roles = np.concatenate([np.zeros(0, np.uint8), *(each for _, each in pairs)])
+        unique, where = np.unique(hashes, return_inverse=True)
+        merged = np.zeros(len(unique), np.uint8)
+        np.bitwise_or.at(merged, where.reshape(-1), roles)
+        return cls(unique, merged, unrecorded)
+
+    @classmethod
+    def read(cls, folder: Path) -> KnownImages | None:
+        """Reads what a folder holds, or returns None where there is none.
+
+        Raises:
+            DamagedFileError: The file is damaged or something else.
+        """
+        path = folder / IMAGES_NAME
+        if not path.is_file():
+            return None
+        with parsing(path, _KIND), path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise DamagedFileError(f"{path} is not {_KIND}: it is of another version of the format.")
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            if kind != _ENTRY or len(shape) != 1 or file.tell() + shape[0] * _ENTRY.itemsize != path.stat().st_size:
+                raise DamagedFileError(f"{path} is not {_KIND}: it holds {kind} of the shape {shape}.")
+            entries: npt.NDArray[Any] = np.frombuffer(file.read(), _ENTRY)
+        hashes = entries["hash"].astype(np.uint64)
+        if (hashes[1:] <= hashes[:-1]).any():
+            raise DamagedFileError(f"{path} is not {_KIND}: it is not sorted.")
+        return cls(hashes, entries["role"].copy())
+
+    def write(self, folder: Path) -> None:
+        """Writes the file of a folder, whole or not at all."""
+        entries = np.zeros(len(self.hashes), _ENTRY)
+        entries["hash"], entries["role"] = self.hashes, self.roles
+        with replaced_file(folder / IMAGES_NAME) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array(file, entries, version=(1, 0), allow_pickle=False)
+
+    def roles_of(self, contents: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
+        """Returns what each of (N,) images was to the model: (N,) uint8, 0 for one that it has not met."""
+        if not len(self.hashes):
+            return np.zeros(len(contents), np.uint8)
+        places = np.minimum(np.searchsorted(self.hashes, contents), len(self.hashes) - 1)
+        roles: npt.NDArray[np.uint8] = np.where(self.hashes[places] == contents, self.roles[places], 0).astype(np.uint8)
+        return roles
+
+    def with_role(self, *wanted: int) -> npt.NDArray[np.uint64]:
+        """Returns the hashes of images that have one of some roles."""
+        return self.hashes[(self.roles & sum(wanted)) != 0]
+
+    def overlap(self, contents: npt.NDArray[np.uint64]) -> Overlap:
+        """Counts how many of (N,) images the model has met before."""
+        roles = self.roles_of(contents)
+        learnt = (roles & LEARNT) != 0
+        initial = ((roles & INITIAL) != 0) & ~learnt
+        taught = ((roles & TAUGHT) != 0) & ~learnt & ~initial
+        return Overlap(
+            images=len(contents),
+            learnt=int(learnt.sum()),
+            initial=int(initial.sum()),
+            taught=int(taught.sum()),
+            measured=int(((roles & MEASURED) != 0).sum()),
+            unrecorded=self.unrecorded,
+        )
