@@ -191,7 +191,7 @@ def test_samples_that_cannot_be_used_are_left_out_by_name(tmp_path):
     assert reasons == {
         "c.png": "it has no label.",
         "e.png": "it has no label.",
-        "d": "it has no image (one of jpg, jpeg, png, webp).",
+        "d": "it has no image (jpg, jpeg, png, webp, ...).",
     }
     with pytest.raises(ValueError, match=r"a.tar: c.png: it has no label. \(5 such files; strict is on.\)"):
         source(path, strict=True)
@@ -325,4 +325,4 @@ def test_images_are_read_from_other_formats_too(tmp_path):
         members.update({f"{kind}.{kind}": file.getvalue(), f"{kind}.cls": b"0"})
     ours = source(write_shard(tmp_path / "a.tar", members))
     assert all(isinstance(ours.image(i), Image.Image) for i in range(2))
-    assert shards.IMAGE_ENDINGS == ("jpg", "jpeg", "png", "webp")
+    assert shards.IMAGE_ENDINGS[:4] == ("jpg", "jpeg", "png", "webp")

@@ -98,6 +98,7 @@ def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
         image_column=options.image_column,
         label_column=options.label_column,
         problem_type=options.problem_type,
+        label_separator=options.label_separator,
         value_range=options.range,
         progress=progress,  # type: ignore[arg-type]
     )

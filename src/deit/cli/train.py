@@ -123,6 +123,7 @@ def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> D
         image_column=options.image_column,
         label_column=options.label_column,
         problem_type=options.problem_type,
+        label_separator=options.label_separator,
         value_range=options.range,
         keep_unlabelled=taught,
         progress=progress,

@@ -26,7 +26,7 @@ _SYSTEM_NAMES = (
     "system volume information",
 )
 # Images of formats that are not read: a camera's raw files begin like TIFF and hold small previews.
-_OTHER_FORMATS = [
+OTHER_FORMATS = [
     ".heic",
     ".heif",
     ".avif",
@@ -247,7 +247,7 @@ def _add_file(found: FoundFiles, path: Path) -> None:
         found.skipped.append(SkippedFile(path=str(path), reason="it is not a regular file.", kind=NOT_IMAGES))
     elif not suffix and _begins_like_an_image(path):
         found.paths.append(str(path))
-    elif suffix in _OTHER_FORMATS:
+    elif suffix in OTHER_FORMATS:
         reason = f"{suffix} images are not read. Convert it to JPEG or PNG."
         found.skipped.append(SkippedFile(path=str(path), reason=reason, kind="images of other formats"))
     else:

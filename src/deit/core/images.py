@@ -20,8 +20,8 @@ from deit.core.sample_values import Samples, in_8_bits, samples_of
 from deit.core.sample_values import ValueRange as ValueRange
 
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jpe", ".jfif", ".mpo", ".apng", ".dib", ".pbm", ".pnm"),
 )
 # What Pillow may decode: formats that people keep photos in. Others (PSD, EPS, FITS, ...) have a history of
 # decoder bugs and are refused.

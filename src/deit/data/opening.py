@@ -297,6 +297,7 @@ def open_unlabelled(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
+    label_separator: str = "",
     value_range: ValueRange | None = None,
     progress: Progress | None = None,
 ) -> Data:
@@ -312,8 +313,9 @@ def open_unlabelled(
         seed: Chooses which.
         strict: See `open_data`.
         image_column: See `open_data`.
-        label_column: See `open_data`; used to divide the images alone, as is `problem_type`.
+        label_column: See `open_data`; used to divide the images alone, as are the next two.
         problem_type: See `open_data`.
+        label_separator: See `open_data`.
         value_range: See `open_data`.
         progress: See `open_data`.
 
@@ -341,7 +343,8 @@ def open_unlabelled(
     (read,) = parts.values()
     part = read()
     whole = StoredImages(part, strict=strict, value_range=options.value_range, progress=progress)
-    told = _labels_told(path, replace(options, label_column=label_column, problem_type=problem_type), part, whole.rows)
+    labelled = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator)
+    told = _labels_told(path, labelled, part, whole.rows)
     return _noted(_divide_unlabelled(WithoutLabels(whole), told, whole.skipped, val_fraction, seed))
 
 
@@ -357,7 +360,9 @@ def _labels_told(path: DataPath, options: ReadOptions, part: Part, rows: _Rows) 
         assert not isinstance(parts, Path)
         (read,) = parts.values()
         labelled = read()
-        found = encode_labels(labelled.labels, options.problem_type, place=labelled.store.place)
+        found = encode_labels(
+            labelled.labels, options.problem_type, place=labelled.store.place, separator=options.label_separator
+        )
     except ValueError:
         if options.label_column:
             raise

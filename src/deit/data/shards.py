@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deit.core.images import ImageError
+from deit.core.image_search import HIDDEN, NOT_IMAGES, OTHER_FORMATS, is_hidden
+from deit.core.images import IMAGE_SUFFIXES, ImageError
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.columns import choose_column
 from deit.data.contents import file_stamp, part_stamp
-from deit.data.label_columns import UNLABELLED, LabelColumn, column_option, ignored_labels, zeros_and_ones
+from deit.data.shard_labels import LABEL_ENDINGS, Labelled
 from deit.data.sources import Progress, SkippedFile
 from deit.data.stores import Part
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
-_LABELS = ("cls", "json", "txt")  # in this order: a .txt beside others is a caption more often than a label
+IMAGE_ENDINGS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _BLOCK = tarfile.BLOCKSIZE
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -75,7 +74,7 @@ class _Member:
 class _Sample:
     key: str
     shard: int
-    images: dict[str, _Member] = field(default_factory=dict)
+    images: dict[str, _Member] = field(default_factory=dict)  # by ending: all that follows the first dot
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -90,16 +89,18 @@ def shard_part(
 ) -> Part:
     """Opens tar shards that together are one part of a data set.
 
-    Neighbours in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Headers are
-    read once; an image is later read by its position, in any order. A shard that ends too early gives the samples
-    that it holds whole, and the rest is reported as left out.
+    Neighbours in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Where all its
+    images and labels have longer endings ("0.25.jpg", "0.25.cls"), names with dots are meant, and each is a sample. A
+    key `split` of the .json, or another that `deit.data.part_names` knows, divides the samples. Headers are read once;
+    an image is later read by its position, in any order. A shard that ends too early gives the samples that it holds
+    whole, and the rest is reported as left out.
 
     Args:
         name: Of the part.
         paths: The shards, in order.
-        image_column: Ending of the images where a sample has several: "jpg", "jpeg", "png" or "webp".
-        label_column: "cls" (a number), "txt" (a name), or a key of the "json" ("label" when empty); found in this
-            order, "json" before "txt", when empty.
+        image_column: Ending of the images where a sample has several: "jpg", "png", ..., or "depth.png".
+        label_column: "cls" (a number), "txt" (a name), or a key of the "json" ("label" or the like when empty), or
+            several keys of zeros and ones as "cat,dog"; found in this order, "json" before "txt", when empty.
         problem_type: What the labels are for.
         progress: Called with (shards read, shards in all).
 
@@ -108,13 +109,14 @@ def shard_part(
     """
     samples: list[_Sample] = []
     skipped: list[SkippedFile] = []
+    ignored: Counter[str] = Counter()
     for number, path in enumerate(paths):
-        found, problem = _read_shard(path, number)
+        found, problem = _read_shard(path, number, skipped, ignored)
         if problem:
             found = [sample for sample in found if sample is not found[-1] or (sample.images and sample.labels)]
             reason = f"{problem} Its {len(found)} whole samples are used."
-            skipped.append(SkippedFile(path=str(path), reason=reason))
-        samples += found
+            skipped.append(SkippedFile(path=str(path), reason=reason, kind="damaged shards"))
+        samples += [each for sample in found for each in _separated(sample, image_column)]
         if progress is not None:
             progress(number + 1, len(paths))
     if skipped and not samples:
@@ -122,10 +124,14 @@ def shard_part(
     origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     kind = _image_kind(samples, origin, image_column)
     members = [_chosen_image(sample, kind) for sample in samples]
-    unlabelled = problem_type == UNLABELLED
-    labels = ignored_labels(len(samples)) if unlabelled else _labels(samples, paths, origin, label_column)
     store = TarImages(paths, [sample.shard for sample in samples], members, [sample.key for sample in samples])
-    return Part(name=name, origin=origin, store=store, labels=labels, skipped=tuple(skipped))
+    names = [f"{paths[sample.shard]}: {sample.key}" for sample in samples]
+    labelled = Labelled([sample.labels for sample in samples], origin, names)
+    split = labelled.split(label_column)
+    labels = labelled.labels(label_column, problem_type)
+    return Part(
+        name=name, origin=origin, store=store, labels=labels, skipped=tuple(skipped), ignored=ignored, split=split
+    )
 
 
 class TarImages:
@@ -155,7 +161,7 @@ class TarImages:
         """Returns the content of an image file."""
         size = int(self._sizes[row])
         if size < 0:
-            raise ImageError(f"it has no image (one of {', '.join(IMAGE_ENDINGS)}).")
+            raise ImageError(f"it has no image ({', '.join(IMAGE_ENDINGS[:4])}, ...).")
         with self._paths[self._shards[row]].open("rb", buffering=0) as file:
             file.seek(int(self._offsets[row]))
             data = file.read(size)
@@ -176,8 +182,10 @@ class TarImages:
         return f"{self._paths[self._shards[row]]}: {self._names[row]}"
 
 
-def _read_shard(path: Path, number: int) -> tuple[list[_Sample], str]:
-    """Returns the samples of a shard, and what is wrong with it, or an empty string."""
+def _read_shard(
+    path: Path, number: int, skipped: list[SkippedFile], ignored: Counter[str]
+) -> tuple[list[_Sample], str]:
+    """Returns the samples of a shard, and what is wrong with it, or an empty string; adds to what is left out."""
     samples: list[_Sample] = []
     size = path.stat().st_size
     try:
@@ -192,7 +200,11 @@ def _read_shard(path: Path, number: int) -> tuple[list[_Sample], str]:
                 if member.isreg() and member.sparse is None:
                     if member.offset_data + member.size > size:
                         return samples, f"It is truncated in {member.name!r}."
-                    _add(samples, archive, member, number)
+                    if not _add(samples, archive, member, number):
+                        ignored[HIDDEN if _is_hidden(member.name) else NOT_IMAGES] += 1
+                elif not member.isdir():
+                    reason = "it is a link or another thing without content of its own."
+                    skipped.append(SkippedFile(path=f"{path}: {member.name}", reason=reason, kind="links in shards"))
         except (tarfile.TarError, EOFError, ValueError) as error:
             return samples, f"It is truncated or damaged after byte {archive.offset} ({error})."
         with path.open("rb") as file:
@@ -208,23 +220,51 @@ def _is_compressed(path: Path) -> bool:
         return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
 
 
-def _add(samples: list[_Sample], archive: tarfile.TarFile, member: tarfile.TarInfo, shard: int) -> None:
+def _is_hidden(name: str) -> bool:
+    return any(is_hidden(part) for part in name.removeprefix("./").split("/"))
+
+
+def _add(samples: list[_Sample], archive: tarfile.TarFile, member: tarfile.TarInfo, shard: int) -> bool:
+    """Adds a member to its sample; returns False for what belongs to none."""
     folder, slash, name = member.name.rpartition("/")
-    stem, dot, ending = name.partition(".")
-    ending = ending.lower()
-    if not stem or not dot or ending not in (*IMAGE_ENDINGS, *_LABELS):
-        return
-    key = folder + slash + stem
-    last = samples[-1] if samples else None
-    if last is None or last.key != key or ending in last.images or ending in last.labels:
+    stem, _, ending = name.partition(".")
+    last = ending.lower().rpartition(".")[2]
+    if not stem or _is_hidden(member.name) or not ending:
+        return False
+    if last not in (*IMAGE_ENDINGS, *LABEL_ENDINGS) and f".{last}" not in OTHER_FORMATS:
+        return bool(samples) and samples[-1].key == folder + slash + stem  # what else a sample may have
+    key, ending = folder + slash + stem, ending.lower()
+    former = samples[-1] if samples else None
+    if former is None or former.key != key or ending in former.images or ending in former.labels:
         samples.append(_Sample(key=key, shard=shard))
     sample = samples[-1]
-    if ending in _LABELS:
+    if last in LABEL_ENDINGS:
         content = archive.extractfile(member)
         assert content is not None  # it is a regular file
         sample.labels[ending] = content.read()
-    else:
+    elif last in IMAGE_ENDINGS:
         sample.images[ending] = _Member(name=member.name, offset=member.offset_data, size=member.size)
+    return True
+
+
+def _separated(sample: _Sample, asked: str) -> list[_Sample]:
+    """Takes a sample apart whose name has more dots than one; what follows the first dot is no ending then."""
+    plain = {ending: member for ending, member in sample.images.items() if "." not in ending}
+    labels = {ending: content for ending, content in sample.labels.items() if "." not in ending}
+    if plain or labels or not (sample.images or sample.labels):
+        images = sample.images if "." in asked or not plain else plain
+        return [_Sample(key=sample.key, shard=sample.shard, images=images, labels=labels)]
+    apart: dict[str, _Sample] = {}
+
+    def part(ending: str) -> _Sample:
+        stem = ending.rpartition(".")[0]
+        return apart.setdefault(stem, _Sample(key=f"{sample.key}.{stem}", shard=sample.shard))
+
+    for ending, member in sample.images.items():
+        part(ending).images[ending.rpartition(".")[2]] = member
+    for ending, content in sample.labels.items():
+        part(ending).labels[ending.rpartition(".")[2]] = content
+    return list(apart.values())
 
 
 def _image_kind(samples: Sequence[_Sample], origin: str, asked: str) -> str:
@@ -242,71 +282,3 @@ def _image_kind(samples: Sequence[_Sample], origin: str, asked: str) -> str:
 
 def _chosen_image(sample: _Sample, kind: str) -> _Member | None:
     return sample.images.get(kind) if kind else next(iter(sample.images.values()), None)
-
-
-# --- labels -------------------------------------------------------------------------------------------
-
-
-def _labels(samples: Sequence[_Sample], paths: Sequence[Path], origin: str, asked: str) -> LabelColumn:
-    kind, key = _label_kind(samples, origin, asked)
-    values: list[Any] = []
-    for sample in samples:
-        content = sample.labels.get(kind)
-        if content is None:
-            values.append(None)
-            continue
-        try:
-            text = content.decode("utf-8").strip()
-            values.append(_from_json(text, key) if kind == "json" else _from_text(text))
-        except ValueError as error:
-            place = f"{paths[sample.shard]}: {sample.key}.{kind}"
-            raise ValueError(f"{place} cannot be read as a label ({error}). Correct it.") from error
-    rows = [value for value in values if value is not None]
-    if rows and all(isinstance(value, list) for value in rows) and zeros_and_ones(values):
-        names = tuple(str(i) for i in range(len(rows[0])))
-        return LabelColumn(name=key or kind, values=values, class_names=names, zeros_and_ones=True)
-    return LabelColumn(name=key or kind, values=values)
-
-
-def _label_kind(samples: Sequence[_Sample], origin: str, asked: str) -> tuple[str, str]:
-    """Returns the ending of the labels, and the key in a JSON file."""
-    found = {kind for sample in samples for kind in sample.labels}
-    first = next((sample.labels["json"] for sample in samples if "json" in sample.labels), b"")
-    keys = _keys(first)
-    choices = dict.fromkeys([kind for kind in _LABELS if kind in found and kind != "json"] + keys, "")
-    if asked == "json":
-        asked = "label"
-    if asked in ("cls", "txt") or (not asked and "cls" in found):
-        kind, key = asked or "cls", ""
-    elif asked or "label" in keys:
-        kind, key = "json", asked or "label"
-    else:
-        kind, key = "txt", ""
-    if kind not in found or (kind == "json" and key not in keys):
-        raise ValueError(
-            f"{origin} has no labels{f' named {asked!r}' if asked else ''}. A sample needs a .cls, a .txt or a .json "
-            f"with a label. Found: {', '.join(choices) or 'none'}. Choose one with "
-            f"{column_option('label_column')}."
-        )
-    return kind, key
-
-
-def _keys(content: bytes) -> list[str]:
-    try:
-        value = json.loads(content or b"{}")
-    except ValueError:
-        return ["label"]  # the error that names the sample comes when its label is read
-    return list(value) if isinstance(value, dict) else []
-
-
-def _from_json(text: str, key: str) -> Any:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("it is not an object with a key for each value")
-    return value.get(key)
-
-
-def _from_text(text: str) -> str:
-    if "\n" in text:
-        raise ValueError("it has several lines")
-    return text

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -65,6 +65,7 @@ class Part:
         store: The images.
         labels: One label for each.
         skipped: What could not even be listed, such as the rest of a truncated shard.
+        ignored: Counts of what is of no interest, such as hidden members of a shard.
         split: The part of each row, where a column says it; empty elsewhere.
     """
 
@@ -73,6 +74,7 @@ class Part:
     store: ImageStore
     labels: LabelColumn
     skipped: tuple[SkippedFile, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict)
     split: Sequence[str] = ()
 
 
@@ -125,6 +127,7 @@ def divided(part: Part) -> dict[str, Part]:
             store=SomeRows(part.store, rows),
             labels=replace(part.labels, values=[part.labels.values[row] for row in rows.tolist()]),
             skipped=() if parts else part.skipped,  # reported once, with the first part
+            ignored={} if parts else part.ignored,
             split=(),
         )
     return parts
@@ -155,7 +158,7 @@ class StoredImages:
         rows: (N,) their places in the part.
         contents: (N,) uint64 hashes of the images' bytes.
         skipped: What was left out.
-        ignored: Empty; see `ImageFolder`.
+        ignored: Counts of what is of no interest.
 
     Raises:
         ValueError: There are no usable images, the labels do not fit, or one of the two conditions above.
@@ -204,7 +207,7 @@ class StoredImages:
             unlabelled = unlabelled[:0]
         rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
         found = _examined(part.store, rows, progress, value_range)
-        self.ignored: dict[str, int] = {}
+        self.ignored = part.ignored
         self.skipped = [
             *part.skipped,
             *(_without_label(part.store.place(int(row))) for row in unlabelled),

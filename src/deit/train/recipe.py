@@ -158,6 +158,7 @@ class DataOptions:
         image_column: Column of a table that holds the images; empty finds it.
         label_column: Column of a table that holds the labels; empty finds it.
         problem_type: What the labels are; transformers' names.
+        label_separator: What separates several classes in one text; see `deit.data.label_cells.read_separator`.
         value_range: The values that become black and white in grey images of more than 8 bits; 0, 0 where the type or
             the file says it. Saved with the model. See `deit.core.sample_values`.
         labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
@@ -176,6 +177,7 @@ class DataOptions:
     image_column: str = ""
     label_column: str = ""
     problem_type: str = "single_label_classification"
+    label_separator: str = ""
     value_range: tuple[float, float] = (0.0, 0.0)
     labels_per_class: int = 0
     label_fraction: float = 1.0
