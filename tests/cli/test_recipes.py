@@ -27,7 +27,7 @@ def test_one_recipe_is_shown_with_command_hardware_time_number_and_settings():
     for part in (
         "53 hours on 8 GPUs, 37 hours on 16",
         "2 machines x 8 GPUs x 64 images",
-        "deit train DATA --recipe deit-base --student deit-base-patch16-224 --out OUT",
+        "deit train DATA --recipe deit-base --out OUT",
         "81.8 %",
         "table",
         "deit-base-original: schedule.updates=original",

@@ -82,6 +82,9 @@ def test_the_recipe_is_saved_as_it_was_resolved(student):
     recipe = Recipe.load(student / "recipe.yaml")
     expected = Recipe().with_settings(
         {
+            "student": VARIANT,
+            "image_size": 32,
+            "teacher": recipe.teacher,
             "schedule.epochs": 2,
             "schedule.warmup_epochs": 0.2,  # a tenth of the two
             "batch_size": 4,
@@ -90,6 +93,7 @@ def test_the_recipe_is_saved_as_it_was_resolved(student):
         }
     )
     assert recipe == expected
+    assert [Path(name).name for name in recipe.teacher] == ["teacher"]
 
 
 def test_metrics_are_saved_as_json_lines_and_as_a_table(student):

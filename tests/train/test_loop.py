@@ -22,11 +22,13 @@ from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teacher import Teacher
 from tests.train import tiny
 
+HOW = Distillation(kind="soft", temperature=1.0, weight=0.5)
+
 
 def distillation_task(**fields: object) -> DistillationTask:
     torch.manual_seed(1)
     teacher = Teacher(tiny.TinyConvnet(), mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0), image_size=(8, 8), name="tiny")
-    return DistillationTask(tiny.student(**fields), teacher, tiny.processor(), distillation=Distillation(kind="soft"))
+    return DistillationTask(tiny.student(**fields), teacher, tiny.processor(), distillation=HOW)
 
 
 def classification_task(**fields: object) -> ClassificationTask:

@@ -101,7 +101,7 @@ def test_dotted_settings_are_converted_to_the_type_of_the_value(name, text, valu
         ({"accumulate": 0}, "accumulate must be at least 1"),
         ({"accumulate": 3}, r"batch_size must be a multiple of accumulate \(3\). Received: 64"),
         ({"loss": "mse"}, "loss must be one of"),
-        ({"loss": "bce"}, 'label_smoothing must be 0 with loss "bce", .* Received: 0.1'),
+        ({"loss": "bce", "label_smoothing": 0.1}, 'label_smoothing must be 0 with loss "bce", .* Received: 0.1'),
         ({"drop_path_shape": "round"}, "drop_path_shape must be one of"),
         ({"student_mode": "training"}, "student_mode must be one of .* Did you mean 'train'"),
         ({"ema_use": "drop"}, "ema_use must be one of"),

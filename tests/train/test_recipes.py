@@ -50,6 +50,7 @@ REVENGE_21K = {
     **REVENGE, "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.02, "loss": "ce", "label_smoothing": 0.1,
     "augment.mixup_alpha": 0.0, "augment.crop": "simple", "augment.num_repeats": 1,
 }  # fmt: skip
+SOFT = {**TABLE_9, "distillation.kind": "soft", "distillation.temperature": 3.0, "distillation.weight": 0.1}
 LONG = {**TABLE_9, "schedule.epochs": 1000}
 AT_384 = {
     **TABLE_9, "batch_size": 512, "optimizer.lr": 5e-6, "optimizer.weight_decay": 1e-8, "schedule.epochs": 30,
@@ -81,6 +82,9 @@ PUBLISHED = {
     "deit-tiny-distilled-1000": (LONG, 1e-3, 224, 76.6),
     "deit-small-distilled-1000": (LONG, 1e-3, 224, 82.6),
     "deit-base-distilled-1000": (LONG, 1e-3, 224, 84.2),
+    "deit-tiny-distilled-soft": (SOFT, 1e-3, 224, None),
+    "deit-small-distilled-soft": (SOFT, 1e-3, 224, None),
+    "deit-base-distilled-soft": (SOFT, 1e-3, 224, None),
     "deit-base-384": (AT_384, 5e-6, 384, 83.1),
     "deit-base-distilled-384": (AT_384, 5e-6, 384, 84.5),
     "deit3-small": (at(4e-3, 0.05, REVENGE), 4e-3, 224, 81.4),
@@ -110,6 +114,7 @@ PUBLISHED = {
 }
 SIMMIM = ["simmim-100", "simmim-800", "simmim-fine-tune"]
 OURS = ["small-data-cpu", "small-data-gpu", "fine-tune"]
+START = {"student", "config", "image_size", "partial_patches", "init", "teacher"}
 TEACHER = "timm/regnety_160.deit_in1k"
 
 
@@ -137,10 +142,10 @@ def test_a_published_recipe_has_the_published_values(name) -> None:
 def test_what_the_published_recipes_do_not_say_is_the_default() -> None:
     ours = {key for key in flat(Recipe()) if key not in TABLE_9}
     for name in PUBLISHED:
-        assert not ours & set(differences(named_recipe(name).recipe, Recipe()))
+        assert not (ours - START) & set(differences(named_recipe(name).recipe, Recipe()))
     assert {key.split(".")[0] for key in ours} == {
         "accumulate", "seed", "precision", "compile", "eval_epochs", "num_workers", "augment", "distillation", "data",
-        "freeze", "masking",
+        "freeze", "masking", *START,
     }  # fmt: skip
 
 
@@ -208,16 +213,17 @@ def test_every_recipe_is_complete_and_its_command_can_be_typed(name) -> None:
     named = named_recipe(name)
     assert named.student in VARIANTS
     assert all((named.summary, named.hardware, named.expected_time, named.top1_note, named.source))
-    assert (named.top1 is None) == (name in OURS + SIMMIM or name.endswith("-21k"))
+    assert (named.top1 is None) == (name in OURS + SIMMIM or name.endswith(("-21k", "-soft")))
     words = shlex.split(named.command)
     start = words.index(named.verb)
     assert words[start - 1] == "deit"
     command = typer.main.get_command(app).commands[named.verb]
     with command.make_context(named.verb, words[start + 1 :]) as context:
         given = context.params
-    assert (given["recipe"], given["student"], given["init"]) == (name, named.student, named.init)
-    assert list(given.get("teacher") or []) == ([named.teacher] if named.teacher else [])
-    assert (given["image_size"] or VARIANTS[named.student].image_size) == named.image_size
+    made_by = named.recipe.init_made_by
+    assert (given["recipe"], given["init"]) == (name, made_by and made_by.upper())
+    assert made_by is None or made_by in list_recipes()
+    assert not any((given["student"], given.get("teacher"), given["image_size"]))  # the recipe has them
     assert named.recipe.batch_size % named.recipe.accumulate == 0
 
 
@@ -226,7 +232,7 @@ def test_every_recipe_is_complete_and_its_command_can_be_typed(name) -> None:
 )
 def test_a_recipe_of_each_kind_can_be_trained_with(name, tmp_path) -> None:
     """Both optimizers and losses, all crops, layer decay, evaluation mode and the average that is only kept."""
-    short = {"batch_size": 4, "num_workers": 0, "schedule.epochs": 1, "schedule.warmup_epochs": 0}
+    short = {"init": "", "batch_size": 4, "num_workers": 0, "schedule.epochs": 1, "schedule.warmup_epochs": 0}
     recipe = named_recipe(name).recipe.with_settings(short)
     task = ClassificationTask(
         tiny.student(), tiny.processor(), label_smoothing=recipe.label_smoothing, loss=recipe.loss

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deit.cli.console import reports_errors, say, say_lines
-from deit.cli.settings import check_freeze, open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
+from deit.cli.settings import (
+    check_freeze,
+    describe_start,
+    open_named_recipe,
+    open_on_first,
+    print_result,
+    recipe_settings,
+    run_fit,
+)
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -30,7 +38,13 @@ def pretrain(
         str | None, typer.Option(help="Weights to begin with: model directory, hub name or weight file.")
     ] = None,
     config: Annotated[str, typer.Option(help="Change the variant, such as num_hidden_layers=4,patch_size=8.")] = "",
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see deit recipes) or YAML file.")] = DEFAULT_RECIPE,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A recipe's name (see deit recipes) or YAML file; the settings of {DEFAULT_RECIPE} without one.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all processes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
@@ -50,24 +64,24 @@ def pretrain(
     from deit.train.run_folder import check_run_folder
     from deit.train.students import build_masked_student
 
-    given, _ = open_named_recipe(recipe, DEFAULT_STUDENT)
-    resolved = given.with_settings(
+    given = _open_recipe(recipe, init, config)
+    chosen = given.with_settings(
         recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     )
-    _check_settings(resolved, init)
-    if student is None and init is None:
-        student = DEFAULT_STUDENT
     with process_group(device) as processes:
+        resolved = processes.on_first(lambda: _resolved(chosen, student=student, init=init, image_size=image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
-        built = build_masked_student(student, resolved, image_size=image_size, init=init, overrides=config)
+        built = build_masked_student(None, resolved)
         task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
         if processes.is_first:
             say(
                 f"{len(images.train.labels)} training and {len(images.val.labels)} validation images, without labels. "
-                f"Student: {student or type(built.model).__name__}. Hidden: {task.masks.num_masked} of "
+                f"Student: {resolved.student or type(built.model).__name__}. Hidden: {task.masks.num_masked} of "
                 f"{task.masks.num_patches} patches.",
             )
+            for line in describe_start(resolved, images, built.processor):
+                say(line)
             if built.report is not None:
                 say_lines(built.report.describe())
         result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
@@ -76,8 +90,31 @@ def pretrain(
             say(f"Reconstructions: {out / PICTURE_NAME}")
 
 
-def _check_settings(recipe: Recipe, init: str | None) -> None:
-    check_freeze(recipe, init)
+def _open_recipe(name_or_path: str | None, init: str | None, config: str) -> Recipe:
+    from deit.train.recipes import named_recipe
+
+    if name_or_path is None:  # the settings alone: their student is meant for many GPUs
+        recipe = named_recipe(DEFAULT_RECIPE).recipe.with_settings({"student": "", "image_size": 0})
+    else:
+        recipe = open_named_recipe(name_or_path, "pretrain")
+    needs_one = not (recipe.student or recipe.init or init)
+    return recipe.with_settings(
+        ({"student": DEFAULT_STUDENT} if needs_one else {}) | ({"config": config} if config else {})
+    )
+
+
+def _resolved(recipe: Recipe, **chosen: Any) -> Recipe:
+    """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
+    from deit.train.start import resolved_start
+
+    resolved = resolved_start(recipe, open_weights=True, **chosen)
+    resolved.check_learning_rates()
+    _check_settings(resolved)
+    return resolved
+
+
+def _check_settings(recipe: Recipe) -> None:
+    check_freeze(recipe)
     if recipe.data.labels_per_class or recipe.data.label_fraction < 1:
         raise ValueError(
             "deit pretrain looks at no labels. Leave out data.labels_per_class and data.label_fraction; for fewer "

@@ -9,7 +9,7 @@ import typer
 from deit.cli.console import reports_errors, say, say_json, say_lines
 
 if TYPE_CHECKING:
-    from deit.train.recipes import NamedRecipe
+    from deit.train.named_recipe import NamedRecipe
 
 
 @reports_errors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,12 +19,20 @@ if TYPE_CHECKING:
 _LARGEST_WARMUP = 0.1  # share of the epochs
 
 
-def open_named_recipe(name_or_path: str, student: str) -> tuple[Recipe, str]:
-    """Returns a recipe and the student it is for: of a file, the one given."""
-    from deit.train.recipes import named_recipe, open_recipe
+def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
+    """Returns a recipe of a file, or by its name, which must be one of a command's.
+
+    Raises:
+        FileNotFoundError: See `open_recipe`.
+        ValueError: See `open_recipe`; or the recipe is another command's.
+    """
+    from deit.train.recipes import is_recipe_file, named_recipe, open_recipe
 
     recipe = open_recipe(name_or_path)
-    return recipe, student if Path(name_or_path).is_file() else named_recipe(name_or_path).student
+    if not is_recipe_file(name_or_path) and named_recipe(name_or_path).verb != verb:
+        other = named_recipe(name_or_path).verb
+        raise ValueError(f"{name_or_path} is a recipe of deit {other}. Received: deit {verb}. See `deit recipes`.")
+    return recipe
 
 
 def recipe_settings(
@@ -54,10 +61,22 @@ def recipe_settings(
     return settings
 
 
-def check_freeze(recipe: Recipe, init: str | None) -> None:
+def check_freeze(recipe: Recipe) -> None:
     """Refuses to keep weights that were drawn at random."""
-    if recipe.freeze and init is None:
+    if recipe.freeze and not recipe.init:
         raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+
+
+def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:
+    """Returns what a training starts from and how its learning rate will go, in lines."""
+    from deit.train.optimization import describe_rates
+
+    height, width = processor.output_size
+    steps = max(len(images.train.labels) // recipe.batch_size, 1)
+    return [
+        f"Input: {height} x {width} pixels. Starts from: {recipe.init or 'random weights'}.",
+        *describe_rates(recipe, steps_per_epoch=steps),
+    ]
 
 
 def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> Data:

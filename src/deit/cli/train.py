@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.console import reports_errors, say, say_lines
-from deit.cli.settings import check_freeze, open_named_recipe, open_on_first, print_result, recipe_settings, run_fit
+from deit.cli.settings import (
+    check_freeze,
+    describe_start,
+    open_named_recipe,
+    open_on_first,
+    print_result,
+    recipe_settings,
+    run_fit,
+)
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -62,17 +70,20 @@ def train(
     from deit.data.distributed import process_group
     from deit.train.run_folder import check_run_folder
 
-    given, its_student = _open_recipe(recipe)
+    given = _open_recipe(recipe, init)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
-    resolved = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))
-    student = _checked_student(student, its_student, init, resolved)
+    chosen = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))
     with process_group(device) as processes:
+        resolved = processes.on_first(
+            lambda: _resolved(chosen, student=student, init=init, image_size=image_size, teachers=teacher or [])
+        )
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
-        taught = bool(teacher) or teacher_cache is not None
+        teachers = _open_teachers(resolved, teacher_cache, given=bool(teacher))
+        taught = bool(resolved.teacher) or teacher_cache is not None
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
-        built, task = _build_task(student, init, teacher or [], teacher_cache, images, resolved, image_size)
+        built, task = _build_task(teachers, images, resolved, taught=taught)
         if processes.is_first:
-            _print_plan(images, resolved, student, built, teacher or [f"what {teacher_cache} recorded"] * taught)
+            _print_plan(images, resolved, built, taught=taught, teacher_cache=teacher_cache if not teachers else None)
         result = run_fit(
             task, images, resolved, processes, out=out, device=device, resume=resume, teacher_cache=teacher_cache
         )
@@ -80,17 +91,52 @@ def train(
             print_result(result)
 
 
-def _open_recipe(name_or_path: str | None) -> tuple[Recipe, str]:
+def _open_recipe(name_or_path: str | None, init: str | None) -> Recipe:
     from deit.train.recipe import Recipe
 
-    if name_or_path is None:
-        return Recipe(), DEFAULT_STUDENT
-    return open_named_recipe(name_or_path, DEFAULT_STUDENT)
+    recipe = Recipe() if name_or_path is None else open_named_recipe(name_or_path, "train")
+    needs_one = not (recipe.student or recipe.init or init)
+    return recipe.with_settings({"student": DEFAULT_STUDENT}) if needs_one else recipe
 
 
-def _checked_student(student: str | None, of_recipe: str, init: str | None, recipe: Recipe) -> str | None:
-    check_freeze(recipe, init)
-    return of_recipe if student is None and init is None else student
+def _resolved(recipe: Recipe, *, student: str | None, **chosen: Any) -> Recipe:
+    """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
+    from deit.core.variants import VARIANTS
+    from deit.train.start import resolved_start
+
+    resolved = resolved_start(recipe, student=student, open_weights=True, **chosen)
+    resolved.check_learning_rates()
+    check_freeze(resolved)
+    variant = VARIANTS.get(resolved.student)
+    if resolved.teacher and (resolved.student.startswith("timm/") or (variant and not variant.distilled)):
+        raise _no_distillation_head(resolved.student)
+    return resolved
+
+
+def _no_distillation_head(student: str) -> ValueError:
+    return ValueError(
+        f"Distillation needs a student with a distillation head. Received: {student}. Pass a distilled variant as "
+        f"--student, such as {DEFAULT_STUDENT}; --init may be an undistilled checkpoint of its size. Or leave out the "
+        "teacher (--set teacher= where the recipe has one)."
+    )
+
+
+def _open_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> Any:
+    """Opens the teachers; a cache that was written speaks for the recipe's."""
+    from deit.train.teacher import open_teachers
+    from deit.train.teacher_cache import is_cache
+
+    if not recipe.teacher or (cache is not None and not given and is_cache(cache)):
+        return None
+    try:
+        return open_teachers(list(recipe.teacher))
+    except OSError as error:
+        if given:
+            raise
+        raise OSError(
+            f"The recipe learns from the teacher {', '.join(recipe.teacher)}. {error} Or pass another with --teacher, "
+            "or --set teacher= to learn from labels alone."
+        ) from error
 
 
 def _label_settings(text: str | None) -> dict[str, Any]:
@@ -137,22 +183,14 @@ def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> D
     )
 
 
-def _build_task(
-    student: str | None,
-    init: str | None,
-    teachers: list[str],
-    teacher_cache: Path | None,
-    images: Data,
-    recipe: Recipe,
-    image_size: int | None,
-) -> tuple[Student, Any]:
+def _build_task(teachers: Any, images: Data, recipe: Recipe, *, taught: bool) -> tuple[Student, Any]:
     from deit.train.students import build_student
     from deit.train.tasks import ClassificationTask, DistillationTask
-    from deit.train.teacher import match_teacher, open_teachers
+    from deit.train.teacher import match_teacher
 
     classes = images.train.classes
-    built = build_student(student, classes, recipe, image_size=image_size, init=init)
-    if not teachers and teacher_cache is None:
+    built = build_student(None, classes, recipe)
+    if not taught:
         return built, ClassificationTask(
             built.model,
             built.processor,
@@ -163,19 +201,14 @@ def _build_task(
     if images.problem_type != "single_label_classification":
         raise ValueError(
             f"Distillation is for one class per image. Received: data.problem_type={images.problem_type}. "
-            "Leave out --teacher."
+            "Leave out the teacher (--set teacher= where the recipe has one)."
         )
     if not hasattr(built.model, "distillation_classifier"):
-        raise ValueError(
-            f"Distillation needs a student with a distillation head. Received: {student or init}. Pass a distilled "
-            f"variant as --student, such as {DEFAULT_STUDENT}; --init may be an undistilled checkpoint of its size."
-        )
-    opened = None
-    if teachers:
-        opened = match_teacher(open_teachers(teachers), classes, built.processor.output_size)
+        raise _no_distillation_head(recipe.student or recipe.init)
+    matched = teachers and match_teacher(teachers, classes, built.processor.output_size)
     return built, DistillationTask(
         built.model,
-        opened,
+        matched,
         built.processor,
         distillation=recipe.distillation,
         label_smoothing=recipe.label_smoothing,
@@ -183,7 +216,7 @@ def _build_task(
     )
 
 
-def _print_plan(images: Data, recipe: Recipe, student: str | None, built: Student, teachers: list[str]) -> None:
+def _print_plan(images: Data, recipe: Recipe, built: Student, *, taught: bool, teacher_cache: Path | None) -> None:
     from deit.data.few_labels import count_unlabelled, labelled_again
 
     count, unlabelled = len(images.train.labels), count_unlabelled(images.train)
@@ -192,10 +225,20 @@ def _print_plan(images: Data, recipe: Recipe, student: str | None, built: Studen
     if unlabelled:
         shown = (count - unlabelled + again) / (count + again)
         few = f" ({count - unlabelled} with a label, {shown:.0%} of what is shown)"
-    say(
+    teacher = ", ".join(recipe.teacher) or "none"
+    if teacher_cache is not None:
+        teacher = f"what {teacher_cache} recorded"
+    lines = [
         f"{count} training{few} and {len(images.val.labels)} validation images, "
-        f"{len(images.train.classes)} classes. Student: {student or type(built.model).__name__}. "
-        f"Teacher: {', '.join(teachers) or 'none'}.",
-    )
+        f"{len(images.train.classes)} classes. Student: {recipe.student or type(built.model).__name__}. "
+        f"Teacher: {teacher}.",
+        *describe_start(recipe, images, built.processor),
+    ]
+    if taught:
+        how = recipe.distillation
+        softly = f", temperature {how.temperature:g}" if how.kind == "soft" else ""
+        lines.append(f"Distillation: {how.kind}{softly}, weight {how.weight:g}.")
+    for line in lines:
+        say(line)
     if built.report is not None:
         say_lines(built.report.describe())

@@ -20,6 +20,7 @@ from deit.models.keras_losses import (
     is_integer,
 )
 from deit.train.keras_teacher import KerasTeacher
+from deit.train.recipe_values import following
 
 _HEADS = {"top1": "logits", "class_top1": "cls_logits", "distillation_top1": "distillation_logits"}
 
@@ -44,8 +45,8 @@ class KerasDistillation(keras.Model):
         teacher: A `KerasTeacher`, which brings the student's pixels to what the teacher expects; a Keras model that
             takes them as they are (resized where it has a size of its own); or None when its logits come with the data.
         kind: "hard" (the teacher's first class; the paper's choice) or "soft" (its distribution).
-        temperature: Of soft distillation; 3 in the paper.
-        weight: Share w of the distillation loss; 0.5 for hard, 0.1 for soft in the paper.
+        temperature: Of soft distillation. None takes the paper's 3.
+        weight: Share w of the distillation loss. None takes the paper's: 0.5 for hard, 0.1 for soft.
         reduction: "batchmean", or "numel" as in the paper's code; see `deit.models.losses.distillation_loss`.
         label_smoothing: Of the class head's labels; 0.1 in the paper. Probabilities are taken as they are.
         processor: The student's preprocessing. A teacher with `mean` and `std` needs it, to undo the student's.
@@ -71,8 +72,8 @@ class KerasDistillation(keras.Model):
         teacher: KerasTeacher | keras.Model | None = None,
         *,
         kind: str = "hard",
-        temperature: float = 1.0,
-        weight: float = 0.5,
+        temperature: float | None = None,
+        weight: float | None = None,
         reduction: str = "batchmean",
         label_smoothing: float = 0.1,
         processor: DeiTImageProcessor | None = None,
@@ -80,6 +81,8 @@ class KerasDistillation(keras.Model):
     ) -> None:
         super().__init__(name=name, autocast=False)
         _check_student(student)
+        temperature = following("distillation.temperature", temperature, kind)
+        weight = following("distillation.weight", weight, kind)
         _check_numbers(kind, temperature, weight, reduction, label_smoothing)
         self.student = student
         self.kind, self.temperature, self.weight = kind, temperature, weight

@@ -23,8 +23,9 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         steps_per_epoch: Batches in an epoch.
         epochs: Passes over the training images.
         warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
-        warmup_lr: Where the warm-up begins.
-        min_lr: Where the cosine ends.
+        warmup_lr: Where the warm-up begins; at most `peak`. None takes the paper's 1e-6, or 0.002 of a peak that is not
+            above it, as the paper's is of 5e-4.
+        min_lr: Where the cosine ends; at most `peak`. None takes the paper's 1e-5, or 0.02 of a peak that is not above.
 
     Raises:
         ValueError: A number is out of range.
@@ -42,8 +43,8 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         steps_per_epoch: int,
         epochs: int = 300,
         warmup_epochs: float = 5,
-        warmup_lr: float = 1e-6,
-        min_lr: float = 1e-5,
+        warmup_lr: float | None = None,
+        min_lr: float | None = None,
     ) -> None:
         super().__init__()
         if not peak > 0:
@@ -52,8 +53,16 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(f"steps_per_epoch and epochs must be at least 1. Received: {steps_per_epoch}, {epochs}.")
         if not 0 <= warmup_epochs <= epochs:
             raise ValueError(f"warmup_epochs must lie in [0, {epochs}]. Received: {warmup_epochs}.")
+        if warmup_lr is None:
+            warmup_lr = 1e-6 if peak > 1e-6 else 0.002 * peak
+        if min_lr is None:
+            min_lr = 1e-5 if peak > 1e-5 else 0.02 * peak
         if warmup_lr < 0 or min_lr < 0:
             raise ValueError(f"warmup_lr and min_lr must be at least 0. Received: {warmup_lr}, {min_lr}.")
+        if min_lr > peak or (warmup_lr > peak and warmup_epochs):
+            raise ValueError(
+                f"warmup_lr and min_lr must be at most the peak, {peak:g}. Received: {warmup_lr:g}, {min_lr:g}."
+            )
         self.peak = peak
         self.steps_per_epoch = steps_per_epoch
         self.epochs = epochs
@@ -64,7 +73,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Any) -> Any:
         """Returns the rate of a step (from 0), a float32 scalar."""
         epoch = ops.cast(step, "float32") / self.steps_per_epoch
-        low = min(self.min_lr, self.peak)
+        low = self.min_lr
         # (1 + cos x) / 2, in the form that loses no digits near the end.
         cosine = low + (self.peak - low) * ops.square(ops.cos(epoch * (math.pi / 2 / self.epochs)))
         if self.warmup_epochs == 0:

@@ -7,6 +7,7 @@ Started by `torchrun`, every process calls `fit` alike: they share each batch, a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import signal
@@ -31,6 +32,7 @@ from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
 from deit.train.history import History
+from deit.train.optimization import describe_rates, planned_rates
 from deit.train.recipe import Recipe
 from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
 from deit.train.run_images import keep_run_images
@@ -159,6 +161,8 @@ class _Run:
         order = self._order(0, 0)
         self.steps_per_epoch = order.steps_per_epoch
         self.total_steps = order.steps_per_epoch * recipe.schedule.epochs
+        for line in describe_rates(recipe, steps_per_epoch=self.steps_per_epoch):
+            logger.info(line)
         # What must be the same for a run to go on, beside the recipe. Worked out once: the hash visits every image.
         teacher = task.teacher
         self.identity: dict[str, Any] = {
@@ -499,6 +503,10 @@ class _Run:
             "teacher": self.identity["teacher"],
             "teacher_fingerprint": self.identity["teacher_fingerprint"],
             "recipe": self.recipe.to_dict(),
+            "learning_rate": {
+                **dataclasses.asdict(self.recipe.learning_rates()),
+                **planned_rates(self.recipe, steps_per_epoch=self.steps_per_epoch),
+            },
             "scores": {head: {"images": s.images, **s.as_dict()} for head, s in self.scores.items()},
             "weights": "average" if self._saves_average else "last",
             "data": {
@@ -515,6 +523,15 @@ class _Run:
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
+
+
+def _check_teacher(task: Task, recipe: Recipe) -> None:
+    """Refuses to leave out the teacher of a recipe without a word."""
+    if recipe.teacher and not isinstance(task, DistillationTask):
+        raise ValueError(
+            f"The recipe learns from the teacher {', '.join(recipe.teacher)}, and a {type(task).__name__} has none. "
+            'Pass a DistillationTask, or recipe.with_settings({"teacher": ()}) to learn from labels alone.'
+        )
 
 
 def _plain(settings: Any) -> dict[str, Any]:

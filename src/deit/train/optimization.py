@@ -159,9 +159,9 @@ def _step_out_of_state(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) 
 def learning_rate(step: int, *, steps_per_epoch: int, recipe: Recipe) -> float:
     """Returns the learning rate of a step.
 
-    A closed form: nothing is carried from step to step, so a resumed run cannot drift. Warm-up is linear from
-    `warmup_lr` to the peak; the cosine runs over the whole training and is not shifted by the warm-up, as in the
-    paper's code. `schedule.updates` says when the value changes:
+    A closed form: nothing is carried from step to step, so a resumed run cannot drift. Warm-up is linear to the peak;
+    the cosine runs over the whole training and is not shifted by the warm-up, as in the paper's code. Start, peak and
+    end are those of `Recipe.learning_rates`. `schedule.updates` says when the value changes:
 
     * "step": after each step.
     * "epoch": after each epoch, which trains with the value of its first step.
@@ -173,16 +173,63 @@ def learning_rate(step: int, *, steps_per_epoch: int, recipe: Recipe) -> float:
         steps_per_epoch: Steps in an epoch.
         recipe: Its schedule, batch size and optimizer.
     """
-    schedule, peak = recipe.schedule, recipe.learning_rate()
+    schedule, rates = recipe.schedule, recipe.learning_rates()
     epoch = step / steps_per_epoch
     if schedule.updates != "step":
         epoch = step // steps_per_epoch
     if schedule.updates == "original":
         epoch = max(epoch - 1, 0)
     if epoch < schedule.warmup_epochs:
-        return schedule.warmup_lr + (peak - schedule.warmup_lr) * epoch / schedule.warmup_epochs
-    low = min(schedule.min_lr, peak)
-    return low + (peak - low) * 0.5 * (1.0 + math.cos(math.pi * epoch / schedule.epochs))
+        return rates.start + (rates.peak - rates.start) * epoch / schedule.warmup_epochs
+    return rates.end + (rates.peak - rates.end) * 0.5 * (1.0 + math.cos(math.pi * epoch / schedule.epochs))
+
+
+def planned_rates(recipe: Recipe, *, steps_per_epoch: int) -> dict[str, float]:
+    """Returns the learning rates that a training really has: of its first step, its highest one, of its last step.
+
+    Args:
+        recipe: See `learning_rate`.
+        steps_per_epoch: Steps in an epoch.
+    """
+    schedule, last = recipe.schedule, recipe.schedule.epochs * steps_per_epoch - 1
+    # The rate rises in the warm-up and falls after it, so its highest value is at one of the steps around its end.
+    around = math.ceil(schedule.warmup_epochs) * steps_per_epoch
+    turn = math.ceil(schedule.warmup_epochs * steps_per_epoch)
+    steps = {0, turn - 1, turn, around - 1, around, around + steps_per_epoch, last}
+    rates = {
+        step: learning_rate(step, steps_per_epoch=steps_per_epoch, recipe=recipe) for step in steps if 0 <= step <= last
+    }
+    return {"first": rates[0], "highest": max(rates.values()), "last": rates[last]}
+
+
+def describe_rates(recipe: Recipe, *, steps_per_epoch: int) -> list[str]:
+    """Returns, in sentences, what the learning rate of a training will do; the first one is its plan.
+
+    Args:
+        recipe: See `learning_rate`.
+        steps_per_epoch: Steps in an epoch.
+    """
+    schedule, rates = recipe.schedule, recipe.learning_rates()
+    warmup = f"from {rates.start:.3g} to {rates.peak:.3g} in {schedule.warmup_epochs:g} epochs, then "
+    course = f"a cosine to {rates.end:.3g}" if rates.end < rates.peak else "constant"
+    rest = f"{course} until epoch {schedule.epochs}"
+    lines = [f"Learning rate: {warmup if schedule.warmup_epochs else f'{rates.peak:.3g}, '}{rest}."]
+    for name, value, used, what in (
+        ("warmup_lr", schedule.warmup_lr, rates.start, "warm-up begins"),
+        ("min_lr", schedule.min_lr, rates.end, "cosine ends"),
+    ):
+        if used != value and (name == "min_lr" or schedule.warmup_epochs):
+            lines.append(
+                f"schedule.{name}={value:g} is not below the peak of batches of {recipe.batch_size}, so the {what} at "
+                f"{used:.3g}, its share of optimizer.lr."
+            )
+    highest = planned_rates(recipe, steps_per_epoch=steps_per_epoch)["highest"]
+    if highest < 0.9 * rates.peak:
+        lines.append(
+            f"The highest learning rate will be {highest:.3g}: {schedule.epochs} epochs with a warm-up of "
+            f"{schedule.warmup_epochs:g} and schedule.updates={schedule.updates} never reach the peak."
+        )
+    return lines
 
 
 def build_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -7,17 +7,26 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
-from deit.core.errors import shown
 from deit.core.files import write_text_atomically
 from deit.core.metrics import PROBLEM_TYPES
 from deit.core.sample_values import ValueRange, checked_range
 from deit.data.augment import Augmentation
 from deit.models.losses import CLASSIFICATION_LOSSES, DISTILLATION_KINDS, REDUCTIONS
 from deit.models.vision_transformer import DROP_PATH_SHAPES
+from deit.train.recipe_values import (
+    FOLLOWS,
+    build,
+    flat,
+    following,
+    plain,
+    require,
+    require_one_of,
+    without_following,
+)
 from deit.train.yaml_files import read_yaml
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -56,16 +65,16 @@ class Optimizer:
     decay_distillation_token: bool = False
 
     def __post_init__(self) -> None:
-        _require_one_of("optimizer.name", self.name, OPTIMIZERS)
-        _require(self.lr > 0, "optimizer.lr must be positive", self.lr)
+        require_one_of("optimizer.name", self.name, OPTIMIZERS)
+        require(self.lr > 0, "optimizer.lr must be positive", self.lr)
         received = self.reference_batch_size
-        _require(received >= 0, "optimizer.reference_batch_size must be at least 0", received)
-        _require(self.weight_decay >= 0, "optimizer.weight_decay must be at least 0", self.weight_decay)
-        _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas must lie in [0, 1)", self.betas)
-        _require(self.eps > 0, "optimizer.eps must be positive", self.eps)
-        _require(0 <= self.momentum < 1, "optimizer.momentum must lie in [0, 1)", self.momentum)
-        _require(self.clip_grad >= 0, "optimizer.clip_grad must be at least 0", self.clip_grad)
-        _require(0 < self.layer_decay <= 1, "optimizer.layer_decay must lie in (0, 1]", self.layer_decay)
+        require(received >= 0, "optimizer.reference_batch_size must be at least 0", received)
+        require(self.weight_decay >= 0, "optimizer.weight_decay must be at least 0", self.weight_decay)
+        require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas must lie in [0, 1)", self.betas)
+        require(self.eps > 0, "optimizer.eps must be positive", self.eps)
+        require(0 <= self.momentum < 1, "optimizer.momentum must lie in [0, 1)", self.momentum)
+        require(self.clip_grad >= 0, "optimizer.clip_grad must be at least 0", self.clip_grad)
+        require(0 < self.layer_decay <= 1, "optimizer.layer_decay must lie in (0, 1]", self.layer_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +84,9 @@ class Schedule:
     Attributes:
         epochs: Passes over the training images.
         warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
-        warmup_lr: Where the warm-up begins; not scaled by the batch size.
-        min_lr: Where the cosine ends; not scaled by the batch size.
+        warmup_lr: Where the warm-up begins. Not scaled by the batch size, except where that leaves it at or above the
+            peak: then it keeps its share of `optimizer.lr`. See `Recipe.learning_rates`.
+        min_lr: Where the cosine ends; likewise.
         updates: When the rate changes: "step" after each step; "epoch" after each epoch; "original" after each epoch
             and one epoch late, as in the paper's code, whose epochs 0 and 1 both train at `warmup_lr`.
     """
@@ -88,12 +98,16 @@ class Schedule:
     updates: str = "step"
 
     def __post_init__(self) -> None:
-        _require_one_of("schedule.updates", self.updates, UPDATES)
-        _require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
+        require_one_of("schedule.updates", self.updates, UPDATES)
+        require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
         object.__setattr__(self, "warmup_epochs", float(self.warmup_epochs))  # a setting of text follows its type
-        _require(0 <= self.warmup_epochs <= self.epochs, "schedule.warmup_epochs must lie in [0, epochs]", self)
-        _require(self.warmup_lr >= 0, "schedule.warmup_lr must be at least 0", self.warmup_lr)
-        _require(self.min_lr >= 0, "schedule.min_lr must be at least 0", self.min_lr)
+        require(
+            0 <= self.warmup_epochs <= self.epochs,
+            f"schedule.warmup_epochs must lie in [0, {self.epochs}], the epochs of the training",
+            f"{self.warmup_epochs:g}",
+        )
+        require(self.warmup_lr >= 0, "schedule.warmup_lr must be at least 0", self.warmup_lr)
+        require(self.min_lr >= 0, "schedule.min_lr must be at least 0", self.min_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,24 +116,27 @@ class Distillation:
 
     Attributes:
         kind: "hard" (the teacher's first class; the paper's choice) or "soft" (its distribution).
-        temperature: Of soft distillation; 3 in the paper.
-        weight: Share of the distillation loss; 0.5 for hard, 0.1 for soft in the paper.
+        temperature: Of soft distillation. The paper's without a number: 3 (1, which changes nothing, for hard).
+        weight: Share of the distillation loss. The paper's without a number: 0.5 for hard, 0.1 for soft.
         reduction: "batchmean", or "numel" as in the paper's code, which is K times smaller; see `distillation_loss`.
         cache_top_k: Largest logits kept for each view of an image when a soft teacher's answers are stored.
     """
 
     kind: str = "hard"
-    temperature: float = 1.0
-    weight: float = 0.5
+    temperature: float = FOLLOWS
+    weight: float = FOLLOWS
     reduction: str = "batchmean"
     cache_top_k: int = 100
 
     def __post_init__(self) -> None:
-        _require_one_of("distillation.kind", self.kind, DISTILLATION_KINDS)
-        _require(self.temperature > 0, "distillation.temperature must be positive", self.temperature)
-        _require(0 <= self.weight <= 1, "distillation.weight must lie in [0, 1]", self.weight)
-        _require_one_of("distillation.reduction", self.reduction, REDUCTIONS)
-        _require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
+        require_one_of("distillation.kind", self.kind, DISTILLATION_KINDS)
+        for name in ("temperature", "weight"):
+            value = following(f"distillation.{name}", getattr(self, name), self.kind)
+            object.__setattr__(self, name, value)
+        require(self.temperature > 0, "distillation.temperature must be positive", self.temperature)
+        require(0 <= self.weight <= 1, "distillation.weight must lie in [0, 1]", self.weight)
+        require_one_of("distillation.reduction", self.reduction, REDUCTIONS)
+        require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +156,10 @@ class Masking:
     pictures: int = 8
 
     def __post_init__(self) -> None:
-        _require(self.patch >= 1, "masking.patch must be at least 1", self.patch)
-        _require(0 < self.ratio < 1, "masking.ratio must lie between 0 and 1", self.ratio)
-        _require(self.picture_steps >= 0, "masking.picture_steps must be at least 0", self.picture_steps)
-        _require(self.pictures >= 1, "masking.pictures must be at least 1", self.pictures)
+        require(self.patch >= 1, "masking.patch must be at least 1", self.patch)
+        require(0 < self.ratio < 1, "masking.ratio must lie between 0 and 1", self.ratio)
+        require(self.picture_steps >= 0, "masking.picture_steps must be at least 0", self.picture_steps)
+        require(self.pictures >= 1, "masking.pictures must be at least 1", self.pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,18 +205,18 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images", "max_bad_images"):
-            _require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
         if self.range is not None:
             checked_range(self.range, "data.value_range")
-        _require(0 <= self.labelled_share < 1, "data.labelled_share must lie in [0, 1)", self.labelled_share)
-        _require(0 < self.label_fraction <= 1, "data.label_fraction must lie in (0, 1]", self.label_fraction)
-        _require(
+        require(0 <= self.labelled_share < 1, "data.labelled_share must lie in [0, 1)", self.labelled_share)
+        require(0 < self.label_fraction <= 1, "data.label_fraction must lie in (0, 1]", self.label_fraction)
+        require(
             not (self.labels_per_class and self.label_fraction < 1),
             "Pass data.labels_per_class or data.label_fraction, not both",
             f"{self.labels_per_class} and {self.label_fraction}",
         )
-        _require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
-        _require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
+        require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
+        require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
 
     @property
     def range(self) -> ValueRange | None:
@@ -208,10 +225,33 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Learning rates of a recipe.
+
+    Attributes:
+        start: Where the warm-up begins.
+        peak: Where it ends.
+        end: Where the cosine ends.
+    """
+
+    start: float
+    peak: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All hyper-parameters of one training.
 
     Attributes:
+        student: What is trained: a variant of this package or `timm/NAME`; empty leaves it to the caller.
+        config: What is changed of the variant, such as "num_hidden_layers=4"; of masked images alone.
+        image_size: Side of the input in pixels; 0 for the variant's own.
+        partial_patches: True lets the image size be no multiple of the patch size. The last pixels of each row and
+            column, which fill no patch, are then not seen, as in the authors' training of DeiT III huge.
+        init: The weights to begin with: model directory, weight file or hub name; empty for random ones. "<NAME>"
+            stands for the model that the recipe NAME makes, which has to be given.
+        teacher: Whom the student learns from; several are averaged, none leaves the labels alone.
         batch_size: Images in a step, over all processes and accumulated parts together.
         accumulate: Parts that each process computes one after the other and sums up to one step, to save memory.
         seed: Of order, views, mixing, dropout and drop path.
@@ -219,7 +259,7 @@ class Recipe:
             AMX, which multiply it in hardware; fp32 elsewhere.
         compile: True compiles the student with torch.compile.
         loss: "ce", cross-entropy, or "bce", a yes or no for each class (DeiT III); see `classification_loss`.
-        label_smoothing: Share of the target mass spread over all classes; 0 with "bce".
+        label_smoothing: Share of the target mass spread over all classes. Without a number 0.1, and 0 with "bce".
         drop_path_rate: Of a student that `build_student` makes; a student made otherwise has its own.
         drop_path_shape: "linear" rises from 0 to the rate of the last block (DeiT); "constant" is the same in all
             blocks (DeiT III).
@@ -242,13 +282,19 @@ class Recipe:
         masking: What a masked-image training hides.
     """
 
+    student: str = ""
+    config: str = ""
+    image_size: int = 0
+    partial_patches: bool = False
+    init: str = ""
+    teacher: tuple[str, ...] = ()
     batch_size: int = 64
     accumulate: int = 1
     seed: int = 0
     precision: str = "auto"
     compile: bool = False
     loss: str = "ce"
-    label_smoothing: float = 0.1
+    label_smoothing: float = FOLLOWS
     drop_path_rate: float = 0.1
     drop_path_shape: str = "linear"
     student_mode: str = "train"
@@ -266,44 +312,82 @@ class Recipe:
     masking: Masking = field(default_factory=Masking)
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
-        _require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
-        _require(
+        require(self.image_size >= 0, "image_size must be at least 0", self.image_size)
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
+        require(
             self.batch_size % self.accumulate == 0,
             f"batch_size must be a multiple of accumulate ({self.accumulate})",
             self.batch_size,
         )
-        _require(self.seed >= 0, "seed must be at least 0", self.seed)
-        _require_one_of("precision", self.precision, PRECISIONS)
-        _require_one_of("loss", self.loss, CLASSIFICATION_LOSSES)
-        _require_one_of("drop_path_shape", self.drop_path_shape, DROP_PATH_SHAPES)
-        _require_one_of("student_mode", self.student_mode, STUDENT_MODES)
-        _require_one_of("ema_use", self.ema_use, EMA_USES)
+        require(self.seed >= 0, "seed must be at least 0", self.seed)
+        require_one_of("precision", self.precision, PRECISIONS)
+        require_one_of("loss", self.loss, CLASSIFICATION_LOSSES)
+        object.__setattr__(self, "label_smoothing", following("label_smoothing", self.label_smoothing, self.loss))
+        require_one_of("drop_path_shape", self.drop_path_shape, DROP_PATH_SHAPES)
+        require_one_of("student_mode", self.student_mode, STUDENT_MODES)
+        require_one_of("ema_use", self.ema_use, EMA_USES)
         blocks = self.freeze.removeprefix("blocks:")
-        _require(
+        require(
             self.freeze in ("", "trunk") or (blocks != self.freeze and blocks.isdecimal()),
             'freeze must be "trunk", "blocks:N" or empty',
             repr(self.freeze),
         )
-        _require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
-        _require(
+        require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
+        require(
             self.loss != "bce" or self.label_smoothing == 0,
             'label_smoothing must be 0 with loss "bce", which counts every class above 0 as present',
             self.label_smoothing,
         )
-        _require(0 <= self.ema_decay < 1, "ema_decay must lie in [0, 1)", self.ema_decay)
-        _require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
-        _require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)
-        _require(
+        require(0 <= self.ema_decay < 1, "ema_decay must lie in [0, 1)", self.ema_decay)
+        require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
+        require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)
+        require(
             not (self.augment.mixes and self.batch_size % 2),
             "Mixup and CutMix pair the images of a batch, so batch_size must be even",
             self.batch_size,
         )
 
+    @property
+    def init_made_by(self) -> str | None:
+        """Name of the recipe whose model `init` only stands for, so that it has to be given; else None."""
+        return self.init[1:-1] if self.init.startswith("<") and self.init.endswith(">") else None
+
     def learning_rate(self) -> float:
         """Returns the peak learning rate, scaled to the batch size."""
         reference = self.optimizer.reference_batch_size
         return self.optimizer.lr * self.batch_size / reference if reference else self.optimizer.lr
+
+    def learning_rates(self) -> Rates:
+        """Returns where the learning rate begins, its peak and where it ends, for the batch size of this recipe.
+
+        As in the paper's code the batch size scales the peak alone. A beginning or an end that the peak of a small
+        batch does not rise above would leave a flat rate: it keeps its share of `optimizer.lr` instead.
+        """
+        peak, schedule = self.learning_rate(), self.schedule
+        start, end = schedule.warmup_lr, schedule.min_lr
+        if peak <= start < self.optimizer.lr:
+            start = start / self.optimizer.lr * peak
+        if peak <= end:
+            end = min(end / self.optimizer.lr, 1.0) * peak
+        return Rates(start=start, peak=peak, end=end)
+
+    def check_learning_rates(self) -> None:
+        """Refuses a learning rate that could only stay where it is or go the wrong way.
+
+        Raises:
+            ValueError: The schedule begins or ends above `optimizer.lr`.
+        """
+        for name, value, what in (
+            ("warmup_lr", self.schedule.warmup_lr if self.schedule.warmup_epochs else 0.0, "begins"),
+            ("min_lr", self.schedule.min_lr, "ends"),
+        ):
+            require(
+                value <= self.optimizer.lr,
+                f"schedule.{name}, where the learning rate {what}, must be at most optimizer.lr, its peak "
+                f"({self.optimizer.lr:g}); set both",
+                f"{value:g}",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns nested plain values."""
@@ -313,7 +397,8 @@ class Recipe:
         """Returns a recipe with some values replaced.
 
         Args:
-            settings: Dotted names, such as `{"optimizer.lr": 1e-3}`; text is converted to the value's type.
+            settings: Dotted names, such as `{"optimizer.lr": 1e-3}`; text is converted to the value's type. A value
+                that follows another (`FOLLOWING`) changes with it, unless it was chosen.
 
         Raises:
             ValueError: A name is unknown, or a value cannot be used.
@@ -322,18 +407,16 @@ class Recipe:
             >>> Recipe().with_settings({"schedule.epochs": "10"}).schedule.epochs
             10
         """
-        values = self.to_dict()
+        values, known = self.to_dict(), flat(self.to_dict())
         for name, value in settings.items():
-            place, default = values, _flat(self.to_dict())
-            if name not in default:
-                near = difflib.get_close_matches(name, default, n=1, cutoff=0.4)
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"Unknown setting {name!r}.{hint} Known: {', '.join(default)}.")
-            *parents, last = name.split(".")
-            for parent in parents:
-                place = place[parent]
-            place[last] = _convert(name, value, default[name])
-        return Recipe.from_dict(values)
+                raise ValueError(f"Unknown setting {name!r}.{hint} Known: {', '.join(known)}.")
+            section, _, last = name.rpartition(".")
+            (values[section] if section else values)[last] = value
+        changed: Recipe = build(Recipe, values)
+        return changed
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -342,12 +425,12 @@ class Recipe:
         Raises:
             ValueError: A name is unknown, or a value cannot be used.
         """
-        recipe: Recipe = _build(cls, values, "")
+        recipe: Recipe = build(cls, without_following(values))
         return recipe
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML, every setting included."""
-        text: str = yaml.safe_dump(_plain(self.to_dict()), sort_keys=False)
+        text: str = yaml.safe_dump(plain(self.to_dict()), sort_keys=False)
         return text
 
     def save(self, path: Path) -> None:
@@ -362,85 +445,17 @@ class Recipe:
             FileNotFoundError: There is no such file.
             ValueError: It is not YAML, or not a recipe.
         """
-        if not path.exists():
-            raise FileNotFoundError(f"No recipe at {path}.")
-        return cls.from_dict(read_yaml(path, "a recipe"))
+        return cls.from_dict(read_settings(path))
 
 
-_SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data", "masking")
-_TRUTH = {"true": True, "false": False, "1": True, "0": False}
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings that a YAML file names, as they stand there; see `Recipe.load`."""
+    if not path.exists():
+        raise FileNotFoundError(f"No recipe at {path}.")
+    return read_yaml(path, "a recipe")
 
 
 def differences(first: Recipe, second: Recipe) -> list[str]:
     """Returns the dotted names of the settings in which two recipes differ."""
-    one, two = _flat(first.to_dict()), _flat(second.to_dict())
+    one, two = flat(first.to_dict()), flat(second.to_dict())
     return [name for name in one if one[name] != two[name]]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _build(cls: type[Any], values: Mapping[str, Any], prefix: str) -> Any:
-    types = get_type_hints(cls)
-    unknown = set(values) - set(types)
-    if unknown:
-        raise ValueError(f"Unknown setting {prefix}{shown(min(unknown, key=str))}. Known: {', '.join(types)}.")
-    built = {}
-    for key, value in values.items():
-        kind: Any = types[key]
-        if key in _SECTIONS:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix}{key} must hold settings. Received: {shown(value)}.")
-            built[key] = _build(kind, value, f"{prefix}{key}.")
-        else:
-            default = next(f.default for f in dataclasses.fields(cls) if f.name == key)
-            built[key] = _convert(prefix + key, value, default)
-    return cls(**built)
-
-
-def _convert(name: str, value: Any, default: Any) -> Any:
-    """Converts text, and YAML's numbers and lists, to the type of the default."""
-    try:
-        if isinstance(default, tuple):
-            parts = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
-            if len(parts) != len(default):
-                raise ValueError
-            return tuple(float(part) for part in parts)
-        if isinstance(default, bool):
-            return _truth(value)
-        if isinstance(value, bool):  # YAML reads a bare `no` as False; it is neither a number nor a name
-            raise ValueError
-        if isinstance(default, int) and float(value) != int(float(value)):
-            raise ValueError
-        return type(default)(float(value)) if isinstance(default, (int, float)) else str(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} must be like {default!r}. Received: {shown(value)}.") from None
-
-
-def _truth(value: Any) -> bool:
-    text = str(value).strip().lower()
-    if text not in _TRUTH:
-        raise ValueError
-    return _TRUTH[text]
-
-
-def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {known}. Received: {shown(value)}.{hint}")
-
-
-def _require(condition: bool, message: str, received: Any) -> None:
-    if not condition:
-        raise ValueError(f"{message}. Received: {received}.")

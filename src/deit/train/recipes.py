@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deit.core.variants import VARIANTS
+from deit.train.named_recipe import NamedRecipe, name_recipe
 from deit.train.recipe import Recipe
 
 NOT_PUBLISHED = "not published"
@@ -22,52 +21,6 @@ ORIGINAL = "-original"
 _PAPER = "DeiT paper (arXiv 2012.12877)"
 _REVENGE = "README_revenge.md of facebookresearch/deit (DeiT III, arXiv 2204.07118)"
 _TEACHER = "timm/regnety_160.deit_in1k"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedRecipe:
-    """A recipe with all that is known about it.
-
-    Attributes:
-        name: As `deit train --recipe` or `deit pretrain --recipe` takes it.
-        summary: What it trains, in a line.
-        recipe: The hyper-parameters.
-        student: What is trained: a variant of this package.
-        image_size: Side of the training images in pixels.
-        init: The weights it starts from; None for random ones.
-        teacher: The teacher; None for labels alone.
-        command: What to type. DATA and OUT are yours, HOST is the first of several machines. The batch size is the
-            total, so that another number of GPUs gives the same training.
-        hardware: What the published number was trained on, or what the recipe is meant for.
-        expected_time: Published training time, or that there is none.
-        top1: Published top-1 accuracy in percent; None where there is none.
-        top1_note: What was measured, or why there is no number.
-        source: Where the facts come from.
-        notes: What was not published and what we chose; what else to know.
-        verb: "train", or "pretrain" for masked images.
-        original: Settings that bring back how the original code behaved; empty where there is no such code.
-    """
-
-    name: str
-    summary: str
-    recipe: Recipe
-    student: str
-    image_size: int
-    init: str | None = None
-    teacher: str | None = None
-    command: str
-    hardware: str
-    expected_time: str
-    top1: float | None
-    top1_note: str
-    source: str
-    notes: tuple[str, ...] = ()
-    verb: str = "train"
-    original: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns nested plain values."""
-        return dataclasses.asdict(self)
 
 
 def list_recipes() -> list[str]:
@@ -123,57 +76,15 @@ def open_recipe(name_or_path: str | Path) -> Recipe:
         FileNotFoundError: It looks like a path, and there is no file.
         ValueError: There is no recipe of that name, or the file is none.
     """
+    if is_recipe_file(name_or_path):
+        return Recipe.load(Path(name_or_path))
+    return named_recipe(str(name_or_path)).recipe
+
+
+def is_recipe_file(name_or_path: str | Path) -> bool:
+    """Whether a file is meant, and not the name of a recipe."""
     text, path = str(name_or_path), Path(name_or_path)
-    looks_like_a_path = path.suffix in (".yaml", ".yml") or os.sep in text or "/" in text
-    if path.is_file() or looks_like_a_path:
-        return Recipe.load(path)
-    return named_recipe(text).recipe
-
-
-def _command(
-    name: str,
-    student: str,
-    *,
-    verb: str,
-    gpus: int,
-    nodes: int,
-    image_size: int,
-    init: str | None,
-    teacher: str | None,
-) -> str:
-    start = f"deit {verb}"
-    if gpus > 1:
-        others = f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST " if nodes > 1 else ""
-        start = f"torchrun {others}--nproc-per-node {gpus} -m deit {verb}"
-    parts = [start, "DATA", f"--recipe {name}", f"--student {student}"]
-    if image_size != VARIANTS[student].image_size:
-        parts.append(f"--image-size {image_size}")
-    if init is not None:
-        parts.append(f"--init {init}")
-    if teacher is not None:
-        parts.append(f"--teacher {teacher}")
-    return " ".join([*parts, "--out OUT"])
-
-
-def _named(
-    name: str,
-    student: str,
-    settings: Mapping[str, Any],
-    *,
-    gpus: int = 1,
-    nodes: int = 1,
-    image_size: int = 0,
-    init: str | None = None,
-    teacher: str | None = None,
-    verb: str = "train",
-    **facts: Any,
-) -> NamedRecipe:
-    side = image_size or VARIANTS[student].image_size
-    command = _command(name, student, verb=verb, gpus=gpus, nodes=nodes, image_size=side, init=init, teacher=teacher)
-    return NamedRecipe(
-        verb=verb, name=name, student=student, image_size=side, init=init, teacher=teacher, command=command,
-        recipe=Recipe().with_settings(settings), **facts,
-    )  # fmt: skip
+    return path.is_file() or path.suffix in (".yaml", ".yml") or os.sep in text or "/" in text
 
 
 # --- DeiT -------------------------------------------------------------------------------------------------------------
@@ -201,7 +112,7 @@ def _deit() -> Iterable[NamedRecipe]:
     for size, scores in _DEIT_TOP1.items():
         is_base = size == "base"
         machine: dict[str, Any] = {"gpus": 8, "nodes": 2} if is_base else {"gpus": 4}
-        yield _named(
+        yield name_recipe(
             f"deit-{size}", f"deit-{size}-patch16-224", _DEIT, **machine,
             summary=f"DeiT-{size} on ImageNet-1k from labels alone, 300 epochs.",
             hardware=_SIXTEEN_GPUS if is_base else _FOUR_GPUS,
@@ -212,6 +123,8 @@ def _deit() -> Iterable[NamedRecipe]:
     for epochs, column in ((300, 1), (1000, 2)):
         for size, scores in _DEIT_TOP1.items():
             yield _distilled(size, epochs, scores[column])
+    for size in _DEIT_TOP1:
+        yield _softly_distilled(size)
     yield _deit_384()
     yield _deit_distilled_384()
 
@@ -223,7 +136,7 @@ def _distilled(size: str, epochs: int, top1: float) -> NamedRecipe:
         hardware, time = f"{_SIXTEEN_GPUS}, 32 GB each", "20 % longer than deit-base"
     else:
         hardware, time = NOT_PUBLISHED, NOT_PUBLISHED
-    return _named(
+    return name_recipe(
         f"deit-{size}-distilled{'-1000' if is_long else ''}", f"deit-{size}-distilled-patch16-224",
         {**_DEIT, "schedule.epochs": epochs}, **machine, teacher=_TEACHER,
         summary=f"DeiT-{size} on ImageNet-1k with a RegNetY-16GF as teacher (hard distillation), {epochs} epochs.",
@@ -231,6 +144,20 @@ def _distilled(size: str, epochs: int, top1: float) -> NamedRecipe:
         top1=top1, top1_note="ImageNet-1k validation, 224 pixels, mean of both heads.",
         source=f"{_PAPER}, tables 3, 5 and 9", original=_ORIGINAL_DEIT,
         notes=("The teacher has 82.9 % by the paper.",),
+    )  # fmt: skip
+
+
+def _softly_distilled(size: str) -> NamedRecipe:
+    is_base = size == "base"
+    machine: dict[str, Any] = {"gpus": 8, "nodes": 2} if is_base else {"gpus": 4}
+    return name_recipe(
+        f"deit-{size}-distilled-soft", f"deit-{size}-distilled-patch16-224",
+        {**_DEIT, "distillation.kind": "soft"}, **machine, teacher=_TEACHER,
+        summary=f"DeiT-{size} on ImageNet-1k with a RegNetY-16GF as teacher, softly (T = 3, weight 0.1), 300 epochs.",
+        hardware=NOT_PUBLISHED, expected_time=NOT_PUBLISHED,
+        top1=None, top1_note=f"{_DEIT_TOP1[size][0]} was published of soft distillation without a distillation token.",
+        source=f"{_PAPER}, section 4 and table 3", original=_ORIGINAL_DEIT,
+        notes=("The paper compares hard distillation with this one, and hard wins.",),
     )  # fmt: skip
 
 
@@ -246,7 +173,7 @@ _DEIT_384: dict[str, Any] = {
 
 
 def _deit_384() -> NamedRecipe:
-    return _named(
+    return name_recipe(
         "deit-base-384", "deit-base-patch16-384", _DEIT_384, gpus=8, nodes=2,
         init="facebook/deit-base-patch16-224",
         summary="DeiT-base at 384 pixels, fine-tuned from 224 pixels on ImageNet-1k, 30 epochs.",
@@ -260,7 +187,7 @@ def _deit_384() -> NamedRecipe:
 
 
 def _deit_distilled_384() -> NamedRecipe:
-    return _named(
+    return name_recipe(
         "deit-base-distilled-384", "deit-base-distilled-patch16-384", _DEIT_384, gpus=8, nodes=2,
         init="facebook/deit-base-distilled-patch16-224", teacher=_TEACHER,
         summary="Distilled DeiT-base at 384 pixels, fine-tuned from 224 pixels with a teacher on ImageNet-1k.",
@@ -355,21 +282,31 @@ def _patch(size: str) -> int:
     return 14 if size == "huge" else 16
 
 
+def _edge_note(size: str, side: int) -> tuple[str, ...]:
+    patch = _patch(size)
+    if side % patch == 0:
+        return ()
+    seen = side - side % patch
+    return (f"As in the authors' command: {side} pixels are no multiple of {patch}, so their convolution of {patch} x "
+            f"{patch} patches sees {seen} x {seen} of them.",)  # fmt: skip
+
+
 def _deit_iii() -> Iterable[NamedRecipe]:
     for size, (side, lr, drop, nodes, top1) in _PRE_TRAINING.items():
-        yield _named(
+        yield name_recipe(
             f"deit3-{size}", f"deit3-{size}-patch{_patch(size)}-224",
             {**_DEIT_III, "optimizer.lr": lr, "drop_path_rate": drop}, gpus=8, nodes=nodes, image_size=side,
             summary=f"DeiT III {size} on ImageNet-1k at {side} pixels, 800 epochs.",
             hardware=_machines(nodes, 256 // nodes),
-            top1=top1, top1_note=f"ImageNet-1k validation, {side} pixels.", notes=(_LAMB_NOTE,), **_V3_TIME,
+            top1=top1, top1_note=f"ImageNet-1k validation, {side} pixels.",
+            notes=(_LAMB_NOTE, *_edge_note(size, side)), **_V3_TIME,
         )  # fmt: skip
     for size, side, drop, nodes, top1 in _FINE_TUNING:
         is_written = side == 224 or size == "small"
-        yield _named(
+        yield name_recipe(
             f"deit3-{size}-finetune-{side}", f"deit3-{size}-patch{_patch(size)}-{side}",
             {**_DEIT_III_FINE_TUNING, "drop_path_rate": drop}, gpus=8, nodes=nodes,
-            init=f"DEIT3-{size.upper()}",
+            init=f"<deit3-{size}>",
             summary=f"DeiT III {size} at {side} pixels, fine-tuned after deit3-{size} on ImageNet-1k, 20 epochs.",
             hardware=_machines(nodes, 64 // nodes) if is_written else NOT_PUBLISHED,
             top1=top1, top1_note=f"ImageNet-1k validation, {side} pixels.",
@@ -381,19 +318,20 @@ def _deit_iii() -> Iterable[NamedRecipe]:
 def _deit_iii_21k() -> Iterable[NamedRecipe]:
     for size, (drop, _, nodes, _) in _PRE_TRAINING_21K.items():
         side, epochs = (128, 90) if size == "huge" else (224, 240)
-        yield _named(
+        yield name_recipe(
             f"deit3-{size}-21k", f"deit3-{size}-patch{_patch(size)}-224",
             {**_DEIT_III_21K, "schedule.epochs": epochs, "drop_path_rate": drop}, gpus=8, nodes=nodes, image_size=side,
             summary=f"DeiT III {size} on ImageNet-21k at {side} pixels, {epochs} epochs.",
             hardware=_machines(nodes, 256 // nodes),
             top1=None, top1_note="The published log scores it on ImageNet-1k, so there is no number for 21k classes.",
-            notes=(_LAMB_NOTE, "With 4096 images the authors use the learning rate 0.0015."), **_V3_TIME,
+            notes=(_LAMB_NOTE, "With 4096 images the authors use the learning rate 0.0015.", *_edge_note(size, side)),
+            **_V3_TIME,
         )  # fmt: skip
     for size, (_, drop, nodes, top1) in _PRE_TRAINING_21K.items():
-        yield _named(
+        yield name_recipe(
             f"deit3-{size}-21k-finetune", f"deit3-{size}-patch{_patch(size)}-224",
             {**_DEIT_III_21K, "schedule.epochs": 50, "optimizer.lr": 3e-4, "drop_path_rate": drop},
-            gpus=8, nodes=nodes, init=f"DEIT3-{size.upper()}-21K",
+            gpus=8, nodes=nodes, init=f"<deit3-{size}-21k>",
             summary=f"DeiT III {size} at 224 pixels, fine-tuned on ImageNet-1k after ImageNet-21k, 50 epochs.",
             hardware=_machines(nodes, 256 // nodes),
             top1=top1, top1_note="ImageNet-1k validation, 224 pixels.",
@@ -446,7 +384,7 @@ _TRANSFER: dict[str, tuple[str, dict[str, Any], float, str, str]] = {
 
 def _transfer() -> Iterable[NamedRecipe]:
     for name, (data, settings, top1, source, note) in _TRANSFER.items():
-        yield _named(
+        yield name_recipe(
             name, "deit-base-patch16-224", settings, gpus=8, init="facebook/deit-base-patch16-224",
             summary=f"DeiT-base from ImageNet-1k to {data}.",
             hardware=NOT_PUBLISHED, expected_time=NOT_PUBLISHED,
@@ -484,7 +422,7 @@ _SIMMIM_NOTE = (
 
 
 def _simmim() -> Iterable[NamedRecipe]:
-    yield _named(
+    yield name_recipe(
         "simmim-100", "deit-base-patch16-224", {**_SIMMIM, "schedule.epochs": 100, "drop_path_rate": 0.0},
         gpus=16, verb="pretrain",
         summary="DeiT-base on the images of ImageNet-1k without labels (SimMIM), 100 epochs.",
@@ -497,7 +435,7 @@ def _simmim() -> Iterable[NamedRecipe]:
             "path 0 and the cosine; learning rate and batch are those of its ViT-base for 800 epochs.",
         ),
     )  # fmt: skip
-    yield _named(
+    yield name_recipe(
         "simmim-800", "deit-base-patch16-224", {**_SIMMIM, "schedule.epochs": 800, "drop_path_rate": 0.1},
         gpus=16, verb="pretrain",
         summary="DeiT-base on the images of ImageNet-1k without labels (SimMIM), 800 epochs.",
@@ -511,11 +449,11 @@ def _simmim() -> Iterable[NamedRecipe]:
             "layer scale, which DeiT has not.",
         ),
     )  # fmt: skip
-    yield _named(
+    yield name_recipe(
         "simmim-fine-tune", "deit-base-patch16-224",
         {"batch_size": 2048, "optimizer.lr": 1.25e-3, "optimizer.clip_grad": 5.0, "optimizer.layer_decay": 0.65,
          "schedule.epochs": 100, "schedule.warmup_epochs": 20, "schedule.warmup_lr": 1e-6, "schedule.min_lr": 1e-6},
-        gpus=16, init="PRETRAINED",
+        gpus=16, init="<simmim-800>",
         summary="A DeiT-base of simmim-800 with the labels of ImageNet-1k, 100 epochs.",
         hardware=NOT_PUBLISHED, expected_time=NOT_PUBLISHED,
         top1=None, top1_note="83.8 on ImageNet-1k validation was published of SimMIM's own ViT-base.",
@@ -542,7 +480,7 @@ _TEACHER_NOTE = (
 
 
 def _small_data() -> Iterable[NamedRecipe]:
-    yield _named(
+    yield name_recipe(
         "small-data-cpu", "deit-tiny-distilled-patch16-224",
         {**_GENTLE, **_SOFT, "optimizer.reference_batch_size": 64, "schedule.epochs": 100, "schedule.warmup_epochs": 5,
          "drop_path_rate": 0.0, "eval_epochs": 5},
@@ -553,7 +491,7 @@ def _small_data() -> Iterable[NamedRecipe]:
                "hundreds of epochs. If you may start from published weights, try fine-tune first."),
         **_OURS,
     )  # fmt: skip
-    yield _named(
+    yield name_recipe(
         "small-data-gpu", "deit-tiny-distilled-patch16-224",
         {**_SOFT, "batch_size": 128, "optimizer.reference_batch_size": 128, "schedule.warmup_epochs": 10,
          "eval_epochs": 5},
@@ -563,7 +501,7 @@ def _small_data() -> Iterable[NamedRecipe]:
                "Views and blends are the paper's. If you may start from published weights, try fine-tune first."),
         **_OURS,
     )  # fmt: skip
-    yield _named(
+    yield name_recipe(
         "fine-tune", "deit-small-distilled-patch16-224",
         {**_GENTLE, "schedule.epochs": 20, "schedule.warmup_epochs": 2, "schedule.min_lr": 1e-6,
          "optimizer.layer_decay": 0.75},

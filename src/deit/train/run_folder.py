@@ -17,9 +17,13 @@ from deit.core.model_directory import TRAINING_NAME
 from deit.models.conversion import timm_preprocessing
 from deit.models.pretrained import PreTrainedModel
 from deit.train.model_card import CARD_NAME, model_card
-from deit.train.recipe import Recipe, differences
+from deit.train.recipe import Recipe, differences, read_settings
+from deit.train.recipe_values import flat
 
 RECIPE_NAME = "recipe.yaml"
+
+# Names of what a training state knows better: it has the student's sizes and weights, and the teacher's fingerprint.
+_BY_CONTENT = {"student", "config", "image_size", "partial_patches", "init", "teacher"}
 
 
 def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -41,7 +45,9 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     if resume:
         if not recipe_file.is_file():
             raise FileNotFoundError(f"{out} holds no run to resume. Leave out --resume to begin one.")
-        other = differences(Recipe.load(recipe_file), recipe)
+        # A setting that the file does not name came into being after the run began.
+        compared = flat(read_settings(recipe_file)).keys() - _BY_CONTENT
+        other = [name for name in differences(Recipe.load(recipe_file), recipe) if name in compared]
         if other:
             raise ValueError(f"The run in {out} has other settings: {', '.join(other)}. Resume it with the same ones.")
     elif out.is_dir() and any(out.iterdir()):

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from deit.core.architecture import infer_config
 from deit.core.configuration import (
-    CONFIG_NAME,
     DeiTConfig,
     VisionTransformerConfig,
     ViTConfig,
     height_and_width,
-    read_config,
 )
 from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
 from deit.core.labels import id2label_from_names, names_in_order
@@ -33,17 +29,9 @@ from deit.models.pretrained import PreTrainedModel
 from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling
 from deit.train.label_matching import head_rows
 from deit.train.recipe import Recipe
+from deit.train.start import config_of, folder_values, require_architecture, resolved_start
 from deit.train.timm_students import build_timm, timm_architecture
 
-# What a named variant and a checkpoint must agree in.
-_ARCHITECTURE = {
-    "num_hidden_layers": "depth",
-    "hidden_size": "embedding dimension",
-    "intermediate_size": "MLP width",
-    "num_attention_heads": "number of attention heads",
-    "patch_size": "patch size",
-    "num_channels": "number of channels",
-}
 # What of a checkpoint's configuration is about itself and not about the student.
 _NOT_INHERITED = ("model_type", "architectures", "dtype", "id2label", "label2id", "return_dict", "output_attentions",
                   "output_hidden_states")  # fmt: skip
@@ -78,18 +66,20 @@ def build_student(
 
     From a checkpoint, the trunk is taken with its kind of layer scale and position embedding, which is resized to the
     image (bicubic). The variant named may have a distillation token that the checkpoint has not, or the reverse; see
-    `initialize_from`. Heads are kept when their classes are those of the data: by name, in any order, or, where the
+    `initialize_from`. What is not given is the recipe's; see `resolved_start`.
+
+    Heads are kept when their classes are those of the data: by name, in any order, or, where the
     checkpoint does not name its classes, by number. Else they start anew. The normalization is the checkpoint's.
 
     Args:
         name: A variant of this package, or `timm/NAME` for any architecture of timm, such as a convnet that shall
-            become a teacher. With `init` it may be None: the architecture is then the checkpoint's.
+            become a teacher. None takes the recipe's; with `init` and none there the architecture is the checkpoint's.
         classes: Class names; for regression one name, of the number to predict.
         recipe: Its seed, problem type, drop path rate and evaluation crop are used.
-        image_size: Input in pixels, the side of a square or (height, width). None takes the named variant's, or else
-            the checkpoint's; for timm the model's own.
+        image_size: Input in pixels, the side of a square or (height, width). None takes the recipe's, or else the named
+            variant's, or else the checkpoint's; for timm the model's own.
         init: Model directory, weight file (`.safetensors`, `.pth`) or name on the model hub, in any dialect that
-            `from_pretrained` reads; for `timm/NAME` in timm's.
+            `from_pretrained` reads; for `timm/NAME` in timm's. None takes the recipe's.
 
     Raises:
         ValueError: An unknown name, an image size that the patches do not fill, a checkpoint of another architecture,
@@ -98,7 +88,8 @@ def build_student(
     """
     if recipe.data.problem_type == "regression" and len(classes) != 1:
         raise ValueError(f"Regression predicts one number, so it has one class name. Received: {len(classes)}.")
-    size = None if image_size is None else height_and_width(image_size, "image_size")
+    recipe, size = _with_choices(recipe, name, init, image_size)
+    name, init = recipe.student or None, recipe.init or None
     library, _, architecture = (name or "").partition("/")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -108,7 +99,9 @@ def build_student(
             if not name:
                 raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
             config = _configured(variant_config(name), classes, recipe, size)
-            return Student(model=_build(config), processor=_processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD))
+            return Student(
+                model=_build(config, recipe), processor=_processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD)
+            )
         variant = find_variant(name) if name else None
         checkpoint = open_checkpoint(init, FileOptions())
         other = timm_architecture(checkpoint) if variant is None else None
@@ -138,7 +131,8 @@ def build_masked_student(
     Raises:
         ValueError: See `build_student`; also an unknown field, or a value that cannot be used.
     """
-    size = None if image_size is None else height_and_width(image_size, "image_size")
+    recipe, size = _with_choices(recipe, name, init, image_size)
+    name, init, overrides = recipe.student or None, recipe.init or None, overrides or recipe.config
     if overrides and init is not None:
         raise ValueError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
     with torch.random.fork_rng(devices=[]):
@@ -154,10 +148,21 @@ def build_masked_student(
             if "encoder_stride" not in overrides:
                 config.encoder_stride = config.grid_patch_size[0]
         own = _configured(config, None, recipe, size)
-        return Student(model=_build_masked(own), processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
+        return Student(model=_build_masked(own, recipe), processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
 
 
-def _check_patches(config: VisionTransformerConfig) -> None:
+def _with_choices(
+    recipe: Recipe, name: str | None, init: str | Path | None, image_size: int | tuple[int, int] | None
+) -> tuple[Recipe, tuple[int, int] | None]:
+    """Returns the recipe with what was chosen, and the input size where one was chosen."""
+    size = None if image_size is None else height_and_width(image_size, "image_size")
+    start = resolved_start(recipe, student=name, init=init, image_size=max(size) if size else None)
+    return start, size or ((start.image_size,) * 2 if start.image_size else None)
+
+
+def _check_patches(config: VisionTransformerConfig, recipe: Recipe) -> None:
+    if recipe.partial_patches:
+        return
     for side, patch in zip(config.grid_image_size, config.grid_patch_size, strict=True):
         if side % patch:
             near = max(side // patch, 1) * patch
@@ -166,16 +171,16 @@ def _check_patches(config: VisionTransformerConfig) -> None:
             )
 
 
-def _build_masked(config: VisionTransformerConfig) -> PreTrainedModel:
-    _check_patches(config)
+def _build_masked(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
+    _check_patches(config, recipe)
     if isinstance(config, ViTConfig):
         return ViTForMaskedImageModeling(config)
     assert isinstance(config, DeiTConfig)
     return DeiTForMaskedImageModeling(config)
 
 
-def _build(config: VisionTransformerConfig) -> PreTrainedModel:
-    _check_patches(config)
+def _build(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
+    _check_patches(config, recipe)
     if isinstance(config, ViTConfig):  # without distillation token
         return ViTForImageClassification(config)
     assert isinstance(config, DeiTConfig)
@@ -213,12 +218,12 @@ def _start_from(
     size: tuple[int, int] | None,
 ) -> Student:
     """Builds a classifier of `classes`, or a model of masked images where they are None."""
-    found = _config_of(checkpoint)
+    found = config_of(checkpoint)
     refuse_larger_than_file(found, checkpoint.source.shapes, checkpoint.name)
     notes: list[str] = []
     config = found
     if name is not None and variant is not None:
-        notes += _require_architecture(found, variant_config(name), name, checkpoint)
+        notes += require_architecture(found, variant_config(name), name, checkpoint.name)
         size = size or (variant.image_size, variant.image_size)
         fields = {key: value for key, value in found.to_dict().items() if key not in _NOT_INHERITED}
         config = (DeiTConfig if variant.distilled else ViTConfig)(**fields)
@@ -227,7 +232,7 @@ def _start_from(
     refuse_non_finite(tensors.items(), checkpoint.name)
     if classes is None and not any(tensor.startswith("decoder.") for tensor in tensors):
         own.encoder_stride = own.grid_patch_size[0]  # of a decoder that is new
-    model = _build_masked(own) if classes is None else _build(own)
+    model = _build_masked(own, recipe) if classes is None else _build(own, recipe)
     model.name_or_path = str(checkpoint.path)
     count = next((tensors[head].shape[0] for head in _CLASS_HEADS if head in tensors), 0)
     rows, why = (None, ()) if classes is None else head_rows(_class_names(found), count, classes)
@@ -237,53 +242,9 @@ def _start_from(
     return Student(model=model, processor=_processor(own, recipe, mean, std), report=report)
 
 
-def _folder_values(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    path = checkpoint.path
-    return read_config(path) if path is not None and (path / CONFIG_NAME).is_file() else {}
-
-
-def _config_of(checkpoint: Checkpoint) -> VisionTransformerConfig:
-    values = _folder_values(checkpoint)
-    kinds: dict[Any, type[VisionTransformerConfig]] = {"deit": DeiTConfig, "vit": ViTConfig}
-    model_type = values.get("model_type")
-    if model_type in kinds:
-        config: VisionTransformerConfig = kinds[model_type].from_dict(values)
-        return config
-    if model_type is not None:
-        raise ValueError(
-            f"{checkpoint.path} holds a model of type {model_type!r}. A student can start from 'deit' or 'vit'."
-        )
-    return infer_config(checkpoint.source.shapes, values, source=checkpoint.name)
-
-
 def _class_names(config: VisionTransformerConfig) -> list[str] | None:
     names = names_in_order(config.id2label)
     return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
-
-
-def _require_architecture(
-    found: VisionTransformerConfig, wanted: VisionTransformerConfig, name: str, checkpoint: Checkpoint
-) -> list[str]:
-    """Checks that a checkpoint has the sizes of a named variant; returns what it brings beyond them, in sentences."""
-    differing = [
-        f"{word} {getattr(found, field)} and not {getattr(wanted, field)}"
-        for field, word in _ARCHITECTURE.items()
-        if _pair(getattr(found, field)) != _pair(getattr(wanted, field))
-    ]
-    if wanted.layer_scale_init and not found.layer_scale_init:
-        differing.append("no layer scale")
-    if differing:
-        raise ValueError(
-            f"{checkpoint.name} is of another architecture than {name}: it has {', '.join(differing)}. Name its own "
-            "variant, or none: the architecture is then the checkpoint's."
-        )
-    if found.layer_scale_init and not wanted.layer_scale_init:
-        return ["Layer scale and the form of the position embedding are the checkpoint's (DeiT III)."]
-    return []
-
-
-def _pair(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def _normalization(checkpoint: Checkpoint) -> tuple[Sequence[float], Sequence[float], tuple[str, ...]]:
@@ -292,7 +253,7 @@ def _normalization(checkpoint: Checkpoint) -> tuple[Sequence[float], Sequence[fl
     if path is not None and (path / "preprocessor_config.json").is_file():
         processor = read_image_processor(path)
         return processor.channel_mean, processor.channel_std, ()
-    cfg = _folder_values(checkpoint).get("pretrained_cfg")
+    cfg = folder_values(checkpoint).get("pretrained_cfg")
     if isinstance(cfg, Mapping) and "mean" in cfg and "std" in cfg:
         return cfg["mean"], cfg["std"], ()
     return IMAGENET_MEAN, IMAGENET_STD, ("The checkpoint says no normalization; ImageNet's is taken, as in the paper.",)

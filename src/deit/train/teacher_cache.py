@@ -262,6 +262,11 @@ def _checksum(payload: bytes, views: int, place: BatchPlace) -> int:
     return zlib.crc32(payload, zlib.crc32(np.array([views, place.step, place.part], "<u4").tobytes()))
 
 
+def is_cache(folder: Path) -> bool:
+    """Whether a folder holds the record of a teacher."""
+    return (folder / _HEADER).is_file()
+
+
 def open_cache(
     folder: Path,
     *,
