@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,9 @@ from deit.cli.settings import (
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
+    from deit.train.masked_images import MaskedImageTask
     from deit.train.recipe import Recipe
+    from deit.train.students import Student
 
 DEFAULT_RECIPE, DEFAULT_STUDENT = "simmim-100", "deit-tiny-distilled-patch16-224"
 
@@ -69,25 +71,29 @@ def pretrain(
         recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     )
     with process_group(device) as processes:
-        resolved = processes.on_first(lambda: _resolved(chosen, student=student, init=init, image_size=image_size))
+        resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
         built = build_masked_student(None, resolved)
         task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
         if processes.is_first:
-            say(
-                f"{len(images.train.labels)} training and {len(images.val.labels)} validation images, without labels. "
-                f"Student: {resolved.student or type(built.model).__name__}. Hidden: {task.masks.num_masked} of "
-                f"{task.masks.num_patches} patches.",
-            )
-            for line in describe_start(resolved, images, built.processor):
-                say(line)
-            if built.report is not None:
-                say_lines(built.report.describe())
+            _print_plan(images, resolved, built, task)
         result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
         if processes.is_first:
             print_result(result)
             say(f"Reconstructions: {out / PICTURE_NAME}")
+
+
+def _print_plan(images: Data, recipe: Recipe, built: Student, task: MaskedImageTask) -> None:
+    say(
+        f"{len(images.train.labels)} training and {len(images.val.labels)} validation images, without labels. "
+        f"Student: {recipe.student or type(built.model).__name__}. Hidden: {task.masks.num_masked} of "
+        f"{task.masks.num_patches} patches.",
+    )
+    for line in describe_start(recipe, images, built.processor):
+        say(line)
+    if built.report is not None:
+        say_lines(built.report.describe())
 
 
 def _open_recipe(name_or_path: str | None, init: str | None, config: str) -> Recipe:
@@ -103,12 +109,11 @@ def _open_recipe(name_or_path: str | None, init: str | None, config: str) -> Rec
     )
 
 
-def _resolved(recipe: Recipe, **chosen: Any) -> Recipe:
+def _resolved(recipe: Recipe, student: str | None, init: str | None, image_size: int | None) -> Recipe:
     """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
     from deit.train.start import resolved_start
 
-    resolved = resolved_start(recipe, open_weights=True, **chosen)
-    resolved.check_learning_rates()
+    resolved = resolved_start(recipe, student=student, init=init, image_size=image_size, open_weights=True)
     _check_settings(resolved)
     return resolved
 

@@ -74,9 +74,7 @@ def train(
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     chosen = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))
     with process_group(device) as processes:
-        resolved = processes.on_first(
-            lambda: _resolved(chosen, student=student, init=init, image_size=image_size, teachers=teacher or [])
-        )
+        resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size, teacher or []))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
         teachers = _open_teachers(resolved, teacher_cache, given=bool(teacher))
         taught = bool(resolved.teacher) or teacher_cache is not None
@@ -99,13 +97,16 @@ def _open_recipe(name_or_path: str | None, init: str | None) -> Recipe:
     return recipe.with_settings({"student": DEFAULT_STUDENT}) if needs_one else recipe
 
 
-def _resolved(recipe: Recipe, *, student: str | None, **chosen: Any) -> Recipe:
+def _resolved(
+    recipe: Recipe, student: str | None, init: str | None, image_size: int | None, teachers: list[str]
+) -> Recipe:
     """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
     from deit.core.variants import VARIANTS
     from deit.train.start import resolved_start
 
-    resolved = resolved_start(recipe, student=student, open_weights=True, **chosen)
-    resolved.check_learning_rates()
+    resolved = resolved_start(
+        recipe, student=student, init=init, image_size=image_size, teachers=teachers, open_weights=True
+    )
     check_freeze(resolved)
     variant = VARIANTS.get(resolved.student)
     if resolved.teacher and (resolved.student.startswith("timm/") or (variant and not variant.distilled)):

@@ -136,6 +136,7 @@ def fit(
         TrainingInterrupted: An interrupt; the state is saved.
     """
     run = _Run(task, data, recipe, Path(out), _resolve_device(device), resume, teacher_cache)
+    logger.info(" ".join(describe_rates(recipe, steps_per_epoch=run.steps_per_epoch)))
     with _interrupts() as interrupted:
         run.train(interrupted, on_step, on_epoch)
     return run.finish()
@@ -161,8 +162,6 @@ class _Run:
         order = self._order(0, 0)
         self.steps_per_epoch = order.steps_per_epoch
         self.total_steps = order.steps_per_epoch * recipe.schedule.epochs
-        for line in describe_rates(recipe, steps_per_epoch=self.steps_per_epoch):
-            logger.info(line)
         # What must be the same for a run to go on, beside the recipe. Worked out once: the hash visits every image.
         teacher = task.teacher
         self.identity: dict[str, Any] = {
@@ -523,15 +522,6 @@ class _Run:
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
-
-
-def _check_teacher(task: Task, recipe: Recipe) -> None:
-    """Refuses to leave out the teacher of a recipe without a word."""
-    if recipe.teacher and not isinstance(task, DistillationTask):
-        raise ValueError(
-            f"The recipe learns from the teacher {', '.join(recipe.teacher)}, and a {type(task).__name__} has none. "
-            'Pass a DistillationTask, or recipe.with_settings({"teacher": ()}) to learn from labels alone.'
-        )
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     Raises:
         FileExistsError: It holds a run or other files, and `resume` is off.
         FileNotFoundError: It holds no run, and `resume` is on.
-        ValueError: Its run has other settings.
+        ValueError: Its run has other settings; or the learning rate of a new one would go the wrong way.
     """
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file. Pass a folder for the run.")
@@ -50,7 +50,9 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
         other = [name for name in differences(Recipe.load(recipe_file), recipe) if name in compared]
         if other:
             raise ValueError(f"The run in {out} has other settings: {', '.join(other)}. Resume it with the same ones.")
-    elif out.is_dir() and any(out.iterdir()):
+        return
+    recipe.check_learning_rates()
+    if out.is_dir() and any(out.iterdir()):
         what = "a run" if recipe_file.is_file() else "other files"
         raise FileExistsError(f"{out} holds {what} already. Pass a new folder, or --resume to go on with a run.")
 

@@ -58,6 +58,11 @@ class Task(nn.Module):
         Raises:
             ValueError: It cannot.
         """
+        if recipe.teacher:  # it would be left out without a word
+            raise ValueError(
+                f"The recipe learns from the teacher {', '.join(recipe.teacher)}, and {type(self).__name__} has none. "
+                'Pass a DistillationTask, or recipe.with_settings({"teacher": ()}) to learn from labels alone.'
+            )
         unlabelled = count_unlabelled(data.train)
         if unlabelled:
             raise ValueError(
