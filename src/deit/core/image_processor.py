@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from deit.core import pixels as px
 from deit.core.configuration import CONFIG_NAME, read_config
@@ -72,9 +73,15 @@ class DeiTImageProcessor(ImageProcessor):
             raise ValueError(f"{type(self).__name__} works on the CPU. For {self.device}: DeiTImageProcessorFast.")
         channels, to_rgb = self._channels, bool(self.do_convert_rgb)
         opened = [px.in_colours(image, channels, to_rgb, self.value_range) for image in images]
-        arrays = [px.to_channels_first(image, self.input_data_format, channels, to_rgb) for image in opened]
-        self._warn_of_rescaled(arrays)
-        pixels = [self._process(array) for array in arrays]
+        arrays = [
+            image
+            if self.do_resize and px.is_resized_by_pillow(image)
+            else px.to_channels_first(image, self.input_data_format, channels, to_rgb)
+            for image in opened
+        ]
+        del opened
+        self._warn_of_rescaled([array for array in arrays if not isinstance(array, Image.Image)])
+        pixels = [self._process(array, three=to_rgb or channels == 3) for array in arrays]
         if self.do_pad:
             wanted = None if self.pad_size is None else (self.pad_size["height"], self.pad_size["width"])
             size = px.padded_size([p.shape[1:] for p in pixels], wanted)
@@ -83,9 +90,14 @@ class DeiTImageProcessor(ImageProcessor):
             pixels = [np.moveaxis(p, 0, -1) for p in pixels]
         return px.stack(pixels, self.return_tensors)
 
-    def _process(self, image: px.Array) -> px.Array:
+    def _process(self, image: px.Array | Image.Image, *, three: bool) -> px.Array:
         if self.do_resize:
-            image = px.resize(image, resized_size(self.size, *image.shape[1:]), self.resample)
+            height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[1:]
+            crop = (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
+            image = px.resize(image, resized_size(self.size, height, width), self.resample, crop)
+            if three and len(image) == 1:
+                image = np.repeat(image, 3, axis=0)
+        assert not isinstance(image, Image.Image)
         if self.do_center_crop:
             image = px.center_crop(image, self.crop_size["height"], self.crop_size["width"])
         mean, std = (self.image_mean, self.image_std) if self.do_normalize else (None, None)

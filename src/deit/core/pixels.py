@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.images import ValueRange, convert_image, load_image
+from deit.core.images import MOST_PIXELS, ImageError, ValueRange, convert_image, load_image
 from deit.core.processor_options import CHANNELS_LAST
+from deit.core.resampling import can_resize_part, resized_part
 
 Array: TypeAlias = npt.NDArray[Any]
 # PIL image, path, bytes of a file, base64 text, array (H, W, C) or (C, H, W), tensor, or a (nested) list of them
@@ -97,8 +98,7 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
     if 0 in (image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())):
         raise ValueError("The image has no pixels.")
     if isinstance(image, Image.Image):
-        array = np.asarray(image)
-        return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+        return _channels_first(image)
     if hasattr(image, "detach"):  # a PyTorch tensor, without importing PyTorch
         image = image.detach().cpu().numpy()
     elif hasattr(image, "__array__"):  # a tensor of TensorFlow or JAX
@@ -158,12 +158,34 @@ def is_in_unit_range(image: Any) -> bool:
 # --- arrays (C, H, W) ---------------------------------------------------------------------------------
 
 
-def resize(image: Array, size: tuple[int, int], resample: int) -> Array:
-    """Resizes (C, H, W) to (height, width) through Pillow's 8-bit filters; floats are quantized for it.
+def is_resized_by_pillow(image: Any) -> bool:
+    """Whether a PIL image can be resized as it is: its array would have the same numbers, and cost the memory twice."""
+    return isinstance(image, Image.Image) and image.mode in ("L", "RGB") and 0 not in image.size
+
+
+def resize(
+    image: Array | Image.Image, size: tuple[int, int], resample: int, crop: tuple[int, int] | None = None
+) -> Array:
+    """Resizes to (height, width) through Pillow's 8-bit filters; floats are quantized for it.
+
+    Args:
+        image: (C, H, W), or a PIL image of which `is_resized_by_pillow` is true.
+        size: Of the result.
+        resample: A Pillow filter.
+        crop: (height, width) of the center that is needed: of a result of more than `MOST_PIXELS`, which a very narrow
+            image gives, nothing else is made.
+
+    Returns:
+        (C, height, width).
 
     Raises:
+        ImageError: The result has more than `MOST_PIXELS`, and no small part of it is needed.
         ValueError: Values are neither in [0, 1] nor whole numbers in [0, 255].
     """
+    if size[0] * size[1] > MOST_PIXELS:
+        return _center_of_resized(image, size, resample, crop)
+    if isinstance(image, Image.Image):
+        return _channels_first(image.resize((size[1], size[0]), resample=resample))
     from_unit_range = False
     if image.dtype != np.uint8:
         if np.allclose(image, image.astype(np.int64)):
@@ -182,6 +204,27 @@ def resize(image: Array, size: tuple[int, int], resample: int) -> Array:
     resized = np.asarray(Image.fromarray(squeezed).resize((size[1], size[0]), resample=resample))
     array = resized[None] if resized.ndim == 2 else np.moveaxis(resized, -1, 0)
     return (array.astype(np.float64) * (1 / 255)).astype(np.float32) if from_unit_range else array
+
+
+def _channels_first(image: Image.Image) -> Array:
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def _center_of_resized(
+    image: Array | Image.Image, size: tuple[int, int], resample: int, crop: tuple[int, int] | None
+) -> Array:
+    array = _channels_first(image) if isinstance(image, Image.Image) else image
+    shown = tuple(min(side, wanted) for side, wanted in zip(size, crop or size, strict=True))
+    enlarged = array.shape[1] <= size[0] and array.shape[2] <= size[1]
+    if shown[0] * shown[1] > MOST_PIXELS or array.dtype != np.uint8 or not (enlarged and can_resize_part(resample)):
+        raise ImageError(
+            f"The image of {array.shape[2]} x {array.shape[1]} pixels would be resized to {size[1]} x {size[0]}, more "
+            f"than the {MOST_PIXELS} pixels that are safe. Crop it before, or resize to a smaller size."
+        )
+    starts = [(side - part) // 2 for side, part in zip(size, shown, strict=True)]
+    rows, columns = (slice(start, start + part) for start, part in zip(starts, shown, strict=True))
+    return resized_part(array, size, (rows, columns), resample)
 
 
 def center_crop(image: Array, height: int, width: int) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deit.core.images import MOST_PIXELS
 from deit.core.sample_values import checked_range
 
 _SIZE_KEYS: tuple[frozenset[str], ...] = (
@@ -62,6 +63,10 @@ def size_dict(size: Any, name: str, *, default_to_square: bool = True) -> SizeDi
         raise ValueError(f"{name} must have exactly the keys of one of: {allowed}. Received: {sorted(size)}.")
     if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in sides.values()):
         raise ValueError(f"{name} must hold whole numbers of at least 1. Received: {sides}.")
+    height, width = sides.get("height") or sides.get("max_height"), sides.get("width") or sides.get("max_width")
+    area = height * width if height and width else sides["shortest_edge"] ** 2
+    if area > MOST_PIXELS:
+        raise ValueError(f"{name} must have at most {MOST_PIXELS} pixels, which fit into memory. Received: {sides}.")
     return SizeDict(sides)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torchvision import transforms
 
+from deit.core.images import MOST_PIXELS, ImageError
 from deit.core.labels import NO_LABEL
 from deit.data.random_state import seeded
 
@@ -204,8 +206,18 @@ def _whole_image_crop(augmentation: Augmentation, image_size: tuple[int, int]) -
         resize = transforms.Resize(image_size, interpolation=kind)
         return transforms.Compose([resize, transforms.RandomCrop(image_size, padding=padding)])
     # The shorter side to the longer one of the model, so that there is enough of the image in both directions.
-    resize = transforms.Resize(max(image_size), interpolation=kind)
-    return transforms.Compose([resize, transforms.RandomCrop(image_size, padding=4, padding_mode="reflect")])
+    shorten = partial(_with_shorter_side, side=max(image_size), kind=kind)
+    return transforms.Compose([shorten, transforms.RandomCrop(image_size, padding=4, padding_mode="reflect")])
+
+
+def _with_shorter_side(image: Image.Image, side: int, kind: transforms.InterpolationMode) -> Image.Image:
+    if max(image.size) * side**2 > MOST_PIXELS * min(image.size):
+        raise ImageError(
+            f"An image of {image.width} x {image.height} pixels is too narrow: with a shorter side of {side} it would "
+            f"have more than the {MOST_PIXELS} pixels that are safe. Cut it, or leave it out."
+        )
+    resized: Image.Image = transforms.functional.resize(image, side, interpolation=kind)
+    return resized
 
 
 def _repair_posterize(steps: Sequence[Any]) -> None:

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from torchvision.transforms.v2.functional import InterpolationMode
 
 from deit.core import pixels as px
+from deit.core.images import MOST_PIXELS, ImageError
 from deit.core.processor_options import CHANNELS_LAST, resized_size
 from deit.core.processor_settings import VIT_DEFAULTS, ImageProcessor
 
@@ -111,6 +112,11 @@ class DeiTImageProcessorFast(ImageProcessor):
 
     def _resize(self, batch: Tensor) -> Tensor:
         size = list(resized_size(self.size, batch.shape[-2], batch.shape[-1]))
+        if size[0] * size[1] > MOST_PIXELS:
+            raise ImageError(
+                f"An image of {batch.shape[-1]} x {batch.shape[-2]} pixels would be resized to {size[1]} x {size[0]}, "
+                f"more than the {MOST_PIXELS} pixels that are safe. Crop it before, or use DeiTImageProcessor."
+            )
         if int(self.resample) not in _INTERPOLATION:
             raise ValueError(
                 f"torchvision cannot resize tensors with the filter {self.resample!r}. "

@@ -1,0 +1,81 @@
+"""A part of a resized image, with the numbers of Pillow, for images whose resized whole would not fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_PRECISION = 22  # bits after the point of Pillow's weights for 8-bit pixels
+
+
+def _bilinear(x: Array) -> Array:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _bicubic(x: Array) -> Array:
+    x, a = np.abs(x), -0.5
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _lanczos(x: Array) -> Array:
+    return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0)
+
+
+# Filter -> function and the distance from which on it is zero, in pixels of the smaller scale.
+_FILTERS: dict[int, tuple[Callable[[Array], Array], float]] = {
+    Image.Resampling.BILINEAR: (_bilinear, 1),
+    Image.Resampling.BICUBIC: (_bicubic, 2),
+    Image.Resampling.LANCZOS: (_lanczos, 3),
+}
+
+
+def can_resize_part(resample: int) -> bool:
+    """Whether `resized_part` knows a filter."""
+    return resample in _FILTERS
+
+
+def resized_part(image: Array, size: tuple[int, int], part: tuple[slice, slice], resample: int) -> Array:
+    """Returns some rows and columns of a resized image as Pillow makes them, without the rest.
+
+    Pillow weighs columns, rounds to 8 bits, then weighs rows; its weights have 22 bits after the point. That holds
+    where neither side shrinks; elsewhere it may begin with the rows.
+
+    Args:
+        image: (C, H, W) uint8.
+        size: (height, width) of the whole result, at least those of the image.
+        part: Its rows and columns.
+        resample: A filter that `can_resize_part` knows.
+    """
+    for axis in (2, 1):
+        image = _along(image, axis, size[axis - 1], part[axis - 1], resample)
+    return image
+
+
+def _along(image: Array, axis: int, size: int, part: slice, resample: int) -> Array:
+    length = image.shape[axis]
+    if length == size:
+        return image[(slice(None),) * axis + (part,)]
+    function, reach = _FILTERS[resample]
+    scale = length / size
+    wide = max(scale, 1.0)
+    result = []
+    for place in range(part.start, part.stop):
+        center = (place + 0.5) * scale
+        first = max(int(center - reach * wide + 0.5), 0)
+        last = min(int(center + reach * wide + 0.5), length)
+        weights = function((np.arange(first, last) - center + 0.5) * (1.0 / wide))
+        total = math.fsum(weights)
+        fixed = weights * (1.0 / total) * (1 << _PRECISION)
+        whole = np.trunc(fixed + np.where(fixed < 0, -0.5, 0.5)).astype(np.int64)
+        pixels = np.take(image, range(first, last), axis=axis).astype(np.int64)
+        summed = np.tensordot(pixels, whole, axes=([axis], [0])) + (1 << (_PRECISION - 1))
+        result.append(np.clip(summed >> _PRECISION, 0, 255).astype(np.uint8))
+    return np.stack(result, axis=axis)
