@@ -77,7 +77,7 @@ def test_numbers_fit_a_model_whose_classes_have_words_for_names_where_that_is_as
         ([math.inf], None, "row 0 has the label inf"),
         ([{"a": 1}], None, "row 0 has the label"),
         ([0, 3], ("a", "b"), "row 1 has the label 3, but column 'species' names 2 classes"),
-        (["a"], ("a", "a"), "Class names must differ"),
+        (["a"], ("a", "a"), "2 of the 2 classes are called 'a' \\(numbers 0, 1\\)"),
     ],
 )
 def test_what_cannot_be_a_class_is_refused_with_its_place(values, names, message):

@@ -258,7 +258,6 @@ LABELS = np.array([0, 1])
         (IMAGES[:0], LABELS[:0], None, ValueError, r"Received: 0 images, \(0,\) labels"),
         (IMAGES, LABELS, ["a"], ValueError, r"Labels must lie in \[0, 1\)\. Received: 0 to 1"),
         (IMAGES, np.array([-1, 1]), None, ValueError, r"Labels must lie in \[0, 2\)\. Received: -1 to 1"),
-        (IMAGES, LABELS, ["a", "a"], ValueError, "Class names must differ. Named more than once: a"),
     ],
 )
 def test_unusable_arrays_are_refused(images, labels, classes, error, message):

@@ -1,24 +1,65 @@
-"""Class names: where they come from and what can be wrong with them."""
+"""Class names: classes are numbers, names are shown, and a name that several classes have names none of them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
 
 
 def id2label_from_names(names: Sequence[str]) -> dict[int, str]:
-    """Numbers class names in the order given.
-
-    Raises:
-        ValueError: A name comes twice.
-    """
-    if len(set(names)) != len(names):
-        twice = sorted({n for n in names if list(names).count(n) > 1})
-        raise ValueError(f"Class names must differ. Named more than once: {', '.join(twice)}.")
+    """Numbers class names in the order given; several classes may have one name, as two of ImageNet's are "crane"."""
     return dict(enumerate(names))
 
 
 def names_in_order(id2label: Mapping[int, str]) -> list[str]:
     """Returns the class names ordered by their number."""
     return [id2label[i] for i in sorted(id2label)]
+
+
+def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
+    """Returns the names that several classes have, with the numbers of those.
+
+    Example:
+        >>> repeated_names(["crane", "cat", "crane"])
+        {'crane': [0, 2]}
+    """
+    counts = Counter(names)
+    repeated: dict[str, list[int]] = {name: [] for name, count in counts.items() if count > 1}
+    for number, name in enumerate(names):
+        if name in repeated:
+            repeated[name].append(number)
+    return repeated
+
+
+def numbers_by_name(names: Sequence[str]) -> dict[str, int]:
+    """Returns the number of each name that one class alone has."""
+    repeated = repeated_names(names)
+    return {name: number for number, name in enumerate(names) if name not in repeated}
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Returns names by which classes can be told apart: a name that several have is followed by the class's number.
+
+    Example:
+        >>> distinct_names(["crane", "cat", "crane"])
+        ['crane (0)', 'cat', 'crane (2)']
+    """
+    repeated = repeated_names(names)
+    return [f"{name} ({number})" if name in repeated else name for number, name in enumerate(names)]
+
+
+def several_classes(name: str, numbers: Sequence[int], names: Sequence[str]) -> str:
+    """Returns a sentence that refuses a name which several classes have.
+
+    Args:
+        name: The name.
+        numbers: Of those classes.
+        names: Of all classes.
+    """
+    shown = ", ".join(map(str, numbers))
+    return (
+        f"{len(numbers)} of the {len(names)} classes are called {name!r} (numbers {shown}), so that the name does not "
+        "say which. Give the number of the class in place of its name, for all images."
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deit.core.labels import id2label_from_names
+from deit.core.labels import repeated_names, several_classes
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.label_cells import (
     are_switches,
@@ -105,12 +105,16 @@ def encode_labels(
         numbers_fit: Take whole numbers without names as positions in `classes` if none of those is a number.
         separator: What separates several classes in a text; empty finds it.
 
+    Classes are numbers: where several have one name, numbers that stand for the same list find them, and the name none.
+
     Raises:
-        ValueError: The values do not fit the problem type, or name a class that `classes` lacks.
+        ValueError: The values do not fit the problem type, or name a class that `classes` lacks or has several of.
     """
     check_problem_type(problem_type)
     if problem_type == REGRESSION:
         return _encode_numbers(column, place, classes)
+    shown_classes = classes if classes is not None else column.class_names
+    column, classes = replace(column, class_names=_told_apart(column.class_names)), _told_apart(classes)
     known_names = classes if classes is not None else column.class_names
     if problem_type == SINGLE_LABEL:
         column, minus_one = _prepare_single(column, known_names)
@@ -121,7 +125,6 @@ def encode_labels(
     missing = np.array([names is None for names in named], dtype=bool)
     found = _sorted_names({name for names in named if names for name in names})
     known = list(classes) if classes is not None else list(column.class_names or found)
-    id2label_from_names(known)
     if numbers_fit and _are_positions(column, found, known):
         known_as = {name: int(name) for name in found}
     else:
@@ -136,7 +139,8 @@ def encode_labels(
     notes = column.notes
     if problem_type == MULTI_LABEL and classes is None and len(labels) > 1 and labels.sum(1).max() <= 1:
         notes = (*notes, _never_two(column))
-    return EncodedLabels(classes=known, labels=labels, missing=missing, notes=notes)
+    shown = known if shown_classes is None else list(shown_classes)
+    return EncodedLabels(classes=shown, labels=labels, missing=missing, notes=notes)
 
 
 def _never_two(column: LabelColumn) -> str:
@@ -270,8 +274,21 @@ def _are_positions(column: LabelColumn, found: Sequence[str], known: Sequence[st
     return numbers and not any(name.isdecimal() for name in known) and all(int(name) < len(known) for name in found)
 
 
+def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Returns names of which each is another: one that several classes have is followed by a zero byte and a number."""
+    if names is None:
+        return None
+    repeated = repeated_names(names)
+    return tuple(f"{name}\0{number}" if name in repeated else name for number, name in enumerate(names))
+
+
 def _refuse_unknown(found: Sequence[str], known_as: dict[str, int], known: Sequence[str], column: LabelColumn) -> None:
     unknown = [name for name in found if name not in known_as]
+    plain = [_plain_name(name) for name in known]
+    repeated = repeated_names(plain)
+    for name in map(_plain_name, unknown):
+        if name in repeated:
+            raise ValueError(f"Column {column.name!r}: {several_classes(name, repeated[name], plain)}")
     if unknown:
         raise ValueError(
             f"Column {column.name!r} has labels that are not among the {len(known)} classes: {_shown(unknown)}. "
@@ -279,8 +296,12 @@ def _refuse_unknown(found: Sequence[str], known_as: dict[str, int], known: Seque
         )
 
 
+def _plain_name(name: str) -> str:
+    return name.partition("\0")[0]  # see `_told_apart`
+
+
 def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(_plain_name, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _sorted_names(names: set[str]) -> list[str]:

@@ -33,6 +33,7 @@ from deit.data.sources import (
     check_problem_type,
     class_folders,
     contents_of,
+    folder_numbers,
     place_of,
     refuse_skipped,
 )
@@ -278,8 +279,9 @@ def _labelled_folder(root: Path, part: str, classes: Sequence[str] | None) -> Pa
         name = next((name for name in ("val", "test") if name in divided.parts), "val")
         folder = _part_folder(root, divided, name)
         _tell_measured(name, list(divided.parts))
-    classes = class_folders(folder) if classes is None else classes
-    unknown = sorted(set(class_folders(folder)) - set(classes))
+    folders = class_folders(folder)
+    classes = folders if classes is None else classes
+    unknown = sorted(set(folders) - set(folder_numbers(folder, folders, classes)))
     if unknown:
         raise ValueError(
             f"{folder} has class folders that are not among the {len(classes)} classes: {', '.join(unknown)}. "

@@ -19,7 +19,7 @@ from deit.core.image_files import read_content
 from deit.core.image_search import SkippedFile as SkippedFile
 from deit.core.image_search import find_image_files, find_loose_files, visible_folders
 from deit.core.images import ImageError, ValueRange, load_image
-from deit.core.labels import id2label_from_names
+from deit.core.labels import numbers_by_name, repeated_names, several_classes
 from deit.core.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from deit.data.contents import Bytes, Contents, Hashes, content_hash, examine, file_stamp, refuse_unknown_ranges
 
@@ -146,7 +146,6 @@ class ArraySource:
                 f"Received: {len(images)} images, {labels.shape} labels."
             )
         names = _array_classes(labels, problem_type) if classes is None else list(classes)
-        id2label_from_names(names)
         _check_values(labels, names, problem_type)
         self.classes = names
         self.problem_type = problem_type
@@ -232,13 +231,14 @@ class ImageFolder:
         self._value_range = value_range
         folders = class_folders(self.root)
         self.classes = sorted(folders) if classes is None else list(classes)
-        unknown = sorted(set(folders) - set(self.classes))
+        numbers = folder_numbers(self.root, folders, self.classes)
+        unknown = sorted(set(folders) - set(numbers))
         if unknown:
             raise ValueError(
                 f"{self.root} has class folders that the training images lack: {', '.join(unknown)}. "
                 f"Known: {', '.join(self.classes)}."
             )
-        paths, labels, self.skipped = self._scan()
+        paths, labels, self.skipped = self._scan(numbers)
         found = examine_files(self.root, paths, progress, value_range)
         self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         if strict:
@@ -247,13 +247,13 @@ class ImageFolder:
         self.paths = [paths[i] for i in good]
         self.contents = found.hashes[good]
         self.labels: Labels = np.array([labels[i] for i in good], dtype=np.int64)
-        self._require_images(folders)
+        self._require_images(numbers)
         refuse_skipped(self.skipped, str(self.root), strict=False)
 
-    def _scan(self) -> tuple[list[Path], list[int], list[SkippedFile]]:
+    def _scan(self, numbers: Mapping[str, int]) -> tuple[list[Path], list[int], list[SkippedFile]]:
         loose = find_loose_files(self.root)
         self.ignored = loose.ignored
-        folders = {i: self.root / name for i, name in enumerate(self.classes) if (self.root / name).is_dir()}
+        folders = {number: self.root / name for name, number in sorted(numbers.items(), key=lambda item: item[1])}
         paths: list[Path] = []
         labels: list[int] = []
         skipped = loose.skipped
@@ -265,9 +265,9 @@ class ImageFolder:
             self.ignored += found.ignored
         return paths, labels, skipped
 
-    def _require_images(self, folders: Sequence[str]) -> None:
-        present = {self.classes[i] for i in np.unique(self.labels)} if len(self.labels) else set()
-        empty = sorted(set(folders) - present)
+    def _require_images(self, numbers: Mapping[str, int]) -> None:
+        present = set(self.labels.tolist())
+        empty = [name for name, number in sorted(numbers.items()) if number not in present]
         if empty:
             raise ValueError(
                 f"No usable image in {', '.join(str(self.root / name) for name in empty)}. "
@@ -487,6 +487,30 @@ def _bring_classes_to_both_sides(
                 if left[has[image] & (has.sum(0) > 1)].all():
                     in_second[image] = side
                     break
+
+
+def folder_numbers(root: Path, folders: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """Returns the number of each folder's class, and nothing for a folder of another name.
+
+    Args:
+        root: Where the folders are, for messages.
+        folders: Their names.
+        classes: Class names, in order. Folders called "0", "1", ... are positions in it if no class has such a name.
+
+    Raises:
+        ValueError: A folder is called as several classes are.
+    """
+    numbers = numbers_by_name(classes)
+    are_numbers = all(name.isdecimal() and int(name) < len(classes) for name in folders)
+    if are_numbers and not any(name.isdecimal() for name in classes):
+        numbers = {name: int(name) for name in folders}
+    repeated = repeated_names(classes)
+    for name in folders:
+        if name in repeated:
+            raise ValueError(
+                f"{root / name}: {several_classes(name, repeated[name], classes)} Here: call the folders 0, 1, ..."
+            )
+    return {name: numbers[name] for name in folders if name in numbers}
 
 
 def class_folders(root: Path) -> list[str]:

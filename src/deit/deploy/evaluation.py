@@ -22,6 +22,7 @@ from deit.core.calibration import (
 )
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.known_images import KnownImages, Overlap
+from deit.core.labels import distinct_names, numbers_by_name, repeated_names
 from deit.core.metrics import SINGLE_LABEL, Array, Integers
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
@@ -66,12 +67,15 @@ class TeacherModel:
         """
         if self.runner.problem_type != SINGLE_LABEL:
             raise ValueError(f"The teacher must choose one class. Received: a model for {self.runner.problem_type}.")
-        known = {name: i for i, name in enumerate(self.runner.label_names)}
-        missing = [name for name in classes if name not in known]
+        names = self.runner.label_names
+        if names == classes:  # names that come twice are then no matter
+            return np.arange(len(classes))
+        known, repeated = numbers_by_name(names), repeated_names(classes)
+        missing = [name for name in classes if name not in known or name in repeated]
         if missing:
             raise ValueError(
-                f"The teacher lacks {len(missing)} of the model's {len(classes)} classes: {_some(missing)}. "
-                f"It knows: {_some(self.runner.label_names)}."
+                f"The teacher lacks {len(missing)} of the model's {len(classes)} classes, or has several of that name: "
+                f"{_some(missing)}. It knows: {_some(names)}."
             )
         return np.array([known[name] for name in classes], np.int64)
 
@@ -120,7 +124,7 @@ def evaluate_model(
     kept, logits = _kept(seen)
     return Evaluation(
         problem_type=runner.problem_type,
-        classes=list(runner.label_names),
+        classes=distinct_names(runner.label_names),
         labels=source.labels,
         head=head or next(iter(heads)),
         heads=heads,

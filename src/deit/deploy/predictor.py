@@ -15,6 +15,7 @@ from PIL import Image
 from deit.core.errors import UserError
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.images import ImageFile
+from deit.core.labels import distinct_names
 from deit.core.metrics import has_answer, softmax
 from deit.core.model_directory import read_image_processor
 from deit.deploy.reading import read_pixels
@@ -75,7 +76,7 @@ class Predictor:
     ) -> None:
         self.runner = runner
         self.processor = processor
-        self.label_names = list(label_names)
+        self.label_names = distinct_names(label_names)
 
     @classmethod
     def open(cls, model_directory: str | os.PathLike[str], *, device: str = "cpu") -> Predictor:

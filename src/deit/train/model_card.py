@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.labels import distinct_names
 from deit.core.metrics import score_text, score_title
 from deit.core.printable import markdown_code, markdown_text, printable
 from deit.models.pretrained import PreTrainedModel
@@ -74,7 +75,7 @@ def _origin(record: dict[str, Any], classes: list[str]) -> str:
 
 
 def _classes(classes: list[str]) -> str:
-    shown = ", ".join(markdown_code(name) for name in classes[:_SHOWN_CLASSES])
+    shown = ", ".join(markdown_code(name) for name in distinct_names(classes)[:_SHOWN_CLASSES])
     more = f" and {len(classes) - _SHOWN_CLASSES} more (`config.json`)" if len(classes) > _SHOWN_CLASSES else ""
     return f"{len(classes)} classes: {shown}{more}."
 
