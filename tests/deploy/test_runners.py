@@ -99,7 +99,7 @@ def test_truncated_weights_are_refused_by_name(deit_directory, share):
 def test_truncated_weights_of_timm_are_refused_by_name(timm_directory, share):
     folder = timm_directory()
     shorten(folder / "model.safetensors", share)
-    with pytest.raises(ValueError, match=rf"timm cannot open {re.escape(str(folder))} .* Its files may be damaged"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(folder))}.* cannot be read as safetensors"):
         open_runner(folder)
 
 
@@ -113,7 +113,7 @@ def test_missing_weights_are_refused(deit_directory):
 def test_missing_weights_of_timm_are_refused(timm_directory):
     folder = timm_directory()
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"timm cannot open .* \(No suitable checkpoints found"):
+    with pytest.raises(FileNotFoundError, match=r"No model\.safetensors in"):
         open_runner(folder)
 
 

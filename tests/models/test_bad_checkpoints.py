@@ -144,7 +144,7 @@ def test_an_index_that_leads_out_of_its_folder(shards, name):
     outside = shards.parent / "outside.safetensors"
     outside.write_bytes(sorted(shards.glob("*.safetensors"))[0].read_bytes())
     change_index(shards, name.replace("{absolute}", str(outside)))
-    is_refused(shards, "Only names of files beside it are accepted")
+    is_refused(shards, "Only names of files beside the index are accepted")
 
 
 def test_a_link_that_leads_out_of_its_folder(shards):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 
 from deit.core.configuration import read_config
 from deit.core.known_images import KnownImages
@@ -18,9 +17,6 @@ from deit.core.model_directory import kind_of_model, read_known_images
 Array = npt.NDArray[np.float32]
 
 PRECISIONS = ("fp32", "bf16")
-
-# What timm raises for files that are missing, damaged or of another architecture than they say.
-_TIMM_ERRORS = (RuntimeError, OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError, SafetensorError)
 
 
 class TorchRunner:
@@ -108,11 +104,8 @@ def open_runner(folder: Path, device: str = "cpu", *, precision: str = "fp32") -
         if device == "cpu":
             classifier.pack_weights()  # autocast leaves them aside
         return TorchRunner(classifier, names_in_order(classifier.config.id2label), **settings)
-    import timm
+    from deit.models.timm_models import open_timm_folder
 
-    try:
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except _TIMM_ERRORS as error:
-        raise ValueError(f"timm cannot open {folder} ({error}). Its files may be damaged.") from error
+    model: Any = open_timm_folder(folder)
     names = config.get("label_names") or [str(i) for i in range(model.num_classes)]
     return TorchRunner(model, names, **settings)

@@ -13,17 +13,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deit.core.configuration import CONFIG_NAME
 from deit.core.hub import is_hub_name, local_path
 from deit.core.labels import names_in_order
 from deit.core.model_directory import kind_of_model, read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.models.classifier import head_logits, open_classifier
 from deit.models.finiteness import refuse_non_finite_answers, refuse_non_finite_model
+from deit.models.timm_models import open_published_timm, open_timm_folder
 from deit.train.batch_norm import fold_batch_norms
 from deit.train.label_matching import imagenet_labels, match_labels
 
@@ -305,7 +304,7 @@ def open_teacher(name_or_dir: str | Path) -> Teacher:
             f"No teacher at {text}. Pass a model directory, or a published model as timm/NAME or torchvision/NAME."
         )
     if kind_of_model(folder) == "timm":
-        return _open_timm_folder(folder).prepare()
+        return _of_timm(open_timm_folder(folder), str(folder)).prepare()
     model = open_classifier(folder)
     processor = read_image_processor(folder)
     config = model.config
@@ -333,35 +332,7 @@ def open_teachers(names_or_dirs: Sequence[str | Path]) -> Teacher | TeacherEnsem
     return teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers)
 
 
-def create_timm(name: str, **options: Any) -> nn.Module:
-    """Builds a timm model.
-
-    Args:
-        name: A timm architecture, or `local-dir:` and a folder.
-        **options: Passed to `timm.create_model`.
-
-    Raises:
-        ValueError: timm has no such model, or refuses an option.
-        ConnectionError: Its published weights cannot be fetched.
-    """
-    import timm
-
-    try:
-        model: nn.Module = timm.create_model(name, **options)
-    except (RuntimeError, TypeError, AttributeError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"timm cannot build {name!r} ({str(error).strip(chr(39))}). See timm.list_models()."
-        ) from error
-    except OSError as error:  # what huggingface_hub raises without a network
-        raise ConnectionError(
-            f"The published weights of timm/{name} cannot be fetched. Save them as a folder where there is a network "
-            "(timm.models.save_for_hf) and pass that folder."
-        ) from error
-    return model
-
-
-def _open_timm(name: str, **options: Any) -> Teacher:
-    model = create_timm(name, **options)
+def _of_timm(model: nn.Module, name: str) -> Teacher:
     cfg: Any = model.pretrained_cfg
     return Teacher(
         model,
@@ -369,24 +340,16 @@ def _open_timm(name: str, **options: Any) -> Teacher:
         std=cfg["std"],
         image_size=tuple(cfg["input_size"][1:]),
         label_names=cfg.get("label_names"),
-        name=f"timm/{name}",
+        name=name,
     )
 
 
 def _open_published_timm(name: str) -> Teacher:
     from timm.data.imagenet_info import infer_imagenet_subset
 
-    teacher = _open_timm(name, pretrained=True)
+    teacher = _of_timm(open_published_timm(name), f"timm/{name}")
     if teacher.label_names is None and infer_imagenet_subset(teacher.model) == "imagenet-1k":
         teacher.label_names = imagenet_labels()  # timm's files do not name their classes
-    return teacher
-
-
-def _open_timm_folder(folder: Path) -> Teacher:
-    teacher = _open_timm(f"local-dir:{folder}", pretrained=True)
-    teacher.name = str(folder)
-    values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    teacher.label_names = values.get("label_names", teacher.label_names)
     return teacher
 
 

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.architecture import infer_config
+from deit.core.checkpoint import network_names
 from deit.core.configuration import CONFIG_NAME, read_config
 from deit.core.image_processor import evaluation_processor
 from deit.models.finiteness import refuse_non_finite
 from deit.models.initialization import InitReport
 from deit.models.opening import Checkpoint, FileOptions, open_checkpoint
 from deit.models.position_embedding import resize_position_embedding
+from deit.models.timm_models import create_timm, refuse_large_timm
 from deit.train.label_matching import head_rows
 from deit.train.recipe import Recipe
-from deit.train.teacher import create_timm
 
 _COUNTER = "num_batches_tracked"  # of batch norm; old files lack it and nothing depends on it
 
@@ -64,7 +65,10 @@ def build_timm(
     own = str(values.get("architecture", architecture))
     if own.partition(".")[0] != architecture.partition(".")[0]:
         raise ValueError(f"{init} holds timm's {own}, and the student is timm/{architecture}. Name the same for both.")
-    options = {key: value for key, value in (values.get("model_args") or {}).items() if key != "num_classes"}
+    given = values.get("model_args") or {}
+    options = {key: value for key, value in given.items() if key != "num_classes"} if isinstance(given, Mapping) else {}
+    if checkpoint is not None:
+        refuse_large_timm(architecture, options, checkpoint.source, checkpoint.name)
     model = create_timm(architecture, num_classes=len(classes), **options)
     cfg: dict[str, Any] = {**model.pretrained_cfg, **(values.get("pretrained_cfg") or {})}  # type: ignore[dict-item]
     if size is None:
@@ -88,7 +92,8 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 @torch.no_grad()
 def _fill(model: nn.Module, checkpoint: Checkpoint, classes: Sequence[str], known: Sequence[str] | None) -> InitReport:
-    shapes = checkpoint.source.shapes
+    files = {own: name for name, own in network_names(checkpoint.source.shapes).items()}
+    shapes = {own: checkpoint.source.shapes[name] for own, name in files.items()}
     state: dict[str, Tensor] = model.state_dict()
     named: Any = model.pretrained_cfg["classifier"]  # type: ignore[index]
     heads = {f"{head}.{kind}" for head in ([named] if isinstance(named, str) else named) for kind in ("weight", "bias")}
@@ -103,8 +108,8 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, classes: Sequence[str], know
             "architecture, and the same image size where its weights depend on it."
         )
     taken = [n for n in state if n in shapes and (n not in heads or rows is not None)]
-    tensors = {name: torch.empty(shapes[name], dtype=checkpoint.source.dtypes[name]) for name in taken}
-    checkpoint.source.read_into(tensors)
+    tensors = {name: torch.empty(shapes[name], dtype=checkpoint.source.dtypes[files[name]]) for name in taken}
+    checkpoint.source.read_into({files[name]: tensor for name, tensor in tensors.items()})
     refuse_non_finite(tensors.items(), checkpoint.name)
     resized = []
     for name, tensor in tensors.items():
