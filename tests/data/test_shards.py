@@ -326,3 +326,58 @@ def test_images_are_read_from_other_formats_too(tmp_path):
     ours = source(write_shard(tmp_path / "a.tar", members))
     assert all(isinstance(ours.image(i), Image.Image) for i in range(2))
     assert shards.IMAGE_ENDINGS[:4] == ("jpg", "jpeg", "png", "webp")
+
+
+# --- names with dots ----------------------------------------------------------------------------------
+
+
+def test_members_with_dots_in_their_names_are_samples(tmp_path, caplog):
+    members: dict[str, bytes] = {}
+    for i, name in enumerate(("img_0.25", "img_0.5", "b.c.d", "plain")):
+        members |= {f"{name}.png": encoded("red", i), f"{name}.cls": str(i % 2).encode()}
+    ours = source(write_shard(tmp_path / "a.tar", members))
+    assert ours.labels.tolist() == [0, 1, 0, 1]
+    assert [ours.image(i).tobytes() for i in range(4)] == [picture("red", i).tobytes() for i in range(4)]
+    assert ours.skipped == []
+    assert caplog.messages == []
+
+
+def test_a_second_image_with_a_longer_ending_belongs_to_its_sample(tmp_path):
+    members = {}
+    for i in range(2):
+        members |= {
+            f"{i}.png": encoded("red", i),
+            f"{i}.depth.png": encoded("blue", i),
+            f"{i}.meta.json": b"{}",
+            f"{i}.cls": str(i).encode(),
+        }
+    path = write_shard(tmp_path / "a.tar", members)
+    ours = source(path)
+    assert (len(ours.labels), ours.image(1).tobytes()) == (2, picture("red", 1).tobytes())
+    assert source(path, image_column="depth.png").image(1).tobytes() == picture("blue", 1).tobytes()
+
+
+def test_of_two_images_with_longer_endings_and_one_label_one_must_be_chosen(tmp_path):
+    members = {"0.img.png": encoded("red"), "0.mask.png": encoded("blue"), "0.cls": b"1"}
+    path = write_shard(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match=r"several columns that can be the image: img\.png, mask\.png"):
+        source(path)
+    assert len(source(path, image_column="img.png").labels) == 1
+
+
+def test_links_other_formats_and_hidden_members_are_accounted_for(tmp_path):
+    path = write_shard(tmp_path / "a.tar", {
+        "0.JPG": encoded(kind="JPEG"), "0.cls": b"1", "1.bmp": encoded(kind="BMP"), "1.cls": b"1", "._0.JPG": b"x",
+        "__MACOSX/0.JPG": b"x", "README": b"x", "2.heic": b"x", "2.cls": b"1",
+    })  # fmt: skip
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("3.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "0.JPG"
+        archive.addfile(link)
+    ours = source(path)
+    assert len(ours.labels) == 2
+    assert ours.ignored == {"hidden": 2, "not images": 1}
+    assert [(file.path.rpartition(" ")[2], file.kind) for file in ours.skipped] == [
+        ("3.jpg", "links in shards"),
+        ("2", "unreadable"),
+    ]

@@ -116,7 +116,7 @@ def is_image_name(name: str) -> bool:
 
 def visible_folders(root: Path) -> list[Path]:
     """Returns the sorted sub-folders that are not hidden, links to folders among them."""
-    return sorted(path for path in root.iterdir() if not is_hidden(path.name) and path.is_dir())
+    return sorted(path for path in root.iterdir() if not is_hidden(path.name) and os.path.isdir(path))
 
 
 def find_image_files(root: Path, *, beside: Collection[Path] = ()) -> FoundFiles:
@@ -140,7 +140,7 @@ def find_image_files(root: Path, *, beside: Collection[Path] = ()) -> FoundFiles
                 path = folder / entry.name
                 if is_hidden(entry.name):
                     found.ignored[HIDDEN] += _count_files(path)
-                elif not entry.is_dir():
+                elif not os.path.isdir(path):  # unlike the entry, it takes a link that leads to itself
                     _add_file(found, path)
                 elif _is_new(path, seen):
                     (linked if entry.is_symlink() else folders).append(path)
@@ -155,7 +155,7 @@ def find_loose_files(root: Path) -> FoundFiles:
     for path in sorted(root.iterdir()):
         if is_hidden(path.name):
             found.ignored[HIDDEN] += _count_files(path)
-        elif not path.is_dir():
+        elif not os.path.isdir(path):
             _add_file(found, path)
     reason = "it lies beside the class folders, in none of them."
     images = [SkippedFile(path=path, reason=reason, kind="beside the folders") for path in found.paths if path]

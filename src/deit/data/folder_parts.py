@@ -92,7 +92,7 @@ def _unwrapped(folder: Path, part: str) -> Path:
 def _holds_images(folder: Path) -> bool:
     """Whether images lie in a folder, not in a sub-folder of it."""
     with os.scandir(folder) as entries:
-        return any(is_image_name(entry.name) and entry.is_file() for entry in entries)
+        return any(is_image_name(entry.name) and os.path.isfile(entry.path) for entry in entries)
 
 
 def _holds_classes(folder: Path) -> bool:
