@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,8 +85,17 @@ def _warning_line(
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Prints one line, with whatever is in it made visible."""
-    typer.echo(printable(text), err=err)
+    """Prints one line, with whatever is in it made visible; a terminal gets it broken between words."""
+    typer.echo(_broken_to_fit(printable(text), ERR if err else OUT), err=err)
+
+
+def _broken_to_fit(line: str, console: Console) -> str:
+    if not console.is_terminal or len(line) <= console.width:
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+    return textwrap.fill(
+        line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )  # a path stays one word, so that it can be copied
 
 
 def say_lines(text: str, *, err: bool = False) -> None:
