@@ -132,3 +132,27 @@ def test_the_command_line_itself_is_quoted_plainly(words):
     assert "\x1b" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == (0 if words[0] == "--version" else 2)
+
+
+def test_no_cell_of_a_table_is_cut_and_elsewhere_than_on_a_terminal_a_row_is_a_line(monkeypatch, capsys):
+    name = "folder/" + "x" * 150 + ".png"
+    print_table("", ("image", "1."), [(name, "ant 10.0 %")])
+    assert [line for line in capsys.readouterr().out.splitlines() if name in line and "ant 10.0 %" in line]
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "OUT", Console(file=screen, force_terminal=True, width=80, no_color=True))
+    print_table("", ("image", "1."), [(name, "ant 10.0 %")])
+    assert screen.getvalue().count("x") == 150
+    assert "…" not in screen.getvalue()
+
+
+def test_a_line_is_broken_between_words_on_a_terminal_only(monkeypatch, capsys):
+    path = "/" + "p" * 100
+    line = f"  words before {path} and {'words ' * 20}after"
+    console.say(line)
+    assert capsys.readouterr().out == line + "\n"
+    monkeypatch.setattr(console, "OUT", Console(force_terminal=True, width=80))
+    console.say(line)
+    shown = capsys.readouterr().out.splitlines()
+    assert f"  {path}" in shown
+    assert all(len(each) <= 80 for each in shown if path not in each)
+    assert " ".join(" ".join(shown).split()) == " ".join(line.split())

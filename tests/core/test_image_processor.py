@@ -522,3 +522,10 @@ def test_a_folder_is_opened_with_the_defaults_of_the_class_that_it_names(tmp_pat
     file.write_text('{"image_processor_type": "SwinImageProcessor"}')
     with pytest.raises(ValueError, match=r"of the type 'SwinImageProcessor'. Known: DeiTImageProcessor"):
         open_image_processor(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["size", "crop_size", "pad_size"])
+@pytest.mark.parametrize("size", [(40_000, 40_000), (16_385, 8), (8192, 8192), 10**9])
+def test_sizes_that_would_fill_the_memory_are_refused(option, size):
+    with pytest.raises(ValueError, match=rf"{option} may be at most 16384 on a side and 16777216 pixels"):
+        DeiTImageProcessor(**{option: size})

@@ -37,6 +37,7 @@ OUT = Console(markup=False, emoji=False)
 ERR = Console(stderr=True, markup=False, emoji=False)
 
 _MOST_IN_A_CELL = 200
+_WIDTH_ELSEWHERE = 4000  # more than a table of a few columns has
 
 USER_ERROR = 2
 PARTLY = 3  # some images were left out; not 1, with which Python ends at a bug
@@ -124,13 +125,17 @@ def _explain(error: Exception) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; columns after the first are aligned to the right."""
+    """Prints a table; columns after the first are aligned to the right. No cell is cut.
+
+    On a terminal a long cell is broken to several lines; in a file or a pipe a row is a line.
+    """
     table = Table(title=printable(title), title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(printable(column, _MOST_IN_A_CELL), justify="left" if i == 0 else "right")
+        table.add_column(printable(column, _MOST_IN_A_CELL), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(printable(cell, _MOST_IN_A_CELL) for cell in row))
-    OUT.print(table)
+    console = OUT if OUT.is_terminal else Console(markup=False, emoji=False, width=_WIDTH_ELSEWHERE)
+    console.print(table)
 
 
 def report_skipped(skipped: Sequence[Any]) -> None:

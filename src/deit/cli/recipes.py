@@ -44,15 +44,17 @@ def _list(found: list[NamedRecipe], *, as_json: bool) -> None:
     if as_json:
         say_json([named.to_dict() for named in found])
         return
-    rows = [("name", "student", "epochs", "pixels", "top-1 %")]
+    rows = [("name", "epochs", "pixels", "top-1", "student")]
     for n in found:
         top1 = "-" if n.top1 is None else f"{n.top1:.1f}"
-        rows.append((n.name, n.student, str(n.recipe.schedule.epochs), str(n.image_size), top1))
+        rows.append((n.name, str(n.recipe.schedule.epochs), str(n.image_size), top1, n.student))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # plain text: a table that fits the terminal would cut names that are there to be copied
-        texts = [text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
-        say("  ".join(texts))
-    say("Details: deit recipes NAME. Top-1 was published, not measured here.")
+        name, *numbers, student = [
+            text.rjust(w) if 0 < i < 4 else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        say(f"{name}  {' '.join(numbers)}  {student}".rstrip())
+    say("Details: deit recipes NAME. Top-1 in %, as published; not measured here.")
 
 
 def _show(named: NamedRecipe) -> None:

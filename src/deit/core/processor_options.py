@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deit.core.images import MOST_PIXELS
+from deit.core.errors import UserError, shown
 from deit.core.sample_values import checked_range
 
 _SIZE_KEYS: tuple[frozenset[str], ...] = (
@@ -22,6 +22,9 @@ _SIZE_KEYS: tuple[frozenset[str], ...] = (
 _SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 _FILTERS = {"nearest": 0, "nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+# 4096 x 4096 as float32 takes 192 MiB. Models see 1,024 x 1,024 at most.
+MOST_INPUT_PIXELS = 2**24
+MOST_SIDE = 16_384
 
 
 class SizeDict(dict[str, int]):
@@ -64,9 +67,11 @@ def size_dict(size: Any, name: str, *, default_to_square: bool = True) -> SizeDi
     if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in sides.values()):
         raise ValueError(f"{name} must hold whole numbers of at least 1. Received: {sides}.")
     height, width = sides.get("height") or sides.get("max_height"), sides.get("width") or sides.get("max_width")
-    area = height * width if height and width else sides["shortest_edge"] ** 2
-    if area > MOST_PIXELS:
-        raise ValueError(f"{name} must have at most {MOST_PIXELS} pixels, which fit into memory. Received: {sides}.")
+    pixels = height * width if height and width else sides["shortest_edge"] ** 2
+    if max(sides.values()) > MOST_SIDE or pixels > MOST_INPUT_PIXELS:
+        raise UserError(
+            f"{name} may be at most {MOST_SIDE} on a side and {MOST_INPUT_PIXELS} pixels. Received: {shown(sides)}."
+        )
     return SizeDict(sides)
 
 
