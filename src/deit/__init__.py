@@ -26,12 +26,11 @@ _EXPORTS = {
     "deit.models.auto": (
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
         "MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING",
-        "AutoConfig",
-        "AutoImageProcessor",
         "AutoModel",
         "AutoModelForImageClassification",
         "AutoModelForMaskedImageModeling",
     ),
+    "deit.models.auto_openers": ("AutoConfig", "AutoImageProcessor"),
     "deit.models.deit": (
         "DeiTForImageClassification",
         "DeiTForImageClassificationWithTeacher",
@@ -79,6 +78,7 @@ _KERAS_EXPORTS = {
     "deit.train.keras_fit": ("KerasDistillation",),
     "deit.train.keras_teacher": ("KerasTeacher",),
 }
+_WITH_PYTORCH = {m for m in _EXPORTS if not m.startswith("deit.core.")} - {"deit.models.auto_openers"}
 _HOME = {name: module for module, names in (_EXPORTS | _KERAS_EXPORTS).items() for name in names}
 
 __all__ = ["__version__", *sorted(name for names in _EXPORTS.values() for name in names)]
@@ -109,11 +109,11 @@ if TYPE_CHECKING:
     from deit.deploy.predictor import Predictor as Predictor
     from deit.models.auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     from deit.models.auto import MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING as MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING
-    from deit.models.auto import AutoConfig as AutoConfig
-    from deit.models.auto import AutoImageProcessor as AutoImageProcessor
     from deit.models.auto import AutoModel as AutoModel
     from deit.models.auto import AutoModelForImageClassification as AutoModelForImageClassification
     from deit.models.auto import AutoModelForMaskedImageModeling as AutoModelForMaskedImageModeling
+    from deit.models.auto_openers import AutoConfig as AutoConfig
+    from deit.models.auto_openers import AutoImageProcessor as AutoImageProcessor
     from deit.models.deit import DeiTForImageClassification as DeiTForImageClassification
     from deit.models.deit import DeiTForImageClassificationWithTeacher as DeiTForImageClassificationWithTeacher
     from deit.models.deit import DeiTForMaskedImageModeling as DeiTForMaskedImageModeling
@@ -174,6 +174,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'deit' has no attribute {name!r}")
     module = _HOME[name]
+    if module in _WITH_PYTORCH:
+        from deit.core.library_order import make_order_safe
+
+        make_order_safe()  # a model of PyTorch is there to be trained, and making its optimizer loads triton
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.random_erasing import RandomErasing
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
-from torchvision import transforms
 
 from deit.core.images import MOST_PIXELS, ImageError
 from deit.core.labels import NO_LABEL
+from deit.core.library_order import make_order_safe
 from deit.data.random_state import seeded
+
+make_order_safe()
+from timm.data.auto_augment import rand_augment_transform  # noqa: E402
+from timm.data.random_erasing import RandomErasing  # noqa: E402
+from timm.data.transforms_factory import create_transform  # noqa: E402
+from torchvision import transforms  # noqa: E402
 
 _MIXING_KEY = 1  # first number of the random key: views take 0, the model 2
 _SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in the paper's code

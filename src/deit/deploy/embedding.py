@@ -71,7 +71,8 @@ class Embedder:
         """
         if kind_of_model(folder) != "deit":
             raise ValueError(f"{folder} is a model of timm. Features are taken from a DeiT or ViT of this package.")
-        from deit.models.auto import CLASSIFICATION, FEATURES, MASKED_IMAGE, AutoConfig, find_class, names_of
+        from deit.models.auto import CLASSIFICATION, FEATURES, MASKED_IMAGE, find_class, names_of
+        from deit.models.auto_openers import AutoConfig
         from deit.models.finiteness import refuse_non_finite_model
 
         config = AutoConfig.from_pretrained(folder)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.core.library_order import make_order_safe
 from deit.models.gradients import attend_by_hand, can_attend
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,7 @@ def _flex_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 @functools.cache
 def _flex_function(compiled: bool) -> Any:
+    make_order_safe()
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention) if compiled else flex_attention

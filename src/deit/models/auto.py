@@ -1,27 +1,24 @@
-"""The class that a checkpoint needs, found by its files: AutoConfig, AutoModel..., AutoImageProcessor."""
+"""The class that a checkpoint needs, found by its files: AutoModel and those for a task."""
 
 from __future__ import annotations
 
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from deit.core import configuration
 from deit.core.architecture import infer_config
-from deit.core.configuration import CONFIG_NAME, read_config
+from deit.core.configuration import read_config
 from deit.core.hub import HubOptions, local_path
-from deit.core.image_processor import processor_family
-from deit.core.processor_settings import ImageProcessor, read_preprocessor_config
+from deit.models.auto_openers import CONFIGURATIONS, WITHOUT_EFFECT, AutoConfig, NotBuilt, check_model_type, take_common
 from deit.models.opening import FileOptions, open_checkpoint
 
 # Model type of config.json -> module of the networks, and the class for each task. Of several classes the one that
 # `architectures` names is taken, else the first.
 _MODULES = {"deit": "deit.models.deit", "vit": "deit.models.vit"}
-_CONFIGURATIONS = {"deit": "DeiTConfig", "vit": "ViTConfig"}
 CLASSIFICATION, MASKED_IMAGE, FEATURES = "image classification", "masked image modeling", "features"
 CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
     FEATURES: {"deit": ("DeiTModel",), "vit": ("ViTModel",)},
@@ -31,14 +28,7 @@ CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     MASKED_IMAGE: {"deit": ("DeiTForMaskedImageModeling",), "vit": ("ViTForMaskedImageModeling",)},
 }
-_PROCESSORS = {
-    ("deit", "pil"): ("deit.core.image_processor", "DeiTImageProcessor"),
-    ("deit", "torchvision"): ("deit.models.fast_image_processor", "DeiTImageProcessorFast"),
-    ("vit", "pil"): ("deit.core.image_processor", "ViTImageProcessor"),
-    ("vit", "torchvision"): ("deit.models.fast_image_processor", "ViTImageProcessorFast"),
-}
 HUB_ARGUMENTS = (*HubOptions.__dataclass_fields__, "use_auth_token")
-_WITHOUT_EFFECT = ("trust_remote_code", "code_revision", "_from_auto", "_from_pipeline")  # no code is ever fetched
 
 
 def names_of(task: str) -> tuple[str, ...]:
@@ -57,67 +47,14 @@ def find_class(task: str, model_type: str | None, architectures: Sequence[str] |
     Raises:
         ValueError: No model of that type is known.
     """
-    _check_model_type(model_type)
+    check_model_type(model_type)
     candidates = CLASSES[task][str(model_type)]
     named = [name for name in architectures or () if name in candidates]
     found: type[Any] = getattr(importlib.import_module(_MODULES[str(model_type)]), (named or list(candidates))[0])
     return found
 
 
-def _check_model_type(model_type: str | None, source: object = None) -> None:
-    if model_type not in _MODULES:
-        where = f" in {source}" if source else ""
-        raise ValueError(f"Unknown model type {model_type!r}{where}. Known: {', '.join(_MODULES)}.")
-
-
-class _NotBuilt:
-    """A class that only opens others."""
-
-    def __init__(self) -> None:
-        raise TypeError(f"{type(self).__name__} is not built directly. Use {type(self).__name__}.from_pretrained(...).")
-
-
-class AutoConfig(_NotBuilt):
-    """Opens a configuration of the class that its `model_type` names: `DeiTConfig` or `ViTConfig`."""
-
-    @classmethod
-    def for_model(cls, model_type: str, **fields: Any) -> Any:
-        """Returns a configuration of a model type, "deit" or "vit".
-
-        Raises:
-            ValueError: The type is not known.
-        """
-        _check_model_type(model_type)
-        return getattr(configuration, _CONFIGURATIONS[model_type])(**fields)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, subfolder: str = "", **kwargs: Any
-    ) -> Any:
-        """Reads `config.json` of a model directory, a file, or a model on the hub.
-
-        Args:
-            pretrained_model_name_or_path: Folder, file, or name on the hub.
-            subfolder: Folder inside the model's.
-            **kwargs: Fields that override the file's; `return_unused_kwargs`; the fields of `HubOptions`.
-
-        Returns:
-            The configuration, or (configuration, unused keywords).
-
-        Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is damaged, or of another kind of model.
-        """
-        options = _take_common(kwargs)
-        path = local_path(pretrained_model_name_or_path, need="config", options=options, subfolder=subfolder)
-        values = read_config(path)
-        if "model_type" not in values:
-            raise ValueError(f"{path} names no model_type. Open it with DeiTConfig or ViTConfig.")
-        _check_model_type(values["model_type"], path)
-        return getattr(configuration, _CONFIGURATIONS[values["model_type"]]).from_pretrained(path, **kwargs)
-
-
-class _AutoModel(_NotBuilt):
+class _AutoModel(NotBuilt):
     """Opens a model of the class for one task."""
 
     task: ClassVar[str]
@@ -133,7 +70,7 @@ class _AutoModel(_NotBuilt):
         Raises:
             ValueError: The configuration is of another kind of model.
         """
-        _take_common(kwargs)
+        take_common(kwargs)
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
         attention = kwargs.pop("attn_implementation", None)
         if attention is not None:
@@ -157,7 +94,7 @@ class _AutoModel(_NotBuilt):
             FileNotFoundError: The folder or a file of it is missing.
             ValueError: It is damaged, or of another kind of model.
         """
-        for name in _WITHOUT_EFFECT:
+        for name in WITHOUT_EFFECT:
             kwargs.pop(name, None)
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         if isinstance(config, (str, os.PathLike)):
@@ -182,19 +119,12 @@ def _describe(name_or_path: str | os.PathLike[str], hub: HubOptions, kwargs: Map
     place = local_path(name_or_path, need="config", options=hub, subfolder=subfolder)
     values = read_config(place) if place.is_dir() or place.suffix == ".json" else {}
     if place.is_dir() and "architecture" not in values:
-        _check_model_type(values.get("model_type"), place)
+        check_model_type(values.get("model_type"), place)
         return values
     files = FileOptions(subfolder=subfolder, use_safetensors=kwargs.get("use_safetensors"), hub=hub)
     checkpoint = open_checkpoint(name_or_path, files)
     inferred = infer_config(checkpoint.source.shapes, values, source=checkpoint.name)
     return {"model_type": inferred.model_type, "architectures": inferred.architectures}
-
-
-def _take_common(kwargs: dict[str, Any]) -> HubOptions:
-    """Removes hub options, and arguments of transformers that change nothing here."""
-    for name in _WITHOUT_EFFECT:
-        kwargs.pop(name, None)
-    return HubOptions.take_from(kwargs)
 
 
 class AutoModel(_AutoModel):
@@ -219,74 +149,6 @@ class AutoModelForMaskedImageModeling(_AutoModel):
     task = MASKED_IMAGE
 
 
-class AutoImageProcessor(_NotBuilt):
-    """Opens the image processor of a checkpoint."""
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        use_fast: bool | None = None,
-        backend: str | None = None,
-        config: Any = None,
-        subfolder: str = "",
-        **kwargs: Any,
-    ) -> Any:
-        """Reads `preprocessor_config.json`; the class is the one that it names, or that the model's type means.
-
-        Args:
-            pretrained_model_name_or_path: Folder, file, or name on the hub.
-            use_fast: True is backend="torchvision", False is backend="pil".
-            backend: "torchvision" (`DeiTImageProcessorFast`), "pil" (`DeiTImageProcessor`), or None: torchvision, as
-                in transformers 5.
-            config: The model's configuration, when it is at hand.
-            subfolder: Folder inside the model's.
-            **kwargs: Options that override the file's; `return_unused_kwargs`; the fields of `HubOptions`.
-
-        Returns:
-            The processor, or (processor, unused keywords).
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            TypeError: An option is unknown or has the wrong type.
-            ValueError: The processor is of another type, the backend is not known, or the file is damaged.
-        """
-        options = _take_common(kwargs)
-        values, file = read_preprocessor_config(pretrained_model_name_or_path, subfolder=subfolder, options=options)
-        found = processor_class(processor_family(values, _model_type(config, file), file), backend, use_fast)
-        return found.from_pretrained(file, **kwargs)
-
-
-def processor_class(family: str, backend: str | None = None, use_fast: bool | None = None) -> type[ImageProcessor]:
-    """Returns the class of a processor.
-
-    Args:
-        family: "deit" or "vit".
-        backend: See `AutoImageProcessor`.
-        use_fast: See `AutoImageProcessor`; `backend` wins.
-
-    Raises:
-        ValueError: The backend is not known.
-    """
-    if backend is None:
-        backend = "pil" if use_fast is False else "torchvision"
-    if (family, backend) not in _PROCESSORS:
-        raise ValueError(f"backend must be 'torchvision', 'pil' or None. Received: {backend!r}.")
-    module, name = _PROCESSORS[family, backend]
-    found: type[ImageProcessor] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def _model_type(config: Any, file: Path) -> str | None:
-    if config is not None:
-        return str(config.model_type)
-    if not (file.parent / CONFIG_NAME).is_file():
-        return None
-    model_type: str | None = read_config(file.parent).get("model_type")
-    return model_type
-
-
 def __getattr__(name: str) -> Any:
     tasks = {
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": CLASSIFICATION,
@@ -296,6 +158,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     task = tasks[name]
     return {
-        getattr(configuration, _CONFIGURATIONS[model_type]): find_class(task, model_type, None)
+        getattr(configuration, CONFIGURATIONS[model_type]): find_class(task, model_type, None)
         for model_type in CLASSES[task]
     }

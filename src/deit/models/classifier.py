@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deit.models.auto import CLASSIFICATION, AutoConfig, AutoModelForImageClassification, names_of
+from deit.models.auto import CLASSIFICATION, AutoModelForImageClassification, names_of
+from deit.models.auto_openers import AutoConfig
 from deit.models.finiteness import refuse_non_finite_model
 from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput, ImageClassifierOutput
 

@@ -18,6 +18,7 @@ from deit.core.checkpoint import HUGGINGFACE, ORIGINAL, TIMM, detect_dialect
 from deit.core.configuration import read_config
 from deit.core.files import replace_folder_content
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.library_order import make_order_safe
 from deit.core.model_directory import read_image_processor
 from deit.core.variants import find_variant, preprocessing_fields, same_architecture, variant_config
 from deit.core.weight_files import WEIGHTS_NAME
@@ -260,6 +261,7 @@ def _answer_of_copy(folder: Path, model: PreTrainedModel, to: str) -> tuple[Tens
     """Opens what was written by another way than it was written, where there is one."""
     if to == TIMM:
         try:
+            make_order_safe()
             import timm
         except ModuleNotFoundError:
             pass

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
-from torchvision.transforms.v2.functional import InterpolationMode
 
 from deit.core import pixels as px
 from deit.core.images import MOST_PIXELS, ImageError
+from deit.core.library_order import make_order_safe
 from deit.core.processor_options import CHANNELS_LAST, resized_size
 from deit.core.processor_settings import VIT_DEFAULTS, ImageProcessor
+
+make_order_safe()
+from torchvision.transforms.v2 import functional as tv  # noqa: E402
+from torchvision.transforms.v2.functional import InterpolationMode  # noqa: E402
 
 # Pillow's number of a filter -> torchvision's. It has no box and no Hamming filter for tensors.
 _INTERPOLATION = {

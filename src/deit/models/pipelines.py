@@ -21,11 +21,11 @@ from deit.models.auto import (
     FEATURES,
     HUB_ARGUMENTS,
     MASKED_IMAGE,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     names_of,
 )
+from deit.models.auto_openers import AutoImageProcessor
 from deit.models.finiteness import refuse_non_finite_answers, refuse_non_finite_model
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

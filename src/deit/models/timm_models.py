@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from deit.core.configuration import read_config
 from deit.core.errors import UserError, shown
 from deit.core.hub import local_path
+from deit.core.library_order import make_order_safe
 from deit.core.loading_plan import MOST_NEW_NUMBERS
 from deit.core.weight_files import find_weights
 from deit.models.finiteness import refuse_non_finite
@@ -37,6 +38,7 @@ def create_timm(name: str, **options: Any) -> nn.Module:
     Raises:
         ValueError: timm has no such model, or refuses an option.
     """
+    make_order_safe()
     import timm
 
     try:
@@ -84,6 +86,7 @@ def open_published_timm(name: str) -> nn.Module:
         ValueError: timm has no such model, or none with weights; or a file is damaged or holds code.
         ConnectionError: They cannot be fetched.
     """
+    make_order_safe()
     import timm
 
     try:
@@ -129,6 +132,7 @@ def _filled(
     name: str, tensors: dict[str, Tensor], cfg: Mapping[str, Any], arguments: Mapping[str, Any], source: object
 ) -> nn.Module:
     """Lets timm build a model and put tensors into it: it knows the names of older files of its own."""
+    make_order_safe()
     import timm
 
     if not timm.is_model(name):

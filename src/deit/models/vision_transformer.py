@@ -16,6 +16,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from deit.core.configuration import VisionTransformerConfig
+from deit.core.library_order import make_order_safe
 from deit.models.activations import find_activation
 from deit.models.attention import attend, attention_bias, choose_implementation, head_mask_per_block
 from deit.models.block_shortcuts import can_compute_prefix, compute_prefix, run_block
@@ -287,6 +288,7 @@ class Checkpointing:
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs a block; arguments as in `run_block`."""
+        make_order_safe()  # torch.utils.checkpoint loads torch._dynamo
         with save_on_cpu(pin_memory=arguments[1].is_cuda) if self.offload else nullcontext():
             return checkpoint(run_block, *arguments, **self.options)
 

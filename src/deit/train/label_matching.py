@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from deit.core.library_order import make_order_safe
+
 _IMAGENET_CLASSES = 1000
 # A list of 1000 names is ImageNet's when this share of them stands where ImageNet's stand: releases spell a few their
 # own way ("crane bird" for the second "crane").
@@ -83,6 +85,7 @@ def _simplified(name: str) -> str:
 
 def imagenet_labels() -> list[str]:
     """Returns the 1000 classes of ImageNet-1k in the order that all published models have, by WordNet identity."""
+    make_order_safe()
     from timm.data.imagenet_info import ImageNetInfo
 
     names: list[str] = ImageNetInfo("imagenet-1k").label_names()
@@ -93,6 +96,7 @@ def _imagenet_spellings(known: Sequence[str]) -> list[list[str]]:
     """Returns ImageNet's names in every spelling when `known` are its names in one, else nothing."""
     if len(known) != _IMAGENET_CLASSES:
         return []
+    make_order_safe()
     from timm.data.imagenet_info import ImageNetInfo
 
     identities = imagenet_labels()

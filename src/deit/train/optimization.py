@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from timm.models import group_parameters
-from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from deit.core.library_order import make_order_safe
 from deit.train.recipe import Optimizer, Recipe
+
+make_order_safe()
+from timm.models import group_parameters  # noqa: E402
+from timm.optim.lamb import Lamb  # noqa: E402
 
 # Tokens and position embeddings are matrices by shape but act like biases.
 _NO_DECAY_NAMES = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})

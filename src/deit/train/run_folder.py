@@ -13,6 +13,7 @@ import deit
 from deit.core.files import replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.labels import id2label_from_names
+from deit.core.library_order import make_order_safe
 from deit.core.model_directory import TRAINING_NAME
 from deit.models.conversion import timm_preprocessing
 from deit.models.pretrained import PreTrainedModel
@@ -93,6 +94,7 @@ def _save_student(student: nn.Module, classes: list[str], processor: DeiTImagePr
             student.config.update({"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}})
         student.save_pretrained(folder)
         return
+    make_order_safe()
     from timm.models import save_for_hf
 
     published: Any = student.pretrained_cfg

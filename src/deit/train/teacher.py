@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from deit.core.hub import is_hub_name, local_path
 from deit.core.labels import names_in_order
+from deit.core.library_order import make_order_safe
 from deit.core.model_directory import kind_of_model, read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.models.classifier import head_logits, open_classifier
@@ -345,6 +346,7 @@ def _of_timm(model: nn.Module, name: str) -> Teacher:
 
 
 def _open_published_timm(name: str) -> Teacher:
+    make_order_safe()
     from timm.data.imagenet_info import infer_imagenet_subset
 
     teacher = _of_timm(open_published_timm(name), f"timm/{name}")
@@ -356,6 +358,7 @@ def _open_published_timm(name: str) -> Teacher:
 def _open_torchvision(name: str) -> Teacher:
     from urllib.error import URLError
 
+    make_order_safe()
     from torchvision.models import get_model, get_model_weights
 
     try:
