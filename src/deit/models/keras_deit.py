@@ -5,6 +5,7 @@ Their names mean the same on TensorFlow, JAX and PyTorch; `KerasDeiT*` are other
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from deit.models.keras_heads import (
     encode,
     linear_classifier,
     loss_of_problem,
+    loss_of_reconstruction,
     reconstruct,
     require_classifier,
     require_equal_stride,
@@ -179,9 +181,9 @@ class TFDeiTForImageClassification(TFDeiTPreTrainedModel):
         )
         return as_asked(classify(self.config, self.classifier, encoded, labels), return_dict, self.config)
 
-    def loss_of_labels(self, output: KerasModelOutput, labels: Any) -> Any:
-        """Returns the loss of an output that was computed without labels."""
-        return loss_of_problem(self.config, output["logits"], labels)
+    def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
+        """Returns the loss of an output, each image with its weight."""
+        return loss_of_problem(self.config, output["logits"], labels, sample_weight)
 
 
 @keras.saving.register_keras_serializable(package="deit")
@@ -266,23 +268,31 @@ class TFDeiTForImageClassificationWithTeacher(TFDeiTPreTrainedModel):
             output = type(output)(loss=loss, **output)
         return as_asked(output, return_dict, self.config)
 
-    def loss_of_labels(self, output: KerasModelOutput, labels: Any, teacher_logits: Any = None) -> Any:
-        """Returns the loss of an output that was computed without labels; arguments as in `call`."""
+    def loss_of_labels(
+        self, output: KerasModelOutput, labels: Any, teacher_logits: Any = None, *, sample_weight: Any = None
+    ) -> Any:
+        """Returns the loss of an output, each image with its weight; arguments as in `call`."""
         config = self.config
         require_classifier(config)
         labels = as_tensor(labels)
         weight = config.distillation_weight
-        from_labels = classification_loss(output["cls_logits"], labels)
+        from_labels = classification_loss(output["cls_logits"], labels, sample_weight=sample_weight)
         if teacher_logits is None:
-            from_teacher = classification_loss(output["distillation_logits"], labels)
+            from_teacher = classification_loss(output["distillation_logits"], labels, sample_weight=sample_weight)
         else:
             from_teacher = distillation_loss(
                 output["distillation_logits"],
                 as_tensor(teacher_logits),
                 kind=config.distillation_kind,
                 temperature=config.distillation_temperature,
+                sample_weight=sample_weight,
             )
         return (1 - weight) * from_labels + weight * from_teacher
+
+    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+        """Returns the loss of an output, each image with its weight; `inputs` are those of `call`."""
+        teacher_logits = inputs.get("teacher_logits")
+        return self.loss_of_labels(output, inputs["labels"], teacher_logits, sample_weight=sample_weight)
 
 
 @keras.saving.register_keras_serializable(package="deit")
@@ -338,6 +348,11 @@ class TFDeiTForMaskedImageModeling(TFDeiTPreTrainedModel):
             training=training,
         )
         return as_asked(reconstruct(self, encoded, pixel_values, bool_masked_pos), return_dict, self.config)
+
+    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+        """Returns the loss of an output, each image with its weight; `inputs` are those of `call`."""
+        pixels, mask = inputs["pixel_values"], inputs["bool_masked_pos"]
+        return loss_of_reconstruction(self, pixels, mask, output["reconstruction"], sample_weight)
 
 
 KerasDeiTModel = TFDeiTModel

@@ -139,7 +139,7 @@ def classify(
     )
 
 
-def loss_of_problem(config: VisionTransformerConfig, logits: Any, labels: Any) -> Any:
+def loss_of_problem(config: VisionTransformerConfig, logits: Any, labels: Any, sample_weight: Any = None) -> Any:
     """Returns the loss; the problem type is inferred at the first one and kept in the configuration.
 
     Raises:
@@ -149,7 +149,7 @@ def loss_of_problem(config: VisionTransformerConfig, logits: Any, labels: Any) -
     labels = as_tensor(labels)
     if config.problem_type is None:
         config.problem_type = infer_problem_type(labels, config.num_labels)
-    return problem_loss(logits, labels, config.problem_type)
+    return problem_loss(logits, labels, config.problem_type, sample_weight)
 
 
 def require_classifier(config: VisionTransformerConfig) -> None:
@@ -179,17 +179,25 @@ def reconstruct(
     model: Any, encoded: KerasBaseModelOutputWithPooling, pixel_values: Any, bool_masked_pos: Any
 ) -> KerasMaskedImageModelingOutput:
     """Turns patches into pixels; with a mask, the loss is the mean absolute error of the masked pixels."""
-    config, pixels = model.config, as_pixels(pixel_values)
-    grid = patch_grid(_image_size(pixels, model), config)
-    if model.data_format == "channels_last":
-        pixels = ops.transpose(pixels, (0, 3, 1, 2))
+    config = model.config
+    grid = patch_grid(_image_size(as_pixels(pixel_values), model), config)
     image = model.decoder(encoded.last_hidden_state[:, config.num_prefix_tokens :], grid=grid)
     loss = None
     if bool_masked_pos is not None:
-        loss = masked_pixel_loss(pixels, image, as_tensor(bool_masked_pos), config.grid_patch_size)
+        loss = loss_of_reconstruction(model, pixel_values, bool_masked_pos, image)
     return KerasMaskedImageModelingOutput(
         loss=loss, reconstruction=image, hidden_states=encoded.hidden_states, attentions=encoded.attentions
     )
+
+
+def loss_of_reconstruction(
+    model: Any, pixel_values: Any, bool_masked_pos: Any, image: Any, sample_weight: Any = None
+) -> Any:
+    """Returns the mean absolute error of the masked pixels; arguments as in `reconstruct`, and weights (B,)."""
+    pixels = as_pixels(pixel_values)
+    if model.data_format == "channels_last":
+        pixels = ops.transpose(pixels, (0, 3, 1, 2))
+    return masked_pixel_loss(pixels, image, as_tensor(bool_masked_pos), model.config.grid_patch_size, sample_weight)
 
 
 def decide(per_call: bool | None, configured: bool) -> bool:

@@ -200,3 +200,30 @@ def as_pixels(pixel_values: Any) -> Any:
 def as_tensor(value: Any) -> Any:
     """Returns a tensor of an array or a list; None stays None."""
     return value if value is None else ops.convert_to_tensor(value)
+
+
+def labels_to_weight(x: Any, y: Any, *, sample_weight: Any, class_weight: Any) -> Any:
+    """Returns `y` for Keras, which drops the weights of samples and classes without a word where there is none.
+
+    Args:
+        x: Inputs, as `fit` and `evaluate` take them.
+        y: Labels, or None: they are beside the pixels in `x`, or `x` is a data set.
+        sample_weight: As in `fit`, or None.
+        class_weight: As in `fit`, or None.
+
+    Raises:
+        ValueError: There are weights, and nothing that they belong to.
+    """
+    if y is not None or (sample_weight is None and class_weight is None):
+        return y
+    if isinstance(x, Mapping):
+        for name in ("labels",) if class_weight is not None else ("labels", "bool_masked_pos"):
+            if x.get(name) is not None:
+                return _as_array(x[name])
+    elif isinstance(x, keras.utils.PyDataset):
+        batch = x[0]
+        if isinstance(batch, (tuple, list)) and len(batch) > 1:
+            return None
+    else:
+        return None  # Keras refuses weights beside data sets that cannot take them
+    raise ValueError("sample_weight and class_weight need labels: pass y, or labels beside pixel_values in the inputs.")

@@ -17,7 +17,9 @@ REDUCTIONS = ("batchmean", "numel")
 NO_LABEL = -100
 
 
-def classification_loss(logits: Any, target: Any, *, label_smoothing: float = 0.0, loss: str = "ce") -> Any:
+def classification_loss(
+    logits: Any, target: Any, *, label_smoothing: float = 0.0, loss: str = "ce", sample_weight: Any = None
+) -> Any:
     """How far logits are from the true classes; see `deit.models.losses.classification_loss`.
 
     Args:
@@ -25,6 +27,7 @@ def classification_loss(logits: Any, target: Any, *, label_smoothing: float = 0.
         target: (B,) class numbers, -100 for images without a label; or (B, K) class probabilities.
         label_smoothing: Share of the target mass spread over all K classes.
         loss: "ce" or "bce".
+        sample_weight: (B,), see `weighted`.
 
     Returns:
         A scalar; 0 when no image has a label.
@@ -37,18 +40,41 @@ def classification_loss(logits: Any, target: Any, *, label_smoothing: float = 0.
     if loss == "bce":
         if label_smoothing:
             raise ValueError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
-        return _binary_loss(logits, target)
+        return _binary_loss(logits, target, sample_weight)
     if loss != "ce":
         raise ValueError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
     classes = logits.shape[-1]
     log_probabilities = ops.log_softmax(logits, axis=-1)
     if len(target.shape) == 2:
         shares = ops.cast(target, "float32") * (1.0 - label_smoothing) + label_smoothing / classes
-        return -ops.mean(ops.sum(shares * log_probabilities, axis=-1))
+        return ops.mean(weighted(-ops.sum(shares * log_probabilities, axis=-1), sample_weight))
     labelled, one_hot = _one_hot(target, classes)
     shares = one_hot * (1.0 - label_smoothing) + label_smoothing / classes
     terms = -ops.sum(shares * log_probabilities, axis=-1)
-    return _mean_of_labelled(terms, labelled)
+    return _mean_of_labelled(weighted(terms, sample_weight), labelled)
+
+
+def weighted(terms: Any, sample_weight: Any) -> Any:
+    """Multiplies the losses of images by their weights; their mean is over images then, as in Keras, not over weights.
+
+    Args:
+        terms: (B,).
+        sample_weight: (B,) or (B, 1), or None: 1 each.
+
+    Raises:
+        ValueError: The weights have another shape.
+    """
+    if sample_weight is None:
+        return terms
+    weights = ops.cast(ops.convert_to_tensor(sample_weight), "float32")
+    if len(weights.shape) == 2 and weights.shape[1] == 1:
+        weights = weights[:, 0]
+    if not _same_shape(tuple(weights.shape), tuple(terms.shape)):
+        raise ValueError(
+            f"sample_weight must have one number for each image, the shape {tuple(terms.shape)}. "
+            f"Received: {tuple(weights.shape)}."
+        )
+    return terms * weights
 
 
 def _one_hot(target: Any, classes: int) -> tuple[Any, Any]:
@@ -69,11 +95,12 @@ def _binary_terms(logits: Any, target: Any) -> Any:
     return ops.maximum(logits, 0.0) - logits * target + ops.log1p(ops.exp(-ops.abs(logits)))
 
 
-def _binary_loss(logits: Any, target: Any) -> Any:
+def _binary_loss(logits: Any, target: Any, sample_weight: Any = None) -> Any:
     if len(target.shape) == 2:
-        return ops.mean(_binary_terms(logits, ops.cast(target > 0, "float32")))
+        terms = _binary_terms(logits, ops.cast(target > 0, "float32"))
+        return ops.mean(weighted(ops.mean(terms, axis=-1), sample_weight))
     labelled, one_hot = _one_hot(target, logits.shape[-1])
-    return _mean_of_labelled(ops.mean(_binary_terms(logits, one_hot), axis=-1), labelled)
+    return _mean_of_labelled(weighted(ops.mean(_binary_terms(logits, one_hot), axis=-1), sample_weight), labelled)
 
 
 def distillation_loss(
@@ -83,6 +110,7 @@ def distillation_loss(
     kind: str = "hard",
     temperature: float = 1.0,
     reduction: str = "batchmean",
+    sample_weight: Any = None,
 ) -> Any:
     """How far the distillation head is from the teacher (paper, equations 2 and 3).
 
@@ -94,6 +122,7 @@ def distillation_loss(
         kind: "hard" or "soft".
         temperature: T of the soft loss; the hard loss ignores it.
         reduction: "batchmean" or "numel", of the soft loss.
+        sample_weight: (B,), see `weighted`.
 
     Raises:
         ValueError: An unknown kind or reduction, the numbers of classes or images differ, or class numbers came where
@@ -118,20 +147,22 @@ def distillation_loss(
         labels = teacher_logits if integers else ops.argmax(teacher_logits, axis=-1)
         if integers:  # every image has an answer of the teacher: -100 is a mistake here
             labels = ops.where(labels == NO_LABEL, ops.cast(-1, labels.dtype), labels)
-        return classification_loss(student_logits, labels)
+        return classification_loss(student_logits, labels, sample_weight=sample_weight)
     student = ops.log_softmax(student_logits / temperature, axis=-1)
     teacher = ops.log_softmax(ops.cast(teacher_logits, "float32") / temperature, axis=-1)
     terms = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1) * temperature**2  # (B,)
+    terms = weighted(terms, sample_weight)
     return ops.mean(terms) if reduction == "batchmean" else ops.mean(terms) / student_logits.shape[-1]
 
 
-def problem_loss(logits: Any, labels: Any, problem_type: str) -> Any:
+def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any = None) -> Any:
     """The loss of a classification model by problem type, as transformers defines them.
 
     Args:
         logits: (B, K).
         labels: (B,) class numbers (-100: no label), (B, K) zeros and ones, or (B,) or (B, K) numbers to regress.
         problem_type: "regression", "single_label_classification" or "multi_label_classification".
+        sample_weight: (B,), see `weighted`.
 
     Returns:
         A scalar, mean over the batch; with class numbers, mean over the images that have one.
@@ -159,7 +190,7 @@ def problem_loss(logits: Any, labels: Any, problem_type: str) -> Any:
                 f"Received: {tuple(labels.shape)}."
             )
         labelled, one_hot = _one_hot(labels, classes)
-        terms = -ops.sum(one_hot * ops.log_softmax(logits, axis=-1), axis=-1)
+        terms = weighted(-ops.sum(one_hot * ops.log_softmax(logits, axis=-1), axis=-1), sample_weight)
         return ops.sum(ops.where(labelled, terms, 0.0)) / ops.sum(ops.cast(labelled, "float32"))
     if problem_type == "regression" and classes == 1 and len(labels.shape) == 1:
         labels = labels[:, None]
@@ -170,7 +201,7 @@ def problem_loss(logits: Any, labels: Any, problem_type: str) -> Any:
         )
     labels = ops.cast(labels, "float32")
     terms = ops.square(logits - labels) if problem_type == "regression" else _binary_terms(logits, labels)
-    return ops.mean(terms)
+    return ops.mean(weighted(ops.mean(terms, axis=-1), sample_weight))
 
 
 def infer_problem_type(labels: Any, num_labels: int) -> str:
@@ -191,7 +222,9 @@ def _same_shape(left: tuple[int | None, ...], right: tuple[int | None, ...]) -> 
     return len(left) == len(right) and all(a == b or None in (a, b) for a, b in zip(left, right, strict=True))
 
 
-def masked_pixel_loss(pixels: Any, reconstruction: Any, patch_mask: Any, patch_size: tuple[int, int]) -> Any:
+def masked_pixel_loss(
+    pixels: Any, reconstruction: Any, patch_mask: Any, patch_size: tuple[int, int], sample_weight: Any = None
+) -> Any:
     """The mean absolute error of the masked pixels (SimMIM); every image has its own mask.
 
     Args:
@@ -199,6 +232,7 @@ def masked_pixel_loss(pixels: Any, reconstruction: Any, patch_mask: Any, patch_s
         reconstruction: (B, C, rows x patch height, columns x patch width).
         patch_mask: (B, P), 1 or True for the patches that were hidden.
         patch_size: (height, width) of a patch.
+        sample_weight: (B,), see `weighted`.
 
     Returns:
         A scalar; 0 when nothing is masked.
@@ -208,4 +242,5 @@ def masked_pixel_loss(pixels: Any, reconstruction: Any, patch_mask: Any, patch_s
     mask = ops.reshape(ops.cast(patch_mask, "float32"), (-1, rows, columns))
     mask = ops.repeat(ops.repeat(mask, patch_size[0], axis=1), patch_size[1], axis=2)[:, None]  # (B, 1, H, W)
     error = ops.abs(ops.cast(pixels[:, :, :height, :width], "float32") - ops.cast(reconstruction, "float32"))
-    return ops.sum(error * mask) / (ops.sum(mask) + 1e-5) / channels
+    errors = weighted(ops.sum(error * mask, axis=(1, 2, 3)), sample_weight)
+    return ops.sum(errors) / (ops.sum(mask) + 1e-5) / channels

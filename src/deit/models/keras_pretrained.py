@@ -17,7 +17,9 @@ from deit.core.files import replace_folder_content
 from deit.core.hub import HubOptions, local_path
 from deit.core.loading_plan import LoadingInfo, resolve_config
 from deit.core.weight_files import find_weights, is_weight_file_name, number_of_bytes
-from deit.models.keras_inputs import DATA_FORMATS, check_backend, check_inputs, name_arguments
+from deit.models.keras_inputs import DATA_FORMATS, check_backend, check_inputs, labels_to_weight, name_arguments
+from deit.models.keras_layer_states import layer_states, restore_layer_states
+from deit.models.keras_optimizers import leave_undecayed, undecayed
 from deit.models.keras_outputs import KerasModelOutput
 from deit.models.keras_vision_transformer import without_initial_values
 from deit.models.keras_weights import ArraySource, load_arrays, published_arrays, write_arrays
@@ -96,7 +98,7 @@ class KerasPreTrainedModel(keras.Model):
     # --- Keras's own configuration -------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` needs, as Keras writes it into `.keras` files.
+        """Returns what `from_config` needs, as Keras writes it into `.keras` files, pickles and clones.
 
         Raises:
             ValueError: A value, such as an activation given as a function, cannot be written as JSON.
@@ -108,16 +110,57 @@ class KerasPreTrainedModel(keras.Model):
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "layer_states": layer_states(self),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """Builds the model that `get_config` described."""
+        """Builds the model that `get_config` described, with what was frozen, cast or quantized since it was built."""
         values = dict(config)
+        states = values.pop("layer_states", {})  # files of earlier versions have none
         values["dtype"] = keras.dtype_policies.deserialize(values["dtype"])
-        return cls(cls.config_class.from_dict(values.pop("config")), **values)
+        model = cls(cls.config_class.from_dict(values.pop("config")), **values)
+        restore_layer_states(model, states)
+        return model
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what the model was compiled with, and what its optimizer does not decay."""
+        config = super().get_compile_config()
+        plain = undecayed(self) if config else []
+        return {**config, "undecayed": plain} if plain else config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as `get_compile_config` described."""
+        values = dict(config)
+        plain = values.pop("undecayed", None)
+        if not plain or type(self).compile is not keras.Model.compile:
+            super().compile_from_config(values)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(values))
+        leave_undecayed(self, plain)
+        self.optimizer.build(self.trainable_variables)
 
     # --- training ------------------------------------------------------------------------------------
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
+        """Trains as `keras.Model.fit`; weights of samples and classes also act on labels that are in the inputs.
+
+        Raises:
+            ValueError: There are weights and no labels.
+        """
+        weights = {name: options.get(name) for name in ("sample_weight", "class_weight")}
+        y = labels_to_weight(x, y, **weights)
+        validation = options.get("validation_data")
+        if isinstance(validation, (tuple, list)) and len(validation) == 3:
+            inputs, labels, weight = validation
+            labels = labels_to_weight(inputs, labels, sample_weight=weight, class_weight=None)
+            options["validation_data"] = (inputs, labels, weight)
+        return super().fit(x, y, *args, **options)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
+        """Scores as `keras.Model.evaluate`; weights and errors as in `fit`."""
+        y = labels_to_weight(x, y, sample_weight=options.get("sample_weight"), class_weight=None)
+        return super().evaluate(x, y, *args, **options)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -125,7 +168,11 @@ class KerasPreTrainedModel(keras.Model):
         """Returns the loss of `fit` and `evaluate`.
 
         A loss given to `compile` compares `y` with the logits. Without one the model's own is taken: the one that it
-        returns when the inputs hold labels (or, to reconstruct, a mask), else the one of its problem type.
+        returns when the inputs hold labels (or, to reconstruct, a mask), else the one of its problem type. Weights of
+        samples (and of classes, which Keras turns into them) multiply the losses of images before their mean.
+
+        Raises:
+            ValueError: There are no labels, or the weights are not one for each image.
         """
         if self._compile_loss is not None or not isinstance(y_pred, KerasModelOutput):
             return super().compute_loss(x, y, _main_output(y, y_pred), sample_weight, training)
@@ -133,16 +180,22 @@ class KerasPreTrainedModel(keras.Model):
         if own is None and y is None:
             raise ValueError("There is nothing to learn from. Pass y, or labels beside pixel_values in the inputs.")
         if own is None:
-            own = self.loss_of_labels(y_pred, y)
+            own = self.loss_of_labels(y_pred, y, sample_weight=sample_weight)
+        elif sample_weight is not None:
+            own = self.loss_of_inputs(y_pred, x, sample_weight)
         return own + ops.sum(ops.stack([ops.sum(loss) for loss in self.losses])) if self.losses else own
 
-    def loss_of_labels(self, output: KerasModelOutput, labels: Any) -> Any:
-        """Returns the loss of an output that was computed without labels.
+    def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
+        """Returns the loss of an output by labels, each image with its weight (B,).
 
         Raises:
             TypeError: The model has no such loss.
         """
         raise TypeError(f"{type(self).__name__} has no loss of its own. Pass loss= to compile.")
+
+    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+        """Returns the loss of an output by what is in the inputs beside the pixels, each image with its weight (B,)."""
+        return self.loss_of_labels(output, inputs["labels"], sample_weight=sample_weight)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """Returns the metrics of `fit` and `evaluate`, which compare `y` with the logits."""

@@ -6,6 +6,7 @@ transformers never had the masked-image model in TensorFlow: it stands here besi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from deit.models.keras_heads import (
     encode,
     linear_classifier,
     loss_of_problem,
+    loss_of_reconstruction,
     reconstruct,
     require_equal_stride,
     takes_dict,
@@ -144,9 +146,9 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         )
         return as_asked(classify(self.config, self.classifier, encoded, labels), return_dict, self.config)
 
-    def loss_of_labels(self, output: KerasModelOutput, labels: Any) -> Any:
-        """Returns the loss of an output that was computed without labels."""
-        return loss_of_problem(self.config, output["logits"], labels)
+    def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
+        """Returns the loss of an output, each image with its weight."""
+        return loss_of_problem(self.config, output["logits"], labels, sample_weight)
 
 
 @keras.saving.register_keras_serializable(package="deit")
@@ -196,6 +198,11 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
             training=training,
         )
         return as_asked(reconstruct(self, encoded, pixel_values, bool_masked_pos), return_dict, self.config)
+
+    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+        """Returns the loss of an output, each image with its weight; `inputs` are those of `call`."""
+        pixels, mask = inputs["pixel_values"], inputs["bool_masked_pos"]
+        return loss_of_reconstruction(self, pixels, mask, output["reconstruction"], sample_weight)
 
 
 KerasViTModel = TFViTModel

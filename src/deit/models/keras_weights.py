@@ -55,19 +55,32 @@ class Slot:
         variable: The variable.
         shape: Shape in files.
         transposed: Whether the variable is a matrix (inputs, outputs), in files (outputs, inputs, ...).
+        layer: The linear layer whose matrix it is. Quantized, or with adapters, it multiplies by something else than
+            its variable.
     """
 
     variable: Any
     shape: tuple[int, ...]
     transposed: bool = False
+    layer: keras.layers.Dense | None = None
 
     def value(self) -> np.ndarray:
-        """Returns the tensor as files have it."""
-        value = np.asarray(ops.convert_to_numpy(self.variable.value))
+        """Returns the tensor as files have it: what inputs are multiplied by, quantized or not, adapters included."""
+        value = ops.convert_to_numpy(self.variable.value) if self.layer is None else _matrix(self.layer)
+        value = np.asarray(value)
         return np.ascontiguousarray(value.T if self.transposed else value).reshape(self.shape)
 
     def assign(self, tensor: np.ndarray) -> None:
-        """Sets the variable to a tensor as files have it."""
+        """Sets the variable to a tensor as files have it.
+
+        Raises:
+            ValueError: The variable holds the integers of a quantized layer.
+        """
+        if "int" in keras.backend.standardize_dtype(self.variable.dtype):
+            raise ValueError(
+                "A quantized layer cannot take weights of a file. Open the model in floating point, then call "
+                "model.quantize(...)."
+            )
         if self.transposed:
             tensor = tensor.reshape(tensor.shape[0], -1).T
         kind = keras.backend.standardize_dtype(self.variable.dtype)
@@ -92,9 +105,8 @@ def network_slots(layer: Any, prefix: str = "") -> dict[str, Slot]:
     if isinstance(layer, FileConvolution):
         return _convolution_slots(layer, prefix)
     if isinstance(layer, keras.layers.Dense):
-        kernel, bias = layer.kernel, layer.bias
-        slots = {f"{prefix}weight": Slot(variable=kernel, shape=tuple(kernel.shape)[::-1], transposed=True)}
-        return slots if bias is None else {**slots, f"{prefix}bias": _plain(bias)}
+        weight = _matrix_slot(layer, (layer.units, layer.input_spec.axes[-1]))
+        return {f"{prefix}weight": weight, **({} if layer.bias is None else {f"{prefix}bias": _plain(layer.bias)})}
     if isinstance(layer, keras.layers.LayerNormalization):
         return {f"{prefix}weight": _plain(layer.gamma), f"{prefix}bias": _plain(layer.beta)}
     if isinstance(layer, keras.Variable):
@@ -106,11 +118,31 @@ def network_slots(layer: Any, prefix: str = "") -> dict[str, Slot]:
 
 
 def _convolution_slots(part: FileConvolution, prefix: str) -> dict[str, Slot]:
-    kernel, (height, width) = part.layer.kernel, part.kernel_size
-    inputs, outputs = tuple(kernel.shape)
-    shape = (outputs, inputs // (height * width), height, width)
-    weight = Slot(variable=kernel, shape=shape, transposed=True)
-    return {f"{prefix}weight": weight, f"{prefix}bias": _plain(part.layer.bias)}
+    layer, (height, width) = part.layer, part.kernel_size
+    shape = (layer.units, layer.input_spec.axes[-1] // (height * width), height, width)
+    return {f"{prefix}weight": _matrix_slot(layer, shape), f"{prefix}bias": _plain(layer.bias)}
+
+
+def _matrix_slot(layer: keras.layers.Dense, shape: tuple[int, ...]) -> Slot:
+    # `layer.kernel` is no variable where there are adapters or packed integers.
+    changed = layer.quantization_mode is not None or layer.lora_enabled
+    return Slot(variable=layer._kernel, shape=shape, transposed=True, layer=layer if changed else None)
+
+
+def _matrix(layer: keras.layers.Dense) -> np.ndarray:
+    """Returns what a quantized or adapted linear layer multiplies its inputs by, (inputs, outputs)."""
+    inputs = layer.input_spec.axes[-1]
+    if layer.quantization_mode in (None, "float8"):  # whose matrix is there in full precision, beside the scales
+        matrix = np.asarray(ops.convert_to_numpy(layer._kernel.value))
+        if layer.lora_enabled:
+            low, high = (np.asarray(ops.convert_to_numpy(v.value)) for v in (layer.lora_kernel_a, layer.lora_kernel_b))
+            matrix = matrix + (layer.lora_alpha / layer.lora_rank) * (low @ high)
+    else:  # rows of the unit matrix lose nothing when they are quantized, so the answers are the matrix
+        rows = [ops.zeros((1, inputs), layer.compute_dtype), ops.eye(inputs, dtype=layer.compute_dtype)]
+        bias, matrix = (np.asarray(ops.convert_to_numpy(layer(x, training=False)), dtype=np.float64) for x in rows)
+        matrix = matrix - bias
+    kind = layer.variable_dtype
+    return matrix.astype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
 
 
 def _plain(variable: Any) -> Slot:

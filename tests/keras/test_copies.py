@@ -1,0 +1,252 @@
+"""What files, pickles, clones and copies keep of a Keras model: numbers, freezing, quantization, how it is trained."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import deit
+from deit.models.keras_deit import TFDeiTForImageClassification, TFDeiTForImageClassificationWithTeacher
+from deit.models.keras_optimizers import WarmupCosine
+from deit.train.keras_optimization import keras_adamw
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
+BACKEND = keras.backend.backend()
+EAGER = BACKEND == "tensorflow"
+SIZES: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "image_size": 16, "patch_size": 8, "encoder_stride": 8, "num_labels": 5, "initializer_range": 0.2,
+}  # fmt: skip
+X = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype("float32")
+Y = np.array([0, 1, 2, 3])
+
+
+def tiny(kind: Any = TFDeiTForImageClassification, *, dtype: Any = None, **fields: Any) -> Any:
+    return kind(deit.DeiTConfig(**{**SIZES, **fields}), dtype=dtype)
+
+
+def logits(model: Any) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(model(X).logits))
+
+
+def through_file(model: Any, folder: Path) -> Any:
+    model.save(folder / "model.keras")
+    return type(model).from_pretrained(folder / "model.keras", allow_code=True)
+
+
+COPIES: dict[str, Callable[[Any, Path], Any]] = {
+    ".keras": through_file,
+    "pickle": lambda model, _: pickle.loads(pickle.dumps(model)),
+    "deepcopy": lambda model, _: copy.deepcopy(model),
+}
+CLONES: dict[str, Callable[[Any, Path], Any]] = {
+    **COPIES,
+    "clone_model": lambda model, _: keras.models.clone_model(model),
+    "from_config": lambda model, _: type(model).from_config(model.get_config()),
+}
+
+
+def names(variables: list[Any]) -> list[str]:
+    return [v.path.partition("/")[2] for v in variables]
+
+
+# --- freezing -----------------------------------------------------------------------------------------
+
+
+def freeze_trunk(model: Any) -> None:
+    model.deit.trainable = False
+
+
+def freeze_some(model: Any) -> None:
+    model.deit.trunk.blocks[0].attn.trainable = False
+    model.deit.trunk.pos_embed.trainable = False
+
+
+def freeze_all_but_a_norm(model: Any) -> None:
+    model.trainable = False
+    model.trainable = True
+    model.deit.trainable = False
+    model.deit.trunk.norm.trainable = True
+
+
+@pytest.mark.parametrize("freeze", [freeze_trunk, freeze_some, freeze_all_but_a_norm])
+@pytest.mark.parametrize("way", CLONES)
+def test_what_is_frozen_stays_frozen_in(way, freeze, tmp_path):
+    model = tiny()
+    everything = len(model.trainable_variables)
+    freeze(model)
+    again = CLONES[way](model, tmp_path)
+    assert names(again.trainable_variables) == names(model.trainable_variables)
+    assert 0 < len(again.trainable_variables) < everything
+    for ours, theirs in zip(model._flatten_layers(), again._flatten_layers(), strict=True):
+        assert (ours.name, ours.trainable) == (theirs.name, theirs.trainable) or ours is model
+    again.trainable = True
+    assert len(again.trainable_variables) == everything
+
+
+def test_a_frozen_copy_trains_what_is_left_alone(tmp_path):
+    model = tiny()
+    freeze_trunk(model)
+    model.compile("sgd", run_eagerly=EAGER)
+    again = through_file(model, tmp_path)
+    before = [np.array(ops.convert_to_numpy(v.value)) for v in again.deit.variables]
+    head = np.array(ops.convert_to_numpy(again.classifier.kernel.value))
+    again.fit(X, Y, verbose=0)
+    after = [ops.convert_to_numpy(v.value) for v in again.deit.variables]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not np.array_equal(head, ops.convert_to_numpy(again.classifier.kernel.value))
+
+
+# --- how a model is trained ---------------------------------------------------------------------------
+
+
+def decayed(model: Any) -> list[str]:
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return names([v for v in model.trainable_variables if optimizer._use_weight_decay(v)])
+
+
+def plain_adamw(model: Any) -> Any:
+    """Keras's own optimizer, with exclusions of the user's choice."""
+    optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_list=[model.deit.trunk.pos_embed], var_names=["bias"])
+    return optimizer
+
+
+def scaled(model: Any) -> Any:
+    return keras.optimizers.LossScaleOptimizer(plain_adamw(model))
+
+
+@pytest.mark.parametrize("make", [lambda m: keras_adamw(m, WarmupCosine(1e-3, steps_per_epoch=2)), plain_adamw, scaled])
+@pytest.mark.parametrize("way", COPIES)
+def test_what_is_not_decayed_stays_so_in(way, make, tmp_path):
+    model = tiny()
+    model.compile(make(model))
+    model.optimizer.build(model.trainable_variables)
+    wanted = decayed(model)
+    assert 0 < len(wanted) < len(model.trainable_variables)
+    assert decayed(COPIES[way](model, tmp_path)) == wanted
+
+
+def test_the_optimizer_keeps_its_rule_when_it_is_copied_alone():
+    model = tiny()
+    optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(keras_adamw(model, 1e-3)))
+    model.compile(optimizer)
+    optimizer.build(model.trainable_variables)
+    assert {name.rpartition("/")[2] for name in decayed(model)} == {"kernel"}
+
+
+def test_a_training_goes_on_from_a_file_as_if_it_had_not_stopped(tmp_path):
+    """Moments, running average, schedule, metrics and frozen tensors: one wrong one changes the weights."""
+    model = tiny(drop_path_rate=0.0)
+    model.deit.trunk.blocks[0].mlp.trainable = False
+    optimizer = keras_adamw(model, WarmupCosine(1e-1, steps_per_epoch=1, epochs=9, warmup_epochs=2), weight_decay=1.0)
+    if BACKEND != "jax":  # where Keras 3.15 donates one buffer twice when there is a running average
+        optimizer.use_ema, optimizer.ema_momentum = True, 0.5
+    model.compile(optimizer, metrics=["accuracy"], run_eagerly=EAGER)
+    model.fit(X, Y, epochs=2, shuffle=False, verbose=0)
+    again = through_file(model, tmp_path)
+    assert again.optimizer.get_config() == model.optimizer.get_config()
+    assert int(again.optimizer.iterations.value) == 2
+    histories = [m.fit(X, Y, epochs=2, shuffle=False, verbose=0).history for m in (model, again)]
+    assert set(histories[0]) == {"loss", "accuracy"}
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-5)
+    np.testing.assert_allclose(logits(again), logits(model), atol=1e-5)
+    ours, theirs = ([ops.convert_to_numpy(v.value) for v in m.optimizer.variables] for m in (model, again))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(other, mine, atol=1e-5)
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_quantized_models_are_saved_as_what_they_compute(mode, tmp_path):
+    model = tiny(TFDeiTForImageClassificationWithTeacher)
+    exact = logits(model)
+    model.quantize(mode)
+    quantized = logits(model)
+    model.save_pretrained(tmp_path)
+    opened = logits(type(model).from_pretrained(tmp_path))
+    loss = np.abs(quantized - exact).max()
+    assert loss > 0
+    if mode == "float8":  # whose full matrices are there still
+        np.testing.assert_allclose(opened, exact, atol=1e-6)
+        return
+    # By hand: each matrix rounded to its integers. What is left of the difference are the rounded activations.
+    by_hand = tiny(TFDeiTForImageClassificationWithTeacher)
+    by_hand.set_weights(type(model).from_pretrained(tmp_path).get_weights())
+    kernel = np.asarray(ops.convert_to_numpy(by_hand.cls_classifier.kernel.value))
+    scale = np.abs(kernel).max(axis=0, keepdims=True) / {"int8": 127, "int4": 7}[mode]
+    if mode == "int8":
+        np.testing.assert_allclose(kernel / scale, np.round(kernel / scale), atol=1e-3)
+    assert np.abs(opened - quantized).max() < 2 * loss + 0.05
+    assert np.abs(opened - exact).max() < {"int8": 0.1, "int4": 1.5}[mode]
+
+
+def test_the_matrix_of_int8_is_its_integers_by_its_scales(tmp_path):
+    model = tiny()
+    model.quantize("int8")
+    layer = model.deit.trunk.blocks[0].attn.qkv
+    wanted = ops.convert_to_numpy(layer._kernel.value) / ops.convert_to_numpy(layer.kernel_scale.value)
+    model.save_pretrained(tmp_path)
+    again = TFDeiTForImageClassification.from_pretrained(tmp_path)
+    found = ops.convert_to_numpy(again.deit.trunk.blocks[0].attn.qkv.kernel.value)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_quantized_models_answer_the_same_in_keras_files(mode, tmp_path):
+    model = tiny()
+    model.quantize(mode)
+    freeze_some(model)
+    wanted = logits(model)
+    again = through_file(model, tmp_path)
+    np.testing.assert_allclose(logits(again), wanted, atol=1e-6)
+    assert again.classifier.quantization_mode == mode
+    assert names(again.trainable_variables) == names(model.trainable_variables)
+    model.save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match="could not be loaded"):  # of a model that is not quantized
+        TFDeiTForImageClassification.from_pretrained(tmp_path / "model.weights.h5", config=model.config)
+
+
+def test_a_model_that_is_built_quantized_takes_no_weights_of_files(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"A quantized layer cannot take weights of a file. Open the model in floating"
+    ):
+        TFDeiTForImageClassification.from_pretrained(tmp_path, dtype="int8_from_float32")
+
+
+def test_adapters_are_added_to_the_matrices_in_every_file(tmp_path, caplog):
+    model = tiny()
+    layer = model.deit.trunk.blocks[0].attn.qkv
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(np.full((2, 48), 0.3, "float32"))
+    wanted = logits(model)
+    model.save_pretrained(tmp_path)
+    np.testing.assert_allclose(logits(TFDeiTForImageClassification.from_pretrained(tmp_path)), wanted, atol=1e-5)
+    again = through_file(model, tmp_path)
+    np.testing.assert_allclose(logits(again), wanted, atol=1e-5)
+    assert "Call enable_lora again" in caplog.text
+    assert not again.deit.trunk.blocks[0].attn.qkv.kernel.trainable
+
+
+@pytest.mark.parametrize("way", CLONES)
+def test_the_types_of_single_layers_and_the_rates_are_kept_in(way, tmp_path):
+    model = tiny(dtype="mixed_bfloat16", num_hidden_layers=2, drop_path_rate=0.3, hidden_dropout_prob=0.2)
+    model.deit.trunk.blocks[0].mlp.fc1.dtype_policy = "float32"
+    again = CLONES[way](model, tmp_path)
+    assert again.dtype_policy.name == "mixed_bfloat16"
+    block, last = again.deit.trunk.blocks
+    assert (block.mlp.fc1.compute_dtype, block.mlp.fc2.compute_dtype) == ("float32", "bfloat16")
+    assert (last.drop_path.rate, last.drop.rate) == (0.3, 0.2)
+    assert again.config == model.config
