@@ -97,6 +97,9 @@ def test_one_class_per_combination_is_told(tmp_path, kind, caplog):
     opened(kind, tmp_path, {"labels": ["rust", "scab", "rust scab", "rust"]})
     assert "holds 'rust scab', taken as one class. If an image may have several (rust, scab)" in caplog.text
     assert "--set data.problem_type=multi_label_classification" in caplog.text
+    caplog.clear()
+    opened(kind, tmp_path, {"labels": ["rust", "rust,mildew"]})
+    assert "holds 'rust,mildew', taken as one class" in caplog.text
 
 
 @every_kind
@@ -282,3 +285,12 @@ def test_a_validation_part_is_read_with_the_classes_of_training(tmp_path):
     data = open_data(stored("csv", tmp_path, rows), problem_type=MULTI)
     assert data.train.classes == ["a", "b", "c"]
     assert np.array_equal(data.val.labels, [[1, 1, 0]])
+
+
+@every_kind
+def test_rows_of_one_zero_and_one_one_are_no_lists_of_class_numbers(tmp_path, kind):
+    rows = [[0, 1], [1, 0], [0, 1]]
+    cells = rows if kind != "csv" else [str(row) for row in rows]
+    assert opened(kind, tmp_path, {"labels": cells}, MULTI).labels.tolist() == rows
+    with pytest.raises(ValueError, match=r"holds \[0, 1\] in every row: two class numbers, or a zero and a one"):
+        opened(kind, tmp_path, {"labels": cells[::2]}, MULTI)

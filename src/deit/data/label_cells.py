@@ -202,12 +202,13 @@ def _certain(separator: str, several: dict[str, list[str]], texts: Sequence[str]
 
 
 def likely_several(texts: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Returns a text that seems to hold several classes, and them: all stand alone in other cells ("rust scab")."""
+    """Returns a text that seems to hold several classes, and them: they stand alone in other cells ("rust scab")."""
     distinct = sorted(set(texts))
     alone = set(distinct)
     for separator in ("|", ";", *_OPEN_SEPARATORS):
         for text in distinct:
             parts = _pieces(text, re.compile(re.escape(separator)))
-            if len(parts) > 1 and (separator in "|;" or all(part in alone for part in parts)):
+            enough = all if separator == " " else any  # commas and the like are seldom part of a name
+            if len(parts) > 1 and (separator in "|;" or enough(part in alone for part in parts)):
                 return text, parts
     return None

@@ -207,7 +207,8 @@ def _prepare_several(column: LabelColumn, known: Collection[str] | None, separat
         return column
     values, notes = split_labels(column.values, separator=separator, classes=known, column=column.name)
     notes = [*column.notes, *notes]
-    if all(value is None or isinstance(value, (list, tuple)) for value in values) and zeros_and_ones(values):
+    lists = all(value is None or isinstance(value, (list, tuple)) for value in values)
+    if lists and (zeros_and_ones(values) or _one_of_two(values, column)):
         width = next(len(value) for value in values if value is not None)
         names = column.class_names or tuple(str(i) for i in range(width))
         return replace(column, values=values, class_names=names, zeros_and_ones=True, notes=tuple(notes))
@@ -215,6 +216,23 @@ def _prepare_several(column: LabelColumn, known: Collection[str] | None, separat
     plain = iter(_plain(flat, set(known or ())))
     values = [[next(plain) for _ in value] if isinstance(value, (list, tuple)) else next(plain) for value in values]
     return replace(column, values=values, notes=tuple(notes))
+
+
+def _one_of_two(values: Sequence[Any], column: LabelColumn) -> bool:
+    """Whether lists that could each name classes 0 and 1 are rows of zeros and ones: [0, 1] as well as [1, 0].
+
+    Raises:
+        ValueError: It cannot be told, because all are equal.
+    """
+    found = {tuple(value) for value in values if value is not None}
+    if not found or not found <= {(0, 1), (1, 0)}:
+        return False
+    if len(found) == 1:
+        raise ValueError(
+            f"Column {column.name!r} holds {list(found.pop())} in every row: two class numbers, or a zero and a one? "
+            "Write the names of the classes."
+        )
+    return True
 
 
 def switch_columns(columns: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -269,9 +269,12 @@ class ImageFolder:
         present = set(self.labels.tolist())
         empty = [name for name, number in sorted(numbers.items()) if number not in present]
         if empty:
+            inside = str(self.root / empty[0]) + os.sep
+            first = next((file for file in self.skipped if file.path.startswith(inside)), None)
             raise ValueError(
                 f"No usable image in {', '.join(str(self.root / name) for name in empty)}. "
                 "Add images of that class, or remove the folder."
+                + (f" What is there, such as {first.path}: {first.reason}" if first else "")
             )
 
     def image(self, index: int) -> Image.Image:
