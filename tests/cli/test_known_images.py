@@ -195,3 +195,11 @@ def test_the_list_of_images_is_compact_and_sorted(student):
     known = KnownImages.read(student)
     assert len(known.hashes) == 36
     assert (np.diff(known.hashes.astype(object)) > 0).all()
+
+
+def test_a_converted_model_remembers_and_so_does_the_comparison_with_a_teacher(photos, student, teacher, tmp_path):
+    succeeds("convert", student, tmp_path / "converted", "--to", "huggingface")
+    assert evaluated(tmp_path / "converted", photos / "train")["overlap"]["learnt"] == 24
+    found = evaluated(student, photos / "train", "--teacher", teacher)
+    assert found["teacher_overlap"]["learnt"] == 24
+    assert "The teacher was trained on 24 of these 24 images, so its scores are too good." in found["notes"]

@@ -181,6 +181,9 @@ def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
         notes += result.overlap.notes()
         if result.overlap.learnt and result.overlap.measured and not any("--held-out" in note for note in notes):
             notes.append("Pass --held-out to score the images that training kept for validation.")
+    if result.teacher_overlap is not None and result.teacher_overlap.learnt:
+        count, images = result.teacher_overlap.learnt, result.teacher_overlap.images
+        notes.append(f"The teacher was trained on {count} of these {images} images, so its scores are too good.")
     contradicting = contradictions([source])
     if contradicting:
         notes.append(describe_contradictions(contradicting))

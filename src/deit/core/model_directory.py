@@ -124,12 +124,16 @@ def read_training_record(path: Path) -> dict[str, Any] | None:
 def read_known_images(path: Path) -> KnownImages | None:
     """Returns what is recorded of the images that a model has learnt from, or None where nothing is.
 
+    Args:
+        path: A model directory, or a weight file in one.
+
     Raises:
         DamagedFileError: A file is damaged.
     """
-    known = KnownImages.read(path)
+    folder = path if path.is_dir() else path.parent
+    known = KnownImages.read(folder)
     if known is None:
         return None
-    images = (read_training_record(path) or {}).get("images")
+    images = (read_training_record(folder) or {}).get("images")
     unrecorded = images.get("unrecorded") if isinstance(images, dict) else None
     return KnownImages(known.hashes, known.roles, map(str, unrecorded if isinstance(unrecorded, list) else ()))

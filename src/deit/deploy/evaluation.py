@@ -73,9 +73,11 @@ class TeacherModel:
         known, repeated = numbers_by_name(names), repeated_names(classes)
         missing = [name for name in classes if name not in known or name in repeated]
         if missing:
+            several = set(missing) & {*repeated, *repeated_names(names)}
+            why = " Several classes have one name, and the lists are not the same." if several else ""
             raise ValueError(
-                f"The teacher lacks {len(missing)} of the model's {len(classes)} classes, or has several of that name: "
-                f"{_some(missing)}. It knows: {_some(names)}."
+                f"The teacher lacks {len(missing)} of the model's {len(classes)} classes: {_some(missing)}. "
+                f"It knows: {_some(names)}.{why}"
             )
         return np.array([known[name] for name in classes], np.int64)
 
@@ -134,6 +136,7 @@ def evaluate_model(
         kept=kept,
         logits=logits,
         overlap=_overlap(runner, source),
+        teacher_overlap=None if teacher is None else _overlap(teacher.runner, source),
     )
 
 

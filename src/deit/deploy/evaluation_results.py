@@ -104,6 +104,7 @@ class Evaluation:
         kept: Numbers of the images whose logits of the shown head were kept; all where they fit in a gibibyte.
         logits: (images kept, K), of the shown head.
         overlap: How many of the images the model has met before; None where that is not recorded.
+        teacher_overlap: The same of the teacher.
     """
 
     problem_type: str
@@ -117,6 +118,7 @@ class Evaluation:
     kept: Integers
     logits: Array
     overlap: Overlap | None = None
+    teacher_overlap: Overlap | None = None
 
     @cached_property
     def agreement(self) -> dict[str, float]:
@@ -227,6 +229,7 @@ class Evaluation:
             "heads": {name: self._head_dict(name) for name in self.heads},
             "throughput": asdict(self.throughput),
             "overlap": asdict(self.overlap) if self.overlap else None,
+            "teacher_overlap": asdict(self.teacher_overlap) if self.teacher_overlap else None,
         }
         if self.problem_type == metrics.MULTI_LABEL:
             result |= {"mean_average_precision": self.mean_average_precision, "per_class": self.per_class()}

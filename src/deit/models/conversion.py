@@ -19,7 +19,7 @@ from deit.core.configuration import read_config
 from deit.core.files import replace_folder_content
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.library_order import make_order_safe
-from deit.core.model_directory import read_image_processor
+from deit.core.model_directory import read_image_processor, read_known_images
 from deit.core.variants import find_variant, preprocessing_fields, same_architecture, variant_config
 from deit.core.weight_files import WEIGHTS_NAME
 from deit.models.deit import (
@@ -103,6 +103,9 @@ def convert(
     holder = destination if to != ORIGINAL else destination.with_name(f".{destination.name}.converting")
     with replace_folder_content(holder) as temporary:
         _write(model, processor, temporary, to)
+        known = None if checkpoint.path is None or to == ORIGINAL else read_known_images(checkpoint.path)
+        if known is not None:
+            known.write(temporary)
         answer, checked_with = _answer_of_copy(temporary, model, to)
         difference = _largest_difference(_answer(model), answer)
     if to == ORIGINAL:

@@ -58,7 +58,7 @@ def run_images(task: Task, data: Data, out: Path, teacher_cache: Path | None) ->
             unrecorded.append("this run (its images have no hashes)")
     begun_with = str(getattr(task.student, "name_or_path", ""))
     if begun_with:
-        initial = _of_model(begun_with)
+        initial = read_known_images(Path(begun_with))
         unrecorded += [begun_with] if initial is None else initial.unrecorded
         if initial is not None:
             parts += [(initial.with_role(LEARNT, INITIAL), INITIAL), (initial.with_role(TAUGHT), TAUGHT)]
@@ -107,12 +107,6 @@ def _note_validation_images(seen: Overlap | None) -> None:
         )
 
 
-def _of_model(name_or_path: str) -> KnownImages | None:
-    """Returns what is recorded about a model directory, or about the one that a weight file lies in."""
-    path = Path(name_or_path)
-    return read_known_images(path if path.is_dir() else path.parent)
-
-
 def _of_teachers(teacher: Teacher | TeacherEnsemble | None, cache: Path | None) -> KnownImages:
     if teacher is None:
         recorded = None if cache is None else KnownImages.read(cache)
@@ -121,7 +115,7 @@ def _of_teachers(teacher: Teacher | TeacherEnsemble | None, cache: Path | None) 
         return KnownImages.merge([], [] if cache is None else [f"the teacher of {cache}"])
     parts, unrecorded = [], []
     for each in teacher.teachers if isinstance(teacher, TeacherEnsemble) else (teacher,):
-        found = _of_model(each.name) if Path(each.name).is_dir() else None
+        found = read_known_images(Path(each.name)) if Path(each.name).is_dir() else None
         if found is None:
             unrecorded.append(each.name)
         else:
