@@ -23,6 +23,7 @@ def classify(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     value_range: Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")] = None,
+    average: Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
     """Name what is in images; files that cannot be read are left out and reported (exit code 3)."""
@@ -32,7 +33,7 @@ def classify(
 
     found = find_images(images, strict=strict)
     sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if path is None else path for path in found.paths]
-    predictor = Predictor.open(model, device=device)
+    predictor = Predictor.open(model, device=device, head_average=average)
     if value_range is not None:
         predictor.processor.value_range = value_range
     results = list(predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict))

@@ -38,6 +38,7 @@ def evaluate(
     label_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     knn: Annotated[str | None, typer.Option(help="Labelled images: score features by neighbours there.")] = None,
     value_range: Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")] = None,
+    average: Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
 ) -> None:
     """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.
@@ -56,7 +57,7 @@ def evaluate(
     if report is not None:
         check_report_path(report)
     with process_group(device) as processes:
-        runner = open_runner(model, device, precision=precision)
+        runner = open_runner(model, device, precision=precision, head_average=average)
         processor = read_image_processor(model)
         opinion = _open_teacher(teacher, device, precision)
         options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "strict": strict}

@@ -147,6 +147,8 @@ def timm_config(config: VisionTransformerConfig, preprocessing: Mapping[str, Any
     """
     if config.hidden_act != "gelu":
         raise ValueError(f"timm's DeiT has the activation 'gelu', the model has {config.hidden_act!r}.")
+    if config.head_average != "logits":
+        raise ValueError(f"timm's DeiT averages logits, the model has head_average={config.head_average!r}.")
     values = config.to_dict()
     variant = same_architecture(values)
     family = "deit" if config.model_type == "deit" else ("vit" if config.pos_embed_prefix else "deit3")

@@ -20,6 +20,7 @@ PROBLEM_TYPES = (
     "single_label_classification",
     "multi_label_classification",
 )
+HEAD_AVERAGES = ("logits", "probabilities")
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 # Fields of the transformers base configuration that change what a model computes or returns. They
@@ -38,6 +39,7 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "distillation_weight": 0.5,
     "layer_scale_init": 0.0,
     "pos_embed_prefix": True,
+    "head_average": "logits",
 }
 
 
@@ -80,6 +82,9 @@ class VisionTransformerConfig:
         distillation_weight: Share of the distillation loss (0.5 for hard, 0.1 for soft in the paper).
         layer_scale_init: Initial value of layer scale, the learnt factor of each channel on each branch (DeiT III:
             1e-4); 0 builds no layer scale.
+        head_average: What two heads answer with together: "logits", the mean of their logits, as the paper's code and
+            transformers (the default); or "probabilities", the mean of their softmax outputs, as the paper's text says
+            (section 4), given as its logarithm. transformers does not know the field and averages logits.
         pos_embed_prefix: Whether class and distillation token have position embeddings of their own (DeiT III: False).
         **kwargs: Further keys of the transformers base configuration, or any other inert data.
 
@@ -97,6 +102,7 @@ class VisionTransformerConfig:
     distillation_weight: float
     drop_path_rate: float
     dtype: str | None
+    head_average: str
     id2label: dict[int, str]
     label2id: dict[str, int]
     layer_scale_init: float
@@ -267,6 +273,7 @@ class VisionTransformerConfig:
             )
         check_choice("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
         check_choice("attn_implementation", self._attn_implementation, ATTENTION_IMPLEMENTATIONS)
+        check_choice("head_average", self.head_average, HEAD_AVERAGES)
         check_choice("distillation_kind", self.distillation_kind, ("hard", "soft"))
         self._check_pruned_heads()
 

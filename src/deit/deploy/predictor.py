@@ -79,19 +79,22 @@ class Predictor:
         self.label_names = distinct_names(label_names)
 
     @classmethod
-    def open(cls, model_directory: str | os.PathLike[str], *, device: str = "cpu") -> Predictor:
+    def open(
+        cls, model_directory: str | os.PathLike[str], *, device: str = "cpu", head_average: str | None = None
+    ) -> Predictor:
         """Opens a model directory.
 
         Args:
             model_directory: As training or `save_pretrained` writes it, with its preprocessing.
             device: "cpu", "cuda", ...
+            head_average: See `open_runner`.
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: A file is damaged.
+            ValueError: A file is damaged, or `head_average` cannot be used.
         """
         folder = Path(model_directory)
-        runner = open_runner(folder, device)
+        runner = open_runner(folder, device, head_average=head_average)
         return cls(runner, read_image_processor(folder), runner.label_names)
 
     def classify(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.configuration import read_config
+from deit.core.errors import UserError
 from deit.core.known_images import KnownImages
 from deit.core.labels import names_in_order
 from deit.core.metrics import SINGLE_LABEL
@@ -77,17 +78,23 @@ class TorchRunner:
         return next(iter(self.heads(pixels).values()))
 
 
-def open_runner(folder: Path, device: str = "cpu", *, precision: str = "fp32") -> TorchRunner:
+def open_runner(
+    folder: Path, device: str = "cpu", *, precision: str = "fp32", head_average: str | None = None
+) -> TorchRunner:
     """Opens a model directory of this package or of timm.
 
     Args:
         folder: The model directory.
         device: See `TorchRunner`.
         precision: See `TorchRunner`.
+        head_average: What two heads answer with together: "logits" (their mean, as the paper's code and transformers)
+            or "probabilities" (the mean of their softmax outputs, as the paper's text). None follows the model's
+            configuration, whose default is "logits".
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, or describes something that is no classifier; or there is no such device.
+        ValueError: A file is damaged, or describes something that is no classifier; there is no such device or average;
+            or the model has one head, of which there is no average.
     """
     config = read_config(folder)
     problem_type = str(config.get("problem_type") or SINGLE_LABEL)
@@ -101,11 +108,22 @@ def open_runner(folder: Path, device: str = "cpu", *, precision: str = "fp32") -
         from deit.models.classifier import open_classifier
 
         classifier = open_classifier(folder)
+        if head_average is not None:
+            _require_two_heads(classifier, folder)
+            classifier.config.update({"head_average": head_average})
         if device == "cpu":
             classifier.pack_weights()  # autocast leaves them aside
         return TorchRunner(classifier, names_in_order(classifier.config.id2label), **settings)
     from deit.models.timm_models import open_timm_folder
 
+    if head_average is not None:
+        raise UserError(f"{folder} is a model of timm, whose heads are averaged by timm. Leave out the average.")
+
     model: Any = open_timm_folder(folder)
     names = config.get("label_names") or [str(i) for i in range(model.num_classes)]
     return TorchRunner(model, names, **settings)
+
+
+def _require_two_heads(classifier: Any, folder: Path) -> None:
+    if not hasattr(classifier, "distillation_classifier"):
+        raise UserError(f"{folder} holds a model with one head. An average is for models with two (distilled ones).")

@@ -9,6 +9,7 @@ from torch import Tensor
 from deit.core.configuration import DeiTConfig
 from deit.models.construction import construct
 from deit.models.cpu_kernels import linear
+from deit.models.head_average import average_heads
 from deit.models.heads import (
     Pooler,
     as_asked,
@@ -214,7 +215,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
         distillation_logits = linear(self.distillation_classifier, outputs.last_hidden_state[:, 1])
         output = DeiTForImageClassificationWithTeacherOutput(
             loss=self._loss(cls_logits, distillation_logits, labels, teacher_logits),
-            logits=(cls_logits + distillation_logits) / 2,
+            logits=average_heads(cls_logits, distillation_logits, self.config),
             cls_logits=cls_logits,
             distillation_logits=distillation_logits,
             hidden_states=outputs.hidden_states,

@@ -5,12 +5,14 @@ Their names mean the same on TensorFlow, JAX and PyTorch; `KerasDeiT*` are other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import ops
 
-from deit.core.configuration import DeiTConfig
+from deit.core.configuration import DeiTConfig, VisionTransformerConfig
 from deit.models.keras_heads import (
     KerasPixelDecoder,
     KerasPooler,
@@ -255,7 +257,7 @@ class TFDeiTForImageClassificationWithTeacher(TFDeiTPreTrainedModel):
         cls_logits = classify_token(self.cls_classifier, encoded.last_hidden_state, 0)
         distillation_logits = classify_token(self.distillation_classifier, encoded.last_hidden_state, 1)
         output = KerasDeiTForImageClassificationWithTeacherOutput(
-            logits=(cls_logits + distillation_logits) / 2,
+            logits=_average(cls_logits, distillation_logits, self.config),
             cls_logits=cls_logits,
             distillation_logits=distillation_logits,
             hidden_states=encoded.hidden_states,
@@ -359,3 +361,14 @@ KerasDeiTModel = TFDeiTModel
 KerasDeiTForMaskedImageModeling = TFDeiTForMaskedImageModeling
 KerasDeiTForImageClassification = TFDeiTForImageClassification
 KerasDeiTForImageClassificationWithTeacher = TFDeiTForImageClassificationWithTeacher
+
+
+def _average(first: Any, second: Any, config: VisionTransformerConfig) -> Any:
+    """Returns the logits (B, K) of two heads together; see `deit.models.head_average`."""
+    numbers = config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
+    if config.head_average == "logits" or numbers:
+        return (first + second) / 2
+    if config.problem_type == "multi_label_classification":
+        yes = ops.logaddexp(ops.log_sigmoid(first), ops.log_sigmoid(second))
+        return yes - ops.logaddexp(ops.log_sigmoid(-first), ops.log_sigmoid(-second))
+    return ops.logaddexp(ops.log_softmax(first, axis=-1), ops.log_softmax(second, axis=-1)) - math.log(2)
