@@ -385,3 +385,18 @@ def test_wrong_data_is_refused_before_anything_is_computed():
     for make, error, message in cases:
         with pytest.raises(error, match=message):
             make()
+
+
+def test_numbers_that_are_not_given_are_the_papers_for_the_kind() -> None:
+    soft, hard = KerasDistillation(tiny(), kind="soft"), KerasDistillation(tiny())
+    assert (soft.temperature, soft.weight) == (3.0, 0.1)
+    assert (hard.temperature, hard.weight) == (1.0, 0.5)
+    assert KerasDistillation(tiny(), kind="soft", weight=0.5).weight == 0.5
+
+
+def test_a_small_peak_is_risen_to_and_fallen_from() -> None:
+    rate = WarmupCosine(4e-6, steps_per_epoch=1, epochs=100, warmup_epochs=10)
+    assert (rate.warmup_lr, rate.min_lr) == (1e-6, 0.02 * 4e-6)
+    assert float(rate(99)) < float(rate(50)) < 4e-6
+    with pytest.raises(ValueError, match="at most the peak, 4e-06"):
+        WarmupCosine(4e-6, steps_per_epoch=1, min_lr=1e-5)
