@@ -20,6 +20,8 @@ from deit.data import shards
 from deit.data.shards import expand_braces, shard_part
 from deit.data.stores import StoredImages
 from tests.data.pictures import COLOURS, colour_members, encoded, picture, truncated_jpeg, write_shard, write_text
+from tests.hostile import table_cases
+from tests.hostile.kit import Kit
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -381,3 +383,13 @@ def test_links_other_formats_and_hidden_members_are_accounted_for(tmp_path):
         ("3.jpg", "links in shards"),
         ("2", "unreadable"),
     ]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in table_cases.CASES if name.startswith("tar: a ") and "FIFO" not in name]
+)
+def test_a_hostile_shard_is_refused_in_one_sentence_at_once(tmp_path, name):
+    case = table_cases.CASES[name]
+    case.make(Kit(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match=r"a\.tar"):
+        shard_part("train", [tmp_path / "a.tar"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
@@ -24,6 +25,8 @@ from deit.data.stores import Part
 
 IMAGE_ENDINGS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _BLOCK = tarfile.BLOCKSIZE
+# Long names have some hundred bytes, labels with captions some thousand.
+MOST_TAR_READ_BYTES = 2**20
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -188,15 +191,21 @@ def _read_shard(
     """Returns the samples of a shard, and what is wrong with it, or an empty string; adds to what is left out."""
     samples: list[_Sample] = []
     size = path.stat().st_size
+    file = _BoundedFile(path.open("rb", buffering=0))
     try:
-        archive = tarfile.open(path, "r:")  # noqa: SIM115  # closed by the `with` below
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # closed by the `with` below
     except tarfile.ReadError as error:
+        file.close()
         hint = " Unpack it first: a compressed shard cannot be read in any order." if _is_compressed(path) else ""
         return [], f"It is not a tar archive ({error}).{hint}"
-    with archive:
+    with file, archive:
         try:
+            position = -1
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
+                if member.size < 0 or archive.offset <= position:  # else the same would be read for ever
+                    return samples, f"It is damaged in {member.name!r}."
+                position = archive.offset
                 if member.isreg() and member.sparse is None:
                     if member.offset_data + member.size > size:
                         return samples, f"It is truncated in {member.name!r}."
@@ -205,14 +214,22 @@ def _read_shard(
                 elif not member.isdir():
                     reason = "it is a link or another thing without content of its own."
                     skipped.append(SkippedFile(path=f"{path}: {member.name}", reason=reason, kind="links in shards"))
-        except (tarfile.TarError, EOFError, ValueError) as error:
+        except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
             return samples, f"It is truncated or damaged after byte {archive.offset} ({error})."
-        with path.open("rb") as file:
-            file.seek(archive.offset)
-            tail = file.read(2 * _BLOCK)
+        file.seek(archive.offset)
+        tail = file.read(2 * _BLOCK)
     if len(tail) < _BLOCK or tail.strip(b"\0"):
         return samples, f"It is truncated or damaged after byte {archive.offset}: the end mark is missing."
     return samples, ""
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file that gives little at a time: `tarfile` reads a name whole, however long its header says it is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0 or size > MOST_TAR_READ_BYTES:
+            raise tarfile.ReadError(f"a name or label of {size} bytes; at most {MOST_TAR_READ_BYTES} are read")
+        return super().read(size)
 
 
 def _is_compressed(path: Path) -> bool:
@@ -239,6 +256,8 @@ def _add(samples: list[_Sample], archive: tarfile.TarFile, member: tarfile.TarIn
         samples.append(_Sample(key=key, shard=shard))
     sample = samples[-1]
     if last in LABEL_ENDINGS:
+        if member.size > MOST_TAR_READ_BYTES:
+            raise tarfile.ReadError(f"the label {member.name!r} has {member.size} bytes")
         content = archive.extractfile(member)
         assert content is not None  # it is a regular file
         sample.labels[ending] = content.read()
