@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
 from deit.deploy.predictor import Predictor
@@ -149,3 +150,27 @@ def test_a_model_that_cannot_be_used_is_refused(request, album, copied, kind, da
 
 def test_the_demo_does_not_write_into_a_folder_in_use(album):
     is_refused(deit("demo", "--out", album), f"{album} holds files already. Pass a new folder.")
+
+
+def test_a_missing_file_keeps_the_others_from_no_answer(album, student):
+    result = deit("classify", student, "a.png", "nowhere.png", "b.png", "--json")
+    assert result.exit_code == 3
+    results = json.loads(result.stdout)
+    assert [r["image"] for r in results] == ["a.png", "nowhere.png", "b.png"]
+    assert results[1]["error"] == "nowhere.png is not there."
+    assert results[2]["predictions"]
+    is_refused(deit("classify", student, "a.png", "nowhere.png", "--strict"), "'nowhere.png'")
+
+
+def test_values_that_nothing_explains_are_told_and_classified_with_their_range(album, student):
+    from PIL import Image
+
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save("a.tif")
+    result = deit("classify", student, "a.tif", "a.png", "--json")
+    assert result.exit_code == 3
+    assert "--value-range" in json.loads(result.stdout)[0]["error"]
+    (found,) = json.loads(succeeds("classify", student, "a.tif", "--json", "--value-range", 0, 1).stdout)
+    levels = np.floor(np.linspace(0, 1, 64, dtype=np.float32).astype(float) * 255 + 0.5).astype(np.uint8)
+    Image.fromarray(levels.reshape(8, 8)).save("grey.png")
+    (expected,) = json.loads(succeeds("classify", student, "grey.png", "--json").stdout)
+    assert found["predictions"] == expected["predictions"]

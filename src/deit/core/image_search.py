@@ -171,13 +171,16 @@ def find_images(patterns: Sequence[str], *, strict: bool = False) -> FoundFiles:
         strict: Refuse what else lies in a folder.
 
     Returns:
-        Files that were named are taken whatever they are called; a path that is named twice is taken twice.
+        Files that were named are taken whatever they are called, and among others even where they are missing, so that
+        an answer can say so; a path that is named twice is taken twice.
 
     Raises:
-        FileNotFoundError: Something does not exist, or a folder or pattern holds no image.
+        FileNotFoundError: Nothing of it exists, a folder or pattern holds no image, or `strict` is on and something
+            does not exist.
         ValueError: `strict` is on and a folder holds something that is not an image.
     """
     found = FoundFiles()
+    missing: list[str] = []
     for pattern in patterns:
         path = Path(pattern)
         if pattern == "-":
@@ -192,8 +195,13 @@ def find_images(patterns: Sequence[str], *, strict: bool = False) -> FoundFiles:
                     found.paths.append(match)
                 elif "**" not in pattern:  # which matches what is in the folder as well
                     _extend(found, Path(match))
-        else:
+        elif strict or glob.has_magic(pattern):
             raise FileNotFoundError(f"No image, folder or match for {pattern!r}.")
+        else:  # which keeps no other image back
+            missing.append(pattern)
+            found.paths.append(pattern)
+    if missing and len(missing) == len(found.paths):
+        raise FileNotFoundError(f"No image, folder or match for {missing[0]!r}.")
     if strict and found.skipped:
         first = found.skipped[0]
         raise ValueError(f"{first.path}: {first.reason} ({len(found.skipped)} such files; strict is on.)")
