@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deit.core.images import ImageError
 from deit.core.metrics import average_precision, softmax
-from deit.data.sources import ArraySource
+from deit.data.sources import ArraySource, Subset
 from deit.deploy.evaluation import TeacherModel, evaluate_model
 from tests.deploy.evaluation_cases import (
     CLASSES,
@@ -270,3 +271,23 @@ def test_a_teacher_that_does_not_suit_is_refused():
     numeric = ArraySource(numbered_images(10), np.zeros(10), ["x"], problem_type=REGRESSION)
     with pytest.raises(ValueError, match="needs one class for each image"):
         evaluated(numbers.runner, numeric, teacher=teacher)
+
+
+def test_an_image_that_cannot_be_read_any_more_is_left_out_of_everything_and_told(monkeypatch):
+    source = single_source()
+    runner = two_heads(source)
+    others = Subset(source, np.setdiff1d(np.arange(len(source.labels)), [3, 10]))
+    expected = evaluated(runner, others)
+    read = source.image
+
+    def image(index):
+        if index in (3, 10):
+            raise ImageError(f"{index}.png is gone.")
+        return read(index)
+
+    monkeypatch.setattr(source, "image", image)
+    result = evaluated(runner, source)
+    assert result.left_out == {3: "3.png is gone.", 10: "10.png is gone."}
+    assert result.labels.tolist() == others.labels.tolist()
+    values, wanted = ({**r.as_dict(), "throughput": 0, "left_out": 0} for r in (result, expected))
+    assert values == wanted

@@ -77,6 +77,7 @@ def evaluate(
                 on_batch=update,
             )
     if result is not None:  # the first process speaks for all
+        source = _readable(source, result)
         _tell(result, source, context, _notes(result, model, source))
 
 
@@ -161,11 +162,24 @@ def _held_out(model: Path, source: Source) -> Source:
     return part
 
 
+def _readable(source: Source, result: Evaluation) -> Source:
+    """Returns the images that a result is of."""
+    import numpy as np
+
+    from deit.data.sources import Subset
+
+    numbers = [i for i in range(len(source.labels)) if i not in result.left_out]
+    return Subset(source, np.array(numbers, np.int64)) if result.left_out else source
+
+
 def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
     from deit.data.duplicates import contradictions, describe_contradictions
     from deit.deploy.recorded_scores import read_recorded_scores
 
     notes = []
+    if result.left_out:
+        first = next(iter(result.left_out.values()))
+        notes.append(f"{len(result.left_out)} images were left out, which cannot be read any more; the first: {first}")
     results = {**result.heads, "teacher": result.teacher} if result.teacher else result.heads
     unanswered = {name: h.scores.unanswered for name, h in results.items() if h and h.scores.unanswered}
     if unanswered:

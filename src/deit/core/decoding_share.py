@@ -29,33 +29,34 @@ class DecodingShare:
         Args:
             pixels: Of the image.
         """
-        held: list[int] | None = getattr(self._own, "held", None)
+        own: int = getattr(self._own, "pixels", 0)
         with self._changed:
-            if not held:  # whoever holds some already must not wait for others, who may wait for it
+            if not own:  # whoever holds some already must not wait for others, who may wait for it
                 self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._limit)
             self._used += pixels
+        self._own.pixels = own + pixels
         try:
             yield
         finally:
-            if held is None:
+            if not getattr(self._own, "keeps", False):
                 self._give_back(pixels)
-            else:
-                held.append(pixels)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Keeps the room of what this thread decodes inside until the end: for work on the decoded image."""
-        if getattr(self._own, "held", None) is not None:
+        if getattr(self._own, "keeps", False):
             yield
             return
-        held = self._own.held = []
+        before: int = getattr(self._own, "pixels", 0)
+        self._own.keeps = True
         try:
             yield
         finally:
-            self._own.held = None
-            self._give_back(sum(held))
+            self._own.keeps = False
+            self._give_back(getattr(self._own, "pixels", 0) - before)
 
     def _give_back(self, pixels: int) -> None:
+        self._own.pixels = getattr(self._own, "pixels", 0) - pixels
         with self._changed:
             self._used -= pixels
             self._changed.notify_all()

@@ -32,7 +32,6 @@ _PIXEL_TAGS = frozenset(
     {254, 256, 257, 258, 259, 262, 266, 273, _ORIENTATION, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325}
     | {332, 334, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 50674}
 )
-_XMP = 700
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
@@ -42,7 +41,7 @@ class ImageBytes:
 
     Attributes:
         file: Its bytes, without descriptions: a damaged or hostile one costs nothing.
-        orientation: What they say of how it is turned, 1 to 8 as in EXIF.
+        orientation: How it is turned after decoding, 1 to 8 as in EXIF.
     """
 
     file: IO[bytes]
@@ -108,7 +107,7 @@ def _content_of_file(path: str | os.PathLike[str], name: str) -> bytes:
             f"{name} is too large for an image: {found.st_size} bytes, at most {MOST_FILE_BYTES} are read."
         )
     with open(path, "rb") as file:
-        return file.read(MOST_FILE_BYTES + 1)
+        return file.read(found.st_size + 1)  # what is added meanwhile is not read; memory is taken for this number
 
 
 # --- JPEG ---------------------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ def _tiff(data: bytes, name: str) -> ImageBytes:
     head, size, inline = (8, 20, 8) if big else (2, 12, 4)
     if count > 4096:
         raise ImageError(f"{name} cannot be read as an image: its directory has {count} tags.")
-    kept, total, orientation, xmp = [], 0, 0, b""
+    kept, total = [], 0
     for number in range(count):
         place = start + head + number * size
         tag, kind, values = struct.unpack_from(f"{order}HH{'Q' if big else 'I'}", data, place)
@@ -221,11 +220,6 @@ def _tiff(data: bytes, name: str) -> ImageBytes:
         if tag in _PIXEL_TAGS:
             kept.append(data[place : place + size])
             total += length
-        if tag == _ORIENTATION and kind == 3:
-            orientation = struct.unpack_from(f"{order}H", data, place + size - inline)[0]
-        elif tag == _XMP and inline < length <= MOST_METADATA_BYTES:
-            at = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, place + size - inline)[0]
-            xmp = data[at : at + length]
     if total > MOST_TIFF_TAG_BYTES:
         raise ImageError(
             f"{name} cannot be read as an image: its tags take {total} bytes, at most {MOST_TIFF_TAG_BYTES} are read."
@@ -237,7 +231,7 @@ def _tiff(data: bytes, name: str) -> ImageBytes:
     for part in (view[:start], directory.ljust(room, b"\0"), view[start + room :]):
         file.write(part)
     file.seek(0)
-    return ImageBytes(file, _one_to_eight(orientation) or _xmp_orientation(xmp))
+    return ImageBytes(file, 1)  # Pillow turns a TIFF while it decodes it
 
 
 # --- orientation --------------------------------------------------------------------------------------

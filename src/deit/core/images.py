@@ -74,8 +74,10 @@ def load_image(
         ValueRangeError: It has more than 8 bits, and `value_range` is needed to know what they mean.
     """
     if isinstance(source, Image.Image):
+        samples = samples_of(source)
+        source.load()  # which turns a TIFF
         orientation = _orientation(source)
-        return _turned(convert_image(source, mode, value_range=value_range), orientation)
+        return _turned(_converted(source, samples, mode, value_range), orientation)
     return _read(source, mode, value_range, small=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +26,7 @@ from deit.core.labels import distinct_names, numbers_by_name, repeated_names
 from deit.core.metrics import SINGLE_LABEL, Array, Integers
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
-from deit.data.sources import Source, contents_of
+from deit.data.sources import Source, Subset, contents_of
 from deit.deploy.evaluation_results import Evaluation, HeadResult, Temperature, Throughput
 
 # Logits of the answer that are kept, in bytes: all 50,000 x 1,000 of ImageNet's validation images need a fifth of it.
@@ -95,6 +95,8 @@ def evaluate_model(
 ) -> Evaluation | None:
     """Evaluates a model on labelled images, on one process or on several that share them.
 
+    An image that cannot be read any more is left out of everything, and told in `left_out`.
+
     Args:
         runner: The model; its `problem_type` says what the labels must be.
         source: Labelled images, with the model's classes in the model's order.
@@ -113,6 +115,34 @@ def evaluate_model(
             unknown, or there are no images.
     """
     processes = processes or Processes()
+    left_out: dict[int, str] = {}
+    while True:
+        numbers = np.array([i for i in range(len(source.labels)) if i not in left_out], np.int64)
+        part = Subset(source, numbers) if left_out else source
+        try:
+            result = _evaluate(runner, part, processor, batch_size, head, teacher, processes, on_batch)
+        except _UnreadableImagesError as found:  # rare, as they were checked: the others are looked at once more
+            left_out |= {int(numbers[i]): reason for i, reason in found.reasons.items()}
+            continue
+        return None if result is None else replace(result, left_out=dict(sorted(left_out.items())))
+
+
+class _UnreadableImagesError(Exception):
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(f"{len(reasons)} images cannot be read.")
+        self.reasons = reasons
+
+
+def _evaluate(
+    runner: HeadRunner,
+    source: Source,
+    processor: DeiTImageProcessor,
+    batch_size: int,
+    head: str,
+    teacher: TeacherModel | None,
+    processes: Processes,
+    on_batch: OnBatch | None,
+) -> Evaluation | None:
     _check(runner, source, teacher)
     every = max(-(-len(source.labels) * len(runner.label_names) * 4 // _KEPT_BYTES), 1)
     steps = _Steps(on_batch, passes=1 if teacher is None else 2)
@@ -266,7 +296,19 @@ class _Pass:
                 started = now
                 steps.one_more(len(batches))
 
-        return metrics.evaluate(self._watch, labelled(), problem_type=self._problem_type, combine=processes.sum)
+        scores: dict[str, Any] = {}
+        try:
+            scores = metrics.evaluate(self._watch, labelled(), problem_type=self._problem_type, combine=processes.sum)
+        except ValueError:  # no image was left to count, perhaps
+            if not batches.left_out:
+                raise
+        marks = np.zeros(len(self._source.labels))
+        marks[list(batches.left_out)] = 1
+        unreadable = np.flatnonzero(processes.sum(marks)).tolist()
+        if unreadable:
+            elsewhere = "Another process could not read it."
+            raise _UnreadableImagesError({i: batches.left_out.get(i, elsewhere) for i in unreadable})
+        return scores
 
     def _watch(self, pixels: Array) -> dict[str, Array]:
         started = time.perf_counter()

@@ -105,6 +105,8 @@ class Evaluation:
         logits: (images kept, K), of the shown head.
         overlap: How many of the images the model has met before; None where that is not recorded.
         teacher_overlap: The same of the teacher.
+        left_out: Number of an image of the source -> why it could not be read; N and the numbers above are of the
+            others.
     """
 
     problem_type: str
@@ -119,6 +121,7 @@ class Evaluation:
     logits: Array
     overlap: Overlap | None = None
     teacher_overlap: Overlap | None = None
+    left_out: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def agreement(self) -> dict[str, float]:
@@ -224,6 +227,7 @@ class Evaluation:
         result: dict[str, Any] = {
             "problem_type": self.problem_type,
             "images": len(self.labels),
+            "left_out": list(self.left_out.values()),
             "classes": self.classes,
             "head": self.head,
             "heads": {name: self._head_dict(name) for name in self.heads},
