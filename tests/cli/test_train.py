@@ -340,7 +340,7 @@ def test_broken_files_are_left_out_with_a_report(damaged, tmp_path):
     assert lines[0] == "Left out 2 file(s) that cannot be used:"
     assert lines[1].startswith(f"  {damaged / 'blue' / 'half.jpg'}: cannot be read as an image (image file is trunc")
     assert lines[2].startswith(f"  {damaged / 'red' / 'letter.png'}: is not an image (known: JPEG, ")
-    assert len(lines) == 3
+    assert lines[3:] == ["Found 14 files: 12 used, 2 unreadable."]
     assert "9 training and 3 validation images" in result.stdout
     assert read_json(tmp_path / "run" / "training.json")["data"]["skipped_files"] == 2
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from deit.core.image_search import is_hidden, visible_folders
 from deit.core.images import ValueRange
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.downloads import fetch_shards
@@ -100,7 +101,7 @@ def _kind(name: str) -> str:
 def _parts_of_folder(folder: Path, options: ReadOptions) -> Parts | Path:
     if is_saved_dataset(folder):
         return _parts_of_datasets(load_saved_dataset(folder), str(folder), options)
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    inside = visible_folders(folder)
     places = [folder, *(p for p in inside if part_within(p.name) or p.name.lower() == "data")]
     for ending in (".parquet", ".tar"):
         for files in (_files(places[:1], ending), _files(places[1:], ending)):
@@ -128,7 +129,7 @@ def _refuse_columns(root: Path, options: ReadOptions) -> None:
 
 
 def _files(folders: Sequence[Path], ending: str) -> list[str]:
-    found = [file for folder in folders for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    found = [file for folder in folders for file in sorted(folder.iterdir()) if not is_hidden(file.name)]
     return [str(file) for file in found if file.suffix.lower() == ending and file.is_file()]
 
 
