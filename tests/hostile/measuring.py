@@ -46,6 +46,8 @@ def measure(name: str, case: Case, good: Path, folder: Path) -> Measured:
     folder.mkdir(parents=True)
     try:
         words = _made(case, Kit(good, folder))
+        if not words:
+            return Measured(name=name, megabytes=0, seconds=0, code=-1, output="", problem="it could not be made")
         return _run(name, case, words, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +65,7 @@ def _made(case: Case, kit: Kit) -> list[str]:
         finally:
             os._exit(code)
     if os.waitpid(child, 0)[1] != 0:
-        raise RuntimeError("The input could not be made.")
+        return []
     words = [os.fsdecode(word) for word in noted.read_bytes().split(b"\0")]
     noted.unlink()
     return words
