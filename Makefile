@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests at a time; each computes on one thread. `make test JOBS=0 ARGS=tests/core` runs some in one process.
 JOBS ?= 2
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-lowest check format clean
 
 demo: $(VENV)/.demo
 	rm -rf build/demo
@@ -13,6 +13,22 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+# Some of the tests with the lowest version of every dependency that pyproject.toml allows, in an environment of its own.
+LOWEST ?= .venv-lowest
+LOWEST_TESTS := tests/core tests/models/test_weights_of_training_scripts.py tests/models/test_bad_checkpoints.py \
+	tests/models/test_timm_models.py tests/train/test_yaml_files.py tests/train/test_state.py tests/train/test_step.py
+test-lowest: $(LOWEST)/.lowest
+	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS) $(LOWEST_TESTS)
+
+# uv alone resolves to the lowest versions; it is needed here and nowhere else. Click and pyparsing as typer 0.16
+# and matplotlib 3.10 knew them: today's warn of what those import, and warnings are errors.
+$(LOWEST)/.lowest: pyproject.toml
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[dev]" \
+		"click<8.3" "pyparsing<3.3"
+	touch $@
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -33,4 +49,4 @@ $(VENV)/.%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
