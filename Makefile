@@ -17,7 +17,7 @@ test: $(VENV)/.dev
 # Some of the tests with the lowest version of every dependency that pyproject.toml allows, in an environment of its own.
 LOWEST ?= .venv-lowest
 LOWEST_TESTS := tests/core tests/models/test_weights_of_training_scripts.py tests/models/test_bad_checkpoints.py \
-	tests/models/test_timm_models.py tests/train/test_yaml_files.py tests/train/test_state.py tests/train/test_step.py
+	tests/models/test_timm_models.py tests/train/test_yaml_files.py tests/train/test_state.py
 test-lowest: $(LOWEST)/.lowest
 	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS) $(LOWEST_TESTS)
 
