@@ -1,15 +1,20 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and what a killed process left of them."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from deit.core.writing import writing
+
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile` names them below
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -27,8 +32,13 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
     Yields:
         An empty file in the same folder.
+
+    Raises:
+        WritingError: It cannot be written: the disk is full, ...
+        FileNotFoundError: Its folder does not exist.
     """
-    with _temporary_beside(path, directory=False) as temporary:
+    intact = "The file of that name is as it was." if path.exists() else "Nothing of it is left behind."
+    with writing(path, intact), _temporary_beside(path, directory=False) as temporary:
         yield temporary
         sync_file(temporary)
         os.replace(temporary, path)
@@ -52,9 +62,14 @@ def replace_folder_content(folder: Path) -> Iterator[Path]:
 
     Yields:
         The temporary folder, on the same file system.
+
+    Raises:
+        WritingError: It cannot be written: the disk is full, ...
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary_beside(folder, directory=True) as temporary:
+    intact = "What is in it is as it was." if folder.exists() else "Nothing of it is left behind."
+    with writing(folder, intact):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder, intact), _temporary_beside(folder, directory=True) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -69,23 +84,73 @@ def replace_folder_content(folder: Path) -> Iterator[Path]:
     sync_folder(folder.parent)
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Removes temporary files and folders of processes that were killed while they wrote.
+
+    Only what the functions of this module made, and only if no living process is at it: each holds a lock of the
+    operating system, which ends with the process. Where the file system has no such locks everything stays.
+
+    Args:
+        folder: In which to look; it need not exist.
+        name: What the file or folder was going to be; any when "*".
+    """
+    for path in folder.glob("." + name.replace("[", "[[]") + ".*.tmp"):
+        if not _LEFTOVER.fullmatch(path.name) or path.is_symlink():
+            continue
+        with suppress(OSError):  # gone already, or not ours to remove
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(handle, wait=False):
+                    _remove(path)
+            finally:
+                os.close(handle)
+
+
 @contextmanager
 def _temporary_beside(path: Path, *, directory: bool) -> Iterator[Path]:
-    if directory:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        temporary.chmod(0o777 & ~_umask())
-    else:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.fchmod(handle, 0o666 & ~_umask())
-        os.close(handle)
-        temporary = Path(name)
+    remove_leftovers(path.parent, path.name)
+    temporary, handle = _new_temporary(path, directory=directory)
     try:
         yield temporary
     finally:
+        _remove(temporary)
+        os.close(handle)
+
+
+def _new_temporary(path: Path, *, directory: bool) -> tuple[Path, int]:
+    """Makes an empty file or folder and locks it; returns it with the open file that holds the lock."""
+    prefix, suffix = f".{path.name}.", ".tmp"
+    while True:
         if directory:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent))
+            handle = os.open(temporary, os.O_RDONLY)
+            os.fchmod(handle, 0o777 & ~_umask())
         else:
-            temporary.unlink(missing_ok=True)
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+            os.fchmod(handle, 0o666 & ~_umask())
+            temporary = Path(name)
+        with suppress(OSError):  # without locks nobody removes leftovers either
+            _lock(handle, wait=True)
+        if temporary.exists():
+            return temporary, handle
+        os.close(handle)  # another process took it for a leftover, in the moment before it was locked
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.files import replaced_file
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.metrics import Scores
 from deit.data.augment import Augmentation
@@ -163,7 +164,8 @@ def _save_held_out(data: Data, out: Path, seed: int) -> tuple[Path, str]:
     index = int(np.random.default_rng(seed).integers(len(data.val.labels)))
     label = data.val.classes[int(data.val.labels[index])]
     path = out / f"held-out-digit-{label}.png"
-    data.val.image(index).save(path)
+    with replaced_file(path) as temporary:
+        data.val.image(index).save(temporary, "PNG")
     return path, label
 
 

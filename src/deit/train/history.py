@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.errors import parsing, read_bytes
-from deit.core.files import sync_folder, write_text_atomically
+from deit.core.files import replaced_file, sync_folder, write_text_atomically
 
 _MOST_BYTES = 64 * 2**20  # an epoch takes 1 KB
 _JSONL, _CSV, CURVES_NAME = "metrics.jsonl", "metrics.csv", "curves.png"
@@ -55,7 +55,6 @@ class History:
         if not self._writes:
             return path
         draw_curves({"": self.epochs}, path)
-        sync_folder(self._folder)
         return path
 
 
@@ -90,9 +89,8 @@ def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, over: str 
         if axis.has_data():
             for text in axis.legend(fontsize=8).get_texts():
                 text.set_parse_math(False)  # a dollar sign in a name is one
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    with replaced_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _measure(runs: dict[str, list[dict[str, Any]]]) -> str:
