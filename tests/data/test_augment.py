@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import random
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from torchvision.transforms import functional as tvf
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.data.augment import Augmentation, BatchMixer, build_transform
+from deit.data.distributed import Processes
 from deit.data.random_state import seeded
 from tests.data.pictures import COLOURS, picture
 
@@ -368,17 +371,40 @@ def test_mixing_equals_timms_under_the_same_random_state(settings):
     assert len(shares) > 5  # images 1 and 2 have different labels
 
 
-def test_on_a_batch_of_several_processes_each_part_is_mixed_in_its_own_way():
+class Threads(Processes):
+    """Processes that are threads of this one and hand their values over in a dictionary."""
+
+    values: ClassVar[dict[int, torch.Tensor]] = {}
+    barrier: ClassVar[Barrier]
+
+    def swap(self, values: torch.Tensor) -> torch.Tensor:
+        self.values[self.rank] = values
+        self.barrier.wait(10)
+        other = self.values[self.world_size - 1 - self.rank].clone()
+        self.barrier.wait(10)
+        return other
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_processes_that_share_a_step_mix_it_as_one_would(count):
+    """Share, rectangle and partners are those of the whole step, of which each process has every count-th image."""
     mixer = BatchMixer(Augmentation(), 3, 0.1, seed=5)
-    first, second = mixer(*batch(), 3, 0), mixer(*batch(), 3, 1)
-    assert torch.equal(first[0], mixer(*batch(), 3)[0])
-    assert not torch.equal(first[0], second[0])
-    assert torch.equal(second[0], mixer(*batch(), 3, part=1)[0])
-    assert torch.equal(second[1], mixer(*batch(), 3, part=1)[1])
+    random = torch.Generator().manual_seed(0)
+    pixels, labels = torch.rand(12, 3, 8, 8, generator=random), torch.randint(3, (12,), generator=random)
+    for step in range(6):
+        whole = mixer(pixels, labels, step)
+        assert not torch.equal(whole[0], pixels)
+        Threads.barrier = Barrier(count)
+        with ThreadPoolExecutor(count) as pool:
+            places = [Threads(rank=rank, world_size=count) for rank in range(count)]
+            shares = [(pixels[rank::count], labels[rank::count]) for rank in range(count)]
+            parts = list(pool.map(lambda s, place, step=step: mixer(*s, step, place), shares, places))
+        for rank, part in enumerate(parts):
+            assert all(torch.equal(mine, every[rank::count]) for mine, every in zip(part, whole, strict=True))
 
 
 def test_an_odd_batch_cannot_be_mixed():
-    with pytest.raises(ValueError, match=r"even number of images in each process's batch. Received: 3. .*mix_rate=0"):
+    with pytest.raises(ValueError, match=r"even number of images in a step. Received: 3. .*mix_rate=0"):
         BatchMixer(Augmentation(), 3, 0.1, seed=0)(*batch(3), 0)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from deit.data.distributed import Processes, current_processes
 from deit.train.state import load_state
+from deit.train.whole_step import ShareOfStep
 from tests.train import together
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,6 +51,62 @@ def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, ki
     assert one.keys() == two.keys()
     for head, scores in one.items():
         assert scores == pytest.approx(two[head], abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("mixed", 4), ("convnet", 2)])
+def test_random_draws_and_batch_norm_are_those_of_the_whole_step_on_any_number_of_processes(
+    tmp_path, kind, processes
+) -> None:
+    """Mixup, CutMix, dropout and drop path at usual rates; a convnet with both kinds of batch norm of timm."""
+    ran = torchrun("tests.train.together", kind, tmp_path / "many", processes=processes)
+    assert ran.returncode == 0, ran.stderr
+    together.run(kind, tmp_path / "one")
+    assert_same_weights(tmp_path / "many", tmp_path / "one")
+    one, many = (load_state(tmp_path / name / "state").tensors for name in ("one", "many"))
+    for name, tensor in one.items():  # the average and the optimizer, too
+        torch.testing.assert_close(many[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_random_draws_are_those_of_the_whole_step_in_any_number_of_parts(tmp_path) -> None:
+    together.run("mixed", tmp_path / "whole")
+    together.run("mixed", tmp_path / "parts", accumulate=3)
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    together.run("mixed", tmp_path / "other", seed=1)
+    with pytest.raises(AssertionError):  # the comparison can fail
+        assert_same_weights(tmp_path / "other", tmp_path / "whole")
+
+
+def test_what_depends_on_the_number_of_parts_is_said_before_the_first_step(tmp_path, caplog) -> None:
+    together.run("convnet", tmp_path / "parts", accumulate=2)
+    assert "Batch norm sees the 2 parts of accumulate=2 one by one" in caplog.text
+    caplog.clear()
+    together.run("convnet", tmp_path / "whole")
+    assert caplog.text == ""
+
+
+def test_a_teacher_that_was_trained_by_several_processes_is_an_ordinary_model_afterwards() -> None:
+    """Outside of a step, layers that looked at the whole step do what they always did, training mode included."""
+    plain, shared = together.NormedConvnet().train(), together.NormedConvnet().train()
+    shared.load_state_dict(plain.state_dict())
+    ShareOfStep(shared, Processes(rank=1, world_size=2), 1)
+    pixels = torch.randn(4, 3, 16, 16)
+    torch.manual_seed(0)
+    expected = plain(pixels)
+    torch.manual_seed(0)
+    assert torch.equal(shared(pixels), expected)
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), shared.buffers(), strict=True))
+
+
+def test_two_trainings_in_two_threads_give_what_each_gives_alone(tmp_path) -> None:
+    """All three generators of random numbers belong to the process, and both trainings draw from each of them."""
+    for kind in ("mixed", "convnet"):
+        together.run(kind, tmp_path / kind)
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(together.run, kind, tmp_path / f"{kind} beside") for kind in ("mixed", "convnet")]
+        [training.result() for training in both]
+    for kind in ("mixed", "convnet"):
+        alone, beside = weights(tmp_path / kind), weights(tmp_path / f"{kind} beside")
+        assert all(torch.equal(alone[name], beside[name]) for name in alone)
 
 
 def test_parts_of_a_partly_labelled_batch_give_the_weights_of_the_whole(tmp_path) -> None:

@@ -6,7 +6,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import timm.layers
 import torch
+from torch import nn
 
 from deit.core.configuration import DeiTConfig
 from deit.data.augment import Augmentation
@@ -17,17 +19,41 @@ from deit.models.deit import DeiTForMaskedImageModeling
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
 from deit.train.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
-from deit.train.tasks import DistillationTask, Task
+from deit.train.tasks import ClassificationTask, DistillationTask, Task
 from deit.train.teacher import Teacher
 from tests.train import tiny
 
 PLAIN = tiny.PLAIN
 MIXED = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, num_repeats=2)
+DROPS = {"hidden_dropout_prob": 0.1}
+
+
+class NormedConvnet(nn.Module):
+    """A convnet with what a teacher-to-be may have: both kinds of batch norm, dropout, and timm's drop path."""
+
+    pretrained_cfg = {"architecture": "normed_convnet"}  # noqa: RUF012  # as timm's models have it
+    num_features, num_classes = 6, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.second = nn.Conv2d(6, 6, 3, stride=2, padding=1)
+        self.norm = timm.layers.BatchNormAct2d(6, momentum=None)
+        self.drop_path, self.drop = timm.layers.DropPath(0.3), nn.Dropout(0.2)
+        self.head_norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = self.first(pixels)
+        x = (x[:, :, ::2, ::2] + self.drop_path(self.norm(self.second(x)))).mean((2, 3))
+        return self.head(self.drop(self.head_norm(x)))
 
 
 def recipe(kind: str) -> Recipe:
     settings: dict[str, object] = {"schedule": Schedule(epochs=5, warmup_epochs=1), "batch_size": 6}
-    if kind != "usual":
+    if kind in ("mixed", "convnet"):
+        settings.update(batch_size=12, augment=MIXED, ema_decay=0.9, drop_path_rate=0.3, label_smoothing=0.1)
+        settings.update(optimizer=Optimizer(name="sgd", lr=0.1, reference_batch_size=0, clip_grad=1.0))
+    elif kind != "usual":
         name, lr = ("adamw", 1e-3) if kind == "adamw" else ("sgd", 0.1)
         settings.update(augment=PLAIN, optimizer=Optimizer(name=name, lr=lr, reference_batch_size=0, clip_grad=1.0))
     else:  # as a user would train
@@ -41,15 +67,18 @@ def task(kind: str) -> Task:
         config = DeiTConfig(**tiny.SIZES, patch_size=4, encoder_stride=4)
         masking = Masking(patch=8, ratio=0.5, picture_steps=4, pictures=2)
         return MaskedImageTask(DeiTForMaskedImageModeling(config), tiny.processor(), masking=masking)
+    if kind == "convnet":
+        return ClassificationTask(NormedConvnet(), tiny.processor())
     teacher = Teacher(tiny.TinyConvnet(), mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0), image_size=(8, 8), name="tiny")
-    return DistillationTask(tiny.student(), teacher, tiny.processor(), distillation=Distillation(kind="hard"))
+    student = tiny.student(**DROPS) if kind == "mixed" else tiny.student()
+    return DistillationTask(student, teacher, tiny.processor(), distillation=Distillation(kind="hard"))
 
 
 def data(kind: str) -> Data:
     """13 training images; or 12 of which 3 have a label and come more often, in some steps more on one process."""
     if kind == "few":
         return with_fewer_labels(tiny.data(12, 7), labels_per_class=1, keep_others=True)
-    return tiny.data(13, 7)
+    return tiny.data(25, 7) if kind in ("mixed", "convnet") else tiny.data(13, 7)
 
 
 def run(kind: str, out: Path, *, cache: Path | None = None, **settings: object) -> None:

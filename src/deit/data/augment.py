@@ -16,6 +16,7 @@ from torch import Tensor
 from deit.core.images import MOST_PIXELS, ImageError
 from deit.core.labels import NO_LABEL
 from deit.core.library_order import make_order_safe
+from deit.data.distributed import Processes
 from deit.data.random_state import seeded
 
 make_order_safe()
@@ -30,6 +31,8 @@ _SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in th
 _WHITE = np.float32(255)
 _CROPS = ("resized", "padded", "simple")
 _INTERPOLATIONS = ("bicubic", "bilinear")
+
+_ALONE = Processes()
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 
@@ -247,6 +250,10 @@ class BatchMixer:
     Mixup adds the mirror of the batch to it, lam x + (1 - lam) x', and CutMix copies a rectangle out of the mirror;
     there lam is the share of the image that was kept, borders taken into account.
 
+    Processes that share a step mix it as one process would: they draw the same share and rectangle, and each image's
+    partner is its mirror in the whole step. The process `rank` has the images rank, rank + world_size, ..., so the
+    partners of all of them lie on the process at the other end (`Processes.swap`), in reverse order.
+
     Args:
         augmentation: Which mixing.
         num_classes: Number of classes K.
@@ -261,14 +268,17 @@ class BatchMixer:
         self._smoothing = label_smoothing
         self._seed = seed
 
-    def __call__(self, pixels: Tensor, targets: Tensor, step: int, part: int = 0) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, pixels: Tensor, targets: Tensor, step: int, processes: Processes = _ALONE
+    ) -> tuple[Tensor, Tensor]:
         """Mixes one batch.
 
         Args:
-            pixels: (B, 3, H, W); B must be even, since each image is mixed with its mirror in the batch.
+            pixels: (B, 3, H, W) of this process; those of all processes must be even in number, since each image is
+                mixed with its mirror in the step.
             targets: (B,) true classes, `NO_LABEL` for none; (B, K) float of several labels; or (B,) float values.
             step: Number of the batch in the whole training.
-            part: Number of the process that has this part of the batch.
+            processes: Those that share the step; all of them must call.
 
         Returns:
             Mixed pixels, and float32 targets: probabilities (B, K), labels (B, K) or values (B,). Probabilities sum up
@@ -277,15 +287,17 @@ class BatchMixer:
         Raises:
             ValueError: B is odd.
         """
-        if len(pixels) % 2:
+        images = len(pixels) * processes.world_size
+        if images % 2:
             raise ValueError(
-                f"Mixing needs an even number of images in each process's batch. Received: {len(pixels)}. "
+                f"Mixing needs an even number of images in a step. Received: {images}. "
                 "Pass another batch size, or augment.mix_rate=0 to mix nothing."
             )
-        with seeded(self._seed, _MIXING_KEY, step, part):
+        with seeded(self._seed, _MIXING_KEY, step, 0):
             share, box = self._draw(pixels.shape[-2], pixels.shape[-1])
         dense = self._dense(targets)
-        return _mixed_pixels(pixels, share, box), dense * share + dense.flip(0) * (1.0 - share)
+        mirror = processes.swap(dense).flip(0)
+        return _mixed_pixels(pixels, share, box, processes), dense * share + mirror * (1.0 - share)
 
     def _draw(self, height: int, width: int) -> tuple[float, Box | None]:
         """Returns the share of the first image, and for CutMix the rectangle of the second."""
@@ -320,12 +332,12 @@ def _drawn_box(share: float, height: int, width: int) -> tuple[float, Box]:
     return 1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
 
 
-def _mixed_pixels(pixels: Tensor, share: float, box: Box | None) -> Tensor:
+def _mixed_pixels(pixels: Tensor, share: float, box: Box | None, processes: Processes) -> Tensor:
     if share == 1.0:
         return pixels
     if box is None:
-        return (pixels * share).add_(pixels.flip(0).mul_(1.0 - share))
+        return (pixels * share).add_(processes.swap(pixels).flip(0).mul_(1.0 - share))
     top, bottom, left, right = box
     mixed = pixels.clone()
-    mixed[:, :, top:bottom, left:right] = pixels[:, :, top:bottom, left:right].flip(0)
+    mixed[:, :, top:bottom, left:right] = processes.swap(pixels[:, :, top:bottom, left:right]).flip(0)
     return mixed

@@ -56,6 +56,25 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def swap(self, values: Tensor) -> Tensor:
+        """Returns the values of the process at the other end: the first gets those of the last, and so on.
+
+        Args:
+            values: Of the same shape on every process.
+        """
+        other = self.world_size - 1 - self.rank
+        if other == self.rank:
+            return values
+        values = values.contiguous()
+        received = torch.empty_like(values)
+        both = [
+            distributed.P2POp(distributed.isend, values, other),
+            distributed.P2POp(distributed.irecv, received, other),
+        ]
+        for work in distributed.batch_isend_irecv(both):
+            work.wait()
+        return received
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Returns, for each flag, whether it is set in at least one process."""
         if self.world_size == 1:

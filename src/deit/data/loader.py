@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.images import DECODING, ImageError
-from deit.data.random_state import random_state_kept, set_random_state
+from deit.data.random_state import forget_other_threads, random_state_kept, set_random_state
 from deit.data.sources import Source
 
 if TYPE_CHECKING:  # it brings timm, which evaluation does without
@@ -263,8 +263,14 @@ def training_batches(
         num_workers=workers,
         collate_fn=_whole,
         pin_memory=pin_memory,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # the process's own is not drawn from: other threads may be using it
     )
     return _TrainingBatches(loader)
+
+
+def _begin_worker(number: int) -> None:
+    forget_other_threads()
 
 
 def default_workers(*, gpu: bool = False) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+# The three generators belong to the whole process: of its threads, one at a time may set and draw.
+_one_thread = threading.RLock()
 
 
 def set_random_state(*key: int) -> None:
@@ -26,15 +30,23 @@ def set_random_state(*key: int) -> None:
 def random_state_kept() -> Iterator[None]:
     """Puts the states of the three generators back after a block.
 
-    It costs several times as much as seeding them: one block around many `set_random_state` is the fast way.
+    Other threads wait with theirs until the block ends. It costs several times as much as seeding: one block around
+    many `set_random_state` is the fast way.
     """
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
+    with _one_thread:
+        states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.random.set_rng_state(states[2])
+
+
+def forget_other_threads() -> None:
+    """Frees, in a process that was just forked, what threads held that are not in it."""
+    global _one_thread
+    _one_thread = threading.RLock()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,16 @@ from torch.nn.parallel import DistributedDataParallel
 from deit.data.augment import BatchMixer
 from deit.data.distributed import Processes
 from deit.data.loader import Batch
-from deit.data.random_state import seeded
+from deit.data.random_state import random_state_kept, set_random_state
 from deit.train.freezing import freeze
 from deit.train.optimization import all_finite, build_average, build_optimizer, learning_rate, trained_parameters
 from deit.train.recipe import Recipe
 from deit.train.state import optimizer_tensors, restore_optimizer
 from deit.train.tasks import Task
 from deit.train.teacher_cache import BatchPlace
+from deit.train.whole_step import ShareOfStep
+
+logger = logging.getLogger(__name__)
 
 _MODEL_KEY = 2  # views take 0, mixing 1
 _MAX_SKIPPED = 20
@@ -46,8 +50,9 @@ class TrainStep:
     """Takes a student from one step to the next.
 
     A step of `recipe.batch_size` images is shared equally among the processes, and each share is gone through in
-    `recipe.accumulate` equal parts. Mixing and the teacher see a process's share whole, so accumulation changes the
-    memory needed and nothing else. (Batch norm and the random draws of dropout and drop path see the parts.)
+    `recipe.accumulate` equal parts. Mixing, dropout and drop path draw for the step as a whole, and batch norm looks at
+    all processes, so that both numbers change the memory needed and nothing else. What depends on them all the same,
+    such as batch norm with `accumulate`, is told by a note at the start; see `deit.train.whole_step`.
 
     Args:
         task: Student and losses, on the device.
@@ -71,6 +76,10 @@ class TrainStep:
         self.task, self.recipe, self.device, self.processes = task, recipe, device, processes
         self.steps_per_epoch = steps_per_epoch
         _check_division(recipe, processes)
+        self._share = ShareOfStep(task.student, processes, recipe.accumulate)
+        if processes.is_first:
+            for note in self._share.notes:
+                logger.warning(note)
         self._frozen = freeze(task.student, recipe.freeze)
         self.optimizer = build_optimizer(task.student, recipe.optimizer, device)
         self.average = build_average(task.student, recipe.ema_decay) if recipe.ema_decay else None
@@ -106,13 +115,18 @@ class TrainStep:
         self.task.train(self.recipe.student_mode == "train")
         for module in self._frozen:
             module.eval()
-        rank = self.processes.rank
-        with seeded(self.recipe.seed, _MODEL_KEY, step, rank):
-            if self.device.type == "cuda":
-                torch.cuda.manual_seed(hash((self.recipe.seed, _MODEL_KEY, step, rank)) & 0x7FFFFFFF)
+        with random_state_kept():
+            self._seed(step)
             losses = self._backward(batch, self._place(batch, step))
         self._update(step)
         return StepResult(losses=losses, lr=lr)
+
+    def _seed(self, step: int) -> None:
+        """Sets the random state of a step: the same in all processes, where layers draw for the step as a whole."""
+        key = (self.recipe.seed, _MODEL_KEY, step, 0 if self._share.draws_whole else self.processes.rank)
+        set_random_state(*key)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(hash(key) & 0x7FFFFFFF)
 
     def _place(self, batch: Batch, step: int) -> BatchPlace:
         processes = self.processes
@@ -122,7 +136,7 @@ class TrainStep:
         pixels = batch.pixels.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
         if self.mixer is not None:
-            pixels, targets = self.mixer(pixels, targets, place.step, place.part)
+            pixels, targets = self.mixer(pixels, targets, place.step, self.processes)
         with self._autocast():
             prepared = self.task.prepare(pixels, targets, place)
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,8 +145,10 @@ class TrainStep:
         for number, part in enumerate(zip(*(tensor.chunk(parts) for tensor in prepared), strict=True)):
             # Processes exchange gradients once for a step, at its last part.
             waits = number + 1 < parts and isinstance(self._module, DistributedDataParallel)
+            if self._share.draws_whole:
+                self._seed(place.step)
             with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with self._autocast():
+                with self._autocast(), self._share.at_hand(number, len(part[0]), self.device):
                     losses = self._module(*part)
                 self.scaler.scale(losses["loss"] / parts).backward()
             for name, loss in losses.items():
@@ -232,11 +248,10 @@ def _check_division(recipe: Recipe, processes: Processes) -> None:
             f"The batch of {recipe.batch_size} images cannot be shared by {processes.world_size} process(es) with "
             f"accumulate={recipe.accumulate}. Pass batch_size={near} or {near + shares}."
         )
-    share = recipe.batch_size // processes.world_size
-    if recipe.augment.mixes and share % 2:
+    if recipe.augment.mixes and recipe.batch_size % 2:
         raise ValueError(
-            f"Mixup and CutMix pair the images of a batch, so each process needs an even number of them. Received: "
-            f"batch_size={recipe.batch_size} for {processes.world_size} process(es), {share} each."
+            "Mixup and CutMix pair the images of a batch, so it needs an even number of them. "
+            f"Received: batch_size={recipe.batch_size}."
         )
 
 

@@ -20,6 +20,7 @@ from deit.core.labels import id2label_from_names, names_in_order
 from deit.core.loading_plan import refuse_larger_than_file
 from deit.core.model_directory import read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, Variant, find_variant, variant_config
+from deit.data.random_state import random_state_kept
 from deit.models.deit import DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling
 from deit.models.finiteness import refuse_non_finite
 from deit.models.initialization import InitReport, initialize_from
@@ -91,7 +92,7 @@ def build_student(
     recipe, size = _with_choices(recipe, name, init, image_size)
     name, init = recipe.student or None, recipe.init or None
     library, _, architecture = (name or "").partition("/")
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         torch.manual_seed(recipe.seed)
         if library == "timm" and architecture:
             return Student(**build_timm(architecture, classes, recipe, size, init))
@@ -135,7 +136,7 @@ def build_masked_student(
     name, init, overrides = recipe.student or None, recipe.init or None, overrides or recipe.config
     if overrides and init is not None:
         raise ValueError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         torch.manual_seed(recipe.seed)
         if init is not None:
             variant = find_variant(name) if name else None

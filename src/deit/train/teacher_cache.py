@@ -306,7 +306,7 @@ def open_cache(
         "seed": recipe.seed,
         "labelled_share": recipe.data.labelled_share,
         "augment": dataclasses.asdict(recipe.augment),
-        "mixing": _mixing_probe(recipe, num_classes, processor.output_size),
+        "mixing": _mixing_probe(recipe, num_classes, processor.output_size, processes.world_size),
         "kind": settings.kind,
     }
     if teacher is not None:
@@ -320,13 +320,14 @@ def open_cache(
     return TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size, former=former)
 
 
-def _mixing_probe(recipe: Recipe, num_classes: int, image_size: tuple[int, int]) -> str:
+def _mixing_probe(recipe: Recipe, num_classes: int, image_size: tuple[int, int], parts: int) -> str:
     """Returns a hash of how some batches would be mixed: it changes when the libraries that mix do."""
     if not recipe.augment.mixes:
         return "none"
     mixer = BatchMixer(recipe.augment, num_classes, 0.0, recipe.seed)
     black_and_white = torch.stack([torch.zeros(3, *image_size), torch.ones(3, *image_size)])
-    digest = hashlib.sha256()
+    # Each process once drew its own mix; since then the whole step has one.
+    digest = hashlib.sha256(b"whole step" if parts > 1 else b"")
     for step in range(4):
         pixels, targets = mixer(black_and_white, torch.tensor([0, num_classes - 1]), step)
         digest.update(pixels.numpy().tobytes() + targets.numpy().tobytes())

@@ -1,0 +1,222 @@
+"""What looks at a step as a whole, though processes share it and memory parts it: random draws, and batch norm.
+
+Dropout and drop path draw for all images of the step, in every process and part alike, and use the rows of the images
+at hand. Batch norm takes mean and variance over all processes. So neither depends on how many processes there are.
+What cannot be made equal is named by `ShareOfStep.notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath as TimmDropPath
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from deit.data.distributed import Processes
+from deit.models.vision_transformer import Attention, DropPath
+
+
+class ShareOfStep:
+    """The images at hand among those of the step, and the layers of a student that need to know them.
+
+    Changes the types of dropout, drop path and batch norm layers in place; outside of `at_hand` they do what they did
+    before. Nothing changes where one process does a step in one part.
+
+    Args:
+        student: Whose layers it is.
+        processes: Those that share a step.
+        parts: Into which each process divides its share.
+
+    Attributes:
+        draws_whole: Whether random draws are made for the whole step; each process then needs the same random state
+            at the beginning of each part.
+        notes: What depends on the number of processes or parts all the same, in sentences.
+    """
+
+    def __init__(self, student: nn.Module, processes: Processes, parts: int) -> None:
+        self._processes, self._parts = processes, parts
+        self.total = 0
+        self.rows: Tensor | None = None
+        self.notes: list[str] = []
+        divided = processes.world_size * parts > 1
+        others = _random_layers_of_other_kinds(student) if divided else []
+        self.draws_whole = divided and not others
+        if others:
+            self.notes.append(
+                f"Random draws of {', '.join(others)} are made in each process and part alone, so this training "
+                "depends on the number of processes and on accumulate."
+            )
+        if self.draws_whole:
+            self._take_over(student, {nn.Dropout: _Dropout, DropPath: _DropPath, TimmDropPath: _TimmDropPath})
+        norms = [m for m in student.modules() if isinstance(m, _BatchNorm)]
+        if norms and parts > 1:
+            self.notes.append(
+                f"Batch norm sees the {parts} parts of accumulate={parts} one by one, so this training is not that of "
+                "the whole batch at once. Pass accumulate=1 where memory allows it."
+            )
+        if processes.world_size > 1:
+            self._take_over(student, _NORMS)
+            left = sorted({type(m).__name__ for m in student.modules() if isinstance(m, _BatchNorm)} - _SYNCHRONIZED)
+            if left:
+                self.notes.append(
+                    f"{', '.join(left)} sees the images of each process alone, so this training depends on how many "
+                    "processes there are."
+                )
+
+    def _take_over(self, student: nn.Module, types: dict[type[nn.Module], type[nn.Module]]) -> None:
+        for module in student.modules():
+            if type(module) in types:
+                module.__class__ = types[type(module)]
+                module.share = self  # type: ignore[assignment]
+
+    @contextmanager
+    def at_hand(self, part: int, images: int, device: torch.device) -> Iterator[None]:
+        """Says which images the student is about to see, for a block.
+
+        Args:
+            part: Number of the part, from 0.
+            images: In each part.
+            device: Where they are.
+        """
+        world_size = self._processes.world_size
+        first = self._processes.rank + part * images * world_size
+        self.total = images * self._parts * world_size
+        self.rows = torch.arange(first, first + images * world_size, world_size, device=device)
+        try:
+            yield
+        finally:
+            self.rows = None
+
+
+def _random_layers_of_other_kinds(student: nn.Module) -> list[str]:
+    """Names the layers that draw in ways of their own: fused attention with dropout, dropout of whole channels, ..."""
+    found = set()
+    for module in student.modules():
+        kind = type(module)
+        if isinstance(module, _DropoutNd):
+            active = module.p > 0 and kind is not nn.Dropout
+        elif isinstance(module, Attention):
+            active = module.dropout_rate > 0
+        elif kind in (DropPath, TimmDropPath):
+            active = False
+        else:  # timm's heads drop by functions; blocks of others by attributes of these names
+            names = ("drop_rate", "drop_prob", "attn_drop_rate")
+            active = any(isinstance(rate := getattr(module, name, 0), float) and rate > 0 for name in names)
+        if active:
+            found.add(kind.__name__)
+    return sorted(found)
+
+
+class _Dropout(nn.Dropout):
+    """Dropout whose draws are those of the whole step."""
+
+    share: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        share = self.share
+        if share.rows is None or not self.training or not self.p:
+            return super().forward(input)
+        whole = F.dropout(input.new_ones(share.total, *input.shape[1:]), self.p)
+        return input * whole[share.rows]
+
+
+class _DropPath(DropPath):
+    """Drop path whose draws are those of the whole step."""
+
+    share: Any
+
+    def draw(self, x: Tensor) -> Tensor:
+        if self.share.rows is None:
+            return super().draw(x)
+        return super().draw(x[:1].expand(self.share.total, *x.shape[1:]))[self.share.rows]
+
+
+class _TimmDropPath(TimmDropPath):
+    """Likewise for timm's."""
+
+    share: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.share.rows is None or not self.training or not self.drop_prob:
+            return super().forward(x)
+        ones = x.new_ones(self.share.total, *[1] * (x.ndim - 1))
+        return x * super().forward(ones)[self.share.rows]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, in both directions."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        values = values.clone()
+        distributed.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        distributed.all_reduce(gradient)
+        return gradient
+
+
+def _normalized(norm: Any, x: Tensor) -> Tensor:
+    """Batch norm in training with the mean and the variance over all processes, which have equally many images."""
+    kind, wide = x.dtype, x.float()  # PyTorch's own takes statistics in fp32, too
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    count = x.numel() // x.shape[1] * distributed.get_world_size()
+    mean: Tensor = _Sum.apply(wide.sum(dims)) / count
+    centred = wide - mean.view(shape)
+    variance: Tensor = _Sum.apply(centred.square().sum(dims)) / count
+    if norm.track_running_stats and norm.running_mean is not None:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+            unbiased = variance * (count / max(count - 1, 1))
+            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    y = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y.to(kind)
+
+
+class _BatchNorm1d(nn.BatchNorm1d):
+    share: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        whole = self.training and self.share.rows is not None
+        return _normalized(self, input) if whole else super().forward(input)
+
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    share: Any
+
+    def forward(self, input: Tensor) -> Tensor:
+        whole = self.training and self.share.rows is not None
+        return _normalized(self, input) if whole else super().forward(input)
+
+
+class _BatchNormAct2d(BatchNormAct2d):
+    """timm's, with an activation behind it."""
+
+    share: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.training and self.share.rows is not None
+        return self.act(self.drop(_normalized(self, x))) if whole else super().forward(x)
+
+
+_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: _BatchNorm1d,
+    nn.BatchNorm2d: _BatchNorm2d,
+    BatchNormAct2d: _BatchNormAct2d,
+}
+_SYNCHRONIZED = {kind.__name__ for kind in _NORMS.values()}
