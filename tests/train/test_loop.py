@@ -14,7 +14,8 @@ from deit.core.image_processor import evaluation_processor
 from deit.data.augment import Augmentation
 from deit.deploy.predictor import Predictor
 from deit.train.history import CURVES_NAME, History
-from deit.train.loop import NonFiniteLossError, TrainingInterrupted, fit
+from deit.train.interrupts import TrainingInterrupted
+from deit.train.loop import NonFiniteLossError, fit
 from deit.train.optimization import learning_rate
 from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
 from deit.train.state import load_state
@@ -298,5 +299,6 @@ def test_bf16_on_the_cpu_stays_close_to_fp32(tmp_path) -> None:
 def test_history_forgets_what_a_resumed_run_does_again(tmp_path) -> None:
     history = History(tmp_path)
     for epoch in (1, 2, 3):
-        history.add({"epoch": epoch, "step": 10 * epoch})
+        history.epochs.append({"epoch": epoch, "step": 10 * epoch})
+        history.write()
     assert [row["epoch"] for row in History(tmp_path, until_step=20).epochs] == [1, 2]

@@ -21,7 +21,8 @@ from deit.data.random_state import seeded
 from deit.data.unlabelled import WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.vit import ViTForMaskedImageModeling
-from deit.train.loop import TrainingInterrupted, fit
+from deit.train.interrupts import TrainingInterrupted
+from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
 from deit.train.recipe import Masking, Optimizer, Schedule
 from deit.train.recipes import named_recipe

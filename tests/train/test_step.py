@@ -54,9 +54,6 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can() -> None:
     recipe = tiny.recipe(batch_size=12, accumulate=2)
     with pytest.raises(ValueError, match=r"12 images cannot be shared by 5 process.* batch_size=10 or 20"):
         TrainStep(task(), recipe, CPU, steps_per_epoch=1, num_classes=3, processes=Processes(world_size=5))
-    odd = tiny.recipe(batch_size=5, augment=MIXED)
-    with pytest.raises(ValueError, match="even number"):
-        TrainStep(task(), odd, CPU, steps_per_epoch=1, num_classes=3, processes=Processes())
 
 
 def test_fp16_trains_and_goes_on_with_the_same_scale(tmp_path) -> None:
@@ -185,7 +182,9 @@ def test_a_full_disk_while_saving_keeps_the_last_state_and_says_so(tmp_path, mon
         real(tensors, path)
 
     monkeypatch.setattr(deit.train.state, "save_file", save)
-    with pytest.raises(OSError, match=r"after step 6 .*No space left on device.*newest complete one is step-00000003"):
+    with pytest.raises(
+        OSError, match=r"step-00000006 .*the disk is full.*state after step 3 \(.*step-00000003\) is complete"
+    ):
         train(tmp_path / "run")
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["step-00000003"]

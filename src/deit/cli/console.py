@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import signal
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from deit.cli.endings import SignalError, ended_by_signals, is_lost_process, speaks, speaks_of_signal
 from deit.core.printable import printable, printable_lines
+from deit.core.writing import why_unwritten
 
 if TYPE_CHECKING:
     from deit.core.image_search import SkippedFile
@@ -41,7 +44,8 @@ _WIDTH_ELSEWHERE = 4000  # more than a table of a few columns has
 
 USER_ERROR = 2
 PARTLY = 3  # some images were left out; not 1, with which Python ends at a bug
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+_USER_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, ModuleNotFoundError)
 
 # Which extra brings a package that is missing; "train" brings all others.
 _EXTRAS = {"sklearn": "demo", "pyarrow": "parquet", "datasets": "datasets"}
@@ -61,13 +65,23 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         logging.basicConfig(level=logging.WARNING, handlers=[notes])
         warnings.formatwarning = _warning_line
         try:
-            command(*args, **kwargs)
+            with ended_by_signals():
+                command(*args, **kwargs)
         except BrokenPipeError:  # who reads what is printed has seen enough: typer ends the process quietly
             raise
-        except (ValueError, TypeError, OSError, ArithmeticError, ModuleNotFoundError) as error:
+        except (KeyboardInterrupt, SignalError) as error:
+            stop = error if isinstance(error, SignalError) else SignalError(signal.SIGINT)
+            if speaks_of_signal(stop):
+                say(f"Stopped ({signal.Signals(stop.number).name}).", err=True)
+            raise typer.Exit(128 + stop.number) from error
+        except Exception as error:
             if os.environ.get("DEIT_TRACEBACK"):
                 raise
-            if type(error).__name__ != "FirstProcessError":  # that one is told by the first process
+            if is_lost_process(error):  # which has told why it ended
+                raise typer.Exit(1) from error
+            if not isinstance(error, _USER_ERRORS) and why_unwritten(error) is None:
+                raise
+            if speaks(error):
                 say(f"Error: {' '.join(_explain(error).split())}", err=True)
             raise typer.Exit(USER_ERROR) from error
 
@@ -121,7 +135,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("deit"):
         extra = _EXTRAS.get(error.name.partition(".")[0], "train")
         return f'This command needs the {error.name!r} package. Install it with: pip install "deit[{extra}]"'
-    return str(error)
+    return " ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -73,7 +73,7 @@ def pretrain(
     with process_group(device) as processes:
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
-        built = build_masked_student(None, resolved)
+        built = processes.on_each(lambda: build_masked_student(None, resolved))
         task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
         if processes.is_first:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deit.cli.console import INTERRUPTED, print_table, progress_bar, report_found, say
+from deit.cli.console import print_table, progress_bar, report_found, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +94,8 @@ def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> D
 
 def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **options: Any) -> FitResult:
     """Trains, with a progress bar and a line for each evaluation; Ctrl-C ends it with a hint."""
-    from deit.train.loop import TrainingInterrupted, fit
+    from deit.train.interrupts import TrainingInterrupted
+    from deit.train.loop import fit
 
     try:
         with progress_bar("Training", shown=processes.is_first) as update:
@@ -108,7 +109,7 @@ def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **opt
     except TrainingInterrupted as stop:
         if processes.is_first:
             say(f"{stop} To go on, run the same command with --resume.", err=True)
-        raise typer.Exit(INTERRUPTED) from stop
+        raise typer.Exit(stop.exit_code) from stop
 
 
 def _print_epoch(row: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def train(
         teachers = _open_teachers(resolved, teacher_cache, given=bool(teacher))
         taught = bool(resolved.teacher) or teacher_cache is not None
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
-        built, task = _build_task(teachers, images, resolved, taught=taught)
+        built, task = processes.on_each(lambda: _build_task(teachers, images, resolved, taught=taught))
         if processes.is_first:
             _print_plan(images, resolved, built, taught=taught, teacher_cache=teacher_cache if not teachers else None)
         result = run_fit(

@@ -13,11 +13,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, distributed
 
+from deit.core.errors import UserError
+
 T = TypeVar("T")
 
 
-class FirstProcessError(ValueError):
-    """The first process met an error, which it reports itself; here it only ends the work, as that error does there."""
+class FirstProcessError(UserError):
+    """Another process met an error, which it reports itself; here it only ends the work, as that error does there."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Takes the place of a process's numbers, when it has none."""
+
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +49,17 @@ class Processes:
         return self.rank == 0
 
     def sum(self, counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Returns the sum of an array over all processes; each must pass one of the same shape."""
+        """Returns the sum of an array over all processes; each must pass one of the same shape.
+
+        Raises:
+            UserError: Another process failed in the meantime, see `sharing`.
+        """
         if self.world_size == 1:
             return counts
-        parts: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(parts, counts)
+        parts = self._gather(counts)
+        failed = [part for part in parts if isinstance(part, _Failure)]
+        if failed:
+            raise (UserError if self.is_first else FirstProcessError)(failed[0].message)
         # Added in the order of the ranks: every process gets the same bits.
         total: npt.NDArray[np.float64] = np.sum(parts, axis=0)
         return total
@@ -55,6 +70,56 @@ class Processes:
             values = values.clone()
             distributed.all_reduce(values)
         return values
+
+    def _gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """For a block that ends in `sum`: an error of one process ends it in all of them, and the first one tells.
+
+        Raises:
+            FirstProcessError: On processes but the first, in place of an error that the first one raises.
+        """
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if self.world_size > 1 and not isinstance(error, FirstProcessError) and not self._is_told(error):
+                self._gather(_Failure(str(error)))
+                if not self.is_first:
+                    raise FirstProcessError(str(error)) from error
+            raise
+
+    def _is_told(self, error: Exception) -> bool:
+        return type(error) is UserError  # what `sum` raises: all processes know it
+
+    def on_each(self, function: Callable[[], T]) -> T:
+        """Runs a function, in which processes do not wait for each other, on every process; all succeed or none.
+
+        Raises:
+            FirstProcessError: In place of errors but that of the first process that has one.
+        """
+        failure: Exception | None = None
+        try:
+            result = function()
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            failure = error
+        if self.world_size > 1:
+            messages = self._gather(None if failure is None else str(failure) or type(failure).__name__)
+            failed = [rank for rank, message in enumerate(messages) if message is not None]
+            if failed and failed[0] == self.rank and failure is not None:
+                raise failure
+            if failed:
+                raise FirstProcessError(messages[failed[0]])
+        return result
+
+    def first_text(self, text: str) -> str:
+        """Returns the first text that is not empty, in the order of the processes."""
+        return text if self.world_size == 1 else next(filter(None, self._gather(text)), "")
 
     def swap(self, values: Tensor) -> Tensor:
         """Returns the values of the process at the other end: the first gets those of the last, and so on.
@@ -79,10 +144,16 @@ class Processes:
         """Returns, for each flag, whether it is set in at least one process."""
         if self.world_size == 1:
             return flags
+        return tuple(number > 0 for number in self.largest(*map(int, flags)))
+
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        """Returns, for each number, the largest that a process has."""
+        if self.world_size == 1:
+            return numbers
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        values = torch.tensor(flags, dtype=torch.int32, device=device)
+        values = torch.tensor(numbers, dtype=torch.int32, device=device)
         distributed.all_reduce(values, op=distributed.ReduceOp.MAX)
-        return tuple(bool(value) for value in values.tolist())
+        return tuple(int(value) for value in values.tolist())
 
     def barrier(self) -> None:
         """Waits until every process is here."""
@@ -140,8 +211,12 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
     on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    # Numbers that Python asks for travel by gloo even so: no GPU has to wait for them.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield current_processes()
+    except Exception as error:
+        error.within_group = True  # type: ignore[attr-defined]  # it may be this process's alone
+        raise
     finally:
         distributed.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -271,6 +272,9 @@ def training_batches(
 
 def _begin_worker(number: int) -> None:
     forget_other_threads()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a terminal and a job's end send them to every process of a run
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # it is the run that stops, and ends its workers
 
 
 def default_workers(*, gpu: bool = False) -> int:

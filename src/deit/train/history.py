@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.errors import parsing, read_bytes
-from deit.core.files import replaced_file, sync_folder, write_text_atomically
+from deit.core.files import replaced_file, write_text_atomically
 
 _MOST_BYTES = 64 * 2**20  # an epoch takes 1 KB
 _JSONL, _CSV, CURVES_NAME = "metrics.jsonl", "metrics.csv", "curves.png"
@@ -22,12 +22,13 @@ class History:
     Args:
         folder: Of the run.
         until_step: Forget epochs that ended later: a resumed run does them again.
-        writes: Whether this process writes the files; of several, one does.
+
+    Attributes:
+        epochs: A flat dict of numbers for each epoch, with "epoch" and "step".
     """
 
-    def __init__(self, folder: Path, *, until_step: int = 0, writes: bool = True) -> None:
+    def __init__(self, folder: Path, *, until_step: int = 0) -> None:
         self._folder = folder
-        self._writes = writes
         self.epochs: list[dict[str, Any]] = []
         file = folder / _JSONL
         if until_step and file.is_file():
@@ -36,11 +37,8 @@ class History:
                 rows = [json.loads(line) for line in content.decode("utf-8").splitlines()]
                 self.epochs = [row for row in rows if row["step"] <= until_step]
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Adds an epoch: a flat dict of numbers, with "epoch" and "step". The files are written anew, each whole."""
-        self.epochs.append(row)
-        if not self._writes:
-            return
+    def write(self) -> None:
+        """Writes the three files anew, each whole or not at all."""
         write_text_atomically(self._folder / _JSONL, "".join(json.dumps(r) + "\n" for r in self.epochs))
         columns = list(dict.fromkeys(key for r in self.epochs for key in r))
         table = io.StringIO()
@@ -48,14 +46,7 @@ class History:
         writer.writeheader()
         writer.writerows(self.epochs)
         write_text_atomically(self._folder / _CSV, table.getvalue())
-
-    def draw(self) -> Path:
-        """Writes `curves.png`: losses on the left, top-1 of each head on the right; returns its path."""
-        path = self._folder / CURVES_NAME
-        if not self._writes:
-            return path
-        draw_curves({"": self.epochs}, path)
-        return path
+        draw_curves({"": self.epochs}, self._folder / CURVES_NAME)
 
 
 def draw_curves(runs: dict[str, list[dict[str, Any]]], path: Path, *, over: str = "epoch") -> None:

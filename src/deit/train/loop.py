@@ -10,34 +10,33 @@ import contextlib
 import dataclasses
 import json
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deit.core.images import ImageError
 from deit.core.model_directory import STATE_NAME
 from deit.data.augment import build_transform
-from deit.data.distributed import current_processes
+from deit.data.distributed import FirstProcessError, current_processes
 from deit.data.few_labels import count_unlabelled, labelled_again
 from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
 from deit.train.history import History
-from deit.train.optimization import describe_rates, planned_rates
+from deit.train.interrupts import Interrupt, TrainingInterrupted, interrupts
+from deit.train.left_out import LeftOut
+from deit.train.optimization import describe_rates, learning_rate, planned_rates
 from deit.train.recipe import Recipe
 from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
 from deit.train.run_images import keep_run_images
-from deit.train.state import State, load_state, save_state
-from deit.train.step import NonFiniteLossError, StepResult, TrainStep
+from deit.train.state import State, load_state, newest_state, save_state, state_folder
+from deit.train.step import NonFiniteLossError, StepResult, TrainStep, check_division
 from deit.train.tasks import DistillationTask, Task
 from deit.train.teacher_cache import open_cache
 
@@ -47,10 +46,6 @@ _LEFT_OUT = "images left out"  # in a state
 _LOSSES = "losses."  # before the names of summed losses in a state
 _IMAGES = {"training images": "train", "validation images": "val"}  # in an identity -> in the data
 _GPU_EVENT_STEPS = 10  # a GPU runs ahead of Python; asking it after every step would make it wait
-
-
-class TrainingInterrupted(Exception):  # noqa: N818  # not an error: the user asked for it
-    """The run was asked to stop, saved its state and can go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +104,13 @@ def fit(
 
     The folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv` and `curves.png` on the way, a training state after
     each evaluation, and at the end the model with its preprocessing, labels, `training.json` and a model card
-    (`README.md`). An interrupt (Ctrl-C, SIGTERM) saves the state after the step at hand. An image that can no longer be
-    read is left out, see `data.max_bad_images` of the recipe; more of them than that save the state and stop.
+    (`README.md`). An interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the step at hand. An image that can no
+    longer be read is left out, see `data.max_bad_images` of the recipe; more of them than that save the state and stop.
+    Whatever else ends the run, a note of the error names the newest complete state.
+
+    The folder is locked while the run is at work in it. Trainings in several threads of a process take turns, and each
+    gives what it gives alone; code of yours in other threads must not draw from the generators of `random`, numpy and
+    torch meanwhile.
 
     Args:
         task: Student and losses.
@@ -128,6 +128,7 @@ def fit(
 
     Raises:
         FileExistsError: `out` holds a run or other files, and `resume` is off.
+        FolderInUseError: Another process or thread is at work in `out`, or records into the teacher cache.
         ValueError: The recipe of a resumed run is another one, the cache is of another training, or recipe and data
             do not fit together.
         ImageError: Too many images can no longer be read; the state is saved.
@@ -135,11 +136,16 @@ def fit(
         OSError: The state or the model cannot be written; the last complete state is kept.
         TrainingInterrupted: An interrupt; the state is saved.
     """
-    run = _Run(task, data, recipe, Path(out), _resolve_device(device), resume, teacher_cache)
-    logger.info(" ".join(describe_rates(recipe, steps_per_epoch=run.steps_per_epoch)))
-    with _interrupts() as interrupted:
-        run.train(interrupted, on_step, on_epoch)
-    return run.finish()
+    with contextlib.ExitStack() as until_the_end:
+        run = _Run(task, data, recipe, Path(out), _resolve_device(device), resume, teacher_cache, until_the_end)
+        try:
+            logger.info(" ".join(describe_rates(recipe, steps_per_epoch=run.steps_per_epoch)))
+            with interrupts() as interrupt:
+                run.train(interrupt, on_step, on_epoch)
+                return run.finish()
+        except Exception as error:
+            run.add_note(error)
+            raise
 
 
 class _Run:
@@ -154,14 +160,13 @@ class _Run:
         device: torch.device,
         resume: bool,
         teacher_cache: str | Path | None,
+        until_the_end: contextlib.ExitStack,
     ) -> None:
         self.started = time.monotonic()
         self.processes = current_processes()
         self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
-        self._set_up_task()
-        order = self._order(0, 0)
-        self.steps_per_epoch = order.steps_per_epoch
-        self.total_steps = order.steps_per_epoch * recipe.schedule.epochs
+        self.steps_per_epoch = self.processes.on_each(self._set_up_task).steps_per_epoch
+        self.total_steps = self.steps_per_epoch * recipe.schedule.epochs
         # What must be the same for a run to go on, beside the recipe. Worked out once: the hash visits every image.
         teacher = task.teacher
         self.identity: dict[str, Any] = {
@@ -183,17 +188,21 @@ class _Run:
             processes=self.processes,
         )
         if teacher_cache is not None:
-            self._open_cache(Path(teacher_cache))
-        self.processes.on_first(lambda: open_run_folder(out, recipe, resume=resume))
+            self._open_cache(Path(teacher_cache), until_the_end)
+        self.processes.on_first(lambda: until_the_end.enter_context(open_run_folder(out, recipe, resume=resume)))
         self.images_record = self.processes.on_first(lambda: keep_run_images(task, data, out, teacher_cache))
         self.step = 0
+        self._saved: tuple[int, Path] | None = None
+        self._has_told = False  # whether the error that ends the run says from where it can go on
         self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
-        self.left_out: dict[int, str] = {}  # training images that could not be read at some time of the run, and why
-        self.unreadable: set[int] = set()  # since it was started or resumed: others may have been mended
+        options = recipe.data
+        self.left_out = LeftOut(0 if options.strict else options.max_bad_images, len(data.train.labels))
         if resume:
             self._restore()
         self.first_step = self.step
-        self.history = History(out, until_step=self.step, writes=self.processes.is_first)
+        self.history = History(out, until_step=self.step)
+        if self.history.epochs and self.history.epochs[-1]["step"] == self.step:
+            self.loss_sums = {}  # the evaluation that needs them was done
         self.scores: dict[str, Any] = {}
         processor = task.processor
         self.batches = training_batches(
@@ -204,13 +213,15 @@ class _Run:
             pin_memory=device.type == "cuda",
         )
 
-    def _set_up_task(self) -> None:
+    def _set_up_task(self) -> StepOrder:
         task, recipe = self.task, self.recipe
+        check_division(recipe, self.processes)
         if recipe.data.range is not None:  # what the images were read with is saved with the model
             task.processor.value_range = recipe.data.range
         task.check(self.data, recipe)
         if isinstance(task.student, PreTrainedModel):
             set_drop_path(task.student, recipe.drop_path_rate, shape=recipe.drop_path_shape)
+        return self._order(0, 0)
 
     def _order(self, first_step: int, last_step: int) -> StepOrder:
         return StepOrder(
@@ -225,7 +236,7 @@ class _Run:
             world_size=self.processes.world_size,
         )
 
-    def _open_cache(self, folder: Path) -> None:
+    def _open_cache(self, folder: Path, until_the_end: contextlib.ExitStack) -> None:
         task = self.task
         if not isinstance(task, DistillationTask):
             raise ValueError(f"A teacher cache needs a teacher to cache. Received: {folder}, and labels alone.")
@@ -244,103 +255,103 @@ class _Run:
                 )
             self.processes.barrier()
         assert task.cache is not None
+        until_the_end.callback(task.cache.release)
         self.identity |= {name: task.cache.header[name] for name in ("teacher", "teacher_fingerprint")}
 
     # --- training --------------------------------------------------------------------------------------
 
     def train(
         self,
-        interrupted: threading.Event,
+        interrupt: Interrupt,
         on_step: Callable[[StepEvent], None] | None,
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         """Does all steps that are left, with an evaluation after every `eval_epochs` epochs."""
-        for batch in self._batches():
-            self._note_left_out(batch)
-            result = self.take_step(batch, self.step)
+        if self.loss_sums and self._evaluation_is_due():  # the run ended between the step and its evaluation
+            self._measure(on_epoch)
+        batches = iter(self.batches)
+        while self.step < self.total_steps:
+            result = self.take_step(self._next(batches, interrupt), self.step)
             self.step += 1
             self._draw_if_due()
             for name, loss in result.losses.items():
                 self.loss_sums[name] = self.loss_sums[name] + loss if name in self.loss_sums else loss
             due = self._evaluation_is_due()
-            stop = False
             if due or self.device.type != "cuda" or self.step % _GPU_EVENT_STEPS == 0:
                 if on_step is not None:
                     on_step(self._event(result))
-                stop = self._look(result, interrupted)
+                self._look(result)
             if due:
-                row = self._evaluate(self._mean_losses(), result.lr)
-                self.loss_sums = {}
-                self._save_state()
-                if on_epoch is not None:
-                    on_epoch(row)
-            if stop and self.step < self.total_steps:
-                self._save_state()
-                raise TrainingInterrupted(f"Stopped after step {self.step} of {self.total_steps}; its state is saved.")
+                self._save_state()  # before the evaluation, which may take long and can fail
+                self._measure(on_epoch)
 
-    def _batches(self) -> Iterator[Any]:
-        try:
-            yield from self.batches
-        except ImageError as error:
-            if self.processes.world_size > 1:  # this one alone knows, and the state is not its own to save
-                raise ImageError(f"{str(error).rstrip('.')}. {self._newest_state()}") from error
-            raise self._stopped_by_images(str(error)) from error
+    def _next(self, batches: Iterator[Batch], interrupt: Interrupt) -> Batch:
+        """Returns the images of the next step, unless a process was asked to stop or lacks too many of its own."""
+        failure: ImageError | None = None
+        batch: Batch | None = None
+        if not interrupt:
+            try:
+                batch = next(batches)
+                self.left_out.note(batch, self.step + 1)
+            except ImageError as error:
+                failure = error
+        unreadable = failure is not None or self.left_out.too_many()
+        number, stop = self.processes.largest(interrupt.number, unreadable)
+        if number:
+            where = self._save_state()
+            self._has_told = True
+            raise TrainingInterrupted(
+                f"Stopped after step {self.step} of {self.total_steps}; its state is {where}.", number
+            )
+        if stop:
+            reason = str(failure).rstrip(".") if failure else self.left_out.explain() if unreadable else ""
+            raise self._stopped_by_images(reason) from failure
+        assert batch is not None
+        return batch
 
-    def _note_left_out(self, batch: Batch) -> None:
-        """Tells of images that could not be read, each once, and stops where there are too many of them."""
-        for number, reason in batch.left_out:
-            self.unreadable.add(number)
-            if number not in self.left_out:
-                self.left_out[number] = reason
-                logger.warning("Left out of training from step %d on: %s", self.step + 1, reason)
-        if self.processes.world_size == 1 and self._too_many_left_out():
-            raise self._stopped_by_images()
-
-    def _share_left_out(self) -> None:
-        """Lets every process know of the images that another one could not read."""
-        if self.processes.world_size == 1:
-            return
-        marks = np.zeros(len(self.data.train.labels))
-        marks[list(self.unreadable)] = 1
-        for number in np.flatnonzero(self.processes.sum(marks)).tolist():
-            self.left_out.setdefault(number, f"Image {number}, as another process said.")
-            self.unreadable.add(number)
-
-    def _too_many_left_out(self) -> bool:
-        options = self.recipe.data
-        return len(self.unreadable) > (0 if options.strict else options.max_bad_images)
-
-    def _stopped_by_images(self, reason: str = "") -> ImageError:
-        """Saves the state and returns the error that says why the run stops."""
-        self._save_state()
-        reason = reason or next(reversed(self.left_out.values()), "another process says which")
-        count = len(self.unreadable)
-        several = f" {count} images cannot be read any more, data.max_bad_images={self.recipe.data.max_bad_images}."
+    def _stopped_by_images(self, reason: str) -> Exception:
+        """Saves the state, and returns the error that says why the run stops: on the first process the whole of it."""
+        reason = self.processes.first_text(reason)
+        where = self._save_state()
+        self._has_told = True
+        if not self.processes.is_first:
+            return FirstProcessError(reason)
         return ImageError(
-            f"{reason.rstrip('.')}.{several if count > 1 else ''} The state after step {self.step} is saved: mend the "
-            "image and pass --resume, or begin anew without it."
+            f"{reason}. The state after step {self.step} is saved ({where}): mend the image and pass --resume, or "
+            "begin anew without it."
         )
 
-    def _look(self, result: StepResult, interrupted: threading.Event) -> bool:
-        """Checks the losses since the last evaluation, and returns whether a process was asked to stop."""
+    def _measure(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
+        lr = learning_rate(self.step - 1, steps_per_epoch=self.steps_per_epoch, recipe=self.recipe)
+        row = self._evaluate(self._mean_losses(), lr)
+        self.loss_sums = {}
+        if on_epoch is not None:
+            on_epoch(row)
+
+    def _look(self, result: StepResult) -> None:
+        """Checks the losses since the last evaluation."""
         scaled = self.take_step.scaler.is_enabled()  # which passes over a step whose gradients overflow
         finite = scaled or bool(torch.isfinite(self.loss_sums["loss"]))
-        broken, stop, unreadable = self.processes.any(not finite, interrupted.is_set(), self._too_many_left_out())
-        if broken:
+        if self.processes.any(not finite)[0]:
             raise self._non_finite("The loss", result.lr)
-        if unreadable:  # of another process or of this one: all of them stop after the same step
-            raise self._stopped_by_images()
-        return stop
 
-    def _non_finite(self, what: str, lr: float) -> NonFiniteLossError:
+    def add_note(self, error: Exception) -> None:
+        """Adds to an error that ends the run from where it can go on, unless the error says so itself."""
+        if not self._has_told and self.processes.is_first:
+            error.add_note(f"{self._newest_state()} Pass --resume to go on from there.")
+
+    def _non_finite(self, what: str, lr: float) -> Exception:
+        self._has_told = True
+        if not self.processes.is_first:
+            return FirstProcessError(what)
         return NonFiniteLossError(
             f"{what} became infinite or NaN at step {self.step} (learning rate {lr:.1e}). {self._newest_state()} "
             "Try a lower optimizer.lr, a longer warm-up or optimizer.clip_grad=1, in a new folder."
         )
 
     def _newest_state(self) -> str:
-        states = sorted((self.out / STATE_NAME).glob("step-*"))
-        return f"The last good state is {states[-1]}." if states else "No state was saved before."
+        state = newest_state(self.out / STATE_NAME)
+        return f"The last good state is {state}." if state else "No state was saved before."
 
     def _event(self, result: StepResult) -> StepEvent:
         images = (self.step - self.first_step) * self.recipe.batch_size
@@ -379,7 +390,7 @@ class _Run:
             self.scores = self._score(self.task.student)
         except ImageError as error:
             raise self._stopped_by_images(str(error)) from error
-        self._share_left_out()
+        self.left_out.share(self.processes)
         if self.task.left_out:
             reason = next(iter(self.task.left_out.values()))
             logger.warning("Left out of the scores: %d image(s), such as: %s", len(self.task.left_out), reason)
@@ -388,8 +399,8 @@ class _Run:
             self.scores = self._score(self._result())
             row.update(_flat_scores(self.scores, "ema"))
         row["seconds"] = round(time.monotonic() - self.started, 2)
-        self.history.add(row)
-        self.history.draw()
+        self.history.epochs.append(row)
+        self.processes.on_first(self.history.write)
         return row
 
     @property
@@ -404,40 +415,36 @@ class _Run:
 
     def _score(self, student: nn.Module) -> dict[str, Any]:
         size = max(self.recipe.batch_size // self.processes.world_size, 32)
-        return self.task.score(student, self.data, self.device, batch_size=size, processes=self.processes)
+        with self.processes.sharing():
+            return self.task.score(student, self.data, self.device, batch_size=size, processes=self.processes)
 
     def _draw_if_due(self) -> None:
         every = self.task.picture_steps
-        if every and self.step % every == 0 and self.processes.is_first:
-            self._draw(self.step)
+        if every and self.step % every == 0:
+            self.processes.on_first(lambda: self._draw(self.step))
 
     def _draw(self, step: int | None = None) -> None:
         self.task.draw(self._result(), self.data.val, self.device, self.out, step)
 
     # --- going on --------------------------------------------------------------------------------------
 
-    def _save_state(self) -> None:
+    def _save_state(self) -> Path:
+        """Saves the state after the step at hand, and returns where it is."""
         if not self.take_step.is_finite():
             raise self._non_finite("A weight", self.take_step.optimizer.param_groups[0]["lr"])
         if self.task.cache is not None:
-            self.task.cache.sync()
-        if not self.processes.is_first:
-            return
+            self.processes.on_each(self.task.cache.sync)
+        if self._saved is None or self._saved[0] != self.step:
+            self._saved = self.step, self.processes.on_first(self._write_state)
+        return self._saved[1]
+
+    def _write_state(self) -> Path:
         sums = {f"{_LOSSES}{name}": value for name, value in self.loss_sums.items()}
-        state = State(
-            step=self.step,
-            tensors=self.take_step.tensors() | sums,
-            meta={**self.identity, _LEFT_OUT: list(self.left_out.items())},
+        left_out = list(self.left_out.reasons.items())
+        meta = {**self.identity, _LEFT_OUT: left_out}
+        return save_state(
+            self.out / STATE_NAME, State(step=self.step, tensors=self.take_step.tensors() | sums, meta=meta)
         )
-        try:
-            save_state(self.out / STATE_NAME, state)
-        except OSError as error:
-            kept = sorted((self.out / STATE_NAME).glob("step-*"))
-            last = f"The newest complete one is {kept[-1].name}" if kept else "There is none before it"
-            raise OSError(
-                f"The state after step {self.step} cannot be written to {self.out / STATE_NAME} "
-                f"({error.strerror or error}). {last}. Make room and pass --resume."
-            ) from error
 
     def _restore(self) -> None:
         state = load_state(self.out / STATE_NAME)
@@ -453,7 +460,8 @@ class _Run:
         except RuntimeError as error:
             raise ValueError(f"The run in {self.out} has another student. Resume it with the same one.") from error
         self.step = state.step
-        self.left_out = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
+        self._saved = state.step, state_folder(self.out / STATE_NAME, state.step)
+        self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
         # Those of the first process, which stand for its share on the others as well.
         self.loss_sums = {
             name.removeprefix(_LOSSES): value.to(self.device)
@@ -490,7 +498,7 @@ class _Run:
         """What became unreadable during the run."""
         counted = max((scores.images for scores in self.scores.values()), default=0)
         found = {
-            "train_images_left_out": sorted(self.left_out.values()),
+            "train_images_left_out": sorted(self.left_out.reasons.values()),
             "val_images_left_out": len(self.data.val.labels) - counted,
         }
         return {name: value for name, value in found.items() if value}
@@ -560,25 +568,3 @@ def _resolve_device(device: str | torch.device | None) -> torch.device:
             reason = f"The device {str(device)!r} cannot be used ({error})."
         raise ValueError(f"{reason} Pass device='cpu'.") from error
     return resolved
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C or SIGTERM into a flag; a second one ends the process as usual."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: Any) -> None:
-        flag.set()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    try:
-        for number in previous:
-            signal.signal(number, ask)
-        yield flag
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deit.core.files import replaced_file
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.writing import writing
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
 from deit.data.masks import BlockMasks
@@ -25,7 +26,7 @@ from deit.train.tasks import Task, evaluation_mode
 from deit.train.teacher_cache import BatchPlace
 
 RECONSTRUCTION = "reconstruction"
-PICTURE_NAME = "reconstruction.png"
+PICTURE_NAME, PICTURES_NAME = "reconstruction.png", "pictures"
 
 _GAP = 2  # pixels between two images of a picture
 _LEAST_SIDE = 96  # smaller images are enlarged in a picture
@@ -143,8 +144,9 @@ class MaskedImageTask(Task):
         """Draws reconstructions, see `draw_reconstructions`: on the way below `pictures`, the last one beside it."""
         path = folder / PICTURE_NAME
         if step is not None:
-            path = folder / "pictures" / f"step-{step:08d}.png"
-            path.parent.mkdir(exist_ok=True)
+            path = folder / PICTURES_NAME / f"step-{step:08d}.png"
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
         draw_reconstructions(student, self, images, device, path)
 
 

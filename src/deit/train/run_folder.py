@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,16 @@ import torch
 from torch import nn
 
 import deit
-from deit.core.files import replace_folder_content, write_json_atomically, write_text_atomically
+from deit.core.files import remove_leftovers, replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.labels import id2label_from_names
 from deit.core.library_order import make_order_safe
-from deit.core.model_directory import TRAINING_NAME
+from deit.core.model_directory import STATE_NAME, TRAINING_NAME
+from deit.core.writing import writing
 from deit.models.conversion import timm_preprocessing
 from deit.models.pretrained import PreTrainedModel
+from deit.train.folder_lock import LOCK_NAME, FolderInUseError, folder_lock, is_in_use
+from deit.train.masked_images import PICTURES_NAME
 from deit.train.model_card import CARD_NAME, model_card
 from deit.train.recipe import Recipe, differences, read_settings
 from deit.train.recipe_values import flat
@@ -38,11 +43,21 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     Raises:
         FileExistsError: It holds a run or other files, and `resume` is off.
         FileNotFoundError: It holds no run, and `resume` is on.
+        FolderInUseError: Another process is at work in it.
         ValueError: Its run has other settings; or the learning rate of a new one would go the wrong way.
     """
+    _check(out, recipe, resume=resume)
+    if is_in_use(out):
+        raise FolderInUseError(f"Another run is at work in {out}. Wait until it has ended, or pass another folder.")
+
+
+def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file. Pass a folder for the run.")
     recipe_file = out / RECIPE_NAME
+    for folder in (out, out / STATE_NAME, out / PICTURES_NAME):
+        remove_leftovers(folder)
+    remove_leftovers(out.parent, out.name)
     if resume:
         if not recipe_file.is_file():
             raise FileNotFoundError(f"{out} holds no run to resume. Leave out --resume to begin one.")
@@ -53,17 +68,30 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
             raise ValueError(f"The run in {out} has other settings: {', '.join(other)}. Resume it with the same ones.")
         return
     recipe.check_learning_rates()
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
         what = "a run" if recipe_file.is_file() else "other files"
         raise FileExistsError(f"{out} holds {what} already. Pass a new folder, or --resume to go on with a run.")
 
 
-def open_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Makes the folder of a new run, with its recipe in it; of a resumed one it only checks (see above)."""
-    check_run_folder(out, recipe, resume=resume)
-    if not resume:
+@contextmanager
+def open_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
+    """Opens the folder of a run for a block, in which no other process can; that of a new run is made.
+
+    What a killed process left half written in it is removed.
+
+    Raises:
+        FolderInUseError: Another process is at work in it.
+        OSError: See `check_run_folder`, or it cannot be written.
+        ValueError: See `check_run_folder`.
+    """
+    _check(out, recipe, resume=resume)
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        recipe.save(out / RECIPE_NAME)
+    with folder_lock(out):
+        _check(out, recipe, resume=resume)  # another process may have begun a run before the lock was had
+        if not resume:
+            recipe.save(out / RECIPE_NAME)
+        yield
 
 
 def write_model(

@@ -18,6 +18,7 @@ from torch import Tensor
 from deit.core.errors import parsing, read_json
 from deit.core.files import replace_folder_content
 from deit.core.weight_files import read_header
+from deit.core.writing import writing
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,9 @@ def save_state(folder: Path, state: State) -> Path:
     Returns:
         The new folder.
     """
-    target = folder / f"step-{state.step:08d}"
-    folder.mkdir(parents=True, exist_ok=True)
+    target = state_folder(folder, state.step)
+    with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
     with replace_folder_content(target) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         save_file(tensors, temporary / _TENSORS)
@@ -59,8 +61,19 @@ def save_state(folder: Path, state: State) -> Path:
         manifest = {name: _hash(temporary / name) for name in (_TENSORS, _META)}
         (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     for old in _step_folders(folder)[:-_KEPT]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def state_folder(folder: Path, step: int) -> Path:
+    """Returns where the state after a step is, or would be."""
+    return folder / f"step-{step:08d}"
+
+
+def newest_state(folder: Path) -> Path | None:
+    """Returns the newest state that was written to its end, or None; its content is not looked at."""
+    complete = [path for path in _step_folders(folder) if (path / _MANIFEST).is_file()]
+    return complete[-1] if complete else None
 
 
 def load_state(folder: Path) -> State | None:

@@ -75,7 +75,7 @@ class TrainStep:
     ) -> None:
         self.task, self.recipe, self.device, self.processes = task, recipe, device, processes
         self.steps_per_epoch = steps_per_epoch
-        _check_division(recipe, processes)
+        check_division(recipe, processes)
         self._share = ShareOfStep(task.student, processes, recipe.accumulate)
         if processes.is_first:
             for note in self._share.notes:
@@ -240,18 +240,18 @@ def _cpu_has_amx() -> bool:
     return bool(ask is not None and ask())
 
 
-def _check_division(recipe: Recipe, processes: Processes) -> None:
+def check_division(recipe: Recipe, processes: Processes) -> None:
+    """Checks that the processes and parts of a step can have equally many images.
+
+    Raises:
+        ValueError: They cannot.
+    """
     shares = processes.world_size * recipe.accumulate
     if recipe.batch_size % shares:
         near = max(recipe.batch_size // shares, 1) * shares
         raise ValueError(
             f"The batch of {recipe.batch_size} images cannot be shared by {processes.world_size} process(es) with "
             f"accumulate={recipe.accumulate}. Pass batch_size={near} or {near + shares}."
-        )
-    if recipe.augment.mixes and recipe.batch_size % 2:
-        raise ValueError(
-            "Mixup and CutMix pair the images of a batch, so it needs an even number of them. "
-            f"Received: batch_size={recipe.batch_size}."
         )
 
 

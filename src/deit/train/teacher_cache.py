@@ -7,7 +7,9 @@ checksum of the views that the teacher saw. It is refused when any of them diffe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -24,11 +26,13 @@ import torch
 from torch import Tensor
 
 from deit.core.errors import DamagedFileError, read_json
-from deit.core.files import write_json_atomically
+from deit.core.files import remove_leftovers, write_json_atomically
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.writing import writing
 from deit.data.augment import BatchMixer
 from deit.data.distributed import Processes
 from deit.models.finiteness import refuse_non_finite_answers
+from deit.train.folder_lock import LOCK_NAME, folder_lock
 from deit.train.recipe import Recipe
 from deit.train.teacher import Teacher, TeacherEnsemble
 
@@ -36,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _HEADER, _RECORDS = "header.json", "records.bin"
 _FORMAT = 1
+_INTACT = "What was recorded before is intact."
 _CHECKSUMS = 8  # bytes in front of a record: the views' checksum, and the record's own
 
 
@@ -195,8 +200,19 @@ class TeacherCache:
         header = {"format": _FORMAT, "batch_size": batch_size, "parts": parts, **identity}
         # As it will be read back: lists, no tuples.
         self.header = _open_header(folder, json.loads(json.dumps(header)), former or {})
-        # Held for the cache's lifetime: a step reads or writes one small record, at its place.
-        self._file = os.open(folder / _RECORDS, os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock: contextlib.ExitStack | None = None
+        self._file = self._open()
+
+    def _open(self) -> int:
+        """Opens the records for the cache's lifetime: a step reads or writes one small record, at its place."""
+        path = self.folder / _RECORDS
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES) and path.is_file():
+                return os.open(path, os.O_RDONLY)  # enough for a cache that lacks nothing
+            with writing(path):
+                raise
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -240,19 +256,43 @@ class TeacherCache:
         Using this in place of the logits makes a run that records equal to the runs that read.
 
         Raises:
+            FolderInUseError: Another run is recording.
+            WritingError: The disk is full, ...
             ValueError: A logit is NaN or infinite; nothing is recorded.
         """
         refuse_non_finite_answers(logits, "The teacher")
+        self._keep_others_out(place.part)
         payload = self._records.encode(logits)
         sums = np.array([place.checksum, _checksum(payload, place.checksum, place)], "<u4")
         record = sums.tobytes() + payload
-        if os.pwrite(self._file, record, self._offset(place)) != len(record):
-            raise OSError(f"The teacher cache {self.folder} cannot be written: the disk is full.")
+        with writing(self.folder / _RECORDS, _INTACT):
+            if os.pwrite(self._file, record, self._offset(place)) != len(record):
+                raise OSError(errno.ENOSPC, "No space left on device")
         return self._records.decode(payload)
 
+    def _keep_others_out(self, part: int) -> None:
+        """Lets no other run record answers; runs that only read them may do so."""
+        if self._lock is None:
+            with contextlib.ExitStack() as stack:
+                lock = folder_lock(self.folder, name=f"{LOCK_NAME}-{part}", work="Another run that records answers")
+                stack.enter_context(lock)
+                self._lock = stack.pop_all()
+
+    def release(self) -> None:
+        """Lets other runs record answers, until this one does so again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def sync(self) -> None:
-        """Returns when all records are on the disk."""
-        os.fsync(self._file)
+        """Returns when all records are on the disk.
+
+        Raises:
+            WritingError: They cannot be written.
+        """
+        with writing(self.folder / _RECORDS, _INTACT):
+            if self._lock is not None:
+                os.fsync(self._file)
 
     def _offset(self, place: BatchPlace) -> int:
         return (place.step * self._parts + place.part) * (_CHECKSUMS + self._payload)
@@ -337,11 +377,13 @@ def _mixing_probe(recipe: Recipe, num_classes: int, image_size: tuple[int, int],
 def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / _HEADER
     if not path.is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        remove_leftovers(folder)
+        if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(LOCK_NAME) for p in folder.iterdir())):
             raise ValueError(f"{folder} is no teacher cache and holds other files. Pass an empty folder.")
         if "teacher" not in header:
             raise ValueError(f"There is no teacher cache in {folder}. Pass the teacher as well: it will be recorded.")
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, header)
         return header
     found = read_json(path, "the header of a teacher cache")

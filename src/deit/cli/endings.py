@@ -1,0 +1,68 @@
+"""How a command ends: by a signal, by an error of its own, or because a process that it worked with has ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_LOST = re.compile("gloo|nccl|connection (closed|reset) by peer|broken pipe", re.IGNORECASE)
+_RANK = "LOCAL_RANK"  # set by torchrun
+
+
+class SignalError(BaseException):
+    """A signal that ends a command, raised where it arrived, so that nothing is left half written.
+
+    Attributes:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into `SignalError` for a block, as Python does with SIGINT; ignored ones stay so."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+        raise SignalError(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def speaks(error: Exception | None = None) -> bool:
+    """Whether this process tells of an error.
+
+    Of the processes that torchrun started on a machine all meet the errors of their common command line: the first one
+    tells. Once they work together, each tells of errors that are its own.
+    """
+    if type(error).__name__ == "FirstProcessError":
+        return False
+    return os.environ.get(_RANK, "0") == "0" or getattr(error, "within_group", False)
+
+
+def speaks_of_signal(error: SignalError) -> bool:
+    """Whether this process tells of a signal: not of SIGTERM, by which torchrun ends the others after an error."""
+    return speaks() and (error.number == signal.SIGINT or _RANK not in os.environ)
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether this is what PyTorch raises in a process that waits for one that has ended."""
+    return isinstance(error, RuntimeError) and _RANK in os.environ and bool(_LOST.search(str(error)))

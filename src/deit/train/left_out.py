@@ -1,0 +1,61 @@
+"""Training images that turn out to be unreadable during a run: each is told of once, and too many of them stop it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from deit.data.distributed import Processes
+from deit.data.loader import Batch
+
+logger = logging.getLogger(__name__)
+
+
+class LeftOut:
+    """What could not be read, on this process until `share`.
+
+    Args:
+        most: How many may be left out.
+        images: Training images in all.
+
+    Attributes:
+        reasons: Number of the image -> why, at some time of the whole run.
+        unreadable: Numbers since it was started or resumed: others may have been mended.
+    """
+
+    def __init__(self, most: int, images: int) -> None:
+        self._most, self._images = most, images
+        self.reasons: dict[int, str] = {}
+        self.unreadable: set[int] = set()
+
+    def note(self, batch: Batch, step: int) -> None:
+        """Tells of the images that a batch lacks, each once."""
+        for number, reason in batch.left_out:
+            self.unreadable.add(number)
+            if number not in self.reasons:
+                self.reasons[number] = reason
+                logger.warning("Left out of training from step %d on: %s", step, reason)
+
+    def share(self, processes: Processes) -> None:
+        """Lets every process know of the images that another one could not read."""
+        if processes.world_size == 1:
+            return
+        marks = np.zeros(self._images)
+        marks[list(self.unreadable)] = 1
+        for number in np.flatnonzero(processes.sum(marks)).tolist():
+            self.reasons.setdefault(number, f"Image {number}, as another process said.")
+            self.unreadable.add(number)
+
+    def too_many(self) -> bool:
+        """Whether there are more than may be."""
+        return len(self.unreadable) > self._most
+
+    def explain(self) -> str:
+        """Returns the last reason, and how many there are."""
+        reason = next(reversed(self.reasons.values()), "").rstrip(".")
+        count = len(self.unreadable)
+        return (
+            f"{reason}. {count} images cannot be read any more, data.max_bad_images={self._most}" * (count > 1)
+            or reason
+        )
