@@ -23,7 +23,12 @@ REPOSITORY = Path(__file__).parents[2]
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     return subprocess.run(
         [*command, "-m", *map(str, arguments)],
         capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=240, check=False,

@@ -86,7 +86,8 @@ def test_a_run_leaves_a_model_directory_that_classifies(tmp_path) -> None:
     result = fit(classification_task(), tiny.data(24, 9), recipe, out=tmp_path / "run", device="cpu")
     assert result.scores["both"].top1 > 60  # brightness of three levels; chance is 33
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "README.md", "config.json", "curves.png", "images.npy", "metrics.csv", "metrics.jsonl", "model.safetensors",
+        ".lock", "README.md", "config.json", "curves.png", "images.npy", "metrics.csv", "metrics.jsonl",
+        "model.safetensors",
         "preprocessor_config.json", "recipe.yaml", "state", "training.json",
     ]  # fmt: skip
     record = json.loads((tmp_path / "run" / "training.json").read_text())

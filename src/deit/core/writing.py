@@ -73,7 +73,8 @@ def writing(path: Path, intact: str = "") -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and not path.parent.exists():
             raise FileNotFoundError(f"There is no folder {path.parent} for {path.name}. Make it first.") from error
         number = why_unwritten(error, path)
-        if number is None:
+        named = isinstance(error, WritingError) and not any(parent.suffix == ".tmp" for parent in error.path.parents)
+        if number is None or named:
             raise
         raise WritingError(path, number, intact) from error
 

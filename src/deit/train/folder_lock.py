@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from deit.core.errors import UserError
 from deit.core.writing import writing
 
 LOCK_NAME = ".lock"
+
+logger = logging.getLogger(__name__)
 
 
 class FolderInUseError(UserError):
@@ -38,6 +41,8 @@ def folder_lock(folder: Path, *, name: str = LOCK_NAME, work: str = "Another run
     try:
         with writing(folder / name):
             lock.acquire(timeout=0)
+    except NotImplementedError:  # some network file systems
+        logger.warning("The file system of %s has no locks: see to it that one run at a time is at work there.", folder)
     except Timeout:
         raise FolderInUseError(
             f"{work} is at work in {folder}. Wait until it has ended (if it was killed, some seconds), or pass another "

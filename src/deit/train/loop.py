@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deit.core.images import ImageError
 from deit.core.model_directory import STATE_NAME
+from deit.core.writing import writing
 from deit.data.augment import build_transform
 from deit.data.distributed import FirstProcessError, current_processes
 from deit.data.few_labels import count_unlabelled, labelled_again
@@ -136,7 +137,7 @@ def fit(
         OSError: The state or the model cannot be written; the last complete state is kept.
         TrainingInterrupted: An interrupt; the state is saved.
     """
-    with contextlib.ExitStack() as until_the_end:
+    with contextlib.ExitStack() as until_the_end, writing(Path(out)):
         run = _Run(task, data, recipe, Path(out), _resolve_device(device), resume, teacher_cache, until_the_end)
         try:
             logger.info(" ".join(describe_rates(recipe, steps_per_epoch=run.steps_per_epoch)))

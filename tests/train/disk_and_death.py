@@ -1,0 +1,207 @@
+"""Runs of a tiny training that are killed at random moments, or whose disk is full at one write or another.
+
+As a script it does both many times and prints a table: `python -m tests.train.disk_and_death --kills 100 --full 50`.
+test_endings.py does it a few times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import errno
+import io
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401  # imported before a process begins, so that its writes are the training's
+import safetensors.torch
+import torch
+import typer
+from safetensors import SafetensorError
+
+import deit.train.state
+from deit.cli.console import reports_errors
+from deit.cli.settings import run_fit
+from deit.data.distributed import Processes
+from tests.train import tiny, together
+
+KILLS_OF_ONE = 5  # before a run goes on to its end
+
+
+# --- the process that dies -----------------------------------------------------------------------------
+
+
+def train(out: Path, *, cache: Path) -> None:
+    """Trains as `deit train` does, errors in one line, and goes on with the run in the folder if there is one."""
+    recipe = tiny.recipe(
+        augment=together.MIXED, ema_decay=0.9, drop_path_rate=0.1, schedule=together.Schedule(epochs=4, warmup_epochs=1)
+    )
+
+    @reports_errors
+    def command() -> None:
+        run_fit(
+            together.task("adamw"), tiny.data(), recipe, Processes(), out=out, device="cpu", teacher_cache=cache,
+            resume=(out / "recipe.yaml").is_file(),
+        )  # fmt: skip
+
+    try:
+        command()
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+
+
+def fill_disk_at(number: int, sent: list[int], folder: Path) -> None:
+    """Lets the disk be full from the write of this number on, at all calls by which files are made, filled and synced.
+
+    What a write wrote until then stays, as on a real disk; safetensors writes by itself, so its file is its text.
+    """
+
+    def counted(real: Callable[..., Any], error: Callable[[], Exception], writes: Callable[..., bool]) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if writes(*args, **kwargs):
+                sent[0] += 1
+                if sent[0] >= number:
+                    raise error()
+            return real(*args, **kwargs)
+
+        return call
+
+    def full() -> OSError:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def rust() -> Exception:
+        return SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def always(*args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def for_writing(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> bool:
+        return any(letter in mode for letter in "wax+") and str(file).startswith(str(folder))
+
+    for name in ("mkdir", "pwrite", "fsync", "replace", "rename"):
+        setattr(os, name, counted(getattr(os, name), full, always))
+    builtins.open = io.open = counted(io.open, full, for_writing)
+    tempfile.mkstemp = counted(tempfile.mkstemp, full, always)
+    tempfile.mkdtemp = counted(tempfile.mkdtemp, full, always)
+    for module in (safetensors.torch, deit.train.state):
+        module.save_file = counted(module.save_file, rust, always)
+
+
+def child(out: Path, fail_at: int | None, errors: Path) -> None:
+    """The life of the process: a training with its standard error in a file, and in the end its number of writes."""
+    file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 2)
+    os.dup2(file, 1)
+    sent = [0]
+    if fail_at is not None:
+        fill_disk_at(fail_at, sent, out.parent)
+    code = 1
+    try:
+        train(out, cache=out.parent / f"{out.name} cache")
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:  # noqa: BLE001  # whatever it is, the one who judges shall see it
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os.write(2, f"writes {sent[0]}\n".encode())
+        os._exit(code)
+
+
+# --- the one who kills ---------------------------------------------------------------------------------
+
+
+class Run:
+    """A training in a process of its own, which begins where this one has imported everything."""
+
+    def __init__(self, out: Path, fail_at: int | None = None) -> None:
+        self._errors = out.parent / f"{out.name} says"
+        self.number = os.fork()
+        if not self.number:
+            child(out, fail_at, self._errors)
+
+    def end(self) -> tuple[int, list[str]]:
+        """Waits; returns the exit code, negative for a signal, and what was said but notes and epochs."""
+        _, status = os.waitpid(self.number, 0)
+        lines = self._errors.read_text().splitlines()
+        return os.waitstatus_to_exitcode(status), [
+            line for line in lines if not line.startswith(("Note:", "epoch ", "writes "))
+        ]
+
+    def writes(self) -> int:
+        """How many writes there were."""
+        return int(self._errors.read_text().split("writes ")[1])
+
+
+def kill(folder: Path, count: int, seconds: float, expected: bytes, seed: int) -> Counter[str]:
+    """Kills trainings, each several times at random moments, lets them go on to the end, and counts what was seen."""
+    seen: Counter[str] = Counter()
+    choice = random.Random(seed)
+    for i in range(count):
+        out = folder / f"killed {i // KILLS_OF_ONE}"
+        run = Run(out)
+        time.sleep(choice.uniform(0, seconds))
+        os.kill(run.number, signal.SIGKILL)
+        code, said = run.end()
+        seen["killed" if code == -signal.SIGKILL else "had ended" if code == 0 else f"exit {code}: {said}"] += 1
+        if i % KILLS_OF_ONE == KILLS_OF_ONE - 1 or i == count - 1:
+            judge(out, expected, seen)
+    return seen
+
+
+def starve(folder: Path, count: int, writes: int, expected: bytes) -> Counter[str]:
+    """Lets the disk be full at writes all over a training, then goes on to the end, and counts what was seen."""
+    seen: Counter[str] = Counter()
+    for i in range(count):
+        out = folder / f"full {i}"
+        code, said = Run(out, 1 + i * writes // count).end()
+        named = all(word in " ".join(said) for word in ("cannot be written", "the disk is full", str(folder)))
+        seen[f"exit {code}, {len(said)} line(s){', the place named' if named else f': {said}'}"] += 1
+        judge(out, expected, seen)
+    return seen
+
+
+def judge(out: Path, expected: bytes, seen: Counter[str]) -> None:
+    code, said = Run(out).end()
+    seen["went on to the end" if code == 0 else f"CANNOT GO ON: {said}"] += 1
+    seen["same bits" if code == 0 and (out / "model.safetensors").read_bytes() == expected else "OTHER BITS"] += 1
+    seen["leftovers"] += len(list(out.parent.rglob("*.tmp")))
+
+
+def main() -> None:
+    """Does all and prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--full", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole = Run(folder / "whole", fail_at=10**9)
+        begun = time.monotonic()
+        code, said = whole.end()
+        seconds = time.monotonic() - begun
+        assert code == 0, said
+        expected = (folder / "whole" / "model.safetensors").read_bytes()
+        print(f"undisturbed: {seconds:.1f} s, {whole.writes()} writes", flush=True)
+        for title, seen in (
+            ("kill -9", kill(folder, arguments.kills, seconds, expected, arguments.seed)),
+            ("disk full", starve(folder, arguments.full, whole.writes(), expected)),
+        ):
+            for what, count in seen.items():
+                print(f"{title:10} | {what:60} | {count}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
