@@ -87,8 +87,7 @@ def test_a_run_leaves_a_model_directory_that_classifies(tmp_path) -> None:
     assert result.scores["both"].top1 > 60  # brightness of three levels; chance is 33
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         ".lock", "README.md", "config.json", "curves.png", "images.npy", "metrics.csv", "metrics.jsonl",
-        "model.safetensors",
-        "preprocessor_config.json", "recipe.yaml", "state", "training.json",
+        "model.safetensors", "preprocessor_config.json", "recipe.yaml", "state", "training.json",
     ]  # fmt: skip
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     assert record["scores"]["both"]["top1"] == result.scores["both"].top1

@@ -76,7 +76,10 @@ def writing(path: Path, intact: str = "") -> Iterator[None]:
         named = isinstance(error, WritingError) and not any(parent.suffix == ".tmp" for parent in error.path.parents)
         if number is None or named:
             raise
-        raise WritingError(path, number, intact) from error
+        told = WritingError(path, number, intact)
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        raise told from error
 
 
 def why_unwritten(error: BaseException, path: Path | None = None) -> int | None:

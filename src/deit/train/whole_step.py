@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath as TimmDropPath
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from deit.core.library_order import make_order_safe
 from deit.data.distributed import Processes
 from deit.models.vision_transformer import Attention, DropPath
+
+make_order_safe()
+from timm.layers.drop import DropPath as TimmDropPath  # noqa: E402
+from timm.layers.norm_act import BatchNormAct2d  # noqa: E402
 
 
 class ShareOfStep:
