@@ -1,4 +1,4 @@
-"""How a training ends before its end: signals, a second run in its folder, a full disk, a kill; and what is said of it."""
+"""How a training ends before its end: signals, a second run in its folder, a full disk, a kill; what is said of it."""
 
 import errno
 import os
@@ -139,9 +139,8 @@ def test_a_state_is_there_when_the_evaluation_fails_and_the_epoch_is_not_done_tw
                 raise ImageError("photos/2.jpg is damaged.")
             return super().score(*args, **options)
 
-    with pytest.raises(ImageError, match=r"(?s)photos/2.jpg is damaged.*last good state is .*step-00000006") as caught:
+    with pytest.raises(ImageError, match=r"2.jpg is damaged. The state after step 6 is saved .*step-00000006"):
         fit(Failing(tiny.student(), tiny.processor()), tiny.data(), tiny.recipe(), out=tmp_path / "run", device="cpu")
-    assert "--resume" in caught.value.__notes__[0]
     steps = []
     train(tmp_path / "run", resume=True, on_step=lambda event: steps.append(event.step))
     assert steps == [7, 8, 9]
@@ -288,7 +287,7 @@ def test_a_real_disk_that_is_full_ends_in_one_sentence_and_the_run_goes_on_with_
         one, two = (load_file(folder / "model.safetensors") for folder in (disk / "run", tmp_path / "whole"))
         assert all((one[name] == two[name]).all() for name in one)
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 # --- what a killed process leaves ----------------------------------------------------------------------

@@ -312,7 +312,7 @@ class _Run:
 
     def _stopped_by_images(self, reason: str) -> Exception:
         """Saves the state, and returns the error that says why the run stops: on the first process the whole of it."""
-        reason = self.processes.first_text(reason)
+        reason = self.processes.first_text(reason).rstrip(".")
         where = self._save_state()
         self._has_told = True
         if not self.processes.is_first:
@@ -390,6 +390,8 @@ class _Run:
         try:
             self.scores = self._score(self.task.student)
         except ImageError as error:
+            if self.processes.world_size > 1:  # the others do not know of it, and the state is saved already
+                raise
             raise self._stopped_by_images(str(error)) from error
         self.left_out.share(self.processes)
         if self.task.left_out:
