@@ -109,9 +109,8 @@ def fit(
     longer be read is left out, see `data.max_bad_images` of the recipe; more of them than that save the state and stop.
     Whatever else ends the run, a note of the error names the newest complete state.
 
-    The folder is locked while the run is at work in it. Trainings in several threads of a process take turns, and each
-    gives what it gives alone; code of yours in other threads must not draw from the generators of `random`, numpy and
-    torch meanwhile.
+    The folder is locked meanwhile. Trainings in several threads give what each gives alone; other threads must not draw
+    from the generators of `random`, numpy and torch.
 
     Args:
         task: Student and losses.
@@ -196,8 +195,7 @@ class _Run:
         self._saved: tuple[int, Path] | None = None
         self._has_told = False  # whether the error that ends the run says from where it can go on
         self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
-        options = recipe.data
-        self.left_out = LeftOut(0 if options.strict else options.max_bad_images, len(data.train.labels))
+        self.left_out = LeftOut(0 if recipe.data.strict else recipe.data.max_bad_images, len(data.train.labels))
         if resume:
             self._restore()
         self.first_step = self.step
