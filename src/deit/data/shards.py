@@ -194,7 +194,7 @@ def _read_shard(
     file = _BoundedFile(path.open("rb", buffering=0))
     try:
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # closed by the `with` below
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, RecursionError) as error:
         file.close()
         hint = " Unpack it first: a compressed shard cannot be read in any order." if _is_compressed(path) else ""
         return [], f"It is not a tar archive ({error}).{hint}"
