@@ -61,7 +61,7 @@ def test_an_interrupted_write_leaves_no_state_and_no_rest(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "sync_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         save_state(tmp_path, state(9))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
     assert load_state(tmp_path).step == 5
