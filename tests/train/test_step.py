@@ -182,9 +182,7 @@ def test_a_full_disk_while_saving_keeps_the_last_state_and_says_so(tmp_path, mon
         real(tensors, path)
 
     monkeypatch.setattr(deit.train.state, "save_file", save)
-    with pytest.raises(
-        OSError, match=r"(?s)step-00000006 .*the disk is full.*last good state is .*step-00000003"
-    ):
+    with pytest.raises(OSError, match=r"(?s)step-00000006 .*the disk is full.*last good state is .*step-00000003"):
         train(tmp_path / "run")
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["step-00000003"]
