@@ -57,3 +57,11 @@ def test_every_code_block_runs(tmp_path) -> None:
             )
             assert result.returncode == 0, f"{block}\n{result.stderr}"
     assert languages == {"bash", "python"}
+
+
+def test_the_number_of_recipes_is_true() -> None:
+    from deit.train.recipes import list_recipes
+
+    stated = re.search(r"`deit recipes` lists (\d+)", (ROOT / "README.md").read_text())
+    assert stated is not None
+    assert int(stated[1]) == len(list_recipes())
