@@ -99,3 +99,47 @@ def test_names_of_memory_are_not_written(tiny_fields: dict[str, Any], tmp_path: 
     with pytest.raises(ValueError, match="published names"):
         model.save_pretrained(tmp_path / "model", save_original_format=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["DeiTModel", *CLASSIFIERS, "DeiTForImageClassificationWithTeacher"])
+def test_names_that_scripts_use_answer_as_in_transformers(pair: Any, name: str) -> None:
+    theirs, ours = pair(name)
+    for model in (theirs, ours):
+        assert model.can_generate() is False
+        assert model.get_output_embeddings() is None
+        assert model.tie_weights() is None
+    assert ours.get_memory_footprint() == theirs.get_memory_footprint()
+    assert ours.get_memory_footprint(return_buffers=False) == theirs.get_memory_footprint(return_buffers=False)
+    before = ours.get_input_embeddings().proj.weight.clone()
+    ours.init_weights()
+    assert not torch.equal(ours.get_input_embeddings().proj.weight, before)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_inputs_may_require_gradients_for_adapters(pair: Any, name: str) -> None:
+    for model in pair(name):
+        model.requires_grad_(False)
+        model.enable_input_require_grads()
+        assert model(PIXELS).logits.requires_grad
+        model.disable_input_require_grads()
+        assert not model(PIXELS).logits.requires_grad
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_the_patch_embedding_can_be_replaced(pair: Any, name: str) -> None:
+    class Doubled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.patch_size = inner, inner.patch_size
+            self.projection = getattr(inner, "projection", None)  # transformers reads the type of its weights
+
+        def forward(self, pixels: Tensor, *given: Any, **named: Any) -> Tensor:
+            return 2 * self.inner(pixels, *given, **named)
+
+    answers = []
+    for model in pair(name):
+        before = model(PIXELS).logits
+        model.set_input_embeddings(Doubled(model.get_input_embeddings()))
+        answers.append(model(PIXELS).logits)
+        assert (answers[-1] - before).abs().max() > 1e-3
+    torch.testing.assert_close(answers[1], answers[0], atol=1e-5, rtol=1e-5)

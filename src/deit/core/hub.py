@@ -225,6 +225,7 @@ def upload_folder(
     *,
     files: Sequence[str],
     commit_message: str = "Upload model",
+    commit_description: str = "",
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
@@ -237,6 +238,7 @@ def upload_folder(
         name: Repository, such as "me/my-deit"; without an owner it is the token's.
         files: Names of the files in the folder; nothing else is uploaded.
         commit_message: Says what the upload is.
+        commit_description: Says more of it.
         private: Whether only its owner may see a new repository; None leaves the owner's default.
         token: See `HubOptions`.
         revision: Branch to upload to, which must exist; None takes the main branch.
@@ -269,6 +271,7 @@ def upload_folder(
             repo_id=repository.repo_id,
             folder_path=folder,
             commit_message=commit_message,
+            commit_description=commit_description,
             token=token,
             revision=revision,
             create_pr=create_pr,

@@ -75,6 +75,10 @@ class PreTrainedModel(nn.Module):
         """Draws new values for every parameter; the name under which subclasses written for transformers call it."""
         self.initialize()
 
+    def init_weights(self) -> None:
+        """Draws new values for every parameter, as `initialize`."""
+        self.initialize()
+
     def _init_weights(self, module: nn.Module) -> None:
         """Draws new values for one layer; subclasses may replace it, as in transformers."""
         initialize_layer(module, self.config.initializer_range)
@@ -134,6 +138,46 @@ class PreTrainedModel(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         """Returns the patch embedding."""
         return self._trunks()[0].patch_embed
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the patch embedding.
+
+        Args:
+            value: Maps pixels (B, C, H, W) to patches (B, P, D); its attribute `patch_size` is (height, width).
+        """
+        self._trunks()[0].patch_embed = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> None:
+        """Returns None: there are no tokens to predict."""
+
+    def can_generate(self) -> bool:
+        """Returns False: the models generate nothing."""
+        return False
+
+    def tie_weights(self) -> None:
+        """Does nothing: no two modules share their weights."""
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Returns the bytes of the parameters.
+
+        Args:
+            return_buffers: Also count buffers, which a subclass may have.
+        """
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def enable_input_require_grads(self) -> None:
+        """Lets the output of the patch embedding require gradients, for adapters in frozen, checkpointed blocks."""
+        self.disable_input_require_grads()
+        self._input_hook = self.get_input_embeddings().register_forward_hook(
+            lambda module, given, patches: patches.requires_grad_()
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Ends `enable_input_require_grads`."""
+        hook = self.__dict__.pop("_input_hook", None)
+        if hook is not None:
+            hook.remove()
 
     def _trunks(self) -> list[VisionTransformer]:
         return [module for module in self.modules() if isinstance(module, VisionTransformer)]
@@ -307,6 +351,7 @@ class PreTrainedModel(nn.Module):
         repo_id: str,
         *,
         commit_message: str = "Upload model",
+        commit_description: str = "",
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
@@ -318,6 +363,7 @@ class PreTrainedModel(nn.Module):
         Args:
             repo_id: Name on the hub, such as "me/my-deit"; made if it is missing.
             commit_message: Says what the upload is.
+            commit_description: Says more of it.
             private: Whether only its owner may see a new repository; None leaves the owner's default.
             token: Access token; None takes the one stored by `hf auth login`.
             revision: Branch to upload to, which must exist.
@@ -335,6 +381,7 @@ class PreTrainedModel(nn.Module):
                 repo_id,
                 files=published_files(folder)[0],
                 commit_message=commit_message,
+                commit_description=commit_description,
                 private=private,
                 token=token,
                 revision=revision,
