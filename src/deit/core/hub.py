@@ -238,7 +238,7 @@ def upload_folder(
         name: Repository, such as "me/my-deit"; without an owner it is the token's.
         files: Names of the files in the folder; nothing else is uploaded.
         commit_message: Says what the upload is.
-        commit_description: Says more of it.
+        commit_description: Further text.
         private: Whether only its owner may see a new repository; None leaves the owner's default.
         token: See `HubOptions`.
         revision: Branch to upload to, which must exist; None takes the main branch.
@@ -258,10 +258,8 @@ def upload_folder(
         import huggingface_hub
         from huggingface_hub import errors
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "push_to_hub needs the 'huggingface_hub' package. Install it with: pip install \"deit[hub]\"",
-            name=error.name,
-        ) from error
+        message = "push_to_hub needs the 'huggingface_hub' package. Install it with: pip install \"deit[hub]\""
+        raise ModuleNotFoundError(message, name=error.name) from error
     # OSError, and what the HTTP library raises by itself: which library that is depends on huggingface_hub's version.
     http_errors = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
     failures: tuple[type[Exception], ...] = (errors.HFValidationError, *http_errors)
