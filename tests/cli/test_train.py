@@ -367,7 +367,7 @@ REFUSED_OPTIONS = {
         ("--student", "deit-tinny-distilled-patch16-224"),
         "Unknown variant 'deit-tinny-distilled-patch16-224'. Did you mean 'deit-tiny-distilled-patch16-224'?",
     ),
-    "an unknown model of timm": (("--student", "timm/resnett"), "timm cannot build 'resnett' (Unknown model"),
+    "an unknown model of timm": (("--student", "timm/resnett"), "timm cannot build 'resnett' (no such architecture)."),
     "an image size between patches": (("--image-size", 33), "33 is not a multiple of patch_size 8. Use 32 or 40."),
     "a missing recipe": (("--recipe", "nowhere.yaml"), "No recipe at nowhere.yaml."),
     "a missing teacher": (("--teacher", "nowhere"), "No teacher at nowhere. Pass a model directory,"),
@@ -438,8 +438,7 @@ def test_a_teacher_with_truncated_weights_is_refused(request, photos, tmp_path, 
     folder = copied(request.getfixturevalue(kind))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: int(weights.stat().st_size * share)])
-    reason = {"teacher": "while deserializing", "student": "It may be truncated"}[kind]
-    is_refused(train(photos, tmp_path / "run", "--teacher", folder), str(folder), reason)
+    is_refused(train(photos, tmp_path / "run", "--teacher", folder), str(folder), "It may be truncated")
 
 
 # --- bad input: a loss that is no number --------------------------------------------------------------

@@ -14,7 +14,7 @@ from deit.data.augment import Augmentation
 from deit.data.distributed import Processes
 from deit.data.sources import ArraySource, Data
 from deit.train.loop import fit
-from deit.train.recipe import Optimizer
+from deit.train.recipe import DataOptions, Optimizer
 from deit.train.state import load_state
 from deit.train.step import NonFiniteLossError, TrainStep, autocast_type
 from deit.train.tasks import ClassificationTask
@@ -28,8 +28,8 @@ def task(**fields: object) -> ClassificationTask:
     return ClassificationTask(tiny.student(**fields), tiny.processor())
 
 
-def train(out, data: Data | None = None, **settings: object) -> dict[str, torch.Tensor]:
-    fit(task(), data or tiny.data(), tiny.recipe(**settings), out=out, device="cpu")
+def train(out, images: Data | None = None, **settings: object) -> dict[str, torch.Tensor]:
+    fit(task(), images or tiny.data(), tiny.recipe(**settings), out=out, device="cpu")
     return load_file(out / "model.safetensors")
 
 
@@ -156,17 +156,18 @@ class Fragile(ArraySource):
         return super().image(index)
 
 
-def test_an_image_that_breaks_in_the_middle_of_an_epoch_ends_the_run_with_its_state_saved(tmp_path) -> None:
+def test_an_image_that_breaks_in_the_middle_of_an_epoch_ends_a_strict_run_with_its_state_saved(tmp_path) -> None:
+    strict = tiny.recipe(data=DataOptions(strict=True))
     data = tiny.data()
     images = np.stack([np.asarray(data.train.image(i)) for i in range(12)])
     fragile = Data(train=Fragile(images, data.train.labels, data.train.classes), val=data.val)
     with pytest.raises(ImageError, match=r"photos/0.jpg is damaged. The state after step [124578] is saved") as caught:
-        fit(task(), fragile, tiny.recipe(), out=tmp_path / "broken", device="cpu")
+        fit(task(), fragile, strict, out=tmp_path / "broken", device="cpu")
     state = load_state(tmp_path / "broken" / "state")
     assert f"after step {state.step} " in str(caught.value)
     mended = Data(train=ArraySource(images, data.train.labels, data.train.classes), val=data.val)
-    fit(task(), mended, tiny.recipe(), out=tmp_path / "broken", device="cpu", resume=True)
-    whole = train(tmp_path / "whole", mended)
+    fit(task(), mended, strict, out=tmp_path / "broken", device="cpu", resume=True)
+    whole = train(tmp_path / "whole", mended, data=DataOptions(strict=True))
     assert largest_difference(whole, load_file(tmp_path / "broken" / "model.safetensors")) == 0
 
 

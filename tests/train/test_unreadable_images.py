@@ -89,23 +89,25 @@ def test_a_run_with_unreadable_images_goes_on_to_the_same_bits_and_remembers_the
     ("options", "count"), [({"max_bad_images": 1}, 2), ({"max_bad_images": 0}, 1), ({"strict": True}, 1)]
 )
 def test_more_of_them_than_allowed_stop_the_run_before_they_count_and_it_goes_on_once_mended(
-    tmp_path, options, count
+    tmp_path, caplog, options, count
 ) -> None:
     chosen = DataOptions(**options)
     run(tmp_path / "whole", tiny.data(), options=chosen)
     broken = (3, 7)[:count]
     # The first epoch reads all 12 images; in the second one they are gone.
     with pytest.raises(
-        ImageError, match=r"^photos/\d.png .*The state after step \d is saved: mend the image"
+        ImageError, match=r"^photos/\d.png .*The state after step \d is saved \(.*step-0000000\d\): mend the image"
     ) as caught:
         run(tmp_path / "run", fading(train=broken, after=12), options=chosen)
     assert "\n" not in str(caught.value)
     step = int(re.search(r"after step (\d)", str(caught.value))[1])
     assert load_state(tmp_path / "run" / "state").step == step
+    assert caplog.text.count("Left out of training") == count - 1  # not the one that stopped the run
     run(tmp_path / "run", tiny.data(), options=chosen, resume=True)
     if count == 1:  # with two, the first of them was replaced before
         whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "run")
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        assert "train_images_left_out" not in json.loads((tmp_path / "run" / "training.json").read_text())["data"]
 
 
 def test_validation_images_of_which_none_can_be_read_do_not_cost_the_trained_state(tmp_path) -> None:

@@ -28,14 +28,21 @@ class LeftOut:
         self._most, self._images = most, images
         self.reasons: dict[int, str] = {}
         self.unreadable: set[int] = set()
+        self._new: dict[int, str] = {}  # of the step at hand, which may not be taken for their sake
 
-    def note(self, batch: Batch, step: int) -> None:
-        """Tells of the images that a batch lacks, each once."""
+    def note(self, batch: Batch) -> None:
+        """Counts the images that a batch lacks; they are left out once the step is taken, see `accept`."""
         for number, reason in batch.left_out:
             self.unreadable.add(number)
             if number not in self.reasons:
-                self.reasons[number] = reason
-                logger.warning("Left out of training from step %d on: %s", step, reason)
+                self._new[number] = reason
+
+    def accept(self, step: int) -> None:
+        """Tells of the images that a step does without, each once."""
+        for reason in self._new.values():
+            logger.warning("Left out of training from step %d on: %s", step, reason)
+        self.reasons.update(self._new)
+        self._new = {}
 
     def share(self, processes: Processes) -> None:
         """Lets every process know of the images that another one could not read."""
@@ -53,7 +60,7 @@ class LeftOut:
 
     def explain(self) -> str:
         """Returns the last reason, and how many there are."""
-        reason = next(reversed(self.reasons.values()), "").rstrip(".")
+        reason = next(reversed((self.reasons | self._new).values()), "").rstrip(".")
         count = len(self.unreadable)
         return (
             f"{reason}. {count} images cannot be read any more, data.max_bad_images={self._most}" * (count > 1)

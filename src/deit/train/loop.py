@@ -291,7 +291,7 @@ class _Run:
         if not interrupt:
             try:
                 batch = next(batches)
-                self.left_out.note(batch, self.step + 1)
+                self.left_out.note(batch)
             except ImageError as error:
                 failure = error
         unreadable = failure is not None or self.left_out.too_many()
@@ -306,6 +306,7 @@ class _Run:
             reason = str(failure).rstrip(".") if failure else self.left_out.explain() if unreadable else ""
             raise self._stopped_by_images(reason) from failure
         assert batch is not None
+        self.left_out.accept(self.step + 1)
         return batch
 
     def _stopped_by_images(self, reason: str) -> Exception:
