@@ -1,5 +1,9 @@
 """Runs of a tiny training that are killed at random moments, or whose disk is full at one write or another.
 
+Every other kill is a SIGKILL at a random moment of what a run has left; the others are sent by the kernel (SIGALRM without
+a handler, as deadly) within a random time from the beginning of one of its writes, so that files are cut in the middle.
+Only kills of living runs count: there are as many as were asked for.
+
 As a script it does both many times and prints a table: `python -m tests.train.disk_and_death --kills 100 --full 50`.
 test_endings.py does it a few times.
 """
@@ -35,7 +39,8 @@ from deit.cli.settings import run_fit
 from deit.data.distributed import Processes
 from tests.train import tiny, together
 
-KILLS_OF_ONE = 5  # before a run goes on to its end
+KILLS_OF_ONE = 3  # before a run goes on to its end
+WRITE_SECONDS = 0.002  # in which a kill inside a write comes: about what a state takes to be written
 
 
 # --- the process that dies -----------------------------------------------------------------------------
@@ -60,18 +65,21 @@ def train(out: Path, *, cache: Path) -> None:
         sys.exit(stop.exit_code)
 
 
-def fill_disk_at(number: int, sent: list[int], folder: Path) -> None:
+def fail_at_write(number: int, sent: list[int], folder: Path, dies_after: float | None) -> None:
     """Lets the disk be full from the write of this number on, at all calls by which files are made, filled and synced.
 
-    What a write wrote until then stays, as on a real disk; safetensors writes by itself, so its file is its text.
+    What a write wrote until then stays, as on a real disk; safetensors writes by itself, so its file is its text. With
+    `dies_after` that write goes on instead, and the process dies so many seconds after its beginning.
     """
 
     def counted(real: Callable[..., Any], error: Callable[[], Exception], writes: Callable[..., bool]) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             if writes(*args, **kwargs):
                 sent[0] += 1
-                if sent[0] >= number:
+                if dies_after is None and sent[0] >= number:
                     raise error()
+                if dies_after is not None and sent[0] == number:
+                    signal.setitimer(signal.ITIMER_REAL, dies_after)
             return real(*args, **kwargs)
 
         return call
@@ -97,14 +105,14 @@ def fill_disk_at(number: int, sent: list[int], folder: Path) -> None:
         module.save_file = counted(module.save_file, rust, always)
 
 
-def child(out: Path, fail_at: int | None, errors: Path) -> None:
+def child(out: Path, fail_at: int | None, errors: Path, dies_after: float | None) -> None:
     """The life of the process: a training with its standard error in a file, and in the end its number of writes."""
     file = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 2)
     os.dup2(file, 1)
     sent = [0]
     if fail_at is not None:
-        fill_disk_at(fail_at, sent, out.parent)
+        fail_at_write(fail_at, sent, out.parent, dies_after)
     code = 1
     try:
         train(out, cache=out.parent / f"{out.name} cache")
@@ -124,11 +132,11 @@ def child(out: Path, fail_at: int | None, errors: Path) -> None:
 class Run:
     """A training in a process of its own, which begins where this one has imported everything."""
 
-    def __init__(self, out: Path, fail_at: int | None = None) -> None:
+    def __init__(self, out: Path, fail_at: int | None = None, *, dies_after: float | None = None) -> None:
         self._errors = out.parent / f"{out.name} says"
         self.number = os.fork()
         if not self.number:
-            child(out, fail_at, self._errors)
+            child(out, fail_at, self._errors, dies_after)
 
     def end(self) -> tuple[int, list[str]]:
         """Waits; returns the exit code, negative for a signal, and what was said but notes and epochs."""
@@ -143,19 +151,35 @@ class Run:
         return int(self._errors.read_text().split("writes ")[1])
 
 
-def kill(folder: Path, count: int, seconds: float, expected: bytes, seed: int) -> Counter[str]:
-    """Kills trainings, each several times at random moments, lets them go on to the end, and counts what was seen."""
+def kill(folder: Path, count: int, seconds: float, writes: int, expected: bytes, seed: int) -> Counter[str]:
+    """Kills living trainings, each several times, lets them go on to the end, and counts what was seen."""
     seen: Counter[str] = Counter()
     choice = random.Random(seed)
-    for i in range(count):
-        out = folder / f"killed {i // KILLS_OF_ONE}"
-        run = Run(out)
-        time.sleep(choice.uniform(0, seconds))
-        os.kill(run.number, signal.SIGKILL)
-        code, said = run.end()
-        seen["killed" if code == -signal.SIGKILL else "had ended" if code == 0 else f"exit {code}: {said}"] += 1
-        if i % KILLS_OF_ONE == KILLS_OF_ONE - 1 or i == count - 1:
+    hits, runs, kills_of_this, left = 0, 0, 0, 1.0
+    while hits < count:
+        out = folder / f"killed {runs}"
+        inside = hits % 2 == 1
+        if inside:
+            number = choice.randint(1, max(int(writes * left), 1))
+            code, said = Run(out, number, dies_after=choice.uniform(1e-6, WRITE_SECONDS)).end()
+            lived = number / writes
+        else:
+            lived = choice.uniform(0, left)
+            run = Run(out)
+            time.sleep(lived * seconds)
+            os.kill(run.number, signal.SIGKILL)
+            code, said = run.end()
+        if code in (-signal.SIGKILL, -signal.SIGALRM):
+            hits += 1
+            kills_of_this += 1
+            seen["killed inside or after a write" if inside else "killed at any moment"] += 1
+            seen["of these with a file half written left"] += bool(list(folder.rglob("*.tmp")))
+            left = max(left - lived, 0.05)
+        else:
+            seen["had ended, not counted" if code == 0 else f"exit {code}: {said}"] += 1
+        if code == 0 or kills_of_this == KILLS_OF_ONE or hits == count:
             judge(out, expected, seen)
+            runs, kills_of_this, left = runs + 1, 0, 1.0
     return seen
 
 
@@ -188,6 +212,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        Run(folder / "warm-up").end()  # what it reads from the disk is in memory afterwards
         whole = Run(folder / "whole", fail_at=10**9)
         begun = time.monotonic()
         code, said = whole.end()
@@ -196,7 +221,7 @@ def main() -> None:
         expected = (folder / "whole" / "model.safetensors").read_bytes()
         print(f"undisturbed: {seconds:.1f} s, {whole.writes()} writes", flush=True)
         for title, seen in (
-            ("kill -9", kill(folder, arguments.kills, seconds, expected, arguments.seed)),
+            ("kill -9", kill(folder, arguments.kills, seconds, whole.writes(), expected, arguments.seed)),
             ("disk full", starve(folder, arguments.full, whole.writes(), expected)),
         ):
             for what, count in seen.items():
