@@ -1,8 +1,8 @@
 """Runs of a tiny training that are killed at random moments, or whose disk is full at one write or another.
 
-Every other kill is a SIGKILL at a random moment of what a run has left; the others (SIGALRM without a handler, as deadly)
-come within a random time from the beginning of one of its writes, so that files are cut in the middle. Only kills of living
-runs count: there are as many as were asked for.
+Every other kill is a SIGKILL at a random moment of what a run has left; the others (SIGALRM without a handler, as
+deadly) come within a random time from the beginning of one of its writes, so that files are cut in the middle. Only
+kills of living runs count: there are as many as were asked for.
 
 As a script it does both many times and prints a table: `python -m tests.train.disk_and_death --kills 100 --full 50`.
 test_endings.py does it a few times.
