@@ -43,6 +43,17 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"distillation_kind": "soft", "distillation_temperature": 3.0, "distillation_weight": 0.1},
         {},
     ),
+    "probabilities": ("DeiTForImageClassificationWithTeacher", {"head_average": "probabilities"}, {}),
+    "probabilities_of_many": (
+        "DeiTForImageClassificationWithTeacher",
+        {"head_average": "probabilities", "problem_type": "multi_label_classification"},
+        {},
+    ),
+    "average_of_numbers": (
+        "DeiTForImageClassificationWithTeacher",
+        {"head_average": "probabilities", "problem_type": "regression"},
+        {},
+    ),
     "masked": ("DeiTForMaskedImageModeling", {}, {}),
     "masked_blocks": ("DeiTForMaskedImageModeling", {"image_size": 32}, {}),
     "masked_vit": ("ViTForMaskedImageModeling", {"image_size": 64, "patch_size": 16, "encoder_stride": 16}, {}),
