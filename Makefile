@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests at a time; each computes on one thread. `make test JOBS=0 ARGS=tests/core` runs some in one process.
 JOBS ?= 2
 
-.PHONY: demo test test-lowest check format clean
+.PHONY: demo test test-lowest check format python clean
 
 demo: $(VENV)/.demo
 	rm -rf build/demo
@@ -14,20 +14,27 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
-# Some of the tests with the lowest version of every dependency that pyproject.toml allows, in an environment of its own.
+# Some of the tests, of every part, with the lowest version of each dependency that pyproject.toml allows, in an
+# environment of its own. The first of them checks that these are the versions installed.
 LOWEST ?= .venv-lowest
-LOWEST_TESTS := tests/core tests/models/test_weights_of_training_scripts.py tests/models/test_bad_checkpoints.py \
-	tests/models/test_timm_models.py tests/train/test_yaml_files.py tests/train/test_state.py
+LOWEST_TESTS := tests/lowest_versions.py tests/core $(addprefix tests/,$(addsuffix .py,\
+	data/test_augment data/test_listings data/test_shards data/test_stores data/test_tables \
+	models/test_deit models/test_timm_models models/test_weights_of_training_scripts parity/test_models \
+	train/test_recipes train/test_state train/test_step train/test_yaml_files \
+	deploy/test_evaluation_report deploy/test_predictor cli/test_classify cli/test_train)) \
+	"tests/models/test_keras.py::test_the_contract_holds_on[jax]"
 test-lowest: $(LOWEST)/.lowest
 	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS) $(LOWEST_TESTS)
 
 # uv alone resolves to the lowest versions; it is needed here and nowhere else. Click and pyparsing as typer 0.16
-# and matplotlib 3.10 knew them: today's warn of what those import, and warnings are errors.
-$(LOWEST)/.lowest: pyproject.toml
-	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+# and matplotlib 3.10 knew them: today's warn of what those import, and warnings are errors. From nothing each time,
+# since an install keeps versions that are high enough.
+$(LOWEST)/.lowest: pyproject.toml | python
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[dev]" \
-		"click<8.3" "pyparsing<3.3"
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--requirement pyproject.toml --extra dev "click==8.2.1" "pyparsing==3.2.5" --editable .
 	touch $@
 
 check: $(VENV)/.dev
@@ -41,12 +48,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 # A stamp for each set of dependencies: a second run installs nothing unless pyproject.toml changed.
-$(VENV)/.%: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "deit needs Python 3.11 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+$(VENV)/.%: pyproject.toml | python
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	touch $@
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "deit needs Python 3.11 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
