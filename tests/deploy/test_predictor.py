@@ -251,7 +251,6 @@ def test_files_folders_patterns_and_standard_input_are_found(album, patterns, ex
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("album/missing.png", r"No image, folder or match for 'album/missing\.png'"),
         ("album/*.webp", r"No image, folder or match for 'album/\*\.webp'"),
         ("empty", r"The folder empty holds no images \(\.jpg, "),
     ],
@@ -259,6 +258,12 @@ def test_files_folders_patterns_and_standard_input_are_found(album, patterns, ex
 def test_what_is_not_there_is_refused_by_name(album, pattern, message):
     with pytest.raises(FileNotFoundError, match=message):
         find_images(["album/b.png", pattern])
+
+
+def test_a_missing_file_is_refused_alone_and_kept_for_its_own_answer_among_others(album):
+    with pytest.raises(FileNotFoundError, match=r"No image, folder or match for 'album/missing\.png'"):
+        find_images(["album/missing.png"])
+    assert find_images(["album/b.png", "album/missing.png"]).paths == ["album/b.png", "album/missing.png"]
 
 
 def test_bytes_of_an_image_are_called_standard_input():

@@ -492,7 +492,7 @@ def fields_of(config: Any) -> dict[str, Any]:
     values = json.loads(config.to_json_string(use_diff=False))
     names = deit.DeiTConfig.field_names() - {"num_labels", "attn_implementation", "torch_dtype"}
     ours_alone = {"drop_path_rate", "distillation_kind", "distillation_temperature", "distillation_weight"}
-    ours_alone |= {"layer_scale_init", "pos_embed_prefix", "pruned_heads"}
+    ours_alone |= {"layer_scale_init", "pos_embed_prefix", "pruned_heads", "head_average"}
     return {**{n: values[n] for n in names - ours_alone}, "num_labels": config.num_labels}
 
 
