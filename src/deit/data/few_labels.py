@@ -12,9 +12,9 @@ from PIL import Image
 
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.class_notes import note_empty_classes
 from deit.data.contents import Hashes
 from deit.data.duplicates import first_copies
-from deit.data.opening import note_empty_classes
 from deit.data.sources import Data, Labels, Source, Subset, contents_of, former_fingerprint, place_of
 
 _LIMIT_KEY = 5  # first number of the random key of `limited`

@@ -17,6 +17,7 @@ from deit.core.image_search import find_image_files, find_loose_files, visible_f
 from deit.core.images import ValueRange
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
+from deit.data.class_notes import note_classes
 from deit.data.duplicates import note_copies, split_contents
 from deit.data.folder_parts import FolderParts, folder_parts
 from deit.data.label_columns import UNLABELLED, EncodedLabels, encode_labels
@@ -102,7 +103,7 @@ def open_data(
     else:
         data = _open_parts(parts, strict, keep, options)
     _require_two_classes(data.train.classes, problem_type)
-    note_empty_classes(data)
+    note_classes(data)
     note_copies(data)
     return data
 
@@ -468,16 +469,3 @@ def _data_of_folders(
 
 def _count_images(folder: Path) -> int:
     return len(find_image_files(folder).paths)
-
-
-def note_empty_classes(data: Data) -> None:
-    """Tells of classes without a training image, where an image has one class."""
-    if data.problem_type != SINGLE_LABEL:
-        return
-    labels = data.train.labels
-    counts = np.bincount(labels[labels != NO_LABEL], minlength=len(data.train.classes))
-    empty = [name for name, count in zip(data.train.classes, counts, strict=True) if not count]
-    if empty:
-        logger.warning(
-            "%d of %d classes have no training image, the first is %r.", len(empty), len(data.train.classes), empty[0]
-        )

@@ -274,7 +274,7 @@ class ImageFolder:
             raise ValueError(
                 f"No usable image in {', '.join(str(self.root / name) for name in empty)}. "
                 "Add images of that class, or remove the folder."
-                + (f" What is there, such as {first.path}: {first.reason}" if first else "")
+                + (f" What is there, such as {first.path}: {first.reason}" if first else _counted(self.ignored))
             )
 
     def image(self, index: int) -> Image.Image:
@@ -299,6 +299,11 @@ class ImageFolder:
             line = f"{path.relative_to(self.root)}\0{path.stat().st_size}\0{label}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+def _counted(ignored: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{count} {what}" for what, count in ignored.items() if count)
+    return f" Files that were not looked at: {counts}." if counts else ""
 
 
 class Subset:

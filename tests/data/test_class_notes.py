@@ -1,0 +1,52 @@
+"""Classes without images, and one class spelled in two ways."""
+
+from __future__ import annotations
+
+import pytest
+
+from deit.data.class_notes import alike_classes
+from deit.data.opening import open_data
+from tests.data.pictures import COLOURS, fill, picture
+
+
+@pytest.mark.parametrize(
+    "other", ["Cat", "CAT", "fire-truck", "Fire  Truck", "cafe\u0301", "01", "\uff43\uff41\uff54", "stra\u00dfe"]
+)
+def test_names_that_differ_in_spelling_alone_are_found(other):
+    names = ["1", "caf\u00e9", "cat", "dog", "fire_truck", "strasse"]
+    found = alike_classes([*names, other])
+    assert len(found) == 1
+    assert found[0][1] == other
+    assert found[0][0] in names
+
+
+def test_equal_names_numbers_and_other_words_are_no_spellings():
+    assert alike_classes(["crane", "crane", "cranes", "1", "10", "0", "00x", "-", "_", "+", "a b", "ab"]) == []
+
+
+def test_two_spellings_of_one_class_are_noted_in_a_table(tmp_path, caplog):
+    fill(tmp_path, 4)
+    rows = [f"{c}/{i}.png,{c.upper() if i % 2 else c}" for c in COLOURS for i in range(4)]
+    (tmp_path / "a.csv").write_text("\n".join(["path,label", *rows]))
+    data = open_data(tmp_path / "a.csv")
+    assert len(data.train.classes) == 6
+    assert caplog.messages == [
+        "Classes whose names differ in spelling alone are different classes: 'BLUE' and 'blue'; 'GREEN' and 'green'; "
+        "'RED' and 'red'. If they are one, give all of its images the same name."
+    ]
+
+
+def test_a_class_that_is_never_measured_is_noted(tmp_path, caplog):
+    fill(tmp_path / "train", 3)
+    fill(tmp_path / "val", 1, ["blue", "red"], seed=10)
+    open_data(tmp_path)
+    assert caplog.messages == ["1 of 3 classes have no validation image, the first is 'green'."]
+
+
+def test_an_empty_class_of_hidden_files_says_that_they_are_there(tmp_path):
+    fill(tmp_path, 2, ["blue", "red"])
+    (tmp_path / "green").mkdir()
+    for i in range(3):
+        picture("green", i).save(tmp_path / "green" / f".{i}.png")
+    with pytest.raises(ValueError, match=r"No usable image in .*green\. .*Files that were not looked at: 3 hidden\."):
+        open_data(tmp_path)
