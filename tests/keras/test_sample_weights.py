@@ -105,8 +105,16 @@ def test_weights_act_in_validation_and_need_labels():
     assert found["val_loss"][0] == pytest.approx(wanted, rel=1e-5)
     heavy = np.where(Y == 1, 2.0, 1.0)
     assert found["loss"][0] == pytest.approx(model.evaluate(X, Y, sample_weight=heavy, verbose=0), rel=1e-5)
+    step = model.train_on_batch(inside, class_weight={1: 2.0})
+    assert number(step) == pytest.approx(found["loss"][0], rel=1e-5)
     with pytest.raises(ValueError, match="sample_weight and class_weight need labels"):
         model.fit({"pixel_values": X}, class_weight={0: 2.0})
+    if EAGER:
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_tensor_slices(inside).batch(2)
+        with pytest.raises(ValueError, match=r"or a data set of \(inputs, labels\)"):
+            model.fit(data, class_weight={0: 2.0})
 
 
 def test_a_teacher_beside_the_labels_is_weighted_too():

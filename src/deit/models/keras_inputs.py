@@ -220,10 +220,13 @@ def labels_to_weight(x: Any, y: Any, *, sample_weight: Any, class_weight: Any) -
         for name in ("labels",) if class_weight is not None else ("labels", "bool_masked_pos"):
             if x.get(name) is not None:
                 return _as_array(x[name])
-    elif isinstance(x, keras.utils.PyDataset):
-        batch = x[0]
-        if isinstance(batch, (tuple, list)) and len(batch) > 1:
+    elif hasattr(x, "element_spec") or isinstance(x, keras.utils.PyDataset):  # the first is of tf.data
+        parts = x[0] if isinstance(x, keras.utils.PyDataset) else x.element_spec
+        if isinstance(parts, (tuple, list)) and len(parts) > 1:
             return None
     else:
-        return None  # Keras refuses weights beside data sets that cannot take them
-    raise ValueError("sample_weight and class_weight need labels: pass y, or labels beside pixel_values in the inputs.")
+        return None  # Keras refuses weights beside data that cannot take them
+    raise ValueError(
+        "sample_weight and class_weight need labels: pass y, labels beside pixel_values in the inputs, or a data set "
+        "of (inputs, labels)."
+    )

@@ -162,6 +162,18 @@ class KerasPreTrainedModel(keras.Model):
         y = labels_to_weight(x, y, sample_weight=options.get("sample_weight"), class_weight=None)
         return super().evaluate(x, y, *args, **options)
 
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Takes one step as `keras.Model.train_on_batch`; weights and errors as in `fit`."""
+        y = labels_to_weight(x, y, sample_weight=sample_weight, class_weight=class_weight)
+        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
+
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
