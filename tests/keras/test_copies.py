@@ -216,6 +216,7 @@ def test_the_matrices_of_quantized_layers_are_saved_as_the_formulas_say(mode, bl
         assert mode == "float8" or np.abs(found - kernel).max() > 1e-4
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="Slow, and the code of Keras is the same on every backend.")
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
 def test_quantized_models_answer_the_same_in_keras_files(mode, tmp_path):
     model = tiny()
