@@ -334,22 +334,12 @@ def test_masked_images_are_learnt_from_pixels_and_masks():
 # --- mistakes -----------------------------------------------------------------------------------------
 
 
-def test_a_distillation_says_what_to_save_in_its_place_and_its_weights_go_on(tmp_path):
-    student = TFDeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES))
-    pixels, labels = np.zeros((2, 3, 16, 16), "float32"), np.array([0, 1])
-    task = KerasDistillation(student)
-    task.compile("adamw", run_eagerly=EAGER)
-    task.fit(pixels, labels, teacher_logits=np.zeros((2, 5), "float32"), verbose=0)
+def test_a_distillation_says_what_to_save_in_its_place(tmp_path):
+    task = KerasDistillation(TFDeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES)))
+    task.compile("adamw")
     for copied in (lambda: task.save(tmp_path / "x.keras"), lambda: pickle.dumps(task), lambda: copy.deepcopy(task)):
         with pytest.raises(NotImplementedError, match=r"^KerasDistillation cannot be saved whole.*save_pretrained\("):
             copied()
-    task.save_weights(tmp_path / "x.weights.h5")
-    again = KerasDistillation(TFDeiTForImageClassificationWithTeacher(student.config))
-    again.compile("adamw", run_eagerly=EAGER)
-    again.load_weights(tmp_path / "x.weights.h5")
-    assert int(again.optimizer.iterations.value) == 1
-    for ours, theirs in zip(task.student.get_weights(), again.student.get_weights(), strict=True):
-        np.testing.assert_array_equal(theirs, ours)
 
 
 def test_wrong_students_teachers_and_numbers_are_refused():

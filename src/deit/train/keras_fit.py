@@ -38,8 +38,7 @@ class KerasDistillation(keras.Model):
     percent of both heads together (`top1`) and of each.
 
     The teacher is never changed: not its weights, not its batch norm, not its `trainable` flags. Save the student:
-    `distillation.student.save_pretrained(folder)`. To go on training, `save_weights("x.weights.h5")` keeps both models
-    and the optimizer, for a `KerasDistillation` that is made and compiled alike.
+    `distillation.student.save_pretrained(folder)`.
 
     Args:
         student: Its weights are trained; at inference its two heads are averaged.
@@ -108,8 +107,8 @@ class KerasDistillation(keras.Model):
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} cannot be saved whole, pickled or copied: save the model that it trained, "
-            'student.save_pretrained("folder"), or save_weights("x.weights.h5") to go on training with an equal one.'
+            f"{type(self).__name__} cannot be saved whole, pickled or copied: save the model that it trains, "
+            'student.save_pretrained("folder"), or student.save("x.keras").'
         )
 
     # --- what is trained: the student alone, whatever flags the teacher's weights have -------------------
