@@ -68,7 +68,7 @@ def test_random_draws_and_batch_norm_are_those_of_the_whole_step_on_any_number_o
     together.run(kind, tmp_path / "one")
     assert_same_weights(tmp_path / "many", tmp_path / "one")
     one, many = (load_state(tmp_path / name / "state").tensors for name in ("one", "many"))
-    for name, tensor in one.items():  # the average and the optimizer, too
+    for name, tensor in one.items():  # the average, the optimizer and the losses of all processes, too
         torch.testing.assert_close(many[name], tensor, atol=1e-5, rtol=0)
 
 

@@ -437,11 +437,20 @@ class _Run:
         if self.task.cache is not None:
             self.processes.on_each(self.task.cache.sync)
         if self._saved is None or self._saved[0] != self.step:
-            self._saved = self.step, self.processes.on_first(self._write_state)
+            sums = self._shared_loss_sums()
+            self._saved = self.step, self.processes.on_first(lambda: self._write_state(sums))
         return self._saved[1]
 
-    def _write_state(self) -> Path:
-        sums = {f"{_LOSSES}{name}": value for name, value in self.loss_sums.items()}
+    def _shared_loss_sums(self) -> dict[str, Tensor]:
+        """Returns the mean of the sums over the processes, which stands for the share of each in a resumed run."""
+        if self.processes.world_size == 1 or not self.loss_sums:
+            return self.loss_sums
+        values = torch.stack(list(self.loss_sums.values()))
+        means = self.processes.sum_tensor(values) / self.processes.world_size
+        return dict(zip(self.loss_sums, means.unbind(), strict=True))
+
+    def _write_state(self, loss_sums: dict[str, Tensor]) -> Path:
+        sums = {f"{_LOSSES}{name}": value for name, value in loss_sums.items()}
         left_out = list(self.left_out.reasons.items())
         meta = {**self.identity, _LEFT_OUT: left_out}
         return save_state(
@@ -464,7 +473,6 @@ class _Run:
         self.step = state.step
         self._saved = state.step, state_folder(self.out / STATE_NAME, state.step)
         self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
-        # Those of the first process, which stand for its share on the others as well.
         self.loss_sums = {
             name.removeprefix(_LOSSES): value.to(self.device)
             for name, value in state.tensors.items()
