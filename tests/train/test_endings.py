@@ -94,28 +94,69 @@ def command(photos: Path, out: Path, *more: object) -> list[object]:
     ]  # fmt: skip
 
 
-def test_the_command_exits_143_on_sigterm_with_one_line_and_a_state(photos, tmp_path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, command(photos, tmp_path / "run"))], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "PYTHONWARNINGS": "ignore"},
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY,
+        env={
+            **os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1",
+        },
     )  # fmt: skip
-    while newest_state(tmp_path / "run" / "state") is None and process.poll() is None:
+
+
+def end_after_a_state(process: subprocess.Popen[str], out: Path, number: signal.Signals, code: int) -> str:
+    """Sends a signal once there is a state; returns the one line that is said, which names a state that exists."""
+    while newest_state(out / "state") is None and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == code, errors
     (line,) = [line for line in errors.splitlines() if not line.startswith("Note:")]
     named = re.search(r"its state is (\S+)\. To go on, run the same command with --resume\.", line)
     assert named is not None, line
     assert Path(named[1], "manifest.json").is_file()
+    return line
+
+
+def test_the_command_exits_143_on_sigterm_with_one_line_and_a_state(photos, tmp_path) -> None:
+    end_after_a_state(start(*command(photos, tmp_path / "run")), tmp_path / "run", signal.SIGTERM, 143)
 
 
 def test_a_mistake_under_torchrun_is_one_line_of_ours(photos, tmp_path) -> None:
+    """torchrun adds its own."""
     ran = torchrun(*command(photos, tmp_path / "run", "--init", tmp_path / "nothing"))
     assert ran.returncode != 0
-    assert ran.stderr.count("Error: ") == 1
-    assert "Traceback" not in ran.stderr.partition("torch.distributed")[0]
+    assert sum(line.startswith("Error: ") for line in ran.stderr.splitlines()) == 1
+    assert ran.stderr.count("Traceback") == ran.stderr.count("ChildFailedError: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(("--init", "nowhere"), "Error: No model directory at nowhere."), (("--bugs", "3"), "No such option: --bugs")],
+)
+def test_a_mistake_with_several_processes_of_our_own_is_one_line_in_total(photos, tmp_path, wrong, said) -> None:
+    _, *rest = command(photos, tmp_path / "run", *wrong)
+    ran = start("deit", "--processes", 2, *rest)
+    output, errors = ran.communicate(timeout=240)
+    assert (ran.returncode, output) == (2, "")
+    assert errors.count("Error: ") == 1
+    assert said in errors
+    assert "Traceback" not in errors
+    if said.startswith("Error"):
+        assert len(errors.splitlines()) == 1
+
+
+def test_ctrl_c_with_several_processes_of_our_own_is_one_line_and_a_state(photos, tmp_path) -> None:
+    _, *rest = command(photos, tmp_path / "run")
+    process = start("deit", "--processes", 2, *rest)
+    said = end_after_a_state(process, tmp_path / "run", signal.SIGINT, 130)
+    assert "Stopped after step" in said
+
+
+def test_only_commands_that_share_their_work_are_started_several_times() -> None:
+    ran = start("deit", "--processes", 2, "recipes")
+    assert "Error: --processes is for train, pretrain, evaluate. Received: recipes." in ran.communicate(timeout=60)[1]
+    assert ran.returncode == 2
 
 
 # --- images that become unreadable ---------------------------------------------------------------------

@@ -40,7 +40,10 @@ def main() -> None:
 def _show_usage(error: Exception) -> None:
     """Prints what is wrong with the command line; its words may be names of files that a shell put there."""
     from deit.cli.console import say_lines
+    from deit.cli.endings import speaks
 
+    if not speaks():
+        return
     text = io.StringIO()
     error.show(text)  # type: ignore[attr-defined]
     say_lines(text.getvalue(), err=True)

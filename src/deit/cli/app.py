@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 import deit
@@ -11,6 +13,7 @@ from deit.cli.convert import convert
 from deit.cli.demo import demo
 from deit.cli.embed import embed
 from deit.cli.evaluate import evaluate
+from deit.cli.launch import launch
 from deit.cli.pretrain import pretrain
 from deit.cli.push import push
 from deit.cli.recipes import recipes
@@ -36,6 +39,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+    processes: int | None = typer.Option(
+        None, help="Share the work of a command among N processes or GPUs of this machine.", metavar="N"
+    ),
 ) -> None:
-    pass
+    if processes is None:
+        return
+    verb = context.invoked_subcommand or ""
+    raise typer.Exit(launch(processes, sys.argv[sys.argv.index(verb) :]))

@@ -19,7 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deit.cli.endings import SignalError, ended_by_signals, is_lost_process, speaks, speaks_of_signal
+from deit.cli.endings import (
+    SignalError,
+    ended_by_signals,
+    is_lost_process,
+    leave_time_to_speak,
+    speaks,
+    speaks_of_signal,
+)
 from deit.core.printable import printable, printable_lines
 from deit.core.writing import why_unwritten
 
@@ -78,11 +85,14 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             if os.environ.get("DEIT_TRACEBACK"):
                 raise
             if is_lost_process(error):  # which has told why it ended
+                leave_time_to_speak()
                 raise typer.Exit(1) from error
             if not isinstance(error, _USER_ERRORS) and why_unwritten(error) is None:
                 raise
             if speaks(error):
                 say(f"Error: {' '.join(_explain(error).split())}", err=True)
+            else:
+                leave_time_to_speak()
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped

@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _LOST = re.compile("gloo|nccl|connection (closed|reset) by peer|broken pipe", re.IGNORECASE)
 _RANK = "LOCAL_RANK"  # set by torchrun
+_FIRST_SECONDS = 1.0  # in which the process that tells of an error does so
 
 
 class SignalError(BaseException):
@@ -45,6 +47,12 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def leave_time_to_speak() -> None:
+    """Waits in a process that has nothing to tell: once one has ended, torchrun ends the others."""
+    if os.environ.get(_RANK, "0") != "0":
+        time.sleep(_FIRST_SECONDS)
 
 
 def speaks(error: Exception | None = None) -> bool:
