@@ -43,7 +43,7 @@ _recipe("YAML: 20 MB of keys", lambda: b"".join(b"k%d: 0\n" % i for i in range(1
 _recipe("YAML: no text", lambda: b"\0\xff\xfe")
 _recipe("YAML: infinite epochs", lambda: b"schedule: {epochs: .inf}\n")
 _recipe("YAML: a batch of 10 to the 12th", lambda: b"batch_size: 1000000000000\n", refused=False)
-_recipe("YAML: 10 to the 12th epochs", lambda: b"schedule: {epochs: 1000000000000}\n")
+_recipe("YAML: 10 to the 12th epochs", lambda: b"schedule: {epochs: 1000000000000}\n", refused=False)
 
 
 def _special_recipe(by: str) -> Callable[[Kit], list[Any]]:

@@ -15,6 +15,8 @@ from deit.data.label_columns import (
     switch_labels,
 )
 
+# Zeros and ones of several labels have a column each.
+MOST_COLUMNS = 10_000
 IMAGE_NAMES = ("image", "img", "picture", "photo")
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "img", "image_path")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "classes", "target", "targets")

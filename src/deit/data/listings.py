@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from deit.core.image_files import read_content
 from deit.core.images import IMAGE_SUFFIXES, ImageError
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.columns import PATH_NAMES, choose_column, choose_labels, described, not_an_image
+from deit.data.columns import MOST_COLUMNS, PATH_NAMES, choose_column, choose_labels, described, not_an_image
 from deit.data.contents import file_stamp
 from deit.data.part_names import divide_rows, split_columns
 from deit.data.sources import SkippedFile
 from deit.data.stores import Part, divided
+
+# A line names an image and its labels; the reader of Python takes fields of 128 KiB.
+MOST_LINE_CHARACTERS = 2**20
+# Spreadsheets save some below the last row.
+MOST_EMPTY_LINES = 2_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -121,18 +127,20 @@ def _read(path: Path) -> tuple[list[str], list[_Row], list[SkippedFile]]:
     """Returns the header, the rows that have as many cells, and the others."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            first = file.readline(MOST_LINE_CHARACTERS)
             file.seek(0)
             delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
             if delimiter not in first and ";" in first:  # what spreadsheets write where the comma is in the numbers
                 delimiter = ";"
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            lines = [_Row(line=reader.line_num, cells=[c.strip() for c in row]) for row in reader if any(row)]
+            reader = csv.reader(_bounded_lines(file), delimiter=delimiter, strict=True)
+            lines = [_Row(line=reader.line_num, cells=[c.strip() for c in row]) for row in _filled(reader)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a table ({error}). Save it as UTF-8 text.") from error
     if not lines:
         raise ValueError(f"{path} is empty. Its first line must name the columns, such as: path,label")
     header = [cell.strip() for cell in lines[0].cells]
+    if len(header) > MOST_COLUMNS:
+        raise ValueError(f"{path} has {len(header)} columns. At most {MOST_COLUMNS} are read.")
     if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header):
         raise ValueError(f"{path} has no header: its first line must name the columns, such as: path,label")
     if len(set(header)) < len(header):
@@ -146,6 +154,26 @@ def _read(path: Path) -> tuple[list[str], list[_Row], list[SkippedFile]]:
         if len(row.cells) != len(header)
     ]
     return header, rows, skipped
+
+
+def _bounded_lines(file: TextIO) -> Iterator[str]:
+    """Gives the lines of a table, and raises an error in place of one that would fill the memory."""
+    while line := file.readline(MOST_LINE_CHARACTERS + 1):
+        if len(line) > MOST_LINE_CHARACTERS:
+            raise csv.Error(f"a line has more than {MOST_LINE_CHARACTERS} characters")
+        yield line
+
+
+def _filled(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Passes over empty rows, as many as a table may have."""
+    empty = 0
+    for row in rows:
+        if any(row):
+            yield row
+        else:
+            empty += 1
+            if empty > MOST_EMPTY_LINES:
+                raise csv.Error(f"more than {MOST_EMPTY_LINES} of its lines are empty")
 
 
 def _image_column(path: Path, header: Sequence[str], rows: Sequence[_Row], asked: str) -> int:

@@ -27,6 +27,8 @@ IMAGE_ENDINGS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _BLOCK = tarfile.BLOCKSIZE
 # Long names have some hundred bytes, labels with captions some thousand.
 MOST_TAR_READ_BYTES = 2**20
+# A sample has an image and a few labels or files more. Headers alone compress a thousandfold and take time each.
+MOST_MEMBERS_IN_A_ROW = 50_000
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -200,12 +202,15 @@ def _read_shard(
         return [], f"It is not a tar archive ({error}).{hint}"
     with file, archive:
         try:
-            position = -1
+            position, without = -1, 0
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
                 if member.size < 0 or archive.offset <= position:  # else the same would be read for ever
                     return samples, f"It is damaged in {member.name!r}."
                 position = archive.offset
+                without = 0 if _is_image(member) else without + 1
+                if without > MOST_MEMBERS_IN_A_ROW:
+                    return samples, f"It has more than {MOST_MEMBERS_IN_A_ROW} members in a row that are no images."
                 if member.isreg() and member.sparse is None:
                     if member.offset_data + member.size > size:
                         return samples, f"It is truncated in {member.name!r}."
@@ -221,6 +226,10 @@ def _read_shard(
     if len(tail) < _BLOCK or tail.strip(b"\0"):
         return samples, f"It is truncated or damaged after byte {archive.offset}: the end mark is missing."
     return samples, ""
+
+
+def _is_image(member: tarfile.TarInfo) -> bool:
+    return member.size > 0 and member.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 class _BoundedFile(io.BufferedReader):

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deit.core.errors import MOST_JSON_BYTES, DamagedFileError, parsing, read_json
+from deit.core.image_files import read_content
 from deit.core.images import ImageError
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.cache_folder import cache_folder
 from deit.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column, choose_switches, not_an_image
 from deit.data.contents import file_stamp, part_stamp
 from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, switch_labels
+from deit.data.parquet_limits import check_columns, check_parquet, joined, rows_together
 from deit.data.part_names import divide_rows, split_columns
 from deit.data.sources import Progress
 from deit.data.stores import Part
@@ -116,10 +119,12 @@ def _label_column(schema: pa.Schema, origin: str, names: Sequence[str], asked: s
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """Returns the types that `datasets` notes in a table: {"label": {"_type": "ClassLabel", "names": [...]}}."""
+    noted = (schema.metadata or {}).get(b"huggingface", b"{}")
+    if len(noted) > MOST_JSON_BYTES:
+        raise DamagedFileError(f"The notes of its columns have {len(noted)} bytes, more than {MOST_JSON_BYTES}.")
     try:
-        noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        return dict(noted.get("info", {}).get("features") or {})
-    except (ValueError, AttributeError):  # somebody else's note
+        return dict(json.loads(noted).get("info", {}).get("features") or {})
+    except (ValueError, AttributeError, TypeError, RecursionError):  # somebody else's note
         return {}
 
 
@@ -188,8 +193,8 @@ def _image_bytes(value: Any, folder: Path) -> bytes:
         value, path = value.get("bytes"), value.get("path")
     if value is None and path:
         try:
-            return (folder / path).read_bytes()
-        except OSError as error:
+            return read_content(folder / path, f"the file {path}, which it names,")
+        except FileNotFoundError as error:
             raise ImageError(f"it names the file {path}, which cannot be read ({error.strerror}).") from error
     if not value:
         raise ImageError("it has no image.")
@@ -229,6 +234,7 @@ def parquet_part(
     schemas, counts = [], []
     for path in paths:
         with _readable(path), pq.ParquetFile(path) as file:
+            check_parquet(path, file.metadata)
             schemas.append(file.schema_arrow)
             counts.append(file.metadata.num_rows)
     image = _image_column(schemas[0], str(paths[0]), image_column)
@@ -239,6 +245,7 @@ def parquet_part(
         values: dict[str, list[Any]] = {each: [] for each in names}
         for path in paths if names else ():
             with _readable(path), pq.ParquetFile(path) as file:
+                check_columns(path, file.metadata, names)
                 table = file.read(columns=list(names))
                 for each in names:
                     values[each] += table.column(each).to_pylist()
@@ -307,7 +314,10 @@ class ParquetStore:
         for path, size in zip(self._paths, self._sizes, strict=True):
             if path.stat().st_size != size:
                 raise ValueError(f"{path} has changed since it was opened. Start again.")
-        total = sum(_unpacked_size(pq.read_metadata(path), self._column) for path in self._paths)
+        described = [pq.read_metadata(path) for path in self._paths]
+        for path, metadata in zip(self._paths, described, strict=True):
+            check_columns(path, metadata, [self._column])
+        total = sum(_unpacked_size(metadata, self._column) for metadata in described)
         parts: list[pa.Array] = []
         for start, path in zip(self._starts, self._paths, strict=False):
 
@@ -327,14 +337,17 @@ class ParquetStore:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        unpacked = [0]
         with pq.ParquetFile(path, memory_map=True) as file:
             kind = file.schema_arrow.field(self._column).type
             for group in range(file.num_row_groups):
-                expected, done = file.metadata.row_group(group).num_rows, 0
+                found, done = file.metadata.row_group(group), 0
+                expected, together = found.num_rows, rows_together(found, self._column, _BATCH)
                 try:
-                    for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[self._column]):
-                        done += len(batch)
-                        yield batch.column(0)
+                    batches = file.iter_batches(together, row_groups=[group], columns=[self._column])
+                    for rows in joined(batches, _BATCH, path, unpacked):
+                        done += len(rows)
+                        yield rows
                 except (pa.ArrowException, OSError) as error:
                     reason = f"its part of the Parquet file cannot be read ({_first_line(error)})."
                     self._broken.append((range(start + done, start + expected), reason))
@@ -463,12 +476,11 @@ def load_saved_dataset(folder: Path) -> dict[str, datasets.Dataset]:
         ModuleNotFoundError: `datasets` is not installed.
     """
     import datasets
-    import pyarrow as pa
 
-    try:
+    for file in folder.rglob("*.json"):  # nested too deep, they end the parser
+        read_json(file, "a description of a saved data set")
+    with parsing(folder, "a saved data set"):
         loaded = datasets.load_from_disk(str(folder))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} cannot be read as a saved data set ({_first_line(error)}).") from error
     return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
 
 

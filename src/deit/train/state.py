@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deit.core.errors import parsing, read_json
+from deit.core.errors import DamagedFileError, parsing, read_json
 from deit.core.files import replace_folder_content
 from deit.core.weight_files import read_header
 from deit.core.writing import writing
@@ -131,5 +131,7 @@ def _step_folders(folder: Path) -> list[Path]:
 
 
 def _hash(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe waits and a device goes on for ever
+        raise DamagedFileError(f"{path} is a folder, a pipe or a device, not a file.")
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
