@@ -23,6 +23,7 @@ def good(student: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) 
     [
         "pickle: runs a command, in an archive",
         "a web page: classify",
+        "config: nested 100,000 deep",
     ],
 )
 def test_a_hostile_input_ends_in_one_line_within_the_limits(name, good, tmp_path):

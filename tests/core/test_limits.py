@@ -52,7 +52,7 @@ def test_a_setting_that_is_no_number_is_refused(tiny_fields, value):
     [
         {"num_hidden_layers": 1000, "intermediate_size": 65_536},
         {"hidden_size": 32_768, "pooler_output_size": 32_768},
-        {"id2label": {str(i): str(i) for i in range(2)}, "num_labels": 1_000_000, "hidden_size": 64},
+        {"id2label": {str(i): str(i) for i in range(2)}, "num_labels": 100_000, "hidden_size": 1024},
         {"image_size": 2048, "hidden_size": 4096},
         {"num_channels": 60_000, "hidden_size": 512},
     ],

@@ -372,7 +372,7 @@ def test_a_damaged_dataset_is_refused(tmp_path):
     hub_dataset(2).save_to_disk(tmp_path / "one")
     (file,) = (tmp_path / "one").glob("*.arrow")
     file.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"one is damaged or is not a saved data set \():
+    with pytest.raises(ValueError, match=r"one is damaged or is not a saved data set \("):
         load_saved_dataset(tmp_path / "one")
 
 

@@ -121,6 +121,8 @@ def _record(name: str, content: bytes) -> None:
 _record("training.json: nested 100,000 deep", _DEEP)
 _record("training.json: a list", b"[1, 2]")
 _record("training.json: text for a table", b'{"data": "many", "scores": 3}')
+_record("training.json: scores that are text", b'{"data": {}, "scores": {"student": {"accuracy": "all"}}}')
+_record("training.json: a fraction that is a list", b'{"recipe": {"data": {"val_fraction": [1]}}}')
 _record("training.json: no text", b"\xff\xfe\0")
 _record("training.json: a number of 5,000 digits", b'{"data": {"seed": ' + b"9" * 5000 + b"}}")
 

@@ -130,6 +130,16 @@ def _constant_labels(path: Path) -> None:
             writer.write_table(table)
 
 
+def _one_large_picture(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    picture = encoded("red") + os.urandom(500_000)
+    image = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array([picture]))
+    table = pa.table({"image": image, "label": ["cat", "dog"] * 10_000})
+    pq.write_table(table, path, compression="zstd", store_schema=False)
+
+
 def _large_cell(path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -197,6 +207,7 @@ def _links(kind: str) -> Callable[[Path], None]:
 
 _file("Parquet: 100,000,000 rows of one picture", "a.parquet", _constant_labels)
 _file("Parquet: a cell of 1.5 GB", "a.parquet", _large_cell)
+_file("Parquet: a dictionary of one picture of 500 KB, 20,000 rows", "a.parquet", _one_large_picture)
 _file("Parquet: a label of 600 MB", "a.parquet", _large_label, refused=False)
 _file("Parquet: 20,000 columns", "a.parquet", _many_columns, refused=False)
 _file("Parquet: 1,000,000 class names for 12 pictures", "a.parquet", _many_names, refused=False)
@@ -240,6 +251,9 @@ _table("CSV: a number of 100,000 digits", lambda: _rows("red/0.png," + "9" * 100
 _table(
     "CSV: 1,000,000 classes of one row", lambda: _rows(*(f"red/0.png,c{i}" for i in range(1_000_000))), refused=False
 )
+_table("CSV: a field of 50 MB", lambda: b"path,label\nred/0.png," + b"x" * 50_000_000 + b"\n")
+_file("CSV: a FIFO", "a.csv", lambda p: os.mkfifo(p))
+_file("CSV: /dev/zero as the table", "a.csv", lambda p: p.symlink_to("/dev/zero"))
 _table("CSV: random bytes", lambda: bytes(range(256)) * 100)
 
 

@@ -47,6 +47,19 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, caplog, nam
     assert "Passed over the training state" in caplog.text
 
 
+def to_a_pipe(path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "meta.json"])
+def test_a_pipe_in_a_state_is_not_waited_for(tmp_path, caplog, name) -> None:
+    save_state(tmp_path, state(5))
+    to_a_pipe(save_state(tmp_path, state(9)) / name)
+    assert load_state(tmp_path).step == 5
+    assert "a pipe or a device" in caplog.text
+
+
 def test_when_every_state_is_damaged_the_run_does_not_silently_begin_anew(tmp_path) -> None:
     for step in (5, 9):
         truncate(save_state(tmp_path, state(step)) / "tensors.safetensors")

@@ -21,7 +21,7 @@ _MOST = {
     "patch_size": 16_384,
 }
 MOST_PATCHES = 262_144
-MOST_LABELS = 1_000_000
+MOST_LABELS = 100_000
 
 
 def check_count(name: str, value: Any) -> None:

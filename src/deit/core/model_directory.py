@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.configuration import CONFIG_NAME, read_config
-from deit.core.errors import read_json
+from deit.core.errors import DamagedFileError, read_json, shown
 from deit.core.image_processor import DeiTImageProcessor, open_image_processor
 from deit.core.known_images import KnownImages
 from deit.core.processor_settings import PREPROCESSOR_NAME
@@ -114,11 +114,26 @@ def read_image_processor(path: Path) -> DeiTImageProcessor:
 
 
 def read_training_record(path: Path) -> dict[str, Any] | None:
-    """Returns the content of `training.json`, or None for a model that was not trained here."""
+    """Returns the content of `training.json`, or None for a model that was not trained here.
+
+    Raises:
+        DamagedFileError: It is damaged: where it has data, images, recipe and scores, they have the right form.
+    """
     file = path / TRAINING_NAME
     if not file.is_file():
         return None
-    return read_json(file, "the record of a training")
+    record = read_json(file, "the record of a training")
+    for name in ("data", "images", "recipe", "scores"):
+        if not isinstance(record.get(name) or {}, dict):
+            raise DamagedFileError(f"{file} is damaged: its {name!r} is no table. Received: {shown(record[name])}.")
+    recipe, scores = (record.get("recipe") or {}), (record.get("scores") or {})
+    settings = recipe.get("data", {})
+    if not isinstance(settings, dict) or not isinstance(settings.get("val_fraction", 0.2), (int, float)):
+        raise DamagedFileError(f"{file} is damaged: the settings of its data are {shown(settings)}.")
+    for head, values in scores.items():
+        if not isinstance(values, dict) or not all(isinstance(v, (int, float, type(None))) for v in values.values()):
+            raise DamagedFileError(f"{file} is damaged: its scores {shown(head)} are {shown(values)}.")
+    return record
 
 
 def read_known_images(path: Path) -> KnownImages | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.field_checks import MOST_LABELS
 from deit.core.labels import repeated_names, several_classes
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.label_cells import (
@@ -125,6 +126,10 @@ def encode_labels(
     missing = np.array([names is None for names in named], dtype=bool)
     found = _sorted_names({name for names in named if names for name in names})
     known = list(classes) if classes is not None else list(column.class_names or found)
+    if len(known) > MOST_LABELS:
+        raise ValueError(
+            f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it another one?"
+        )
     if numbers_fit and _are_positions(column, found, known):
         known_as = {name: int(name) for name in found}
     else:

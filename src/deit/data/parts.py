@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from deit.core.errors import DamagedFileError
 from deit.core.image_search import is_hidden, visible_folders
 from deit.core.images import ValueRange
 from deit.core.metrics import SINGLE_LABEL
@@ -148,6 +149,9 @@ def _parts_of_files(kind: str, names: Sequence[str], options: ReadOptions) -> Pa
 
 
 def _open_files(kind: str, part: str, names: Sequence[str], options: ReadOptions) -> dict[str, Part]:
+    for name in names:
+        if os.path.exists(name) and not os.path.isfile(name):  # opened, a pipe waits and a device goes on for ever
+            raise DamagedFileError(f"{name} cannot be read as a {kind} file: it is a pipe, a socket or a device.")
     if kind == ".csv":
         parts = listed_parts(Path(names[0]), **options.columns())
         return {part: replace(parts[""], name=part)} if "" in parts else parts

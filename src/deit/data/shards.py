@@ -28,7 +28,7 @@ _BLOCK = tarfile.BLOCKSIZE
 # Long names have some hundred bytes, labels with captions some thousand.
 MOST_TAR_READ_BYTES = 2**20
 # A sample has an image and a few labels or files more. Headers alone compress a thousandfold and take time each.
-MOST_MEMBERS_IN_A_ROW = 50_000
+MOST_MEMBERS_IN_A_ROW = 20_000
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -124,7 +124,7 @@ def shard_part(
         samples += [each for sample in found for each in _separated(sample, image_column)]
         if progress is not None:
             progress(number + 1, len(paths))
-    if skipped and not samples:
+    if skipped and not any(sample.images for sample in samples):
         raise ValueError(f"{skipped[0].path} gives no samples. {skipped[0].reason}")
     origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     kind = _image_kind(samples, origin, image_column)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit.core.errors import MOST_JSON_BYTES, DamagedFileError, parsing, read_json
+from deit.core.errors import MOST_JSON_BYTES, DamagedFileError, parsing, read_json, shown
+from deit.core.field_checks import MOST_LABELS
 from deit.core.image_files import read_content
 from deit.core.images import ImageError
 from deit.core.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -134,6 +135,8 @@ def _class_names(feature: Any) -> tuple[str, ...] | None:
     if isinstance(feature, dict) and "feature" in feature:
         feature = feature["feature"]
     names = feature.get("names") if isinstance(feature, dict) else None
+    if names is not None and (not isinstance(names, list) or len(names) > MOST_LABELS):
+        raise DamagedFileError(f"A table needs a list of at most {MOST_LABELS} class names. Received: {shown(names)}.")
     return tuple(str(name) for name in names) if names else None
 
 
