@@ -126,10 +126,7 @@ def encode_labels(
     missing = np.array([names is None for names in named], dtype=bool)
     found = _sorted_names({name for names in named if names for name in names})
     known = list(classes) if classes is not None else list(column.class_names or found)
-    if len(known) > MOST_LABELS:
-        raise ValueError(
-            f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it another one?"
-        )
+    _refuse_too_many(known, column)
     if numbers_fit and _are_positions(column, found, known):
         known_as = {name: int(name) for name in found}
     else:
@@ -303,6 +300,13 @@ def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     repeated = repeated_names(names)
     return tuple(f"{name}\0{number}" if name in repeated else name for number, name in enumerate(names))
+
+
+def _refuse_too_many(known: Sequence[str], column: LabelColumn) -> None:
+    if len(known) > MOST_LABELS:
+        raise ValueError(
+            f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it another one?"
+        )
 
 
 def _refuse_unknown(found: Sequence[str], known_as: dict[str, int], known: Sequence[str], column: LabelColumn) -> None:
