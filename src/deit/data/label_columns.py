@@ -126,7 +126,6 @@ def encode_labels(
     missing = np.array([names is None for names in named], dtype=bool)
     found = _sorted_names({name for names in named if names for name in names})
     known = list(classes) if classes is not None else list(column.class_names or found)
-    _refuse_too_many(known, column)
     if numbers_fit and _are_positions(column, found, known):
         known_as = {name: int(name) for name in found}
     else:
@@ -310,6 +309,7 @@ def _refuse_too_many(known: Sequence[str], column: LabelColumn) -> None:
 
 
 def _refuse_unknown(found: Sequence[str], known_as: dict[str, int], known: Sequence[str], column: LabelColumn) -> None:
+    _refuse_too_many(known, column)
     unknown = [name for name in found if name not in known_as]
     plain = [_plain_name(name) for name in known]
     repeated = repeated_names(plain)
