@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 # A row has an image of its own, which takes a hundred bytes and more; copies take a bit or so.
 MOST_ROWS_PER_BYTE = 1
 # Images are compressed as they are. Uncompressed ones (BMP) of drawings and masks shrink to a fiftieth.
-MOST_TIMES_UNPACKED = 100
+MOST_TIMES_UNPACKED = 64
 # What a small file may unpack to in any case.
-MOST_UNPACKED_BYTES = 2**26
+MOST_UNPACKED_BYTES = 2**24
 
-_BATCH_BYTES = 2**25
+_BATCH_BYTES = 2**24
 
 
 def check_parquet(path: Path, metadata: Any) -> None:
