@@ -19,6 +19,9 @@ MOST_TIMES_UNPACKED = 64
 # What a small file may unpack to in any case.
 MOST_UNPACKED_BYTES = 2**24
 
+# What `datasets` notes of the columns: 30,000 class names take 2 MiB or less; parsed, it takes many times its size.
+MOST_NOTES_BYTES = 2**22
+
 _BATCH_BYTES = 2**24
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit.core.errors import MOST_JSON_BYTES, DamagedFileError, parsing, read_json, shown
+from deit.core.errors import DamagedFileError, parsing, read_json, shown
 from deit.core.field_checks import MOST_LABELS
 from deit.core.image_files import read_content
 from deit.core.images import ImageError
@@ -23,7 +23,7 @@ from deit.data.cache_folder import cache_folder
 from deit.data.columns import IMAGE_NAMES, LABEL_NAMES, choose_column, choose_switches, not_an_image
 from deit.data.contents import file_stamp, part_stamp
 from deit.data.label_columns import UNLABELLED, LabelColumn, ignored_labels, switch_labels
-from deit.data.parquet_limits import check_columns, check_parquet, joined, rows_together
+from deit.data.parquet_limits import MOST_NOTES_BYTES, check_columns, check_parquet, joined, rows_together
 from deit.data.part_names import divide_rows, split_columns
 from deit.data.sources import Progress
 from deit.data.stores import Part
@@ -121,8 +121,8 @@ def _label_column(schema: pa.Schema, origin: str, names: Sequence[str], asked: s
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """Returns the types that `datasets` notes in a table: {"label": {"_type": "ClassLabel", "names": [...]}}."""
     noted = (schema.metadata or {}).get(b"huggingface", b"{}")
-    if len(noted) > MOST_JSON_BYTES:
-        raise DamagedFileError(f"The notes of its columns have {len(noted)} bytes, more than {MOST_JSON_BYTES}.")
+    if len(noted) > MOST_NOTES_BYTES:
+        raise DamagedFileError(f"The notes of its columns have {len(noted)} bytes, more than {MOST_NOTES_BYTES}.")
     try:
         return dict(json.loads(noted).get("info", {}).get("features") or {})
     except (ValueError, AttributeError, TypeError, RecursionError):  # somebody else's note
