@@ -1,4 +1,4 @@
-"""Classes without images, and one class spelled in two ways."""
+"""Notes about classes without images, one class spelled in two ways, and parts that paths alone name."""
 
 from __future__ import annotations
 
@@ -50,3 +50,18 @@ def test_an_empty_class_of_hidden_files_says_that_they_are_there(tmp_path):
         picture("green", i).save(tmp_path / "green" / f".{i}.png")
     with pytest.raises(ValueError, match=r"No usable image in .*green\. .*Files that were not looked at: 3 hidden\."):
         open_data(tmp_path)
+
+
+def test_paths_in_parts_without_a_column_of_parts_are_noted(tmp_path, caplog):
+    rows = []
+    for part in ("train", "val"):
+        fill(tmp_path / part, 2, seed=len(rows))
+        rows += [f"{part}/{c}/{i}.png,{c}" for c in COLOURS for i in range(2)]
+    (tmp_path / "a.csv").write_text("\n".join(["path,label", *rows]))
+    open_data(tmp_path / "a.csv")
+    assert len(caplog.messages) == 1
+    assert "lie in folders of the parts train, val, but no column divides its rows" in caplog.messages[0]
+    (tmp_path / "b.csv").write_text("\n".join(["path,label,split", *(f"{row},{row.split('/')[0]}" for row in rows)]))
+    caplog.clear()
+    open_data(tmp_path / "b.csv")
+    assert caplog.messages == []
