@@ -94,7 +94,9 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         folder: In which to look; it need not exist.
         name: What the file or folder was going to be; any when "*".
     """
-    for path in folder.glob("." + name.replace("[", "[[]") + ".*.tmp"):
+    escaped = name.replace("[", "[[]")
+    inner = folder.glob(f"..{escaped}.*.tmp.*.tmp")  # a model directory that was written into a temporary folder
+    for path in {*folder.glob(f".{escaped}.*.tmp"), *inner}:
         if not _LEFTOVER.fullmatch(path.name) or path.is_symlink():
             continue
         with suppress(OSError):  # gone already, or not ours to remove
