@@ -13,7 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from deit.core.configuration import DeiTConfig, ViTConfig
 from deit.core.image_processor import evaluation_processor
-from deit.data.sources import ArraySource
+from deit.core.images import ImageError
+from deit.data.sources import ArraySource, Subset
 from deit.deploy import feature_evaluation
 from deit.deploy.embedding import Embedder, embed_files, write_features
 from deit.deploy.feature_evaluation import evaluate_features, linear_classifier, nearest_neighbours
@@ -237,7 +238,7 @@ def test_scores_are_those_of_the_answers(tmp_path):
 
     known, queries = source(30, 0), source(13, 1)
     calls = []
-    scores = evaluate_features(embedder, known, queries, batch_size=8, on_batch=lambda *call: calls.append(call))
+    scores = evaluate_features(embedder, known, queries, batch_size=8, on_batch=lambda *call: calls.append(call)).scores
     assert calls[-1] == (6, 6)
     assert [(s.token, s.method) for s in scores[:2]] == [("class", "nearest neighbours"), ("class", "linear")]
     assert len(scores) == 6
@@ -249,3 +250,37 @@ def test_scores_are_those_of_the_answers(tmp_path):
     assert all(s.top5 == 100 and s.images == 13 for s in scores)
     with pytest.raises(ValueError, match="must have the same classes"):
         evaluate_features(embedder, known, ArraySource(np.zeros((2, 16, 16), np.uint8), np.array([0, 1])))
+
+
+def test_images_that_become_unreadable_are_left_out_on_both_sides(tmp_path):
+    """The scores are those of the others alone; more of them than make up a batch are missing in a row."""
+    embedder = Embedder.open(saved(tmp_path))
+    random = np.random.default_rng(0)
+    known, queries = (
+        ArraySource(random.integers(0, 256, (count, 16, 16, 3), np.uint8), np.arange(count) % 3) for count in (30, 13)
+    )
+    gone = (np.array([0, *range(8, 16), 29]), np.array([3, 12]))
+    found = evaluate_features(embedder, Fading(known, gone[0]), Fading(queries, gone[1]), batch_size=4)
+    readable = [
+        Subset(source, np.setdiff1d(np.arange(len(source.labels)), missing))
+        for source, missing in zip((known, queries), gone, strict=True)
+    ]
+    expected = evaluate_features(embedder, *readable, batch_size=4)
+    assert found.scores == expected.scores
+    assert {score.images for score in found.scores} == {11}
+    assert (found.known, len(found.unreadable_known), found.unreadable) == (20, 10, ["3 is gone.", "12 is gone."])
+    with pytest.raises(ImageError, match=r"No image can be read any more; the first: 0 is gone"):
+        evaluate_features(embedder, Fading(known, np.arange(30)), queries)
+
+
+class Fading:
+    """A source of which some images cannot be read any more."""
+
+    def __init__(self, source: ArraySource, gone: np.ndarray) -> None:
+        self._source, self._gone = source, gone
+        self.classes, self.labels, self.problem_type = source.classes, source.labels, source.problem_type
+
+    def image(self, index: int):
+        if index in self._gone:
+            raise ImageError(f"{index} is gone.")
+        return self._source.image(index)

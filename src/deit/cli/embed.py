@@ -14,9 +14,9 @@ from deit.cli.console import PARTLY, print_table, progress_bar, report_found, re
 from deit.cli.settings import open_on_first
 
 if TYPE_CHECKING:
-    from deit.core.known_images import Overlap
     from deit.data.sources import Data
     from deit.deploy.embedding import Embedder
+    from deit.deploy.feature_evaluation import FeatureEvaluation
 
 
 @reports_errors
@@ -71,7 +71,7 @@ def evaluate_features_of(
     """Prints how well the features of `data` are told apart by those of `known`; processes of torchrun share both."""
     from deit.data.distributed import process_group
     from deit.deploy.embedding import Embedder
-    from deit.deploy.feature_evaluation import NEIGHBOURS, evaluate_features, without_known
+    from deit.deploy.feature_evaluation import NEIGHBOURS, evaluate_features
 
     with process_group(device) as processes:
         opened: list[Embedder] = []
@@ -83,31 +83,33 @@ def evaluate_features_of(
         }  # fmt: skip
         images = open_on_first(processes, lambda progress: _open(known, data, {**options, "progress": progress}))
         with progress_bar("Embedding", shown=processes.is_first) as update:
-            scores = evaluate_features(
+            result = evaluate_features(
                 embedder, images.train, images.val, batch_size=batch_size, processes=processes, on_batch=update
             )
-    if scores is None:  # the first process speaks for all
+    if result is None:  # the first process speaks for all
         return
-    count = len(images.train.labels)
-    overlap = embedder.overlap(without_known(images.val, images.train)[0])
-    notes = _notes(scores[0].left_out, overlap)
+    notes = _notes(result)
     if as_json:
-        values = {"model": str(model), "data": data, "known": known, "known_images": count, "notes": notes}
-        seen = asdict(overlap) if overlap else None
-        say_json({**values, "overlap": seen, "scores": [asdict(score) for score in scores]})
+        values = {"model": str(model), "data": data, "known": known, "known_images": result.known, "notes": notes}
+        values |= {"unreadable": result.unreadable, "unreadable_known": result.unreadable_known}
+        seen = asdict(result.overlap) if result.overlap else None
+        say_json({**values, "overlap": seen, "scores": [asdict(score) for score in result.scores]})
         return
-    rows = [(f"{s.token} token", s.method, f"{s.top1:.2f}", f"{s.top5:.2f}", str(s.images)) for s in scores]
+    rows = [(f"{s.token} token", s.method, f"{s.top1:.2f}", f"{s.top5:.2f}", str(s.images)) for s in result.scores]
     print_table(f"Features of {model} on {data}", ("features", "method", "top-1 %", "top-5 %", "images"), rows)
-    say(f"Known: {count} images of {known}, {NEIGHBOURS} neighbours.")
+    say(f"Known: {result.known} images of {known}, {NEIGHBOURS} neighbours.")
     for note in notes:
         say(note)
 
 
-def _notes(left_out: int, overlap: Overlap | None) -> list[str]:
-    notes = overlap.notes() if overlap is not None else []
-    if left_out:
-        notes.insert(0, f"{left_out} images were left out: they are among the known ones.")
-    return notes
+def _notes(result: FeatureEvaluation) -> list[str]:
+    notes = []
+    if result.scores[0].left_out:
+        notes.append(f"{result.scores[0].left_out} images were left out: they are among the known ones.")
+    for what, reasons in (("images", result.unreadable), ("known images", result.unreadable_known)):
+        if reasons:
+            notes.append(f"{len(reasons)} {what} were left out, which cannot be read any more; the first: {reasons[0]}")
+    return [*notes, *(result.overlap.notes() if result.overlap is not None else ())]
 
 
 def _open(known: str, data: str, settings: dict[str, Any]) -> Data:

@@ -13,6 +13,7 @@ import numpy as np
 
 import deit
 from deit.core.calibration import ReliabilityBin
+from deit.core.images import ImageError
 from deit.core.metrics import REGRESSION, SINGLE_LABEL, score_text, score_title
 from deit.core.printable import printable
 from deit.data.sources import Source
@@ -98,7 +99,11 @@ def write_evaluation_report(
 def _mistakes(evaluation: Evaluation, source: Source) -> list[dict[str, Any]]:
     cells = []
     for mistake in evaluation.mistakes():
-        image = source.image(mistake.index)
+        try:
+            image = source.image(mistake.index)
+        except (ImageError, OSError):  # it was there a moment ago
+            cells.append({"image": "", "tiny": False, "mistake": mistake})
+            continue
         cells.append({"image": image_uri(image), "tiny": max(image.size) <= _TINY, "mistake": mistake})
     return cells
 

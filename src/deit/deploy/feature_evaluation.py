@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.images import ImageError
+from deit.core.known_images import Overlap
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
 from deit.data.sources import Source, Subset, contents_of
@@ -174,6 +176,25 @@ class FeatureScores:
     left_out: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureEvaluation:
+    """The scores of features, and which images they are of.
+
+    Attributes:
+        scores: Two for each token.
+        known: Number of known images that could be read.
+        unreadable_known: Why other known images could not be read.
+        unreadable: Why other queries could not be read.
+        overlap: How many of the counted queries the model has met before; None where that is not recorded.
+    """
+
+    scores: list[FeatureScores]
+    known: int
+    unreadable_known: list[str]
+    unreadable: list[str]
+    overlap: Overlap | None
+
+
 def evaluate_features(
     embedder: Embedder,
     known: Source,
@@ -183,10 +204,11 @@ def evaluate_features(
     batch_size: int = 64,
     processes: Processes | None = None,
     on_batch: Callable[[int, int], None] | None = None,
-) -> list[FeatureScores] | None:
+) -> FeatureEvaluation | None:
     """Scores the features of every token: neighbours and linear classifier know `known` and are asked about `queries`.
 
-    A query whose very bytes are among the known images is left out: it would be its own neighbour.
+    A query whose very bytes are among the known images is left out: it would be its own neighbour. So is an image that
+    cannot be read any more, on both sides.
 
     Args:
         embedder: The model.
@@ -198,10 +220,11 @@ def evaluate_features(
         on_batch: Called with (batches done, batches of this process in all).
 
     Returns:
-        Two for each token; None in every process but the first.
+        The scores; None in every process but the first.
 
     Raises:
         ValueError: The classes differ, images have several, or all queries are among the known images.
+        ImageError: Of the known images or of the queries none can be read any more.
     """
     if known.classes != queries.classes or known.problem_type != queries.problem_type:
         raise ValueError("Known images and queries must have the same classes. Open both with one list of classes.")
@@ -212,24 +235,32 @@ def evaluate_features(
     place = {"rank": processes.rank, "world_size": processes.world_size}
     sources = [EvaluationBatches(source, embedder.processor, batch_size, **place) for source in (known, asked)]
     total, done = sum(map(len, sources)), 0
-    collected: list[dict[str, Array]] = []
+    collected: list[_Embedded] = []
     for batches, source in zip(sources, (known, asked), strict=True):
         mine = len(range(processes.rank, len(source.labels), processes.world_size))
         width = int(embedder.model.config.hidden_size)
         made = {token: np.empty((mine, width), np.float32) for token in embedder.tokens}
-        first = 0
+        numbers: list[int] = []
         for pixels, _ in batches:
             for token, features in embedder(pixels, block=block).items():
-                made[token][first : first + len(features)] = features
-            first += len(pixels)
+                made[token][len(numbers) : len(numbers) + len(features)] = features
+            numbers += batches.numbers
             done += 1
             if on_batch is not None:
                 on_batch(done, total)
-        collected.append({token: _of_all(made.pop(token), len(source.labels), processes) for token in embedder.tokens})
+        own = _Embedded({token: made[token][: len(numbers)] for token in made}, numbers, dict(batches.left_out))
+        collected.append(_of_all(own, processes))
     if not processes.is_first:
         return None
-    scores = _scores(collected[0], known, collected[1], asked)
-    return [replace(score, left_out=left_out) for score in scores]
+    first, second = (part.of(source) for part, source in zip(collected, (known, asked), strict=True))
+    scores = _scores(collected[0].features, first, collected[1].features, second)
+    return FeatureEvaluation(
+        scores=[replace(score, left_out=left_out) for score in scores],
+        known=len(first.labels),
+        unreadable_known=list(collected[0].left_out.values()),
+        unreadable=list(collected[1].left_out.values()),
+        overlap=embedder.overlap(second),
+    )
 
 
 def without_known(queries: Source, known: Source) -> tuple[Source, int]:
@@ -250,17 +281,54 @@ def without_known(queries: Source, known: Source) -> tuple[Source, int]:
     return (queries, 0) if is_new.all() else (Subset(queries, np.flatnonzero(is_new)), int((~is_new).sum()))
 
 
-def _of_all(mine: Array, count: int, processes: Processes) -> Array:
-    """Returns in the first process the rows of all processes, in the order of the images; in the others nothing."""
+@dataclass(frozen=True)
+class _Embedded:
+    """Features by token, which images they are of, and why others could not be read."""
+
+    features: dict[str, Array]
+    numbers: list[int]
+    left_out: dict[int, str]
+
+    def of(self, source: Source) -> Source:
+        """Returns the images that could be read.
+
+        Raises:
+            ImageError: There is none.
+        """
+        if not self.left_out:
+            return source
+        if not self.numbers:
+            raise ImageError(f"No image can be read any more; the first: {next(iter(self.left_out.values()))}")
+        return Subset(source, np.array(self.numbers, np.int64))
+
+
+def _of_all(mine: _Embedded, processes: Processes) -> _Embedded:
+    """Returns in the first process what all have, in the order of the images, and in the others nothing."""
     if processes.world_size == 1:
         return mine
     from torch import distributed
 
+    found: list[Any] | None = [None] * processes.world_size if processes.is_first else None
+    distributed.gather_object((mine.numbers, mine.left_out), found, dst=0)
+    numbers = [number for part, _ in found or () for number in part]
+    order = np.argsort(np.array(numbers, np.int64), kind="stable")
+    features = {token: _gathered(mine.features.pop(token), order, processes) for token in list(mine.features)}
+    left_out = {number: reason for _, part in found or () for number, reason in part.items()}
+    return _Embedded(features, sorted(numbers), dict(sorted(left_out.items())))
+
+
+def _gathered(mine: Array, order: Integers, processes: Processes) -> Array:
+    """Returns in the first process the rows (N, D) of all processes in an order, and in the others none."""
+    from torch import distributed
+
     parts: list[Any] | None = [None] * processes.world_size if processes.is_first else None
     distributed.gather_object(mine, parts, dst=0)
-    whole = np.empty((count if parts is not None else 0, mine.shape[1]), np.float32)
-    for rank, part in enumerate(parts or ()):
-        whole[rank :: processes.world_size] = part
+    places = np.argsort(order, kind="stable")  # of each row, process after process
+    whole = np.empty((len(order), mine.shape[1]), np.float32)
+    start = 0
+    for part in parts or ():
+        whole[places[start : start + len(part)]] = part
+        start += len(part)
     return whole
 
 
