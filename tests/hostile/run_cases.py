@@ -67,7 +67,7 @@ def _state(name: str, spoil: Callable[[Path], object], *, refused: bool = True, 
 
     def make(kit: Kit) -> list[Any]:
         run = kit.run()
-        for folder in (run / "state").iterdir():
+        for folder in (run / "state").glob("step-*"):
             spoil(folder)
             if hashed:
                 names = ("tensors.safetensors", "meta.json")

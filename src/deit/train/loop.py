@@ -34,6 +34,7 @@ from deit.train.interrupts import Interrupt, TrainingInterrupted, interrupts
 from deit.train.left_out import LeftOut
 from deit.train.optimization import describe_rates, learning_rate, planned_rates
 from deit.train.recipe import Recipe
+from deit.train.recorded_images import images_of_run, record_images
 from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
 from deit.train.run_images import keep_run_images
 from deit.train.state import State, load_state, newest_state, save_state, state_folder
@@ -164,6 +165,8 @@ class _Run:
     ) -> None:
         self.started = time.monotonic()
         self.processes = current_processes()
+        if resume:
+            data = self.processes.on_each(lambda: images_of_run(out, data, recipe))
         self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
         self.steps_per_epoch = self.processes.on_each(self._set_up_task).steps_per_epoch
         self.total_steps = self.steps_per_epoch * recipe.schedule.epochs
@@ -191,6 +194,8 @@ class _Run:
             self._open_cache(Path(teacher_cache), until_the_end)
         self.processes.on_first(lambda: until_the_end.enter_context(open_run_folder(out, recipe, resume=resume)))
         self.images_record = self.processes.on_first(lambda: keep_run_images(task, data, out, teacher_cache))
+        if not resume:
+            self.processes.on_first(lambda: record_images(out, data))
         self.step = 0
         self._saved: tuple[int, Path] | None = None
         self._has_told = False  # whether the error that ends the run says from where it can go on

@@ -1,0 +1,61 @@
+"""Two processes of torchrun and the real command: images that only one of them, or none, can read after the check."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name, level in (("dark", 40), ("light", 200)):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for i in range(8 if part == "train" else 3):
+                pixels = np.clip(random.normal(level, 20, (20, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / part / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def train(photos: Path, out: Path, fading: str, rank: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONWARNINGS": "ignore", "FADING": fading} | ({"FADING_RANK": rank} if rank else {})
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.train.fading_command"]
+    options = ["--student", "deit-digits-distilled-patch8-32", "--out", out, "--device", "cpu", "--batch-size", 4]
+    settings = ["precision=fp32", "num_workers=0", "augment.num_repeats=1"]
+    command = [sys.executable, *start, "train", photos, *options, "--epochs", 1]
+    command += [word for setting in settings for word in ("--set", setting)]
+    return subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, env=environment, timeout=240, check=False
+    )
+
+
+def test_an_image_that_one_process_cannot_read_is_left_out_and_recorded(photos, tmp_path) -> None:
+    ran = train(photos, tmp_path / "run", "train/dark|val/dark/1", "1")
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert 0 < len(record["data"]["train_images_left_out"]) < 8  # those of the other process's share were read
+
+
+@pytest.mark.parametrize(("fading", "rank", "step"), [("train/", "1", 0), ("val/", "", 4)])
+def test_what_cannot_go_on_ends_with_one_line_that_names_a_state_that_exists(
+    photos, tmp_path, fading, rank, step
+) -> None:
+    ran = train(photos, tmp_path / "run", fading, rank)
+    assert ran.returncode != 0
+    said = [line for line in ran.stderr.splitlines() if line.startswith("Error: ")]
+    state = tmp_path / "run" / "state" / f"step-{step:08d}"
+    assert len(said) == 1
+    assert "cannot be read as an image" in said[0]
+    assert str(state) in said[0]
+    assert (state / "manifest.json").is_file()
