@@ -37,6 +37,8 @@ def test_a_narrow_image_gives_the_same_pixels_whole_or_in_part(size, mode, monke
     image = Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
     processor = DeiTImageProcessor(size={"shortest_edge": 40}, crop_size=24)
     whole = processor(image, return_tensors="np").pixel_values
+    monkeypatch.setattr(pixels, "_LARGE", 24 * 24)
+    assert np.array_equal(processor(image, return_tensors="np").pixel_values, whole)
     monkeypatch.setattr(pixels, "MOST_PIXELS", 24 * 24)
     assert np.array_equal(processor(image, return_tensors="np").pixel_values, whole)
     array = np.asarray(image.convert("RGB"))

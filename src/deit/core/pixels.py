@@ -24,6 +24,7 @@ Array: TypeAlias = npt.NDArray[Any]
 ImageLike: TypeAlias = Any
 
 _CHANNELS = (1, 3, 4)
+_LARGE = 2**24  # pixels of a resized whole, 48 MiB, from which on only the center is made where that suffices
 
 # --- from images to arrays ----------------------------------------------------------------------------
 
@@ -172,8 +173,8 @@ def resize(
         image: (C, H, W), or a PIL image of which `is_resized_by_pillow` is true.
         size: Of the result.
         resample: A Pillow filter.
-        crop: (height, width) of the center that is needed: of a result of more than `MOST_PIXELS`, which a very narrow
-            image gives, nothing else is made.
+        crop: (height, width) of the center that is needed: of a large result, which a very narrow image gives,
+            nothing else is made.
 
     Returns:
         (C, height, width).
@@ -182,7 +183,9 @@ def resize(
         ImageError: The result has more than `MOST_PIXELS`, and no small part of it is needed.
         ValueError: Values are neither in [0, 1] nor whole numbers in [0, 255].
     """
-    if size[0] * size[1] > MOST_PIXELS:
+    if size[0] * size[1] > MOST_PIXELS or (
+        size[0] * size[1] > _LARGE and _center_suffices(image, size, resample, crop)
+    ):
         return _center_of_resized(image, size, resample, crop)
     if isinstance(image, Image.Image):
         return _channels_first(image.resize((size[1], size[0]), resample=resample))
@@ -211,17 +214,28 @@ def _channels_first(image: Image.Image) -> Array:
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
+def _center_suffices(
+    image: Array | Image.Image, size: tuple[int, int], resample: int, crop: tuple[int, int] | None
+) -> bool:
+    """Whether a part of the result is enough and can be made alone, with the same numbers."""
+    if crop is None or min(size[0], crop[0]) * min(size[1], crop[1]) > MOST_PIXELS or not can_resize_part(resample):
+        return False
+    height, width = image.shape[1:] if isinstance(image, np.ndarray) else (image.height, image.width)
+    is_8_bit = not isinstance(image, np.ndarray) or image.dtype == np.uint8
+    return is_8_bit and height <= size[0] and width <= size[1]
+
+
 def _center_of_resized(
     image: Array | Image.Image, size: tuple[int, int], resample: int, crop: tuple[int, int] | None
 ) -> Array:
+    if not _center_suffices(image, size, resample, crop):
+        height, width = image.shape[1:] if isinstance(image, np.ndarray) else (image.height, image.width)
+        raise ImageError(
+            f"The image of {width} x {height} pixels would be resized to {size[1]} x {size[0]}, more than the "
+            f"{MOST_PIXELS} pixels that are safe. Crop it before, or resize to a smaller size."
+        )
     array = _channels_first(image) if isinstance(image, Image.Image) else image
     shown = tuple(min(side, wanted) for side, wanted in zip(size, crop or size, strict=True))
-    enlarged = array.shape[1] <= size[0] and array.shape[2] <= size[1]
-    if shown[0] * shown[1] > MOST_PIXELS or array.dtype != np.uint8 or not (enlarged and can_resize_part(resample)):
-        raise ImageError(
-            f"The image of {array.shape[2]} x {array.shape[1]} pixels would be resized to {size[1]} x {size[0]}, more "
-            f"than the {MOST_PIXELS} pixels that are safe. Crop it before, or resize to a smaller size."
-        )
     starts = [(side - part) // 2 for side, part in zip(size, shown, strict=True)]
     rows, columns = (slice(start, start + part) for start, part in zip(starts, shown, strict=True))
     return resized_part(array, size, (rows, columns), resample)
