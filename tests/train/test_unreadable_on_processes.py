@@ -41,10 +41,13 @@ def train(photos: Path, out: Path, fading: str, rank: str) -> subprocess.Complet
 
 
 def test_an_image_that_one_process_cannot_read_is_left_out_and_recorded(photos, tmp_path) -> None:
-    ran = train(photos, tmp_path / "run", "train/dark|val/dark/1", "1")
+    """Of the two images of its share of a step; both together would end the run."""
+    ran = train(photos, tmp_path / "run", "train/dark/4|val/dark/1", "1")
     assert ran.returncode == 0, ran.stderr
     record = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert 0 < len(record["data"]["train_images_left_out"]) < 8  # those of the other process's share were read
+    assert len(record["data"]["train_images_left_out"]) == 1
+    assert record["data"]["val_images_left_out"] == 1
+    assert {scores["images"] for scores in record["scores"].values()} == {5}
 
 
 @pytest.mark.parametrize(("fading", "rank", "step"), [("train/", "1", 0), ("val/", "", 4)])
