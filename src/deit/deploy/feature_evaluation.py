@@ -5,7 +5,7 @@ Beside the features and the answers, memory grows neither with the number of kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -234,22 +234,7 @@ def evaluate_features(
     processes = processes or Processes()
     place = {"rank": processes.rank, "world_size": processes.world_size}
     sources = [EvaluationBatches(source, embedder.processor, batch_size, **place) for source in (known, asked)]
-    total, done = sum(map(len, sources)), 0
-    collected: list[_Embedded] = []
-    for batches, source in zip(sources, (known, asked), strict=True):
-        mine = len(range(processes.rank, len(source.labels), processes.world_size))
-        width = int(embedder.model.config.hidden_size)
-        made = {token: np.empty((mine, width), np.float32) for token in embedder.tokens}
-        numbers: list[int] = []
-        for pixels, _ in batches:
-            for token, features in embedder(pixels, block=block).items():
-                made[token][len(numbers) : len(numbers) + len(features)] = features
-            numbers += batches.numbers
-            done += 1
-            if on_batch is not None:
-                on_batch(done, total)
-        own = _Embedded({token: made[token][: len(numbers)] for token in made}, numbers, dict(batches.left_out))
-        collected.append(_of_all(own, processes))
+    collected = [_of_all(part, processes) for part in _embedded(embedder, sources, block, on_batch)]
     if not processes.is_first:
         return None
     first, second = (part.of(source) for part, source in zip(collected, (known, asked), strict=True))
@@ -261,6 +246,29 @@ def evaluate_features(
         unreadable=list(collected[1].left_out.values()),
         overlap=embedder.overlap(second),
     )
+
+
+def _embedded(
+    embedder: Embedder,
+    sources: Sequence[EvaluationBatches],
+    block: int | None,
+    on_batch: Callable[[int, int], None] | None,
+) -> Iterator[_Embedded]:
+    """Gives the features of this process's images, one source after the other."""
+    total, done = sum(map(len, sources)), 0
+    for batches in sources:
+        numbers: list[int] = []
+        parts: dict[str, list[Array]] = {token: [] for token in embedder.tokens}
+        for pixels, _ in batches:
+            for token, features in embedder(pixels, block=block).items():
+                parts[token].append(features)
+            numbers += batches.numbers
+            done += 1
+            if on_batch is not None:
+                on_batch(done, total)
+        none = np.zeros((0, int(embedder.model.config.hidden_size)), np.float32)
+        made = {token: np.concatenate([none, *parts.pop(token)]) for token in embedder.tokens}
+        yield _Embedded(made, numbers, dict(batches.left_out))
 
 
 def without_known(queries: Source, known: Source) -> tuple[Source, int]:

@@ -138,7 +138,8 @@ def fit(
         TrainingInterrupted: An interrupt; the state is saved.
     """
     with contextlib.ExitStack() as until_the_end, writing(Path(out)):
-        run = _Run(task, data, recipe, Path(out), _resolve_device(device), resume, teacher_cache, until_the_end)
+        found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
+        run = _Run(task, found, recipe, Path(out), _resolve_device(device), resume, teacher_cache, until_the_end)
         try:
             logger.info(" ".join(describe_rates(recipe, steps_per_epoch=run.steps_per_epoch)))
             with interrupts() as interrupt:
@@ -165,8 +166,6 @@ class _Run:
     ) -> None:
         self.started = time.monotonic()
         self.processes = current_processes()
-        if resume:
-            data = self.processes.on_each(lambda: images_of_run(out, data, recipe))
         self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
         self.steps_per_epoch = self.processes.on_each(self._set_up_task).steps_per_epoch
         self.total_steps = self.steps_per_epoch * recipe.schedule.epochs
@@ -193,9 +192,7 @@ class _Run:
         if teacher_cache is not None:
             self._open_cache(Path(teacher_cache), until_the_end)
         self.processes.on_first(lambda: until_the_end.enter_context(open_run_folder(out, recipe, resume=resume)))
-        self.images_record = self.processes.on_first(lambda: keep_run_images(task, data, out, teacher_cache))
-        if not resume:
-            self.processes.on_first(lambda: record_images(out, data))
+        self.images_record = self.processes.on_first(lambda: self._keep_images(teacher_cache))
         self.step = 0
         self._saved: tuple[int, Path] | None = None
         self._has_told = False  # whether the error that ends the run says from where it can go on
@@ -216,6 +213,10 @@ class _Run:
             num_workers=recipe.num_workers,
             pin_memory=device.type == "cuda",
         )
+
+    def _keep_images(self, teacher_cache: str | Path | None) -> dict[str, Any]:
+        record_images(self.out, self.data)
+        return keep_run_images(self.task, self.data, self.out, teacher_cache)
 
     def _set_up_task(self) -> StepOrder:
         task, recipe = self.task, self.recipe

@@ -30,6 +30,9 @@ _MOST_SHARE = 0.1  # of a part, that may be gone: more is another data set
 
 def record_images(out: Path, data: Data) -> None:
     """Writes down the images of a new run in their order: hashes, labels and places; nothing where there is no hash."""
+    path = out / STATE_NAME / RECORD_NAME
+    if path.is_file():  # of a run that goes on
+        return
     arrays: dict[str, Any] = {}
     for part in _PARTS:
         source: Source = getattr(data, part)
@@ -40,14 +43,13 @@ def record_images(out: Path, data: Data) -> None:
         text = json.dumps({"fingerprint": source.fingerprint(), "classes": source.classes, "places": places})
         arrays |= {f"{part}_hashes": contents, f"{part}_labels": source.labels}
         arrays[f"{part}_text"] = np.frombuffer(text.encode(), np.uint8)
-    path = out / STATE_NAME / RECORD_NAME
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def images_of_run(out: Path, data: Data, recipe: Recipe) -> Data:
+def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Data:
     """Returns the images that a run goes on with: what was opened, or, where some of its images are gone, its own.
 
     Those have the order, the division and the labels of the beginning. An image that is gone, or has other bytes, is
@@ -57,12 +59,13 @@ def images_of_run(out: Path, data: Data, recipe: Recipe) -> Data:
         out: Folder of the run.
         data: What was opened now.
         recipe: Of the run.
+        resume: Whether it goes on; a new one has what was opened.
 
     Raises:
         UserError: More images are gone than may be.
     """
     path = out / STATE_NAME / RECORD_NAME
-    if not path.is_file():
+    if not resume or not path.is_file():
         return data
     try:
         train, val = (_Recorded(path, part, data) for part in _PARTS)
