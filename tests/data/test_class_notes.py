@@ -6,7 +6,7 @@ import pytest
 
 from deit.data.class_notes import alike_classes
 from deit.data.opening import open_data
-from tests.data.pictures import COLOURS, fill, picture
+from tests.data.pictures import COLOURS, encoded, fill, picture, write_shard
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,20 @@ def test_paths_in_parts_without_a_column_of_parts_are_noted(tmp_path, caplog):
     (tmp_path / "a.csv").write_text("\n".join(["path,label", *rows]))
     open_data(tmp_path / "a.csv")
     assert len(caplog.messages) == 1
-    assert "lie in folders of the parts train, val, but no column divides its rows" in caplog.messages[0]
+    assert "lie in folders of the parts train, val, but no column or key divides them" in caplog.messages[0]
     (tmp_path / "b.csv").write_text("\n".join(["path,label,split", *(f"{row},{row.split('/')[0]}" for row in rows)]))
     caplog.clear()
     open_data(tmp_path / "b.csv")
     assert caplog.messages == []
+
+
+def test_members_of_a_shard_in_parts_without_a_key_of_parts_are_noted(tmp_path, caplog):
+    members = {
+        f"{part}/{i}.{ending}": content
+        for part in ("train", "val")
+        for i in range(6)
+        for ending, content in (("png", encoded(COLOURS[i % 3], i + len(part))), ("cls", str(i % 3).encode()))
+    }
+    open_data(write_shard(tmp_path / "a.tar", members))
+    assert len(caplog.messages) == 1
+    assert "lie in folders of the parts train, val" in caplog.messages[0]

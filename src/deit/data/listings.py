@@ -15,7 +15,7 @@ from deit.core.images import IMAGE_SUFFIXES, ImageError
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.columns import MOST_COLUMNS, PATH_NAMES, choose_column, choose_labels, described, not_an_image
 from deit.data.contents import file_stamp
-from deit.data.part_names import divide_rows, part_of, split_columns
+from deit.data.part_names import divide_rows, note_parts_in_paths, split_columns
 from deit.data.sources import SkippedFile
 from deit.data.stores import Part, divided
 
@@ -76,21 +76,11 @@ def listed_parts(
         origin=str(path),
         count=len(rows),
     )
-    for note in [*notes, *([] if split else _parts_in_paths(path, columns[header[images]]))]:
+    for note in notes:
         logger.warning("%s", note)
+    if not split:
+        note_parts_in_paths(str(path), columns[header[images]])
     return divided(Part(name="", origin=str(path), store=store, labels=labels, skipped=tuple(skipped), split=split))
-
-
-def _parts_in_paths(table: Path, paths: Sequence[str]) -> list[str]:
-    """Returns a note where the images lie in folders of several parts and no column divides them."""
-    folders = {name.replace("\\", "/").rpartition("/")[0] for name in paths}
-    named = {part for folder in folders for step in folder.split("/") if (part := part_of(step))}
-    if len(named) < 2:
-        return []
-    return [
-        f"The paths in {table} lie in folders of the parts {', '.join(sorted(named))}, but no column divides its rows: "
-        "they are taken together. Add a column split to keep the parts."
-    ]
 
 
 class ListedFiles:

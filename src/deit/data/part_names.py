@@ -5,12 +5,15 @@ The words are those by which the `datasets` package of Hugging Face tells splits
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deit.data.label_cells import is_missing, read_switch
+
+logger = logging.getLogger(__name__)
 
 PART_NAMES = {  # what a part may be called, in any case, and what it is then
     "train": "train",
@@ -204,3 +207,21 @@ def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str])
             raise ValueError(f"{place(row)} is for no part, or for two, by {', '.join(columns)}. Correct the row.")
         parts.append(part)
     return parts
+
+
+def note_parts_in_paths(origin: str, paths: Sequence[str]) -> None:
+    """Tells where images lie in folders of several parts that nothing else divides.
+
+    Args:
+        origin: The table or shard.
+        paths: Of the images, as they stand in it.
+    """
+    folders = {name.replace("\\", "/").rpartition("/")[0] for name in paths}
+    named = {part for folder in folders for step in folder.split("/") if (part := part_of(step))}
+    if len(named) > 1:
+        logger.warning(
+            "The paths in %s lie in folders of the parts %s, but no column or key divides them: they are taken "
+            "together. Add a split to keep the parts.",
+            origin,
+            ", ".join(sorted(named)),
+        )

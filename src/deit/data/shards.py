@@ -19,6 +19,7 @@ from deit.core.images import IMAGE_SUFFIXES, ImageError
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.columns import choose_column
 from deit.data.contents import file_stamp, part_stamp
+from deit.data.part_names import note_parts_in_paths
 from deit.data.shard_labels import LABEL_ENDINGS, Labelled
 from deit.data.sources import Progress, SkippedFile
 from deit.data.stores import Part
@@ -133,6 +134,8 @@ def shard_part(
     names = [f"{paths[sample.shard]}: {sample.key}" for sample in samples]
     labelled = Labelled([sample.labels for sample in samples], origin, names)
     split = labelled.split(label_column)
+    if not split:
+        note_parts_in_paths(origin, [sample.key for sample in samples])
     labels = labelled.labels(label_column, problem_type)
     return Part(
         name=name, origin=origin, store=store, labels=labels, skipped=tuple(skipped), ignored=ignored, split=split
