@@ -377,7 +377,7 @@ def test_trainings_that_are_killed_or_starved_go_on_to_the_same_bits() -> None:
     assert ran.returncode == 0, ran.stderr
     rows = [[cell.strip() for cell in line.split("|")] for line in ran.stdout.splitlines()[1:]]
     table = {(title, what): int(count) for title, what, count in rows}
-    assert table["kill -9", "same bits"] == 1
+    assert table["kill -9", "same bits"] == table["kill -9", "went on to the end"] >= 1
     assert table["disk full", "exit 2, 1 line(s), the place named"] == 4
     assert table["disk full", "same bits"] == 4
     assert table["kill -9", "leftovers"] == table["disk full", "leftovers"] == 0
