@@ -232,12 +232,27 @@ def same_architecture(config: Mapping[str, Any]) -> str | None:
     Args:
         config: Fields of a configuration, such as `config.to_dict()`.
     """
-    for name in VARIANTS:
-        fields = variant_config(name).to_dict()
-        compared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size",
-                    "patch_size", "num_channels", "pos_embed_prefix", "model_type", "qkv_bias")  # fmt: skip
-        if all(fields[key] == config[key] for key in compared) and bool(config["layer_scale_init"]) == bool(
-            fields["layer_scale_init"]
-        ):
-            return name
-    return None
+    return next((name for name in VARIANTS if fits_variant(config, name, image_size=True)), None)
+
+
+def closest_variant(config: Mapping[str, Any]) -> str | None:
+    """Returns the first variant with the sizes of a configuration; one for images of another size if need be."""
+    return same_architecture(config) or next((name for name in VARIANTS if fits_variant(config, name)), None)
+
+
+def fits_variant(config: Mapping[str, Any], name: str, *, image_size: bool = False) -> bool:
+    """Whether a configuration has the sizes of a variant, the number of classes aside.
+
+    Args:
+        config: Fields of a configuration.
+        name: The variant.
+        image_size: Whether the size of the images counts as well.
+    """
+    fields = variant_config(name).to_dict()
+    compared = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size",
+                "num_channels", "pos_embed_prefix", "model_type", "qkv_bias")  # fmt: skip
+    return (
+        all(fields[key] == config[key] for key in compared)
+        and bool(config["layer_scale_init"]) == bool(fields["layer_scale_init"])
+        and (not image_size or fields["image_size"] == config["image_size"])
+    )

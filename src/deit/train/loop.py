@@ -141,7 +141,7 @@ def fit(
         found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
         run = _Run(task, found, recipe, Path(out), _resolve_device(device), resume, teacher_cache, until_the_end)
         try:
-            logger.info(" ".join(describe_rates(recipe, steps_per_epoch=run.steps_per_epoch)))
+            logger.info(" ".join(describe_rates(run.recipe, steps_per_epoch=run.steps_per_epoch)))
             with interrupts() as interrupt:
                 run.train(interrupt, on_step, on_epoch)
                 return run.finish()
@@ -166,7 +166,8 @@ class _Run:
     ) -> None:
         self.started = time.monotonic()
         self.processes = current_processes()
-        self.task, self.data, self.recipe, self.out, self.device = task, data, recipe, out, device
+        self.recipe = recipe = self.processes.on_each(lambda: task.settle(recipe))
+        self.task, self.data, self.out, self.device = task, data, out, device
         self.steps_per_epoch = self.processes.on_each(self._set_up_task).steps_per_epoch
         self.total_steps = self.steps_per_epoch * recipe.schedule.epochs
         # What must be the same for a run to go on, beside the recipe. Worked out once: the hash visits every image.
@@ -189,8 +190,7 @@ class _Run:
             num_classes=len(data.train.classes),
             processes=self.processes,
         )
-        if teacher_cache is not None:
-            self._open_cache(Path(teacher_cache), until_the_end)
+        self._open_cache(teacher_cache, until_the_end)
         self.processes.on_first(lambda: until_the_end.enter_context(open_run_folder(out, recipe, resume=resume)))
         self.images_record = self.processes.on_first(lambda: self._keep_images(teacher_cache))
         self.step = 0
@@ -241,8 +241,13 @@ class _Run:
             world_size=self.processes.world_size,
         )
 
-    def _open_cache(self, folder: Path, until_the_end: contextlib.ExitStack) -> None:
+    def _open_cache(self, teacher_cache: str | Path | None, until_the_end: contextlib.ExitStack) -> None:
         task = self.task
+        if teacher_cache is None:
+            if isinstance(task, DistillationTask) and task.teacher is None:
+                raise ValueError("Distillation needs a teacher, or a cache of what one said. Received neither.")
+            return
+        folder = Path(teacher_cache)
         if not isinstance(task, DistillationTask):
             raise ValueError(f"A teacher cache needs a teacher to cache. Received: {folder}, and labels alone.")
         for turn in (True, False):  # the first process writes the header; then the others find it
@@ -344,7 +349,8 @@ class _Run:
     def add_note(self, error: Exception) -> None:
         """Adds to an error that ends the run from where it can go on, unless the error says so itself."""
         if not self._has_told and self.processes.is_first:
-            error.add_note(f"{self._newest_state()} Pass --resume to go on from there.")
+            go_on = " Pass --resume to go on from there." if newest_state(self.out / STATE_NAME) else ""
+            error.add_note(f"{self._newest_state()}{go_on}")
 
     def _non_finite(self, what: str, lr: float) -> Exception:
         self._has_told = True

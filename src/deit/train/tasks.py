@@ -7,6 +7,8 @@ them, or an equal part of each, into losses, and is what may be compiled or shar
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,19 @@ from torch import Tensor, nn
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.images import ImageError
 from deit.core.metrics import SINGLE_LABEL, evaluate
+from deit.core.variants import VARIANTS, closest_variant, fits_variant
 from deit.data.distributed import Processes, current_processes
 from deit.data.few_labels import count_unlabelled
 from deit.data.loader import EvaluationBatches
 from deit.data.sources import Data, Source
 from deit.models.classifier import CLASS, DISTILLATION, head_logits
 from deit.models.losses import classification_loss, distillation_loss, label_weights, problem_loss
+from deit.models.pretrained import PreTrainedModel
 from deit.train.recipe import Distillation, Recipe
 from deit.train.teacher import Teacher, TeacherEnsemble
 from deit.train.teacher_cache import BatchPlace, TeacherCache
+
+logger = logging.getLogger(__name__)
 
 
 class Task(nn.Module):
@@ -51,6 +57,17 @@ class Task(nn.Module):
         self.teacher: Teacher | TeacherEnsemble | None = None
         self.cache: TeacherCache | None = None
         self.left_out: dict[int, str] = {}
+
+    def settle(self, recipe: Recipe) -> Recipe:
+        """Makes task and recipe say the same before a training.
+
+        Takes from the recipe what the task was not given. Where the task was given something else, that is used, a
+        note says so, and the recipe that is returned holds it, as it holds the student and the teacher that are here.
+
+        Raises:
+            ValueError: The settings of both do not fit together.
+        """
+        return recipe.with_settings({**_settings_of_student(self.student, recipe), **_names_of(self.teacher, recipe)})
 
     def check(self, data: Data, recipe: Recipe) -> None:
         """Checks, before a training, that the task can learn from the data in the way of the recipe.
@@ -141,6 +158,44 @@ class Task(nn.Module):
         """
 
 
+def _settings_of_student(student: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Returns what a recipe must say to build this student, where it says otherwise; nothing of other libraries'."""
+    if not isinstance(student, PreTrainedModel) or recipe.config or recipe.partial_patches:
+        return {}
+    begun_with = "" if recipe.init else student.name_or_path
+    if begun_with or (recipe.init and not recipe.student):  # the architecture is that of the weights
+        return {"init": begun_with} if begun_with else {}
+    config = student.config
+    named = VARIANTS.get(recipe.student)
+    settings: dict[str, Any] = {}
+    if not (named and fits_variant(config.to_dict(), recipe.student)):
+        settings["student"] = closest_variant(config.to_dict()) or ""
+        named = VARIANTS.get(settings["student"])
+    height, width = config.grid_image_size
+    if named and height == width and height != (recipe.image_size or named.image_size):
+        settings["image_size"] = height
+    return {name: value for name, value in settings.items() if value != getattr(recipe, name)}
+
+
+def _names_of(teacher: Teacher | TeacherEnsemble | None, recipe: Recipe) -> dict[str, Any]:
+    """Returns the teachers that a recipe must name, where it names none or others."""
+    if teacher is None:
+        return {}
+    members = teacher.teachers if isinstance(teacher, TeacherEnsemble) else (teacher,)
+    names = tuple(member.name for member in members)
+    same = [str(Path(name)) for name in recipe.teacher] == [str(Path(name)) for name in names]
+    return {} if same else {"teacher": names}
+
+
+def _chosen(name: str, given: Any, in_recipe: Any) -> Any:
+    """Returns a setting of a task: what it was given, else the recipe's; says so where they differ."""
+    if given is None:
+        return in_recipe
+    if given != in_recipe:
+        logger.warning("The task's %s is used (%s), not the recipe's (%s).", name, given, in_recipe)
+    return given
+
+
 @contextlib.contextmanager
 def evaluation_mode(student: nn.Module) -> Iterator[None]:
     """Switches off what a student does in training alone, for a block."""
@@ -159,9 +214,10 @@ class ClassificationTask(Task):
         student: A DeiT classifier, or any module from pixels to logits.
         processor: The preprocessing of the student: evaluation uses it whole, training its mean, std and size.
         label_smoothing: Share of the target mass spread over all classes; targets that Mixup has made probabilities of
-            are taken as they are.
-        loss: "ce", or "bce" as in DeiT III; see `classification_loss`.
-        problem_type: Of the data, by transformers' names; see `problem_loss`.
+            are taken as they are. None takes the recipe's, outside of `fit` the paper's 0.1.
+        loss: "ce", or "bce" as in DeiT III; see `classification_loss`. None takes the recipe's, outside of `fit` "ce".
+        problem_type: Of the data, by transformers' names; see `problem_loss`. None takes that of the data, outside of
+            `fit` one class per image.
     """
 
     def __init__(
@@ -169,14 +225,35 @@ class ClassificationTask(Task):
         student: nn.Module,
         processor: DeiTImageProcessor,
         *,
-        label_smoothing: float = 0.1,
-        loss: str = "ce",
-        problem_type: str = SINGLE_LABEL,
+        label_smoothing: float | None = None,
+        loss: str | None = None,
+        problem_type: str | None = None,
     ) -> None:
         super().__init__(student, processor)
-        self.label_smoothing = label_smoothing
-        self.loss = loss
-        self.problem_type = problem_type
+        self._given = {"label_smoothing": label_smoothing, "loss": loss, "problem_type": problem_type}
+        self.label_smoothing = 0.1 if label_smoothing is None else label_smoothing
+        self.loss = "ce" if loss is None else loss
+        self.problem_type = SINGLE_LABEL if problem_type is None else problem_type
+
+    def settle(self, recipe: Recipe) -> Recipe:
+        """Takes label smoothing and loss from the recipe; see `Task.settle`."""
+        self.label_smoothing = _chosen("label_smoothing", self._given["label_smoothing"], recipe.label_smoothing)
+        self.loss = _chosen("loss", self._given["loss"], recipe.loss)
+        return super().settle(recipe.with_settings({"label_smoothing": self.label_smoothing, "loss": self.loss}))
+
+    def check(self, data: Data, recipe: Recipe) -> None:
+        """Takes the kind of labels from the data; see `Task.check`.
+
+        Raises:
+            ValueError: The task was made for labels of another kind.
+        """
+        super().check(data, recipe)
+        if self._given["problem_type"] not in (None, data.problem_type):
+            raise ValueError(
+                f"The task was made for problem_type={self.problem_type!r}, and the labels of the data are "
+                f"{data.problem_type!r}. Leave problem_type out: the data's is taken."
+            )
+        self.problem_type = data.problem_type
 
     def forward(self, pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize.
@@ -205,7 +282,7 @@ class DistillationTask(Task):
         student: A model with two heads.
         teacher: Fixed; it sees the student's pixels, see `Teacher`. None when `cache` holds all its answers.
         processor: See `ClassificationTask`.
-        distillation: Kind, temperature, weight w and reduction.
+        distillation: Kind, temperature, weight w and reduction. None takes the recipe's, outside of `fit` the paper's.
         label_smoothing: See `ClassificationTask`; the teacher's labels are never smoothed.
         loss: See `ClassificationTask`; of the class head.
 
@@ -225,18 +302,37 @@ class DistillationTask(Task):
         processor: DeiTImageProcessor,
         *,
         distillation: Distillation | None = None,
-        label_smoothing: float = 0.1,
-        loss: str = "ce",
+        label_smoothing: float | None = None,
+        loss: str | None = None,
     ) -> None:
         super().__init__(student, processor)
         self.teacher = teacher
+        self._given = {"distillation": distillation, "label_smoothing": label_smoothing, "loss": loss}
         self.distillation = Distillation() if distillation is None else distillation
-        self.label_smoothing = label_smoothing
-        self.loss = loss
+        self.label_smoothing = 0.1 if label_smoothing is None else label_smoothing
+        self.loss = "ce" if loss is None else loss
         self.partly_labelled = False
 
+    def settle(self, recipe: Recipe) -> Recipe:
+        """Takes distillation, label smoothing and loss from the recipe; see `Task.settle`."""
+        self.distillation = _chosen("distillation", self._given["distillation"], recipe.distillation)
+        self.label_smoothing = _chosen("label_smoothing", self._given["label_smoothing"], recipe.label_smoothing)
+        self.loss = _chosen("loss", self._given["loss"], recipe.loss)
+        settings = {"label_smoothing": self.label_smoothing, "loss": self.loss}
+        how = {f"distillation.{name}": value for name, value in dataclasses.asdict(self.distillation).items()}
+        return super().settle(recipe.with_settings({**settings, **how}))
+
     def check(self, data: Data, recipe: Recipe) -> None:
-        """Looks whether all images have labels; a teacher does without."""
+        """Looks whether all images have labels; a teacher does without.
+
+        Raises:
+            ValueError: The labels are not one class per image.
+        """
+        if data.problem_type != SINGLE_LABEL:
+            raise ValueError(
+                f"Distillation is for one class per image. Received: data of {data.problem_type}. Take a "
+                "ClassificationTask."
+            )
         self.partly_labelled = count_unlabelled(data.train) > 0
 
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
