@@ -24,7 +24,7 @@ from deit.models.vit import ViTForMaskedImageModeling
 from deit.train.interrupts import TrainingInterrupted
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipe import Masking, Optimizer, Schedule
+from deit.train.recipe import Masking, Optimizer, Recipe, Schedule
 from deit.train.recipes import named_recipe
 from deit.train.students import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask
@@ -304,7 +304,7 @@ def test_the_fine_tuning_from_masked_images_is_simmim_s():
     assert (recipe.optimizer.layer_decay, recipe.optimizer.weight_decay, recipe.drop_path_rate) == (0.65, 0.05, 0.1)
     assert (recipe.augment.rand_augment, recipe.augment.mixup_alpha) == ("rand-m9-mstd0.5-inc1", 0.8)
     assert (recipe.augment.cutmix_alpha, recipe.augment.erase_rate) == (1.0, 0.25)
-    assert "--init PRETRAINED" in named.command
+    assert "--init SIMMIM-800" in named.command
 
 
 # --- bad input ----------------------------------------------------------------------------------------
@@ -343,3 +343,14 @@ def test_an_average_is_drawn_and_saved_where_one_is_kept(tmp_path):
     averaged = recipe(ema_decay=0.5, optimizer=Optimizer(lr=1e-2, reference_batch_size=0))
     result = fit(task(), unlabelled(), averaged, out=tmp_path / "run")
     assert result.history[-1]["ema_loss"] == result.scores["reconstruction"].loss != result.history[-1]["val_loss"]
+
+
+def test_a_task_that_was_given_nothing_masks_as_the_recipe_says(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = Recipe().with_settings({"masking.patch": 8, "masking.ratio": 0.25, "masking.picture_steps": 3, "seed": 7})
+    task = MaskedImageTask(masked_model(), tiny.processor())
+    assert task.settle(recipe).masking == task.masking == recipe.masking
+    assert (task.seed, task.picture_steps) == (7, 3)
+    other = MaskedImageTask(masked_model(), tiny.processor(), masking=MASKING, seed=7)
+    with caplog.at_level("WARNING"):
+        assert other.settle(recipe).masking == other.masking == MASKING
+    assert "task's masking is used" in caplog.text

@@ -22,7 +22,7 @@ from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.heads import require_equal_stride
 from deit.models.vit import ViTForMaskedImageModeling
 from deit.train.recipe import Masking, Recipe
-from deit.train.tasks import Task, evaluation_mode
+from deit.train.tasks import Task, chosen, evaluation_mode
 from deit.train.teacher_cache import BatchPlace
 
 RECONSTRUCTION = "reconstruction"
@@ -59,8 +59,8 @@ class MaskedImageTask(Task):
     Args:
         student: `DeiTForMaskedImageModeling` or `ViTForMaskedImageModeling`.
         processor: The preprocessing of the student: evaluation uses it whole, training its mean, std and size.
-        masking: Size and share of the hidden blocks.
-        seed: Of the run.
+        masking: Size and share of the hidden blocks; the recipe's when None.
+        seed: Of the masks; the recipe's when None.
 
     Raises:
         TypeError: The student cannot reconstruct.
@@ -69,7 +69,12 @@ class MaskedImageTask(Task):
     """
 
     def __init__(
-        self, student: nn.Module, processor: DeiTImageProcessor, *, masking: Masking | None = None, seed: int = 0
+        self,
+        student: nn.Module,
+        processor: DeiTImageProcessor,
+        *,
+        masking: Masking | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(student, processor)
         if not isinstance(student, (DeiTForMaskedImageModeling, ViTForMaskedImageModeling)):
@@ -78,15 +83,30 @@ class MaskedImageTask(Task):
                 f"Received: {type(student).__name__}."
             )
         require_equal_stride(student.config)
-        self.masking = Masking() if masking is None else masking
-        self.picture_steps = self.masking.picture_steps
-        self.seed = seed
-        self.masks = BlockMasks(
-            processor.output_size,
-            student.config.grid_patch_size,
-            mask_patch=self.masking.patch,
-            ratio=self.masking.ratio,
-        )
+        self._given = {"masking": masking, "seed": seed}
+        self.seed = 0 if seed is None else seed
+        self._take(Masking() if masking is None else masking)
+        if masking is not None:
+            assert self.masks.num_masked > 0  # raises where they do not fit the model
+
+    def _take(self, masking: Masking) -> None:
+        self.masking = masking
+        self.picture_steps = masking.picture_steps
+
+    @property
+    def masks(self) -> BlockMasks:
+        """What draws the masks."""
+        patch_size = self.student.config.grid_patch_size  # type: ignore[union-attr]
+        size = self.processor.output_size
+        return BlockMasks(size, patch_size, mask_patch=self.masking.patch, ratio=self.masking.ratio)  # type: ignore[arg-type]
+
+    def settle(self, recipe: Recipe) -> Recipe:
+        """Takes masking and seed from the recipe; see `Task.settle`."""
+        self._take(chosen("masking", self._given["masking"], recipe.masking))
+        self.seed = chosen("seed", self._given["seed"], recipe.seed)
+        assert self.masks.num_masked > 0  # likewise
+        how = {f"masking.{name}": value for name, value in asdict(self.masking).items()}
+        return super().settle(recipe.with_settings(how))
 
     def check(self, data: Data, recipe: Recipe) -> None:
         """Checks that images are not mixed: whose pixels would be to be reconstructed?

@@ -187,7 +187,7 @@ def _names_of(teacher: Teacher | TeacherEnsemble | None, recipe: Recipe) -> dict
     return {} if same else {"teacher": names}
 
 
-def _chosen(name: str, given: Any, in_recipe: Any) -> Any:
+def chosen(name: str, given: Any, in_recipe: Any) -> Any:
     """Returns a setting of a task: what it was given, else the recipe's; says so where they differ."""
     if given is None:
         return in_recipe
@@ -237,8 +237,8 @@ class ClassificationTask(Task):
 
     def settle(self, recipe: Recipe) -> Recipe:
         """Takes label smoothing and loss from the recipe; see `Task.settle`."""
-        self.label_smoothing = _chosen("label_smoothing", self._given["label_smoothing"], recipe.label_smoothing)
-        self.loss = _chosen("loss", self._given["loss"], recipe.loss)
+        self.label_smoothing = chosen("label_smoothing", self._given["label_smoothing"], recipe.label_smoothing)
+        self.loss = chosen("loss", self._given["loss"], recipe.loss)
         return super().settle(recipe.with_settings({"label_smoothing": self.label_smoothing, "loss": self.loss}))
 
     def check(self, data: Data, recipe: Recipe) -> None:
@@ -315,9 +315,9 @@ class DistillationTask(Task):
 
     def settle(self, recipe: Recipe) -> Recipe:
         """Takes distillation, label smoothing and loss from the recipe; see `Task.settle`."""
-        self.distillation = _chosen("distillation", self._given["distillation"], recipe.distillation)
-        self.label_smoothing = _chosen("label_smoothing", self._given["label_smoothing"], recipe.label_smoothing)
-        self.loss = _chosen("loss", self._given["loss"], recipe.loss)
+        self.distillation = chosen("distillation", self._given["distillation"], recipe.distillation)
+        self.label_smoothing = chosen("label_smoothing", self._given["label_smoothing"], recipe.label_smoothing)
+        self.loss = chosen("loss", self._given["loss"], recipe.loss)
         settings = {"label_smoothing": self.label_smoothing, "loss": self.loss}
         how = {f"distillation.{name}": value for name, value in dataclasses.asdict(self.distillation).items()}
         return super().settle(recipe.with_settings({**settings, **how}))
