@@ -447,7 +447,8 @@ def test_a_teacher_with_truncated_weights_is_refused(request, photos, tmp_path, 
 def test_a_loss_that_becomes_nan_stops_the_run_and_names_the_step(photos, tmp_path):
     result = train(photos, tmp_path / "run", "--set", "optimizer.lr=1e30", "--set", "schedule.warmup_epochs=0")
     is_refused(result, "The loss became infinite or NaN at step 2 (learning rate 9.8e+29). No state was saved before.")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "images.npy", "recipe.yaml"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "images.npy", "recipe.yaml", "state"}
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["images.npz"]  # no state of weights
 
 
 def test_a_run_that_goes_wrong_later_keeps_its_last_good_state(photos, tmp_path):
