@@ -13,7 +13,7 @@ from types import FrameType
 
 _LOST = re.compile("gloo|nccl|connection (closed|reset) by peer|broken pipe", re.IGNORECASE)
 _RANK = "LOCAL_RANK"  # set by torchrun
-_FIRST_SECONDS = 1.0  # in which the process that tells of an error does so
+_FIRST_SECONDS = 20.0  # in which the process that tells of an error does so; its end then ends this one
 
 
 class SignalError(BaseException):
