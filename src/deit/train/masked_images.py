@@ -87,7 +87,7 @@ class MaskedImageTask(Task):
         self.seed = 0 if seed is None else seed
         self._take(Masking() if masking is None else masking)
         if masking is not None:
-            assert self.masks.num_masked > 0  # raises where they do not fit the model
+            self._fitting_masks()
 
     def _take(self, masking: Masking) -> None:
         self.masking = masking
@@ -96,6 +96,10 @@ class MaskedImageTask(Task):
     @property
     def masks(self) -> BlockMasks:
         """What draws the masks."""
+        return self._fitting_masks()
+
+    def _fitting_masks(self) -> BlockMasks:
+        """Builds the masks; raises ValueError where they do not fit the model."""
         patch_size = self.student.config.grid_patch_size  # type: ignore[union-attr]
         size = self.processor.output_size
         return BlockMasks(size, patch_size, mask_patch=self.masking.patch, ratio=self.masking.ratio)  # type: ignore[arg-type]
@@ -104,7 +108,7 @@ class MaskedImageTask(Task):
         """Takes masking and seed from the recipe; see `Task.settle`."""
         self._take(chosen("masking", self._given["masking"], recipe.masking))
         self.seed = chosen("seed", self._given["seed"], recipe.seed)
-        assert self.masks.num_masked > 0  # likewise
+        self._fitting_masks()
         how = {f"masking.{name}": value for name, value in asdict(self.masking).items()}
         return super().settle(recipe.with_settings(how))
 
