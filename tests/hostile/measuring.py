@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.hostile.kit import Case, Kit, deit_command
 MOST_MEGABYTES = 1000
 MOST_SECONDS = 10.0
 _PATIENCE = 60.0  # seconds until a process that does nothing is stopped
+_LAUNCHER = Path(__file__).with_name("launcher.py")
 _ADDRESS_SPACE = 16 * 2**30  # so that what asks for everything fails and the machine goes on
 
 
@@ -45,48 +47,30 @@ def measure(name: str, case: Case, good: Path, folder: Path) -> Measured:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        words = _made(case, Kit(good, folder))
-        if not words:
-            return Measured(name=name, megabytes=0, seconds=0, code=-1, output="", problem="it could not be made")
-        return _run(name, case, words, folder)
+        return _run(name, case, [str(word) for word in case.make(Kit(good, folder))], folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _made(case: Case, kit: Kit) -> list[str]:
-    """Makes the input in a child: a new process begins its peak of memory with that of the one that starts it."""
-    noted = kit.folder / "words"
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            noted.write_bytes(b"\0".join(os.fsencode(str(word)) for word in case.make(kit)))
-            code = 0
-        finally:
-            os._exit(code)
-    if os.waitpid(child, 0)[1] != 0:
-        return []
-    words = [os.fsdecode(word) for word in noted.read_bytes().split(b"\0")]
-    noted.unlink()
-    return words
 
 
 def _run(name: str, case: Case, words: list[str], folder: Path) -> Measured:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DEIT_CACHE": str(folder / "cache-of-deit")}
     paths = [folder / "out.txt", folder / "err.txt"]
     with paths[0].open("wb") as out, paths[1].open("wb") as err:
+        usage_file = folder / "usage.json"
+        launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(usage_file), str(_ADDRESS_SPACE)]
         process = subprocess.Popen(
-            deit_command(*words), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd=folder,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, _ADDRESS_SPACE)),
-            start_new_session=True,
+            [*launcher, *deit_command(*words)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment,
+            cwd=folder, start_new_session=True,
         )  # fmt: skip
         timer = threading.Timer(_PATIENCE, lambda: os.killpg(process.pid, signal.SIGKILL))
         timer.start()
-        _, status, usage = os.wait4(process.pid, 0)
+        killed = process.wait() != 0
         timer.cancel()
-    code = process.returncode = os.waitstatus_to_exitcode(status)
+    usage = (
+        {"code": -signal.SIGKILL, "bytes": 0, "seconds": _PATIENCE} if killed else json.loads(usage_file.read_text())
+    )
+    code, megabytes, seconds = usage["code"], round(usage["bytes"] / 1e6), usage["seconds"]
     out_text, err_text = (path.read_text(encoding="utf-8", errors="replace") for path in paths)
-    megabytes, seconds = round(usage.ru_maxrss * 1024 / 1e6), usage.ru_utime + usage.ru_stime
     problems = [*_problems(case, code, err_text), *_over(megabytes, seconds, executed=(folder / "executed").exists())]
     return Measured(
         name=name, megabytes=megabytes, seconds=seconds, code=code, output=err_text + out_text,
