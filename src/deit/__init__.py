@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "deit.core.batch_feature": ("BatchFeature",),
     "deit.core.configuration": ("DeiTConfig", "ViTConfig"),
     "deit.core.image_processor": (
         "DeiTFeatureExtractor",
@@ -21,7 +22,6 @@ _EXPORTS = {
         "ViTImageProcessorPil",
     ),
     "deit.core.images": ("load_image",),
-    "deit.core.processor_settings": ("BatchFeature",),
     "deit.core.variants": ("VARIANTS", "list_models", "variant_config"),
     "deit.models.auto": (
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
@@ -87,6 +87,7 @@ __all__ = ["__version__", *sorted(name for names in _EXPORTS.values() for name i
 _EXTRAS = {"deit.models": "torch", "deit.data": "train", "deit.train": "train", "deit.deploy": "torch"}
 
 if TYPE_CHECKING:
+    from deit.core.batch_feature import BatchFeature as BatchFeature
     from deit.core.configuration import DeiTConfig as DeiTConfig
     from deit.core.configuration import ViTConfig as ViTConfig
     from deit.core.image_processor import DeiTFeatureExtractor as DeiTFeatureExtractor
@@ -95,7 +96,6 @@ if TYPE_CHECKING:
     from deit.core.image_processor import ViTImageProcessor as ViTImageProcessor
     from deit.core.image_processor import ViTImageProcessorPil as ViTImageProcessorPil
     from deit.core.images import load_image as load_image
-    from deit.core.processor_settings import BatchFeature as BatchFeature
     from deit.core.variants import VARIANTS as VARIANTS
     from deit.core.variants import list_models as list_models
     from deit.core.variants import variant_config as variant_config

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit.core.batch_feature import BatchFeature
 from deit.core.image_processor import (
     DeiTFeatureExtractor,
     DeiTImageProcessor,
@@ -23,7 +24,6 @@ from deit.core.image_processor import (
 )
 from deit.core.images import ImageError, load_image
 from deit.core.processor_options import size_dict
-from deit.core.processor_settings import BatchFeature
 
 WHITE = (255, 255, 255)
 

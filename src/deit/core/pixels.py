@@ -307,9 +307,10 @@ def padded_size(sizes: Sequence[tuple[int, int]], wanted: tuple[int, int] | None
     return wanted
 
 
-def pad(image: Array, size: tuple[int, int]) -> Array:
-    """Adds zeros below and to the right of (C, H, W)."""
-    return np.pad(image, ((0, 0), (0, size[0] - image.shape[1]), (0, size[1] - image.shape[2])))
+def pad(image: Array, size: tuple[int, int], fill_value: float = 0, mode: Any = "constant") -> Array:
+    """Adds zeros, or what else is wanted, below and to the right of (C, H, W)."""
+    filled = {"constant_values": fill_value} if mode == "constant" else {}
+    return np.pad(image, ((0, 0), (0, size[0] - image.shape[1]), (0, size[1] - image.shape[2])), mode, **filled)
 
 
 # --- from arrays to tensors ---------------------------------------------------------------------------

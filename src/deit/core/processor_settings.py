@@ -8,58 +8,31 @@ import os
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections import UserDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
 from deit.core import pixels as px
+from deit.core.batch_feature import BatchFeature
 from deit.core.errors import read_json
 from deit.core.files import write_text_atomically
 from deit.core.hub import HubOptions, local_path, upload_folder
 from deit.core.processor_options import OPTIONS, checked_option, refuse_unknown_options, size_dict
+from deit.core.processor_parts import PARTS, arguments_of, class_defaults, is_replaced, refuse_what_is_not_called
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
-
-
-class BatchFeature(UserDict[str, Any]):
-    """The processor's output: a dict whose keys are also attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        data = vars(self).get("data", {})
-        if name in data:
-            return data[name]
-        raise AttributeError(name)
-
-    def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Moves PyTorch tensors with `Tensor.to`, in place; only floating-point tensors take a new type.
-
-        Args:
-            *args: A device or a type.
-            **kwargs: `device`, `dtype`, `non_blocking`.
-        """
-        for name, value in self.items():
-            self[name] = _moved(value, args, kwargs)
-        return self
-
-
-def _moved(value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(_moved(v, args, kwargs) for v in value)
-    if not hasattr(value, "is_floating_point"):
-        return value
-    if not value.is_floating_point():
-        args = tuple(a for a in args if type(a).__name__ != "dtype")
-        kwargs = {k: v for k, v in kwargs.items() if k != "dtype"}
-    return value.to(*args, **kwargs) if args or kwargs else value
+PROCESSOR_NAME = "processor_config.json"  # of transformers 5: several processors in one file
 
 
 class ImageProcessor(ABC):
     """What the image processors share: options, files and checks. A subclass turns images into pixels.
 
-    Every option can be given to the constructor, as an attribute afterwards, and for one call.
+    Every option can be given to the constructor, as an attribute afterwards, and for one call; a subclass sets its
+    defaults as attributes of the class. A step that is replaced (`resize`, `center_crop`, `rescale`, `normalize` and
+    the others of `processor_parts.PARTS`), in a subclass or on an instance, is called with the arguments of
+    transformers.
 
     Args:
         do_resize: Whether to resize.
@@ -108,6 +81,7 @@ class ImageProcessor(ABC):
     }
     backend: ClassVar[str]
     is_fast: ClassVar[bool]
+    _own_parts: ClassVar[dict[str, Any]]  # as this package has them
 
     do_resize: bool
     size: Any
@@ -147,8 +121,12 @@ class ImageProcessor(ABC):
         given = {**{name: value for name, value in locals().items() if name in OPTIONS}, **options}
         refuse_unknown_options(given)
         self._inert: dict[str, Any] = {}
-        defaults = copy.deepcopy(self.defaults)
+        defaults = copy.deepcopy({**self.defaults, **class_defaults(type(self), OPTIONS)})
         self._set({name: given[name] if given.get(name) is not None else defaults.get(name) for name in OPTIONS})
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_what_is_not_called(cls)
 
     def _set(self, values: Mapping[str, Any]) -> None:
         if values.get("default_to_square") is not None:  # first: it says what a number given as size means
@@ -210,15 +188,41 @@ class ImageProcessor(ABC):
             ValueError: An image or an option cannot be used.
         """
         named = {name: value for name, value in locals().items() if name in OPTIONS}
+        settings = self._with({**named, **options})
+        single = px.flatten(images)
+        if not is_replaced(self):
+            return BatchFeature({"pixel_values": settings._pixels(single)})
+        values = {name: getattr(settings, name) for name in OPTIONS}
+        return self._preprocess([self.process_image(image, **values) for image in single], **values)
+
+    def _with(self, options: Mapping[str, Any]) -> Self:
+        """Returns a copy with other options, each left at None as it is here."""
         refuse_unknown_options(options)
         settings = copy.copy(self)
-        settings._set({k: v for k, v in {**named, **options}.items() if v is not None})
+        settings._set({k: v for k, v in options.items() if v is not None})
         settings._require_settings()
-        return BatchFeature({"pixel_values": settings._pixels(px.flatten(images))})
+        return settings
 
     @abstractmethod
     def _pixels(self, images: list[Any]) -> Any:
-        """Returns what `preprocess` puts in `pixel_values`, for single images."""
+        """Returns what `preprocess` puts in `pixel_values`, for single images: the steps together, and so faster."""
+
+    @abstractmethod
+    def process_image(
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: str | None = None, **options: Any
+    ) -> Any:
+        """Returns one image, of whatever kind, as the array (C, H, W) that the other steps take.
+
+        Args:
+            image: See `preprocess`.
+            do_convert_rgb: See the class.
+            input_data_format: See the class.
+            **options: The other options of the class.
+        """
+
+    @abstractmethod
+    def _preprocess(self, images: list[Any], **options: Any) -> BatchFeature:
+        """Takes the steps one by one, each as it may have been replaced, with images (C, H, W)."""
 
     def _require_settings(self) -> None:
         for switch, names in (
@@ -283,25 +287,50 @@ class ImageProcessor(ABC):
             kept["resample"] = int(kept["resample"])
         # Aliases are saved as what they stand for.
         name = type(self).__name__.removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-        return {**copy.deepcopy(self._inert), **kept, "image_processor_type": name}
+        added = {k: v for k, v in vars(self).items() if k not in (*OPTIONS, *PARTS) and not k.startswith("_")}
+        return {**copy.deepcopy({**self._inert, **added}), **kept, "image_processor_type": name}
 
     def to_json_string(self) -> str:
         """Returns the settings as JSON: sorted keys, indented by two, with a trailing newline."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_plain) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
-        """Writes the settings to a JSON file, whole or not at all."""
+        """Writes the settings to a JSON file, whole or not at all.
+
+        Raises:
+            TypeError: A step was replaced on this instance, which no file can hold, or an attribute is no JSON.
+        """
+        replaced = [name for name in PARTS if name in vars(self)]
+        if replaced:
+            raise TypeError(
+                f"{', '.join(replaced)} was replaced on this {type(self).__name__}, and a file holds settings, no "
+                "code: the processor that is read from it would work otherwise. Replace it in a subclass."
+            )
         write_text_atomically(Path(json_file_path), self.to_json_string())
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any
+    ) -> list[str]:
         """Writes `preprocessor_config.json` into a folder, which is made if it is missing.
+
+        Args:
+            save_directory: The folder.
+            push_to_hub: Also upload it.
+            **hub_options: The arguments of `push_to_hub`; `repo_id` is the name of the folder when it is not given.
 
         Returns:
             The path of the file, in a list.
+
+        Raises:
+            TypeError: See `to_json_file`; or there are options for the hub and `push_to_hub` is off.
         """
+        if hub_options and not push_to_hub:
+            raise TypeError(f"{', '.join(hub_options)} needs push_to_hub=True.")
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         file = Path(save_directory) / PREPROCESSOR_NAME
         self.to_json_file(file)
+        if push_to_hub:
+            self.push_to_hub(hub_options.pop("repo_id", None) or Path(save_directory).resolve().name, **hub_options)
         return [str(file)]
 
     def push_to_hub(
@@ -309,6 +338,7 @@ class ImageProcessor(ABC):
         repo_id: str,
         *,
         commit_message: str = "Upload image processor",
+        commit_description: str = "",
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
@@ -322,6 +352,7 @@ class ImageProcessor(ABC):
                 repo_id,
                 files=[PREPROCESSOR_NAME],
                 commit_message=commit_message,
+                commit_description=commit_description,
                 private=private,
                 token=token,
                 revision=revision,
@@ -346,13 +377,15 @@ class ImageProcessor(ABC):
             TypeError: An option is unknown or has the wrong type.
             ValueError: A value means nothing.
         """
-        unused = {k: v for k, v in overrides.items() if k not in OPTIONS} if return_unused_kwargs else {}
-        refuse_unknown_options(set(overrides) - set(unused))
+        own = arguments_of(cls, OPTIONS)
+        known = {*OPTIONS, *own}
+        unused = {k: v for k, v in overrides.items() if k not in known} if return_unused_kwargs else {}
+        refuse_unknown_options(set(overrides) - set(unused) - own)
         given = {k: v for k, v in values.items() if v is not None and k != "device"}  # the device of the writer
-        options = {k: v for k, v in given.items() if k in OPTIONS}
+        options = {k: v for k, v in given.items() if k in known}
         processor = cls(**{**options, **{k: v for k, v in overrides.items() if k not in unused}})
         types = ("image_processor_type", "feature_extractor_type")
-        processor._inert = {k: copy.deepcopy(v) for k, v in given.items() if k not in OPTIONS and k not in types}
+        processor._inert = {k: copy.deepcopy(v) for k, v in given.items() if k not in known and k not in types}
         return (processor, unused) if return_unused_kwargs else processor
 
     @classmethod
@@ -379,13 +412,34 @@ class ImageProcessor(ABC):
             TypeError: An option is unknown or has the wrong type.
             ValueError: The file is not JSON, or holds a value that means nothing.
         """
-        options = HubOptions.take_from(kwargs)
-        values, file = read_preprocessor_config(pretrained_model_name_or_path, subfolder=subfolder, options=options)
-        refuse_unknown_options(() if kwargs.get("return_unused_kwargs") else set(kwargs) - {"return_unused_kwargs"})
+        values, overrides = cls.get_image_processor_dict(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if not overrides.get("return_unused_kwargs"):
+            refuse_unknown_options(set(overrides) - {"return_unused_kwargs"} - arguments_of(cls, OPTIONS))
         try:
-            return cls.from_dict(values, **kwargs)
+            return cls.from_dict(values, **overrides)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{file}: {error}") from error
+            raise type(error)(f"{_file_of(pretrained_model_name_or_path, subfolder)}: {error}") from error
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, subfolder: str = "", **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads what `from_dict` builds a processor of.
+
+        Args:
+            pretrained_model_name_or_path: See `from_pretrained`.
+            subfolder: Folder inside the model's.
+            **kwargs: The fields of `HubOptions`, and any others.
+
+        Returns:
+            The settings in the file, and those others.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not JSON.
+        """
+        options = HubOptions.take_from(kwargs)
+        return read_preprocessor_config(pretrained_model_name_or_path, subfolder=subfolder, options=options)[0], kwargs
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.to_dict() == other.to_dict()
@@ -422,7 +476,29 @@ def read_preprocessor_config(
         ValueError: It is not a JSON object.
     """
     place = local_path(path, need="processor", options=options, subfolder=subfolder)
+    if place.is_dir():
+        together = place / PROCESSOR_NAME
+        if together.is_file() and isinstance((values := _settings(together)).get("image_processor"), dict):
+            return values["image_processor"], together
     file = place / PREPROCESSOR_NAME if place.is_dir() else place
     if not file.exists():
         raise FileNotFoundError(f"No {PREPROCESSOR_NAME} at {path}. Pass a model directory with one.")
-    return read_json(file, "the settings of a processor"), file
+    values = _settings(file)
+    return values["image_processor"] if isinstance(values.get("image_processor"), dict) else values, file
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    return read_json(file, "the settings of a processor")
+
+
+def _file_of(path: str | os.PathLike[str], subfolder: str) -> Path:
+    """Names the file of a processor in a message."""
+    folder = Path(path) / subfolder
+    return folder / PREPROCESSOR_NAME if folder.is_dir() else folder
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON holds in place of an array; called by `json` for what it does not know."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"A file of settings cannot hold {value!r}. Remove the attribute, or give it a name with _.")

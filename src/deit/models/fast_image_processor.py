@@ -12,9 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from deit.core import pixels as px
+from deit.core.batch_feature import BatchFeature
 from deit.core.images import MOST_PIXELS, ImageError
 from deit.core.library_order import make_order_safe
-from deit.core.processor_options import CHANNELS_LAST, resized_size
+from deit.core.processor_options import CHANNELS_LAST, checked_option, resized_size, size_dict
+from deit.core.processor_parts import is_replaced, parts_of
 from deit.core.processor_settings import VIT_DEFAULTS, ImageProcessor
 
 make_order_safe()
@@ -48,122 +50,302 @@ class DeiTImageProcessorFast(ImageProcessor):
     backend = "torchvision"
     is_fast = True
 
-    def _pixels(self, images: list[Any]) -> Any:
-        channels, to_rgb = self._channels, bool(self.do_convert_rgb)
-        opened = [px.in_colours(image, channels, to_rgb, self.value_range) for image in images]
-        tensors = [self._tensor(image, channels, to_rgb) for image in opened]
-        self._warn_of_rescaled([t for t in tensors if t.device.type == "cpu"])
-        if self.do_resize:
-            tensors = self._by_size(self._resize, tensors)
-        if self.do_center_crop:
-            tensors = self._by_size(self._center_crop, tensors)
-        tensors = self._by_size(self._to_float, tensors)
-        if self.do_pad:
-            tensors = self._pad(tensors)
-        if self.data_format == CHANNELS_LAST:
-            tensors = [t.movedim(0, -1) for t in tensors]
-        if self.return_tensors is None:
-            return tensors
-        px.refuse_different_sizes([t.shape for t in tensors])
-        batch = _one_batch(tensors).contiguous()
-        if self.return_tensors == "pt":
-            return batch
-        array = batch.cpu().numpy()
-        return array if self.return_tensors == "np" else px.to_tensor(array, self.return_tensors)
+    def process_image(
+        self, image: Any, do_convert_rgb: bool | None = None, input_data_format: str | None = None, **options: Any
+    ) -> Tensor:
+        """Same as `ImageProcessor.process_image`; returns a tensor (C, H, W) on the device asked for."""
+        given = {"do_convert_rgb": do_convert_rgb, "input_data_format": input_data_format, **options}
+        return self._with(given)._tensor(image, self.convert_to_rgb).contiguous()
 
-    def _tensor(self, image: Any, channels: int | None, to_rgb: bool) -> Tensor:
+    def convert_to_rgb(self, image: Any, input_data_format: str | None = None) -> Any:
+        """Returns a PIL image as RGB, or a tensor of one or four channels with three, in its layout.
+
+        Transparency is laid on white.
+
+        Args:
+            image: PIL image or tensor.
+            input_data_format: Of a tensor; inferred when None.
+        """
+        if isinstance(image, Image.Image):
+            return px.in_colours(image, 3, True, self.value_range)
+        if px.layout_of(image.shape, input_data_format) == CHANNELS_LAST:
+            return _to_rgb(image.movedim(-1, 0)).movedim(0, -1)
+        return _to_rgb(image)
+
+    def _pixels(self, images: list[Any]) -> Any:
+        tensors = [self._tensor(image) for image in images]
+        return self._preprocess(tensors)["pixel_values"]
+
+    def _preprocess(self, images: list[Tensor], **options: Any) -> BatchFeature:
+        settings = self._with(options) if options else self
+        settings._warn_of_rescaled([t for t in images if t.device.type == "cpu"])
+        # On the CPU every image is resized alone: stacking costs more there than it saves.
+        alone = settings.disable_grouping
+        alone = all(image.device.type == "cpu" for image in images) if alone is None else alone
+        if settings.do_resize:
+            size, resample = settings.size, settings.resample
+            images = _by_size(lambda batch: self.resize(image=batch, size=size, resample=resample), images, alone)
+        rescale = settings.do_rescale, settings.rescale_factor
+        normalize = settings.do_normalize, settings.image_mean, settings.image_std
+
+        def crop(batch: Tensor) -> Tensor:
+            return self.center_crop(batch, settings.crop_size) if settings.do_center_crop else batch
+
+        def to_float(batch: Tensor) -> Tensor:
+            return self.rescale_and_normalize(batch, *rescale, *normalize)
+
+        if is_replaced(self):  # each image through all steps, as in transformers
+            images = _by_size(lambda batch: to_float(crop(batch)), images, alone)
+        else:
+            alone = bool(settings.disable_grouping)
+            images = _by_size(crop, images, alone) if settings.do_center_crop else images
+            images = _by_size(to_float, images, alone)
+        if settings.do_pad:
+            images = self.pad(images, pad_size=settings.pad_size, disable_grouping=settings.disable_grouping)
+        if settings.data_format == CHANNELS_LAST:
+            images = [t.movedim(0, -1) for t in images]
+        return BatchFeature({"pixel_values": _stacked(images, settings.return_tensors)})
+
+    def _tensor(self, image: Any, convert: Callable[..., Any] | None = None) -> Tensor:
         """Returns an image as (C, H, W).
 
         PIL images stay interleaved in memory: that saves a copy, and the resize of 8-bit tensors is three times as
         fast on them.
+
+        Args:
+            image: Of any kind.
+            convert: Makes RGB of tensors (C, H, W) where that is asked for, also of what Pillow made RGB before; this
+                class's own when None.
         """
+        channels, to_rgb = self._channels, bool(self.do_convert_rgb)
+        image = px.in_colours(image, channels, to_rgb, self.value_range)
         if 0 in (image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())):
             raise ValueError("The image has no pixels.")
-        if isinstance(image, Tensor):
-            if px.layout_of(image.shape, self.input_data_format) == CHANNELS_LAST:
-                image = image.movedim(-1, 0)
-            _refuse_bad_values(image)
-            tensor = _to_rgb(image) if (to_rgb or channels == 3) and len(image) in (1, 4) else image
-        elif isinstance(image, Image.Image):
+        if isinstance(image, Image.Image):
             array = np.array(image)
             tensor = torch.from_numpy(array[..., None] if array.ndim == 2 else array).permute(2, 0, 1)
+            to_rgb = to_rgb and convert is not None
+            channels = None
+        elif isinstance(image, Tensor):
+            tensor = image
+            if px.layout_of(image.shape, self.input_data_format) == CHANNELS_LAST:
+                tensor = image.movedim(-1, 0)
+            _refuse_bad_values(tensor)
         else:
             # one channel and four are converted below, with PyTorch's numbers
             array = px.to_channels_first(image, self.input_data_format, None, False)
             tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-            tensor = _to_rgb(tensor) if (to_rgb or channels == 3) and len(tensor) in (1, 4) else tensor
+        if convert is not None and to_rgb:
+            tensor = convert(tensor, input_data_format="channels_first")
+        elif to_rgb or channels == 3:
+            tensor = _to_rgb(tensor)
         return tensor if self.device is None else tensor.to(self.device)
 
-    def _by_size(self, work: Callable[[Tensor], Tensor], images: list[Tensor]) -> list[Tensor]:
-        """Applies work on (B, C, H, W) to images (C, H, W), together where size, type and device are the same.
+    def resize(
+        self,
+        image: Tensor,
+        size: Any,
+        resample: Any = None,
+        antialias: bool = True,
+        interpolation: Any = None,
+    ) -> Tensor:
+        """Resizes tensors with torchvision.
 
-        On the CPU every image is resized alone: stacking costs more there than it saves.
+        Args:
+            image: (C, H, W) or (B, C, H, W).
+            size: See the class.
+            resample: A Pillow filter or torchvision's name of it; bilinear when None, as in transformers.
+            antialias: Whether to smooth what is made smaller.
+            interpolation: The name of `resample` in transformers 4.
+
+        Raises:
+            ImageError: The result would be too large.
+            ValueError: torchvision has not the filter, or an option means nothing.
         """
-        alone = self.disable_grouping
-        if alone is None:
-            alone = work == self._resize and all(image.device.type == "cpu" for image in images)
-        if alone:
-            return [work(image[None])[0] for image in images]
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for i, image in enumerate(images):
-            groups[image.shape, image.dtype, image.device].append(i)
-        results: dict[int, Tensor] = {}
-        for members in groups.values():
-            batch = _one_batch([images[i] for i in members])
-            results.update(zip(members, work(batch).unbind(), strict=True))
-        return [results[i] for i in range(len(images))]
-
-    def _resize(self, batch: Tensor) -> Tensor:
-        size = list(resized_size(self.size, batch.shape[-2], batch.shape[-1]))
-        if size[0] * size[1] > MOST_PIXELS:
+        wanted = size_dict(size, "size", default_to_square=self.default_to_square)
+        number = checked_option("resample", interpolation if resample is None else resample)
+        number = Image.Resampling.BILINEAR if number is None else number
+        sides = list(resized_size(wanted, image.shape[-2], image.shape[-1]))
+        if sides[0] * sides[1] > MOST_PIXELS:
             raise ImageError(
-                f"An image of {batch.shape[-1]} x {batch.shape[-2]} pixels would be resized to {size[1]} x {size[0]}, "
-                f"more than the {MOST_PIXELS} pixels that are safe. Crop it before, or use DeiTImageProcessor."
+                f"An image of {image.shape[-1]} x {image.shape[-2]} pixels would be resized to {sides[1]} x {sides[0]}"
+                f", more than the {MOST_PIXELS} pixels that are safe. Crop it before, or use DeiTImageProcessor."
             )
-        if int(self.resample) not in _INTERPOLATION:
+        if int(number) not in _INTERPOLATION:
             raise ValueError(
-                f"torchvision cannot resize tensors with the filter {self.resample!r}. "
+                f"torchvision cannot resize tensors with the filter {number!r}. "
                 "Use DeiTImageProcessor, or resample=3 (bicubic)."
             )
-        interpolation = _INTERPOLATION[int(self.resample)]
-        if interpolation == InterpolationMode.LANCZOS and batch.device.type != "cpu":
-            return self._resize(batch.cpu()).to(batch.device)  # torchvision has it on the CPU only
-        if size == [1, 1]:  # PyTorch 2.15 stops with an internal error at one pixel from planes, not from interleaved
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        return tv.resize(batch, size, interpolation=interpolation, antialias=True)
+        filter_ = _INTERPOLATION[int(number)]
+        if filter_ == InterpolationMode.LANCZOS and image.device.type != "cpu":  # torchvision has it on the CPU only
+            return tv.resize(image.cpu(), sides, interpolation=filter_, antialias=antialias).to(image.device)
+        if sides == [1, 1] and image.ndim == 4:
+            # PyTorch 2.15 stops with an internal error at one pixel from planes, not from interleaved
+            image = image.contiguous(memory_format=torch.channels_last)
+        return tv.resize(image, sides, interpolation=filter_, antialias=antialias)
 
-    def _center_crop(self, batch: Tensor) -> Tensor:
-        height, width = self.crop_size["height"], self.crop_size["width"]
-        rows, columns = max(height - batch.shape[-2], 0), max(width - batch.shape[-1], 0)
+    def center_crop(self, image: Tensor, size: Any) -> Tensor:
+        """Cuts the center out of tensors; a side that is too short is padded with zeros.
+
+        Args:
+            image: (C, H, W) or (B, C, H, W).
+            size: {"height", "width"}, a number or a pair, in pixels.
+
+        Raises:
+            ValueError: The size means nothing.
+        """
+        wanted = checked_option("crop_size", size)
+        height, width = wanted["height"], wanted["width"]
+        rows, columns = max(height - image.shape[-2], 0), max(width - image.shape[-1], 0)
         if rows or columns:
-            batch = tv.pad(batch, [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2], fill=0)
-        top, left = (batch.shape[-2] - height) // 2, (batch.shape[-1] - width) // 2
-        return batch[..., top : top + height, left : left + width]
+            image = tv.pad(image, [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2], fill=0)
+        top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+        return image[..., top : top + height, left : left + width]
 
-    def _to_float(self, batch: Tensor) -> Tensor:
-        if not self.do_normalize:
-            return batch * self.rescale_factor if self.do_rescale else batch.clone()
-        mean, std = (self._statistic(name, batch) for name in ("image_mean", "image_std"))
-        pixels = torch.empty(batch.shape, dtype=torch.float32, device=batch.device)  # planes, also of interleaved ones
-        return pixels.copy_(batch).sub_(mean).div_(std)
+    def rescale(self, image: Tensor, scale: float) -> Tensor:
+        """Multiplies a tensor by a number."""
+        return image * scale
 
-    def _statistic(self, name: str, batch: Tensor) -> Tensor:
-        """Mean or std as (C or 1, 1, 1); rescaling is folded into it."""
-        values = torch.tensor(getattr(self, name), dtype=torch.float32, device=batch.device).reshape(-1, 1, 1)
-        if len(values) not in (1, batch.shape[1]):
-            raise ValueError(f"{name} has {len(values)} numbers and the image has {batch.shape[1]} channels.")
-        return values * (1.0 / self.rescale_factor) if self.do_rescale else values
+    def normalize(
+        self, image: Tensor, mean: float | Sequence[float], std: float | Sequence[float], inplace: bool = False
+    ) -> Tensor:
+        """Subtracts the mean from tensors of floats and divides them by the standard deviation.
 
-    def _pad(self, images: list[Tensor]) -> list[Tensor]:
-        wanted = None if self.pad_size is None else (self.pad_size["height"], self.pad_size["width"])
-        height, width = px.padded_size([(t.shape[1], t.shape[2]) for t in images], wanted)
-        return [tv.pad(t, [0, 0, width - t.shape[2], height - t.shape[1]], fill=0) for t in images]
+        Args:
+            image: (C, H, W) or (B, C, H, W).
+            mean: One number, or one for each channel.
+            std: One number, or one for each channel; not 0.
+            inplace: Whether to change the tensor given.
+
+        Raises:
+            TypeError: The tensor holds whole numbers.
+            ValueError: There are more or fewer numbers than channels, or one of `std` is 0.
+        """
+        if not image.is_floating_point():
+            raise TypeError(
+                f"The image must hold floats. Received: {image.dtype}. Use rescale first, or image.float()."
+            )
+        values = [checked_option(f"image_{name}", given) for name, given in (("mean", mean), ("std", std))]
+        shift, factor = (_per_channel(value, name, image) for value, name in zip(values, ("mean", "std"), strict=True))
+        return (image if inplace else image.clone()).sub_(shift).div_(factor)
+
+    def rescale_and_normalize(
+        self,
+        images: Tensor,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
+    ) -> Tensor:
+        """Rescales and normalizes tensors; where both are wanted, in one step: the factor goes into mean and std.
+
+        A `rescale` that is replaced is called before, which the torchvision processor of transformers leaves out.
+
+        Args:
+            images: (B, C, H, W) or (C, H, W).
+            do_rescale: See the class.
+            rescale_factor: See the class.
+            do_normalize: See the class.
+            image_mean: See the class.
+            image_std: See the class.
+
+        Returns:
+            float32 where it is normalized.
+        """
+        if do_rescale and (not do_normalize or is_replaced(self, ("rescale",))):
+            images, do_rescale = self.rescale(images, rescale_factor), False
+            if not do_normalize:
+                return images
+        if not do_normalize:
+            return images.clone()
+        factor = 1.0 / rescale_factor if do_rescale else 1.0
+        mean, std = (
+            _per_channel(value, name, images, factor) for value, name in ((image_mean, "mean"), (image_std, "std"))
+        )
+        if is_replaced(self, ("normalize",)):
+            given: Any = (mean.flatten(), std.flatten()) if do_rescale else (image_mean, image_std)
+            return self.normalize(images.to(torch.float32), given[0], given[1], inplace=images.dtype != torch.float32)
+        # planes, also of interleaved images
+        pixels = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        return pixels.copy_(images).sub_(mean).div_(std)
+
+    def pad(
+        self,
+        images: Sequence[Tensor],
+        pad_size: Any = None,
+        fill_value: float = 0,
+        padding_mode: str = "constant",
+        return_mask: bool = False,
+        disable_grouping: bool | None = None,
+    ) -> Any:
+        """Pads tensors below and to the right, so that all have one size.
+
+        Args:
+            images: Of (C, H, W).
+            pad_size: {"height", "width"}, a number or a pair; the largest height and width among them when None.
+            fill_value: What is added.
+            padding_mode: "constant", "edge", "reflect" or "symmetric".
+            return_mask: Also return where the images are, (H, W) of int64, 1 inside.
+            disable_grouping: Without effect: images are padded one by one.
+
+        Raises:
+            ValueError: An image is larger than `pad_size`.
+        """
+        wanted = checked_option("pad_size", pad_size)
+        given = None if wanted is None else (wanted["height"], wanted["width"])
+        height, width = px.padded_size([(t.shape[1], t.shape[2]) for t in images], given)
+        rest = [[0, 0, width - t.shape[2], height - t.shape[1]] for t in images]
+        padded = [
+            tv.pad(t, edges, fill=fill_value, padding_mode=padding_mode) for t, edges in zip(images, rest, strict=True)
+        ]
+        if not return_mask:
+            return padded
+        ones = [torch.ones((1, *t.shape[1:]), dtype=torch.int64, device=t.device) for t in images]
+        return padded, [tv.pad(one, edges, fill=0)[0] for one, edges in zip(ones, rest, strict=True)]
+
+
+DeiTImageProcessorFast._own_parts = parts_of(DeiTImageProcessorFast)
 
 
 class ViTImageProcessorFast(DeiTImageProcessorFast):
     """`DeiTImageProcessorFast` with the defaults of ViT: squashed to 224 x 224 pixels, bilinear, no crop."""
 
     defaults = VIT_DEFAULTS
+
+
+def _by_size(work: Callable[[Tensor], Tensor], images: list[Tensor], alone: bool) -> list[Tensor]:
+    """Applies work on (B, C, H, W) to images (C, H, W), together where size, type and device are the same."""
+    if alone:
+        return [work(image[None])[0] for image in images]
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        groups[image.shape, image.dtype, image.device].append(i)
+    results: dict[int, Tensor] = {}
+    for members in groups.values():
+        batch = _one_batch([images[i] for i in members])
+        results.update(zip(members, work(batch).unbind(), strict=True))
+    return [results[i] for i in range(len(images))]
+
+
+def _stacked(images: Sequence[Tensor], return_tensors: str | None) -> Any:
+    """Makes one batch of images of one size, of the package asked for; None returns the list."""
+    if return_tensors is None:
+        return images
+    px.refuse_different_sizes([t.shape for t in images])
+    batch = _one_batch(images).contiguous()
+    if return_tensors == "pt":
+        return batch
+    array = batch.cpu().numpy()
+    return array if return_tensors == "np" else px.to_tensor(array, return_tensors)
+
+
+def _per_channel(value: Any, name: str, images: Tensor, factor: float = 1.0) -> Tensor:
+    """Mean or std, times a factor, as (C or 1, 1, 1)."""
+    values = torch.as_tensor(value, dtype=torch.float32, device=images.device).reshape(-1, 1, 1)
+    if len(values) not in (1, images.shape[-3]):
+        raise ValueError(f"image_{name} has {len(values)} numbers and the image has {images.shape[-3]} channels.")
+    return values * factor
 
 
 def _one_batch(images: Sequence[Tensor]) -> Tensor:
@@ -188,7 +370,9 @@ def _refuse_bad_values(image: Tensor) -> None:
 
 
 def _to_rgb(image: Tensor) -> Tensor:
-    """Repeats one channel (1, H, W), and lays four (4, H, W) on white."""
+    """Repeats one channel (1, H, W), and lays four (4, H, W) on white; others stay."""
+    if len(image) not in (1, 4):
+        return image
     if len(image) == 1:
         return image.expand(3, -1, -1)
     if image.is_floating_point() and not px.is_in_unit_range(image):
