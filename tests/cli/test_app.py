@@ -30,7 +30,7 @@ OPTIONS = {
         "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--precision", "--held-out",
         "--image-column", "--label-column", "--knn", "--value-range", "--average", "--strict",
     ],
-    "classify": ["--top-k", "--batch-size", "--device", "--json", "--value-range", "--average", "--strict"],
+    "classify": ["--top-k", "--out", "--batch-size", "--device", "--json", "--value-range", "--average", "--strict"],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],
     "convert": ["--to", "--variant"],
     "push": ["--private", "--message", "--branch", "--propose"],

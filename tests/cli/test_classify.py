@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from deit.deploy.predictor import Predictor
+from deit.cli import answers
+from deit.deploy.predictor import Classified, Prediction, Predictor
 from tests.cli.conftest import deit, is_refused, succeeds
 from tests.data.pictures import picture, write_text, write_truncated_jpeg
 
@@ -30,14 +34,120 @@ def test_json_holds_the_predictors_answers(album, student):
     assert all(len(result["predictions"]) == 3 for result in results)
 
 
-def test_the_table_shows_the_best_classes_in_percent(album, student):
+def rows_of(results: list[dict]) -> list[list[str]]:
+    return [[r["image"], *(f"{p['label']} {100 * p['score']:.1f} %" for p in r["predictions"])] for r in results]
+
+
+def test_a_row_in_a_pipe_is_a_line_with_tabs(album, student):
     results = json.loads(succeeds("classify", student, ".", "--json", "--top-k", 2).stdout)
     shown = succeeds("classify", student, ".", "--top-k", 2)
     assert shown.stderr == ""
-    rows = re.findall(r"^│ (\S+) +│ +(\w+ \d+\.\d %) │ +(\w+ \d+\.\d %) │$", shown.stdout, re.MULTILINE)
-    expected = [(r["image"], *(f"{p['label']} {100 * p['score']:.1f} %" for p in r["predictions"])) for r in results]
-    assert rows == expected
-    assert [row[0] for row in rows] == ["a.png", "b.png", "c[blue].png"]
+    assert [line.split("\t") for line in shown.stdout.splitlines()] == rows_of(results)
+
+
+def test_names_are_whole_in_a_pipe_and_have_nothing_in_them_that_moves_the_cursor(album, student):
+    folder = album.joinpath(*["x" * 200] * 5)  # longer than any cell of a table
+    folder.mkdir(parents=True)
+    picture("red").save(folder / "\x1b[2K\tred.png")
+    (row,) = succeeds("classify", student, folder, "--top-k", 1).stdout.splitlines()
+    assert row.split("\t")[0] == f"{folder}/\\x1b[2K\\tred.png"
+
+
+def test_rows_are_there_before_the_next_batch_is_read(album, student, monkeypatch):
+    seen = []
+
+    def each(self, sources, **options):
+        for source in sources:
+            seen.append(sys.stdout.buffer.getvalue().decode())
+            yield Classified(name=source, predictions=(Prediction(label="red", score=0.5),))
+
+    monkeypatch.setattr(Predictor, "classify_each", each)
+    succeeds("classify", student, "a.png", "b.png")
+    assert seen == ["", "a.png\tred 50.0 %\n"]
+    seen.clear()
+    whole = succeeds("classify", student, "a.png", "b.png", "--json").stdout
+    assert json.loads(seen[1] + "]") == json.loads(whole)[:1]
+
+
+LABELS = ("red", "a class whose name is longer than all others", "blue")
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (90, [
+            "album/image.png  red 50.0 %  a class whose name is longer than all others 33.3 %",
+            "                 blue 16.7 %",
+        ]),
+        (44, [
+            "album/image.png  red 50.0 %",
+            "                 a class whose name is",
+            "                   longer than all others",
+            "                   33.3 %",
+            "                 blue 16.7 %",
+        ]),
+        (20, [
+            "album/image.png",
+            "    red 50.0 %",
+            "    a class whose",
+            "      name is longer",
+            "      than all",
+            "      others 33.3 %",
+            "    blue 16.7 %",
+        ]),
+    ],
+)  # fmt: skip
+def test_names_stay_whole_on_a_narrow_terminal(monkeypatch, capsys, width, lines):
+    monkeypatch.setattr(answers, "OUT", Console(width=width, force_terminal=True))
+    scores = (0.5, 1 / 3, 1 / 6)
+    found = tuple(Prediction(label=label, score=score) for label, score in zip(LABELS, scores, strict=True))
+    answers.Rows(["album/image.png"])(Classified(name="album/image.png", predictions=found))
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+# --- --out --------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[dict]:
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return [{k: v or None for k, v in row.items()} for row in csv.DictReader(file)]
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl", ".CSV"])
+def test_predictions_are_written_to_a_file(album, student, ending):
+    write_text(album / "bb.png")
+    path = album / f"predictions{ending}"
+    result = deit("classify", student, "a.png", "bb.png", "c[[]blue].png", "--out", path, "--top-k", 2)
+    assert result.exit_code == 3
+    assert result.stdout == f"Predictions of 2 images: {path}\n"
+    expected = json.loads(deit("classify", student, "a.png", "bb.png", "c[[]blue].png", "--json", "--top-k", 2).stdout)
+    if ending == ".jsonl":
+        assert [json.loads(line) for line in path.read_text().splitlines()] == expected
+        return
+    rows = read_rows(path.rename(path.with_suffix(ending.lower())))
+    assert list(rows[0]) == ["image", "label_1", "score_1", "label_2", "score_2", "error"]
+    for row, wanted in zip(rows, expected, strict=True):
+        assert (row["image"], row["error"]) == (wanted["image"], wanted.get("error"))
+        assert [row["label_1"], row["label_2"]] == [p["label"] for p in wanted["predictions"]] or [None, None]
+        scores = [float(row[name]) for name in ("score_1", "score_2") if row[name] is not None]
+        assert scores == [p["score"] for p in wanted["predictions"]]
+
+
+def test_a_file_of_predictions_is_whole_or_not_there(album, student):
+    write_text(album / "bb.png")
+    for images, option in ((["a.png", "bb.png"], "--strict"), (["bb.png"], "--json")):
+        assert deit("classify", student, *images, option, "--batch-size", 1, "--out", "p.csv").exit_code == 2
+        assert not list(album.glob("*p.csv*"))
+
+
+def test_more_classes_are_asked_for_than_there_are(album, student):
+    succeeds("classify", student, "a.png", "--top-k", 99, "--out", "p.csv")
+    (row,) = read_rows(album / "p.csv")
+    assert sorted(value for name, value in row.items() if name.startswith("label_")) == ["blue", "green", "red"]
 
 
 @pytest.mark.parametrize(
@@ -128,10 +238,14 @@ def test_when_nothing_can_be_read_the_command_fails(album, student, source):
         (("a.png", "--top-k", 0), "top_k and batch_size must be at least 1. Received: 0 and 32."),
         (("a.png", "--batch-size", 0), "top_k and batch_size must be at least 1. Received: 3 and 0."),
         (("a.png", "--device", "gpu"), "The device 'gpu' cannot be used"),
+        (("a.png", "--out", "p.xlsx"), "a file that ends in .csv, .parquet, .jsonl. Received: p.xlsx."),
+        (("a.png", "--out", "nowhere/p.csv"), "There is no folder nowhere. Make it first."),
+        (("a.png", "--out", "folder.csv"), "folder.csv is a folder. Pass the name of a file."),
     ],
 )
 def test_arguments_that_cannot_be_used_are_refused(album, student, arguments, message):
     (album / "empty").mkdir()
+    (album / "folder.csv").mkdir()
     is_refused(deit("classify", student, *arguments), message)
 
 

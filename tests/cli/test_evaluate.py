@@ -176,7 +176,7 @@ def test_data_that_cannot_be_used_is_refused(tmp_path, student):
 
 
 def test_a_model_that_cannot_be_used_is_refused(tmp_path, photos, student, copied):
-    is_refused(deit("evaluate", tmp_path / "nowhere", photos), f"No config.json at {tmp_path / 'nowhere'}.")
+    is_refused(deit("evaluate", tmp_path / "nowhere", photos), f"No model directory at {tmp_path / 'nowhere'}.")
     broken = copied(student)
     (broken / "preprocessor_config.json").unlink()
     is_refused(deit("evaluate", broken, photos), "No preprocessor_config.json at")
@@ -193,7 +193,7 @@ def test_a_model_that_cannot_be_used_is_refused(tmp_path, photos, student, copie
         (("--precision", "fp8"), "The precision must be fp32 or bf16. Received: 'fp8'."),
         (("--head", "teacher"), "The model has no head 'teacher'. Known: both, class, distillation."),
         (("--report", "nowhere/r.html"), "The folder nowhere for the report does not exist."),
-        (("--teacher", "nowhere"), "No config.json at nowhere."),
+        (("--teacher", "nowhere"), "No model directory at nowhere."),
         (("--label-column", "kind"), "has no columns"),
     ],
 )

@@ -42,7 +42,7 @@ def _options(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
     processes: int | None = typer.Option(
-        None, help="Share the work of a command among N processes or GPUs of this machine.", metavar="N"
+        None, help="Share the work of a command among N processes or GPUs of this machine."
     ),
 ) -> None:
     if processes is None:

@@ -2,56 +2,99 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from deit.cli.console import PARTLY, print_table, report_found, reports_errors, say, say_json
+from deit.cli.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
+from deit.cli.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
+from deit.cli.parameters import Device, Model, Strict, ValueRange, path, place
+
+if TYPE_CHECKING:
+    from deit.deploy.predictor import Classified
 
 
 @reports_errors
 def classify(
-    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    model: Model,
     images: Annotated[
         list[str],
-        typer.Argument(help="Files, folders, patterns such as 'a/*.jpg', or - for one image on standard input."),
+        typer.Argument(
+            help="Files, folders, patterns such as 'a/*.jpg', or - for one image on standard input.",
+            parser=place,
+        ),
     ],
     top_k: Annotated[int, typer.Option(help="Classes to name for each image.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write a table to this file in place of printing: .csv, .parquet or .jsonl.", parser=path),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    value_range: Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")] = None,
+    value_range: ValueRange = None,
     average: Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
+    strict: Strict = False,
 ) -> None:
     """Name what is in images; files that cannot be read are left out and reported (exit code 3)."""
     from deit.core.image_files import MOST_FILE_BYTES
     from deit.core.image_search import SkippedFile, find_images
     from deit.deploy.predictor import Predictor
 
+    if out is not None:
+        check_predictions_path(out)
     found = find_images(images, strict=strict)
-    sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if path is None else path for path in found.paths]
+    sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if source is None else source for source in found.paths]
     predictor = Predictor.open(model, device=device, head_average=average)
     if value_range is not None:
         predictor.processor.value_range = value_range
-    results = list(predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict))
-    rows = []
-    for result in results:
-        if result.error:
-            say(f"Left out: {result.error}", err=True)
-            continue
-        named = [f"{p.label} {100 * p.score:.1f} %" for p in result.predictions]
-        rows.append((result.name, *named))
-    if as_json:
-        say_json([result.to_dict() for result in results])
-    elif rows:
-        width = max(len(row) for row in rows) - 1
-        print_table("", ("image", *(f"{i + 1}." for i in range(width))), rows)
-    if not rows:
-        raise ValueError(f"None of {len(results)} file(s) could be classified.")
-    broken = [SkippedFile(path=result.name, reason=result.error) for result in results if result.error]
-    report_found(len(rows), found.skipped, found.ignored, others=broken)
+    with _written(out, min(top_k, len(predictor.label_names))) as write:
+        with _printed(found.paths, as_json=as_json, silent=out is not None) as show:
+            results = predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict)
+            used, broken = _tell(results, len(sources), [*write, *show], shown=out is not None or _is_file(sys.stdout))
+        if not used:
+            raise ValueError(f"None of {len(sources)} file(s) could be classified.")
+    report_found(used, found.skipped, found.ignored, others=[SkippedFile(path=r.name, reason=r.error) for r in broken])
+    if out is not None:
+        say(f"Predictions of {counted(used, 'image')}: {out}", err=as_json)
     if broken:
         raise typer.Exit(PARTLY)
+
+
+def _is_file(stream: TextIO) -> bool:
+    """Whether what is printed goes into a file: what reads from a pipe may print to the terminal itself."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # replaced by something that is no file of the system
+        return False
+
+
+def _written(out: Path | None, top_k: int) -> AbstractContextManager[list[Take]]:
+    return nullcontext([]) if out is None else written_predictions(out, top_k)
+
+
+def _printed(names: Sequence[str | None], *, as_json: bool, silent: bool) -> AbstractContextManager[list[Take]]:
+    if as_json:
+        return json_rows()
+    return nullcontext([] if silent else [Rows([name for name in names if name is not None])])
+
+
+def _tell(results: Iterator[Classified], total: int, takes: list[Take], *, shown: bool) -> tuple[int, list[Classified]]:
+    """Gives each result to what prints and writes; returns how many have an answer, and those that have none."""
+    used, broken = 0, []
+    with progress_bar("Classifying", shown=shown) as update:
+        for number, result in enumerate(results, start=1):
+            if result.error:
+                say(f"Left out: {result.error}", err=True)
+                broken.append(result)
+            used += not result.error
+            for take in takes:
+                take(result)
+            update(number, total)
+    return used, broken

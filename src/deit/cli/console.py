@@ -27,6 +27,7 @@ from deit.cli.endings import (
     speaks,
     speaks_of_signal,
 )
+from deit.core.printable import counted as counted
 from deit.core.printable import printable, printable_lines
 from deit.core.writing import why_unwritten
 
@@ -130,7 +131,12 @@ def say_lines(text: str, *, err: bool = False) -> None:
 
 def say_json(value: Any) -> None:
     """Prints JSON, whose strings are escaped; what is not a finite number becomes null."""
-    typer.echo(json.dumps(_without_nan(value), indent=2))
+    typer.echo(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Returns JSON as `say_json` prints it."""
+    return json.dumps(_without_nan(value), indent=2)
 
 
 def _without_nan(value: Any) -> Any:

@@ -8,12 +8,19 @@ from typing import Annotated
 import typer
 
 from deit.cli.console import reports_errors, say
+from deit.cli.parameters import path, place
 
 
 @reports_errors
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder, weight file or name on the hub, in any dialect.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to write; for original a file that ends in .pth.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Folder, weight file, hub name or timm/NAME, in any dialect.", parser=place),
+    ],
+    destination: Annotated[
+        Path,
+        typer.Argument(help="Folder to write; for original a file that ends in .pth.", parser=path),
+    ],
     to: Annotated[str, typer.Option(help="huggingface, timm or original.")] = "huggingface",
     variant: Annotated[
         str | None, typer.Option(help="Architecture of a file that does not say it, see deit.list_models().")

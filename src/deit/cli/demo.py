@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deit.cli.console import print_table, progress_bar, reports_errors, say
+from deit.cli.parameters import path
 
 if TYPE_CHECKING:
     from deit.train.loop import StepEvent
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 @reports_errors
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for models and report; new or empty.")] = Path("deit-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for models and report; new or empty.", parser=path)] = Path(
+        "deit-demo"
+    ),
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
     """Train a teacher and two students on handwritten digits, compare, report, classify."""

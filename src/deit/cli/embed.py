@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.console import PARTLY, print_table, progress_bar, report_found, reports_errors, say, say_json
+from deit.cli.parameters import Device, Strict, ValueRange, path, place
 from deit.cli.settings import open_on_first
 
 if TYPE_CHECKING:
@@ -21,17 +22,26 @@ if TYPE_CHECKING:
 
 @reports_errors
 def embed(
-    model: Annotated[Path, typer.Argument(help="Model directory of a DeiT or ViT, with or without classifier.")],
-    images: Annotated[list[str], typer.Argument(help="Files, folders, or patterns such as 'a/*.jpg'.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write: columns image and features.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model directory or name on the hub of a DeiT or ViT, with or without classifier.",
+            parser=place,
+        ),
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, or patterns such as 'a/*.jpg'.", parser=place),
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write: columns image and features.", parser=path)],
     token: Annotated[str, typer.Option(help="class, distillation, or mean (of the patches).")] = "class",
     block: Annotated[
         int | None, typer.Option(help="After which block, from 1; the end, after the final norm, without.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    value_range: Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
+    device: Device = "auto",
+    value_range: ValueRange = None,
+    strict: Strict = False,
 ) -> None:
     """Write the features of images; files that cannot be read are left out and reported (exit code 3)."""
     from deit.core.image_search import SkippedFile, find_images
@@ -57,7 +67,7 @@ def embed(
 
 
 def evaluate_features_of(
-    model: Path,
+    model: str,
     data: str,
     known: str,
     *,

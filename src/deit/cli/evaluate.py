@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.console import print_table, progress_bar, report_found, reports_errors, say, say_json
+from deit.cli.parameters import Device, Model, Strict, ValueRange, path, place
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
@@ -22,24 +23,33 @@ if TYPE_CHECKING:
 @reports_errors
 def evaluate(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="Model directory.")],
-    data: Annotated[str, typer.Argument(help="Labelled images of any kind that deit train takes; their val part.")],
-    teacher: Annotated[Path | None, typer.Option(help="Model directory to compare the answers with.")] = None,
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Argument(help="Labelled images of any kind that deit train takes; their val part.", parser=place),
+    ],
+    teacher: Annotated[
+        str | None, typer.Option(help="Model to compare the answers with, named like MODEL.", parser=place)
+    ] = None,
     head: Annotated[str, typer.Option(help="Whose details to show: both, class or distillation.")] = "",
-    report: Annotated[Path | None, typer.Option(help="Write an HTML report with pictures to this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML report with pictures to this file.", parser=path)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    device: Device = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Only the images that training kept for validation.")
     ] = False,
     image_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
     label_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
-    knn: Annotated[str | None, typer.Option(help="Labelled images: score features by neighbours there.")] = None,
-    value_range: Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")] = None,
+    knn: Annotated[
+        str | None, typer.Option(help="Labelled images: score features by neighbours there.", parser=place)
+    ] = None,
+    value_range: ValueRange = None,
     average: Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")] = False,
+    strict: Strict = False,
 ) -> None:
     """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.
 
@@ -48,23 +58,22 @@ def evaluate(
     if knn is not None:
         _score_features(context, knn)
         return
-    from deit.core.model_directory import read_image_processor
     from deit.data.distributed import process_group
     from deit.deploy.evaluation import evaluate_model
     from deit.deploy.evaluation_report import check_report_path
-    from deit.deploy.runners import open_runner
+    from deit.deploy.runners import open_model
 
     if report is not None:
         check_report_path(report)
     with process_group(device) as processes:
-        runner = open_runner(model, device, precision=precision, head_average=average)
-        processor = read_image_processor(model)
+        opened = open_model(model, device, precision=precision, head_average=average)
+        runner, processor, folder = opened.runner, opened.processor, opened.folder
         opinion = _open_teacher(teacher, device, precision)
         options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "strict": strict}
         options["value_range"] = value_range or processor.value_range
         source = _open(data, runner, options, silent=not processes.is_first)
         if held_out:
-            source = _held_out(model, source)
+            source = _held_out(folder, source)
         with _bar("Evaluating", shown=processes.is_first) as update:
             result = evaluate_model(
                 runner,
@@ -78,7 +87,7 @@ def evaluate(
             )
     if result is not None:  # the first process speaks for all
         source = _readable(source, result)
-        _tell(result, source, context, _notes(result, model, source))
+        _tell(result, source, context, _notes(result, folder, source))
 
 
 def _tell(result: Evaluation, source: Source, context: typer.Context, notes: list[str]) -> None:
@@ -119,14 +128,14 @@ def _score_features(context: typer.Context, known: str) -> None:
     )
 
 
-def _open_teacher(folder: Path | None, device: str, precision: str) -> TeacherModel | None:
-    if folder is None:
+def _open_teacher(name_or_path: str | None, device: str, precision: str) -> TeacherModel | None:
+    if name_or_path is None:
         return None
-    from deit.core.model_directory import read_image_processor
     from deit.deploy.evaluation import TeacherModel
-    from deit.deploy.runners import open_runner
+    from deit.deploy.runners import open_model
 
-    return TeacherModel(runner=open_runner(folder, device, precision=precision), processor=read_image_processor(folder))
+    opened = open_model(name_or_path, device, precision=precision)
+    return TeacherModel(runner=opened.runner, processor=opened.processor)
 
 
 def _open(data: str, runner: TorchRunner, options: dict[str, Any], *, silent: bool) -> Source:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deit.cli.console import reports_errors, say, say_lines
+from deit.cli.parameters import Device, path, place
 from deit.cli.settings import (
     check_freeze,
     describe_start,
+    named_start,
     open_named_recipe,
     open_on_first,
     print_result,
@@ -30,20 +32,26 @@ DEFAULT_RECIPE, DEFAULT_STUDENT = "simmim-100", "deit-tiny-distilled-patch16-224
 @reports_errors
 def pretrain(
     data: Annotated[
-        str, typer.Argument(help="Images as deit train takes them, or a folder without class folders; no labels used.")
+        str,
+        typer.Argument(
+            help="Images as deit train takes them, or a folder without class folders; no labels used.",
+            parser=place,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.", parser=path)],
     student: Annotated[
         str | None, typer.Option(help=f"A variant ({DEFAULT_STUDENT} without one).", show_default=False)
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to begin with: model directory, hub name or weight file.")
+        str | None,
+        typer.Option(help="Weights to begin with: model directory, hub name, timm/NAME or weight file.", parser=place),
     ] = None,
     config: Annotated[str, typer.Option(help="Change the variant, such as num_hidden_layers=4,patch_size=8.")] = "",
     recipe: Annotated[
         str | None,
         typer.Option(
             help=f"A recipe's name (see deit recipes) or YAML file; the settings of {DEFAULT_RECIPE} without one.",
+            parser=place,
             show_default=False,
         ),
     ] = None,
@@ -54,7 +62,7 @@ def pretrain(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as masking.patch=16 or masking.ratio=0.5.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")] = None,
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     """Train a model on images without labels, by hiding patches and reconstructing them (SimMIM).
@@ -66,6 +74,7 @@ def pretrain(
     from deit.train.run_folder import check_run_folder
     from deit.train.students import build_masked_student
 
+    student, init = named_start(student, init, set_ or [])
     given = _open_recipe(recipe, init, config)
     chosen = given.with_settings(
         recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from deit.cli.console import reports_errors, say
+from deit.cli.parameters import path
 
 _MOST_NAMED = 10
 
 
 @reports_errors
 def push(
-    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    model: Annotated[Path, typer.Argument(help="Model directory.", parser=path)],
     name: Annotated[str, typer.Argument(help="On the hub, such as me/my-deit; made if it is missing.")],
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Who may see a new one; your default without.")

@@ -61,6 +61,24 @@ def recipe_settings(
     return settings
 
 
+def named_start(student: str | None, init: str | None, given: list[str]) -> tuple[str | None, str | None]:
+    """Returns student and weights of the options --student and --init, or as --set names them: it means the same.
+
+    Raises:
+        ValueError: Both name one.
+    """
+    found = dict(text.partition("=")[::2] for text in given)
+    names = {"student": student, "init": init}
+    for name, option in names.items():
+        setting = found.get(name, "").strip()
+        if option and name in found:
+            raise ValueError(
+                f"--{name} and --set {name}= say the same. Received both: {option} and {setting}. Pass one."
+            )
+        names[name] = option or setting or None
+    return names["student"], names["init"]
+
+
 def check_freeze(recipe: Recipe) -> None:
     """Refuses to keep weights that were drawn at random."""
     if recipe.freeze and not recipe.init:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.console import reports_errors, say, say_lines
+from deit.cli.parameters import Device, path, place
 from deit.cli.settings import (
     check_freeze,
     describe_start,
+    named_start,
     open_named_recipe,
     open_on_first,
     print_result,
@@ -29,9 +31,13 @@ DEFAULT_STUDENT = "deit-tiny-distilled-patch16-224"
 @reports_errors
 def train(
     data: Annotated[
-        str, typer.Argument(help="Folder of images, Parquet, CSV, saved data set or tar shards; see docs/data.md.")
+        str,
+        typer.Argument(
+            help="Folder of images, Parquet, CSV, saved data set or tar shards; see docs/data.md.",
+            parser=place,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.", parser=path)],
     student: Annotated[
         str | None,
         typer.Option(
@@ -39,17 +45,23 @@ def train(
         ),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to begin with: model directory, hub name or weight file.")
+        str | None,
+        typer.Option(help="Weights to begin with: model directory, hub name, timm/NAME or weight file.", parser=place),
     ] = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="Model directory, timm/NAME or torchvision/NAME; several are averaged. Without: labels."),
+        typer.Option(
+            help="Model directory, hub name, timm/NAME or torchvision/NAME; several are averaged. Without: labels.",
+            parser=place,
+        ),
     ] = None,
     teacher_cache: Annotated[
-        Path | None, typer.Option(help="Folder that records what the teacher says, or holds it from an earlier run.")
+        Path | None,
+        typer.Option(help="Folder that records what the teacher says, or holds it from an earlier run.", parser=path),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name (see deit recipes) or YAML file; the paper's without one.")
+        str | None,
+        typer.Option(help="A recipe's name (see deit recipes) or YAML file; the paper's without one.", parser=place),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all processes.")] = None,
@@ -60,7 +72,7 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as optimizer.weight_decay=0.1.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")] = None,
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     """Train a classifier, from labels alone or with a teacher as well.
@@ -70,6 +82,7 @@ def train(
     from deit.data.distributed import process_group
     from deit.train.run_folder import check_run_folder
 
+    student, init = named_start(student, init, set_ or [])
     given = _open_recipe(recipe, init)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     chosen = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))

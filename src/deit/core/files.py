@@ -14,6 +14,15 @@ from typing import Any
 
 from deit.core.writing import writing
 
+
+def at_home(path: str) -> str:
+    """Returns a path whose leading ~ is the home folder, as a shell has it; what exists under its own name stays.
+
+    Shells do so only with a ~ that begins a word, not in --out=~/run, quotes, or a file of settings.
+    """
+    return path if not path.startswith("~") or os.path.lexists(path) else os.path.expanduser(path)
+
+
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile` names them below
 
 

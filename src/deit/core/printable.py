@@ -37,6 +37,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
+def counted(number: int, what: str, plural: str = "") -> str:
+    """Returns a number with its noun: "1 epoch", "3 epochs", "2 classes"."""
+    return f"{number} {what if number == 1 else plural or what + 's'}"
+
+
 def markdown_code(text: object, most: int = 100) -> str:
     """Returns Markdown that shows a text as code, whatever is in it. Not for the cells of tables."""
     line = printable(text, most)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, distributed
 
+from deit.core.devices import chosen_device
 from deit.core.errors import UserError
 
 T = TypeVar("T")
@@ -200,7 +201,8 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
     """Joins the other processes for a block, when `torchrun` started this one; without torchrun it does nothing.
 
     Args:
-        device: Where the work will be done: "cpu" talks by gloo, "cuda" by nccl; None takes the GPU if there is one.
+        device: Where the work will be done: "cpu" talks by gloo, "cuda" by nccl; "auto" and None take the GPU if there
+            is one.
 
     Yields:
         The place of this process.
@@ -208,7 +210,7 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield current_processes()
         return
-    on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    on_gpu = chosen_device(device).startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Numbers that Python asks for travel by gloo even so: no GPU has to wait for them.

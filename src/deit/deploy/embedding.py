@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.devices import chosen_device, on_device
 from deit.core.files import replaced_file
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.known_images import KnownImages, Overlap
@@ -28,7 +30,7 @@ class Embedder:
     Args:
         model: A `DeiTModel` or `ViTModel`; it is put in evaluation mode.
         processor: The preprocessing that its weights were trained with.
-        device: "cpu", "cuda", ...
+        device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
         known_images: Which images the model has learnt from, if that is recorded.
 
     Attributes:
@@ -47,28 +49,29 @@ class Embedder:
         *,
         known_images: KnownImages | None = None,
     ) -> None:
-        try:
-            self.model = model.to(device).eval()
-        except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
-            raise ValueError(f"The device {device!r} cannot be used ({error}). Pass device='cpu'.") from error
+        self.device = chosen_device(device)
+        self.model = on_device(model, self.device).eval()
         self.processor = processor
-        self.device = device
         self.known_images = known_images
         self.tokens = tuple(name for name in TOKENS if name != "distillation" or model.config.num_prefix_tokens == 2)
         self.depth = int(model.config.num_hidden_layers)
 
     @classmethod
-    def open(cls, folder: Path, device: str = "cpu") -> Embedder:
+    def open(cls, name_or_path: str | os.PathLike[str], device: str = "cpu") -> Embedder:
         """Opens the trunk of any DeiT or ViT: of a classifier, of a model of masked images, or bare.
 
         Args:
-            folder: A model directory, with its preprocessing.
+            name_or_path: A model directory, with its preprocessing; or a name, see
+                `deit.models.model_names.find_model`.
             device: See `Embedder`.
 
         Raises:
             FileNotFoundError: A file is missing.
             ValueError: A file is damaged, the model is of another kind, or there is no such device.
         """
+        from deit.models.model_names import find_model
+
+        folder = find_model(name_or_path)
         if kind_of_model(folder) != "deit":
             raise ValueError(f"{folder} is a model of timm. Features are taken from a DeiT or ViT of this package.")
         from deit.models.auto import CLASSIFICATION, FEATURES, MASKED_IMAGE, find_class, names_of

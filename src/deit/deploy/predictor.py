@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from deit.core.image_processor import DeiTImageProcessor
 from deit.core.images import ImageFile
 from deit.core.labels import distinct_names
 from deit.core.metrics import has_answer, softmax
-from deit.core.model_directory import read_image_processor
 from deit.deploy.reading import read_pixels
-from deit.deploy.runners import Array, open_runner
+from deit.deploy.runners import Array, open_model
 
 _NO_NUMBER = "the model answers with NaN or infinity. Its weights may be damaged."
 
@@ -85,17 +83,17 @@ class Predictor:
         """Opens a model directory.
 
         Args:
-            model_directory: As training or `save_pretrained` writes it, with its preprocessing.
-            device: "cpu", "cuda", ...
+            model_directory: As training or `save_pretrained` writes it, with its preprocessing; or a name, see
+                `deit.models.model_names.find_model`.
+            device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
             head_average: See `open_runner`.
 
         Raises:
             FileNotFoundError: A file is missing.
             ValueError: A file is damaged, or `head_average` cannot be used.
         """
-        folder = Path(model_directory)
-        runner = open_runner(folder, device, head_average=head_average)
-        return cls(runner, read_image_processor(folder), runner.label_names)
+        opened = open_model(model_directory, device, head_average=head_average)
+        return cls(opened.runner, opened.processor, opened.runner.label_names)
 
     def classify(
         self, images: Sequence[ImageFile | Image.Image], *, top_k: int = 5, batch_size: int = 32

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from deit.core.files import replace_folder_content
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.library_order import make_order_safe
 from deit.core.model_directory import read_image_processor, read_known_images
+from deit.core.timm_preprocessing import processor_from_timm, says_preprocessing, timm_preprocessing
 from deit.core.variants import find_variant, preprocessing_fields, same_architecture, variant_config
 from deit.core.weight_files import WEIGHTS_NAME
 from deit.models.deit import (
@@ -46,7 +45,6 @@ _CLASSES: dict[str, type[PreTrainedModel]] = {
 _PLAIN = (DeiTForImageClassificationWithTeacher, ViTForImageClassification)
 
 _TOLERANCE = 1e-4  # of the largest output; timm's LayerNorm epsilon differs from Hugging Face's
-_INTERPOLATION = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,45 +187,13 @@ def _preprocessing(
     if path is not None and path.is_dir() and (path / "preprocessor_config.json").is_file():
         return read_image_processor(path), f"that of {path}"
     cfg = _folder_values(checkpoint).get("pretrained_cfg")
-    if isinstance(cfg, Mapping) and cfg.get("crop_mode", "center") in ("center", "squash") and "mean" in cfg:
-        return _processor_from_timm(cfg, model), f"that of timm's configuration in {path}"
+    if says_preprocessing(cfg):
+        size = model.config.grid_image_size
+        return processor_from_timm(cfg, size), f"that of timm's configuration in {path}"  # type: ignore[arg-type]
     name = variant or same_architecture(model.config.to_dict())
     if name is None or (variant is None and find_variant(name).source is None):
         return None, "unknown: write a preprocessor_config.json before using the model"
     return DeiTImageProcessor(**preprocessing_fields(find_variant(name))), f"the paper's evaluation of {name}"
-
-
-def _processor_from_timm(cfg: Mapping[str, Any], model: PreTrainedModel) -> DeiTImageProcessor:
-    height, width = model.config.grid_image_size
-    ratio = float(cfg.get("crop_pct") or 0.875)
-    if cfg.get("crop_mode", "center") == "squash" or height != width:
-        size = {"height": math.floor(height / ratio), "width": math.floor(width / ratio)}
-    else:
-        size = {"shortest_edge": math.floor(height / ratio)}
-    return DeiTImageProcessor(
-        size=size,
-        crop_size={"height": height, "width": width},
-        resample=_INTERPOLATION.get(str(cfg.get("interpolation", "bicubic")), 3),
-        image_mean=list(cfg["mean"]),
-        image_std=list(cfg["std"]),
-    )
-
-
-def timm_preprocessing(processor: DeiTImageProcessor | None) -> dict[str, Any]:
-    """Returns the entries of timm's `pretrained_cfg` that say what a processor does; none of no processor."""
-    if processor is None:
-        return {}
-    size, crop = processor.size, processor.crop_size
-    target = crop["height"] if processor.do_center_crop else size.get("height", size.get("shortest_edge"))
-    resized = size.get("shortest_edge", size.get("height"))
-    names = {number: name for name, number in _INTERPOLATION.items()}
-    return {
-        "interpolation": names.get(int(processor.resample), "bicubic"),
-        "crop_pct": target / resized,
-        "crop_mode": "center" if "shortest_edge" in size else "squash",
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
-    }
 
 
 # --- writing and checking -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from deit.core.loading_plan import LoadingInfo, resolve_config
 from deit.core.weight_files import find_weights
 from deit.models.construction import EmptyParts, without_initial_values
 from deit.models.loading import load_tensors, resolve_device, resolve_dtype
+from deit.models.model_names import published_place
 from deit.models.tensor_source import DictSource, TensorSource, open_source
 from deit.models.vision_transformer import VisionTransformer
 
@@ -91,7 +92,7 @@ def open_checkpoint(name_or_path: str | os.PathLike[str] | None, options: FileOp
             raise ValueError("Pass the path or the name of a model, or config= and state_dict=.")
         return Checkpoint(path=None, source=DictSource(options.state_dict), name="the state dict")
     path = local_path(
-        name_or_path,
+        published_place(name_or_path),
         need="weights" if options.state_dict is None else "config",
         options=options.hub,
         subfolder=options.subfolder,

@@ -18,6 +18,7 @@ from deit.core.library_order import make_order_safe
 from deit.core.loading_plan import MOST_NEW_NUMBERS
 from deit.core.weight_files import find_weights
 from deit.models.finiteness import refuse_non_finite
+from deit.models.model_names import published_cfg
 from deit.models.pickled_weights import read_pickle
 from deit.models.tensor_source import TensorSource, open_source
 
@@ -86,16 +87,7 @@ def open_published_timm(name: str) -> nn.Module:
         ValueError: timm has no such model, or none with weights; or a file is damaged or holds code.
         ConnectionError: They cannot be fetched.
     """
-    make_order_safe()
-    import timm
-
-    try:
-        cfg: Any = timm.get_pretrained_cfg(name)
-    except _ERRORS as error:
-        raise UserError(f"timm cannot build {shown(name)} ({error}). See timm.list_models().") from error
-    if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        create_timm(name)  # says what is wrong with the name, if it is the name
-        raise UserError(f"timm has published no weights of {shown(name)}. See timm.list_models(pretrained=True).")
+    cfg = published_cfg(name)
     try:
         if cfg.hf_hub_id and not cfg.hf_hub_filename:
             return open_timm_folder(local_path(cfg.hf_hub_id))
@@ -108,6 +100,26 @@ def open_published_timm(name: str) -> nn.Module:
     weights = find_weights(file)
     tensors = _read(open_source(weights)) if not weights.pickled else read_pickle(file)
     return _filled(name, tensors, cfg.to_dict(), {}, file)
+
+
+def imagenet_labels() -> list[str]:
+    """Returns the 1000 classes of ImageNet-1k in the order that all published models have, by WordNet identity."""
+    make_order_safe()
+    from timm.data.imagenet_info import ImageNetInfo
+
+    names: list[str] = ImageNetInfo("imagenet-1k").label_names()
+    return names
+
+
+def published_label_names(model: Any) -> list[str] | None:
+    """Returns the class names of published weights of timm, whose files do not write ImageNet's; None if unknown."""
+    make_order_safe()
+    from timm.data.imagenet_info import infer_imagenet_subset
+
+    named: list[str] | None = model.pretrained_cfg.get("label_names")
+    if named is None and infer_imagenet_subset(model) == "imagenet-1k":
+        return imagenet_labels()
+    return named
 
 
 def _fetched(cfg: Any) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from deit.core.library_order import make_order_safe
+from deit.models.timm_models import imagenet_labels
 
 _IMAGENET_CLASSES = 1000
 # A list of 1000 names is ImageNet's when this share of them stands where ImageNet's stand: releases spell a few their
@@ -81,15 +82,6 @@ def _unique(names: Sequence[str], key: Callable[[str], str]) -> dict[str, int]:
 
 def _simplified(name: str) -> str:
     return "".join(character for character in name.casefold() if character not in "_- ")
-
-
-def imagenet_labels() -> list[str]:
-    """Returns the 1000 classes of ImageNet-1k in the order that all published models have, by WordNet identity."""
-    make_order_safe()
-    from timm.data.imagenet_info import ImageNetInfo
-
-    names: list[str] = ImageNetInfo("imagenet-1k").label_names()
-    return names
 
 
 def _imagenet_spellings(known: Sequence[str]) -> list[list[str]]:

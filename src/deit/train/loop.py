@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deit.core.devices import chosen_device, on_device
 from deit.core.images import ImageError
 from deit.core.model_directory import STATE_NAME
 from deit.core.writing import writing
@@ -118,7 +119,7 @@ def fit(
         data: Images to learn from and to measure on.
         recipe: All hyper-parameters; `drop_path_rate` and its shape are set on any DeiT or ViT student.
         out: Folder of the run; new or empty, unless `resume`.
-        device: "cpu", "cuda", ...; the GPU if there is one when None (each process its own).
+        device: "cpu", "cuda", ...; the GPU if there is one when None or "auto" (each process its own).
         resume: Go on from the newest state in `out`.
         teacher_cache: Folder in which the teacher's answers are recorded, and from which they are read.
         on_step: Called after every step, on a GPU after every tenth.
@@ -576,17 +577,8 @@ def _flat_scores(scores: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def _resolve_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if str(device) == "cuda" and current_processes().world_size > 1:
-        device = f"cuda:{current_processes().local_rank}"
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            reason = "The device 'cuda' was asked for, but PyTorch finds no GPU."
-        else:
-            reason = f"The device {str(device)!r} cannot be used ({error})."
-        raise ValueError(f"{reason} Pass device='cpu'.") from error
-    return resolved
+    name = chosen_device(None if device is None else str(device))
+    if name == "cuda" and current_processes().world_size > 1:
+        name = f"cuda:{current_processes().local_rank}"
+    on_device(torch.empty(0), name)
+    return torch.device(name)

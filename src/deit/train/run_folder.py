@@ -17,8 +17,8 @@ from deit.core.image_processor import DeiTImageProcessor
 from deit.core.labels import id2label_from_names
 from deit.core.library_order import make_order_safe
 from deit.core.model_directory import STATE_NAME, TRAINING_NAME
+from deit.core.timm_preprocessing import timm_preprocessing
 from deit.core.writing import writing
-from deit.models.conversion import timm_preprocessing
 from deit.models.pretrained import PreTrainedModel
 from deit.train.folder_lock import LOCK_NAME, FolderInUseError, folder_lock, is_in_use
 from deit.train.masked_images import PICTURES_NAME

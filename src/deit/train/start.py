@@ -8,6 +8,7 @@ from typing import Any
 
 from deit.core.architecture import infer_config
 from deit.core.configuration import CONFIG_NAME, DeiTConfig, VisionTransformerConfig, ViTConfig, read_config
+from deit.core.files import at_home
 from deit.core.variants import VARIANTS, find_variant, variant_config
 from deit.models.opening import Checkpoint, FileOptions, open_checkpoint
 from deit.train.recipe import Recipe
@@ -68,6 +69,8 @@ def resolved_start(
     if teachers:
         chosen["teacher"] = tuple(teachers)
     start = recipe.with_settings(chosen) if chosen else recipe
+    places = {"init": at_home(start.init), "teacher": tuple(map(at_home, start.teacher))}  # of files and --set as well
+    start = start.with_settings(places)
     if start.init_made_by:
         raise ValueError(
             f"The recipe starts from the weights that the recipe {start.init_made_by} makes. Pass its model directory "
@@ -76,6 +79,7 @@ def resolved_start(
     if start.student and not start.student.startswith(_TIMM):
         find_variant(start.student)
     if not start.init:
+        _refuse_tag(start.student)
         return start
     if init is None and student is not None:
         _require_weights_for(student, start.init)
@@ -86,6 +90,16 @@ def resolved_start(
         if start.student in VARIANTS:
             require_architecture(config_of(checkpoint), variant_config(start.student), start.student, checkpoint.name)
     return start
+
+
+def _refuse_tag(student: str) -> None:
+    """Refuses to pass over the weights that a student's name seems to ask for."""
+    architecture, _, tag = student.partition(".")
+    if student.startswith(_TIMM) and tag:
+        raise ValueError(
+            f"{student} names weights ({tag}); a student's name is that of an architecture, which starts from random "
+            f"weights. Pass --student {architecture} --init {student} to begin with them, or leave out the tag."
+        )
 
 
 def _open(init: str, *, of_recipe: bool) -> Checkpoint:

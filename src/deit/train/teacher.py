@@ -16,16 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deit.core.hub import is_hub_name, local_path
+from deit.core.files import at_home
+from deit.core.hub import is_hub_name
 from deit.core.labels import names_in_order
 from deit.core.library_order import make_order_safe
 from deit.core.model_directory import kind_of_model, read_image_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.models.classifier import head_logits, open_classifier
 from deit.models.finiteness import refuse_non_finite_answers, refuse_non_finite_model
-from deit.models.timm_models import open_published_timm, open_timm_folder
+from deit.models.model_names import find_model, timm_name
+from deit.models.timm_models import open_published_timm, open_timm_folder, published_label_names
 from deit.train.batch_norm import fold_batch_norms
-from deit.train.label_matching import imagenet_labels, match_labels
+from deit.train.label_matching import match_labels
 
 logger = logging.getLogger(__name__)
 
@@ -295,11 +297,13 @@ def open_teacher(name_or_dir: str | Path) -> Teacher:
         ValueError: The folder or name cannot be used as a teacher.
         ConnectionError: Published weights cannot be fetched.
     """
-    text = str(name_or_dir)
+    text = at_home(str(name_or_dir))
     library, _, name = text.partition("/")
-    if library in ("timm", "torchvision") and name and not Path(text).exists():
-        return (_open_published_timm(name) if library == "timm" else _open_torchvision(name)).prepare()
-    folder = local_path(text) if is_hub_name(text) else Path(text)
+    if timm_name(text):
+        return _open_published_timm(name).prepare()
+    if library == "torchvision" and name and not Path(text).exists():
+        return _open_torchvision(name).prepare()
+    folder = find_model(text) if is_hub_name(text) else Path(text)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"No teacher at {text}. Pass a model directory, or a published model as timm/NAME or torchvision/NAME."
@@ -346,12 +350,9 @@ def _of_timm(model: nn.Module, name: str) -> Teacher:
 
 
 def _open_published_timm(name: str) -> Teacher:
-    make_order_safe()
-    from timm.data.imagenet_info import infer_imagenet_subset
-
-    teacher = _of_timm(open_published_timm(name), f"timm/{name}")
-    if teacher.label_names is None and infer_imagenet_subset(teacher.model) == "imagenet-1k":
-        teacher.label_names = imagenet_labels()  # timm's files do not name their classes
+    model = open_published_timm(name)
+    teacher = _of_timm(model, f"timm/{name}")
+    teacher.label_names = published_label_names(model)
     return teacher
 
 

@@ -1,0 +1,26 @@
+"""What the arguments and options of several commands have in common: their types, and what help says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def path(text: str) -> Path:
+    """Reads a path of this machine; a ~ at its beginning is the home folder."""
+    return Path(place(str(text)))
+
+
+def place(text: str) -> str:
+    """Reads what may be a path, or a name, pattern or address of another kind."""
+    from deit.core.files import at_home
+
+    return at_home(text)
+
+
+Model = Annotated[str, typer.Argument(help="Model directory, name on the model hub, or timm/NAME.", parser=place)]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")]
+ValueRange = Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")]
