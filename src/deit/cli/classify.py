@@ -14,7 +14,7 @@ import typer
 
 from deit.cli.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
 from deit.cli.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
-from deit.cli.parameters import Device, Model, Strict, ValueRange, path, place
+from deit.cli.parameters import Average, Device, Model, Strict, ValueRange, path, place
 
 if TYPE_CHECKING:
     from deit.deploy.predictor import Classified
@@ -39,7 +39,7 @@ def classify(
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     value_range: ValueRange = None,
-    average: Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")] = None,
+    average: Average = None,
     strict: Strict = False,
 ) -> None:
     """Name what is in images; files that cannot be read are left out and reported (exit code 3)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.console import print_table, progress_bar, report_found, reports_errors, say, say_json
-from deit.cli.parameters import Device, Model, Strict, ValueRange, path, place
+from deit.cli.parameters import Average, Column, Device, LabelledImages, Model, Strict, ValueRange, path, place
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 def evaluate(
     context: typer.Context,
     model: Model,
-    data: Annotated[
-        str,
-        typer.Argument(help="Labelled images of any kind that deit train takes; their val part.", parser=place),
-    ],
+    data: LabelledImages,
     teacher: Annotated[
         str | None, typer.Option(help="Model to compare the answers with, named like MODEL.", parser=place)
     ] = None,
@@ -42,13 +39,13 @@ def evaluate(
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Only the images that training kept for validation.")
     ] = False,
-    image_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
-    label_column: Annotated[str, typer.Option(help="Of a table, where it is not plain.")] = "",
+    image_column: Column = "",
+    label_column: Column = "",
     knn: Annotated[
         str | None, typer.Option(help="Labelled images: score features by neighbours there.", parser=place)
     ] = None,
     value_range: ValueRange = None,
-    average: Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")] = None,
+    average: Average = None,
     strict: Strict = False,
 ) -> None:
     """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.

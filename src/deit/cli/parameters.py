@@ -21,6 +21,11 @@ def place(text: str) -> str:
 
 
 Model = Annotated[str, typer.Argument(help="Model directory, name on the model hub, or timm/NAME.", parser=place)]
+LabelledImages = Annotated[
+    str, typer.Argument(help="Labelled images of any kind that deit train takes; their val part.", parser=place)
+]
+Average = Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")]
+Column = Annotated[str, typer.Option(help="Of a table, where it is not plain.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")]
 ValueRange = Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")]
