@@ -72,16 +72,8 @@ def evaluate(
         if held_out:
             source = _held_out(folder, source)
         with _bar("Evaluating", shown=processes.is_first) as update:
-            result = evaluate_model(
-                runner,
-                source,
-                processor,
-                batch_size=batch_size,
-                head=head,
-                teacher=opinion,
-                processes=processes,
-                on_batch=update,
-            )
+            options = {"batch_size": batch_size, "head": head, "teacher": opinion, "processes": processes}
+            result = evaluate_model(runner, source, processor, on_batch=update, **options)
     if result is not None:  # the first process speaks for all
         source = _readable(source, result)
         _tell(result, source, context, _notes(result, folder, source))

@@ -29,3 +29,15 @@ Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cu
 Column = Annotated[str, typer.Option(help="Of a table, where it is not plain.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")]
 ValueRange = Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")]
+
+# Of the two commands that train.
+RunFolder = Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.", parser=path)]
+InitialWeights = Annotated[
+    str | None,
+    typer.Option(help="Weights to begin with: model directory, hub name, timm/NAME or weight file.", parser=place),
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in a step, over all processes.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+ImageSize = Annotated[int | None, typer.Option(help="Side of the input in pixels; the variant's without.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deit.cli.console import reports_errors, say, say_lines
-from deit.cli.parameters import Device, path, place
+from deit.cli.parameters import (
+    BatchSize,
+    Device,
+    Epochs,
+    ImageSize,
+    InitialWeights,
+    Resume,
+    RunFolder,
+    Seed,
+    place,
+)
 from deit.cli.settings import (
     check_freeze,
     describe_start,
@@ -38,14 +47,11 @@ def pretrain(
             parser=place,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.", parser=path)],
+    out: RunFolder,
     student: Annotated[
         str | None, typer.Option(help=f"A variant ({DEFAULT_STUDENT} without one).", show_default=False)
     ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Weights to begin with: model directory, hub name, timm/NAME or weight file.", parser=place),
-    ] = None,
+    init: InitialWeights = None,
     config: Annotated[str, typer.Option(help="Change the variant, such as num_hidden_layers=4,patch_size=8.")] = "",
     recipe: Annotated[
         str | None,
@@ -55,15 +61,15 @@ def pretrain(
             show_default=False,
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all processes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; the variant's without.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    image_size: ImageSize = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as masking.patch=16 or masking.ratio=0.5.")
     ] = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Train a model on images without labels, by hiding patches and reconstructing them (SimMIM).
 

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.console import reports_errors, say, say_lines
-from deit.cli.parameters import Device, path, place
+from deit.cli.parameters import (
+    BatchSize,
+    Device,
+    Epochs,
+    ImageSize,
+    InitialWeights,
+    Resume,
+    RunFolder,
+    Seed,
+    path,
+    place,
+)
 from deit.cli.settings import (
     check_freeze,
     describe_start,
@@ -27,34 +38,33 @@ if TYPE_CHECKING:
 
 DEFAULT_STUDENT = "deit-tiny-distilled-patch16-224"
 
+TrainingImages = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of images, Parquet, CSV, saved data set or tar shards; see docs/data.md.", parser=place
+    ),
+]
+Teachers = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Model directory, hub name, timm/NAME or torchvision/NAME; several are averaged. Without: labels.",
+        parser=place,
+    ),
+]
+
 
 @reports_errors
 def train(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of images, Parquet, CSV, saved data set or tar shards; see docs/data.md.",
-            parser=place,
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.", parser=path)],
+    data: TrainingImages,
+    out: RunFolder,
     student: Annotated[
         str | None,
         typer.Option(
             help=f"A variant ({DEFAULT_STUDENT} without one), or timm/NAME for a teacher-to-be.", show_default=False
         ),
     ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Weights to begin with: model directory, hub name, timm/NAME or weight file.", parser=place),
-    ] = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Model directory, hub name, timm/NAME or torchvision/NAME; several are averaged. Without: labels.",
-            parser=place,
-        ),
-    ] = None,
+    init: InitialWeights = None,
+    teacher: Teachers = None,
     teacher_cache: Annotated[
         Path | None,
         typer.Option(help="Folder that records what the teacher says, or holds it from an earlier run.", parser=path),
@@ -63,17 +73,17 @@ def train(
         str | None,
         typer.Option(help="A recipe's name (see deit recipes) or YAML file; the paper's without one.", parser=place),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step, over all processes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; the variant's without.")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    image_size: ImageSize = None,
     labels: Annotated[str | None, typer.Option(help="Learn from fewer labels: 10 of each class, or 1%.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Keep the weights of: trunk (linear probe) or blocks:N.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting, such as optimizer.weight_decay=0.1.")
     ] = None,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    resume: Resume = False,
 ) -> None:
     """Train a classifier, from labels alone or with a teacher as well.
 

@@ -76,10 +76,8 @@ def resolved_start(
             f"The recipe starts from the weights that the recipe {start.init_made_by} makes. Pass its model directory "
             "with --init (init=... in Python)."
         )
-    if start.student and not start.student.startswith(_TIMM):
-        find_variant(start.student)
+    _check_name(start)
     if not start.init:
-        _refuse_tag(start.student)
         return start
     if init is None and student is not None:
         _require_weights_for(student, start.init)
@@ -92,10 +90,13 @@ def resolved_start(
     return start
 
 
-def _refuse_tag(student: str) -> None:
-    """Refuses to pass over the weights that a student's name seems to ask for."""
+def _check_name(recipe: Recipe) -> None:
+    """Refuses an unknown student, and to pass over the weights that a name seems to ask for."""
+    student = recipe.student
+    if student and not student.startswith(_TIMM):
+        find_variant(student)
     architecture, _, tag = student.partition(".")
-    if student.startswith(_TIMM) and tag:
+    if student.startswith(_TIMM) and tag and not recipe.init:
         raise ValueError(
             f"{student} names weights ({tag}); a student's name is that of an architecture, which starts from random "
             f"weights. Pass --student {architecture} --init {student} to begin with them, or leave out the tag."
