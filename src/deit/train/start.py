@@ -68,9 +68,7 @@ def resolved_start(
         chosen |= {"image_size": image_size, "partial_patches": False}
     if teachers:
         chosen["teacher"] = tuple(teachers)
-    start = recipe.with_settings(chosen) if chosen else recipe
-    places = {"init": at_home(start.init), "teacher": tuple(map(at_home, start.teacher))}  # of files and --set as well
-    start = start.with_settings(places)
+    start = _at_home(recipe.with_settings(chosen) if chosen else recipe)
     if start.init_made_by:
         raise ValueError(
             f"The recipe starts from the weights that the recipe {start.init_made_by} makes. Pass its model directory "
@@ -88,6 +86,11 @@ def resolved_start(
         if start.student in VARIANTS:
             require_architecture(config_of(checkpoint), variant_config(start.student), start.student, checkpoint.name)
     return start
+
+
+def _at_home(recipe: Recipe) -> Recipe:
+    """Returns a recipe whose paths have the home folder in place of a ~."""
+    return recipe.with_settings({"init": at_home(recipe.init), "teacher": tuple(map(at_home, recipe.teacher))})
 
 
 def _check_name(recipe: Recipe) -> None:
