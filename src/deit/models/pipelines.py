@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from deit.core.batch_feature import BatchFeature
 from deit.core.configuration import read_config
-from deit.core.hub import HubOptions, local_path
-from deit.core.images import load_image
+from deit.core.hub import HubOptions, local_path, upload_folder
+from deit.core.model_directory import published_files
 from deit.models.auto import (
     CLASSIFICATION,
     FEATURES,
@@ -27,22 +28,40 @@ from deit.models.auto import (
 )
 from deit.models.auto_openers import AutoImageProcessor
 from deit.models.finiteness import refuse_non_finite_answers, refuse_non_finite_model
+from deit.models.pipeline_inputs import (
+    apart,
+    first_tensor,
+    image_of,
+    is_one_image,
+    is_whole,
+    items_of,
+    moved,
+    opened,
+    together,
+)
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(-1),
     "sigmoid": torch.sigmoid,
     "none": lambda logits: logits,
 }
+Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 class ImagePipeline(ABC):
     """What the pipelines share: inputs of every kind, batches, the device.
 
+    A call takes each image through `preprocess`, batches of them through `forward`, and each answer through
+    `postprocess`. Each can be called by itself, and a subclass may replace it: `pipeline(pipeline_class=...)`.
+
     Args:
         model: A model of this package (or one that is called in the same way).
         image_processor: Its preprocessing.
+        feature_extractor: The old name of `image_processor`.
         device: "cpu", "cuda:1", a number (-1 is the CPU) or a `torch.device`; None leaves the model where it is.
         batch_size: Images that go through the model together.
+        num_workers: Without effect: images are read when their batch is due.
+        **parameters: Those of a call, which a call can override.
 
     Raises:
         ValueError: There is no such device, the batch size is smaller than 1, or the model is of another kind.
@@ -54,21 +73,26 @@ class ImagePipeline(ABC):
     def __init__(
         self,
         model: Any,
-        image_processor: Any,
+        image_processor: Any = None,
         *,
+        feature_extractor: Any = None,
         device: int | str | torch.device | None = None,
         batch_size: int = 1,
+        num_workers: int | None = None,
+        **parameters: Any,
     ) -> None:
         names = {c.__name__ for c in type(model).__mro__}
         if names & set(self._other_models):
             raise ValueError(f"{type(model).__name__} cannot do {self.task!r}.")
+        image_processor = feature_extractor if image_processor is None else image_processor
         if image_processor is None:
             raise ValueError(
                 "The preprocessing is missing: pass image_processor=, or a model directory in place of it."
             )
+        self._parameters: Parameters = self._sanitize_parameters(**parameters)
         self.device = model.device if device is None else _resolve_device(device)
         refuse_non_finite_model(model, "The model")
-        self.model = _moved(model, self.device).eval()
+        self.model = _moved_model(model, self.device).eval()
         self.image_processor = image_processor
         self.batch_size = _at_least_one("batch_size", batch_size)
 
@@ -78,60 +102,169 @@ class ImagePipeline(ABC):
         dtype: torch.dtype = self.model.dtype
         return dtype
 
-    def _run(
-        self, inputs: Any, batch_size: int | None, process: Mapping[str, Any], finish: Callable[[Any], list[Any]]
+    # --- the steps -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _sanitize_parameters(self, *nothing: Any, **parameters: Any) -> Parameters:
+        """Returns the parameters of a call for each of the steps: only those that were given."""
+
+    def preprocess(self, image: Any, timeout: float | None = None, **process: Any) -> Any:
+        """Reads an image and prepares it for the model.
+
+        Args:
+            image: A path, bytes, base64 text, a PIL image, an array or a tensor.
+            timeout: Accepted for callers of transformers; nothing is fetched from the web.
+            **process: Options of the processor.
+
+        Returns:
+            A dict with `pixel_values`, (1, C, H, W), in the type of the model.
+
+        Raises:
+            FileNotFoundError: A path does not exist.
+            ValueError: The image cannot be read, or an option cannot be used.
+        """
+        return self._pixels([image], process)[0]
+
+    def _pixels(self, images: list[Any], process: Mapping[str, Any]) -> list[BatchFeature]:
+        value_range = process.get("value_range", getattr(self.image_processor, "value_range", None))
+        read = [opened(image_of(image), value_range) for image in images]
+        pixels = self.image_processor(read, **process)["pixel_values"]
+        return [BatchFeature({"pixel_values": torch.as_tensor(p)[None]}).to(self.dtype) for p in pixels]
+
+    def _prepared(self, images: list[Any], process: dict[str, Any]) -> list[Any]:
+        """Prepares the images of a batch: one at a time, unless the result of one depends on the others."""
+        pads = process.get("do_pad", getattr(self.image_processor, "do_pad", None))
+        if pads and type(self).preprocess is ImagePipeline.preprocess and "preprocess" not in vars(self):
+            return self._pixels(images, {k: v for k, v in process.items() if k != "timeout"})
+        return [self.preprocess(image, **process) for image in images]
+
+    def _forward(self, model_inputs: Any) -> Any:
+        """Asks the model."""
+        return self.model(**model_inputs, return_dict=True)
+
+    def forward(self, model_inputs: Any, **parameters: Any) -> Any:
+        """Asks the model without gradients, on its device.
+
+        Args:
+            model_inputs: What `preprocess` returned, or several of them as one.
+            **parameters: Arguments of `_forward`, which a subclass may have.
+
+        Returns:
+            The model's output, on the CPU.
+
+        Raises:
+            NonFiniteError: It is NaN or infinite.
+        """
+        with torch.no_grad():
+            output = self._forward(moved(model_inputs, self.device), **parameters)
+        first = first_tensor(output)
+        if first is not None:
+            refuse_non_finite_answers(first, "The model")
+        return moved(output, torch.device("cpu"))
+
+    @abstractmethod
+    def postprocess(self, model_outputs: Any) -> Any:
+        """Returns what a call returns for one image, from what `forward` gave for it."""
+
+    # --- the call ------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        images: Any = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **parameters: Any,
     ) -> Any:
-        """Returns one result, a list of them, or an iterator over them, as the inputs are."""
+        """Answers for one image, or for several.
+
+        Args:
+            inputs: A path, bytes, base64 text, a PIL image, an array or a tensor; a list of these; an iterator or a
+                data set of them (or of dicts with an "image"). Everything but arrays is read by `load_image`.
+            images: The name of `inputs` in transformers 4.
+            batch_size: See the class.
+            num_workers: See the class.
+            **parameters: See the class.
+
+        Returns:
+            One result, a list of them, or an iterator over them, as the inputs are.
+
+        Raises:
+            FileNotFoundError: A path does not exist.
+            TypeError: A parameter is unknown.
+            ValueError: An image cannot be read, or a parameter cannot be used.
+        """
         size = self.batch_size if batch_size is None else _at_least_one("batch_size", batch_size)
+        inputs = images if inputs is None else inputs
         if inputs is None:
             raise ValueError("No image was given.")
-        if _is_one_image(inputs):
-            return next(self._results([inputs], 1, process, finish))
-        results = self._results(_items(inputs), size, process, finish)
-        return list(results) if _is_whole(inputs) else results
+        given = self._sanitize_parameters(**parameters)
+        steps = tuple({**first, **second} for first, second in zip(self._parameters, given, strict=True))
+        if is_one_image(inputs):
+            return next(self._results([inputs], 1, *steps))
+        results = self._results(items_of(inputs), size, *steps)
+        return list(results) if is_whole(inputs) else results
+
+    def predict(self, inputs: Any) -> Any:
+        """Same as a call: the name in scikit-learn."""
+        return self(inputs)
+
+    def transform(self, inputs: Any) -> Any:
+        """Same as a call: the name in scikit-learn."""
+        return self(inputs)
 
     def _results(
-        self, items: Iterable[Any], size: int, process: Mapping[str, Any], finish: Callable[[Any], list[Any]]
+        self, items: Iterable[Any], size: int, process: dict[str, Any], ask: dict[str, Any], finish: dict[str, Any]
     ) -> Iterator[Any]:
         remaining = iter(items)
         while chunk := list(islice(remaining, size)):
-            pixels = [torch.as_tensor(p) for p in self._pixels(list(map(_image_of, chunk)), process)]
-            together = len({p.shape for p in pixels}) == 1
-            for batch in [torch.stack(pixels)] if together else [p[None] for p in pixels]:
-                yield from finish(self._forward(batch))
+            for batch, count in together(self._prepared([image_of(item) for item in chunk], process)):
+                for output in apart(self.forward(batch, **ask), count):
+                    yield self.postprocess(output, **finish)
 
-    def _pixels(self, images: list[Any], process: Mapping[str, Any]) -> Iterator[Any]:
-        """Prepares images, one decoded at a time where the result of none depends on another."""
-        alone = not process.get("do_pad", getattr(self.image_processor, "do_pad", None))
-        value_range = process.get("value_range", getattr(self.image_processor, "value_range", None))
-        for some in [[image] for image in images] if alone else [images]:
-            opened = [item if _is_array(item) else load_image(item, value_range=value_range) for item in some]
-            yield from self.image_processor(opened, **process)["pixel_values"]
+    # --- files ---------------------------------------------------------------------------------------
 
-    def _forward(self, pixels: Tensor) -> Any:
-        if pixels.is_floating_point():
-            pixels = pixels.to(self.dtype)
-        with torch.no_grad():
-            output = self.model(pixel_values=pixels.to(self.device), return_dict=True)
-        refuse_non_finite_answers(output[0], "The model")
-        return output
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **saving: Any
+    ) -> None:
+        """Writes a model directory that `pipeline` opens: configuration, weights and preprocessing.
 
-    @abstractmethod
-    def __call__(self, inputs: Any) -> Any:
-        """Answers for one image, or for several."""
+        Args:
+            save_directory: Folder, made if missing.
+            safe_serialization: See `DeiTPreTrainedModel.save_pretrained`.
+            **saving: Its other arguments.
+
+        Raises:
+            NotADirectoryError: There is a file of that name.
+            TypeError: An argument is unknown, or a step of the processor was replaced on this instance.
+        """
+        self.model.save_pretrained(save_directory, safe_serialization=safe_serialization, **saving)
+        self.image_processor.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload pipeline", **upload: Any) -> str:
+        """Uploads what `save_pretrained` writes to the hub; further arguments and errors as in `hub.upload_folder`."""
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder)
+            return upload_folder(
+                folder, repo_id, files=published_files(folder)[0], commit_message=commit_message, **upload
+            )
 
 
 class ImageClassificationPipeline(ImagePipeline):
     """Names what is in images.
 
+    For one image it returns a list of {"label", "score"}, first the best.
+
     Args:
         model: A classifier.
         image_processor: Its preprocessing.
-        device: See `ImagePipeline`.
-        batch_size: See `ImagePipeline`.
-        top_k: Classes to name, first the best; at most as many as there are.
+        top_k: Classes to name, first the best; at most as many as there are (5).
         function_to_apply: "softmax", "sigmoid" or "none", from logits to scores; None (or "default") follows the
             configuration: none for a regression, sigmoid for one label or a multi-label problem, else softmax.
+        timeout: Accepted for callers of transformers; nothing is fetched from the web.
+        **options: See `ImagePipeline`.
 
     Raises:
         ValueError: There is no such device or function, a number is smaller than 1, or the model is no classifier.
@@ -140,59 +273,28 @@ class ImageClassificationPipeline(ImagePipeline):
     task = "image-classification"
     _other_models = (*names_of(FEATURES), *names_of(MASKED_IMAGE))
 
-    def __init__(
-        self,
-        model: Any,
-        image_processor: Any,
-        *,
-        device: int | str | torch.device | None = None,
-        batch_size: int = 1,
-        top_k: int | None = None,
-        function_to_apply: str | None = None,
-    ) -> None:
-        super().__init__(model, image_processor, device=device, batch_size=batch_size)
-        self.top_k = 5 if top_k is None else _at_least_one("top_k", top_k)
-        self.function_to_apply = _check_function(function_to_apply)
+    def _sanitize_parameters(
+        self, top_k: int | None = None, function_to_apply: str | None = None, timeout: float | None = None
+    ) -> Parameters:
+        finish: dict[str, Any] = {}
+        if top_k is not None:
+            finish["top_k"] = _at_least_one("top_k", top_k)
+        if (function := _check_function(function_to_apply)) is not None:
+            finish["function_to_apply"] = function
+        return {}, {}, finish
 
-    def __call__(
-        self,
-        inputs: Any = None,
-        *,
-        images: Any = None,
-        top_k: int | None = None,
-        function_to_apply: str | None = None,
-        batch_size: int | None = None,
-        num_workers: int | None = None,
-        timeout: float | None = None,
-    ) -> Any:
-        """Classifies.
+    def postprocess(self, model_outputs: Any, function_to_apply: str | None = None, top_k: int = 5) -> Any:
+        """Names the best classes of one image.
 
         Args:
-            inputs: A path, bytes, base64 text, a PIL image, an array or a tensor; a list of these; an iterator or a
-                data set of them (or of dicts with an "image"). Everything but arrays is read by `load_image`.
-            images: The name of `inputs` in transformers 4.
-            top_k: See the class.
+            model_outputs: What `forward` returned for one image: `logits`, (1, K).
             function_to_apply: See the class.
-            batch_size: See the class.
-            num_workers: Without effect: images are read when their batch is due.
-            timeout: Accepted for callers of transformers; nothing is fetched from the web.
+            top_k: See the class.
 
         Returns:
-            For one image a list of {"label", "score"}, first the best; for a list a list of these; for an iterator or
-            a data set an iterator over these.
-
-        Raises:
-            FileNotFoundError: A path does not exist.
-            ValueError: An image cannot be read, or an argument cannot be used.
+            A list of {"label", "score"}, first the best.
         """
-        count = self.top_k if top_k is None else _at_least_one("top_k", top_k)
-        function = _check_function(function_to_apply) or self.function_to_apply
-        return self._run(
-            images if inputs is None else inputs, batch_size, {}, lambda output: self._name(output, count, function)
-        )
-
-    def _name(self, output: Any, count: int, function: str | None) -> list[list[dict[str, Any]]]:
-        config = self.model.config
+        config, function = self.model.config, _check_function(function_to_apply)
         if function is None:
             if config.problem_type == "regression":
                 function = "none"
@@ -200,90 +302,59 @@ class ImageClassificationPipeline(ImagePipeline):
                 function = "sigmoid"
             else:
                 function = "softmax"
-        named = []
-        for row in _FUNCTIONS[function](output["logits"].float().cpu()).tolist():
-            scores = [{"label": config.id2label[i], "score": score} for i, score in enumerate(row)]
-            named.append(sorted(scores, key=lambda entry: entry["score"], reverse=True)[:count])
-        return named
+        values = _FUNCTIONS[function](model_outputs["logits"][0].float()).tolist()
+        scores = [{"label": config.id2label[i], "score": score} for i, score in enumerate(values)]
+        return sorted(scores, key=lambda entry: entry["score"], reverse=True)[:top_k]
 
 
 class ImageFeatureExtractionPipeline(ImagePipeline):
     """Turns images into features.
 
+    For one image it returns nested lists or a tensor, with a leading 1.
+
     Args:
         model: Any model; its first output is taken: for `DeiTModel` the tokens, (1, N, D).
         image_processor: Its preprocessing.
-        device: See `ImagePipeline`.
-        batch_size: See `ImagePipeline`.
         pool: Take the pooled output, (1, D), in place of the tokens.
         return_tensors: Return PyTorch tensors in place of nested lists.
         image_processor_kwargs: Options of the processor.
+        timeout: Accepted for callers of transformers; nothing is fetched from the web.
+        **options: See `ImagePipeline`.
 
     Raises:
-        ValueError: There is no such device, or the batch size is smaller than 1.
+        ValueError: There is no such device, the batch size is smaller than 1, or there is no pooled output.
     """
 
     task = "image-feature-extraction"
 
-    def __init__(
+    def _sanitize_parameters(
         self,
-        model: Any,
-        image_processor: Any,
-        *,
-        device: int | str | torch.device | None = None,
-        batch_size: int = 1,
-        pool: bool = False,
-        return_tensors: bool = False,
         image_processor_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(model, image_processor, device=device, batch_size=batch_size)
-        self.pool = pool
-        self.return_tensors = return_tensors
-        self.image_processor_kwargs = dict(image_processor_kwargs or {})
-
-    def __call__(
-        self,
-        inputs: Any = None,
-        *,
-        images: Any = None,
-        pool: bool | None = None,
         return_tensors: bool | None = None,
-        image_processor_kwargs: Mapping[str, Any] | None = None,
-        batch_size: int | None = None,
-        num_workers: int | None = None,
+        pool: bool | None = None,
         timeout: float | None = None,
-    ) -> Any:
-        """Computes features.
+    ) -> Parameters:
+        given = {"pool": pool, "return_tensors": return_tensors}
+        return dict(image_processor_kwargs or {}), {}, {k: v for k, v in given.items() if v is not None}
+
+    def postprocess(self, model_outputs: Any, pool: bool | None = None, return_tensors: bool = False) -> Any:
+        """Takes the features out of one output.
 
         Args:
-            inputs: See `ImageClassificationPipeline`.
-            images: See `ImageClassificationPipeline`.
+            model_outputs: What `forward` returned for one image.
             pool: See the class.
             return_tensors: See the class.
-            image_processor_kwargs: See the class.
-            batch_size: See the class.
-            num_workers: Without effect: images are read when their batch is due.
-            timeout: See `ImageClassificationPipeline`.
 
         Returns:
-            For one image nested lists or a tensor with a leading 1; for a list a list of these; for an iterator or a
-            data set an iterator over these.
+            Nested lists or a tensor, with a leading 1.
 
         Raises:
-            FileNotFoundError: A path does not exist.
-            ValueError: An image cannot be read, or there is no pooled output.
+            ValueError: There is no pooled output.
         """
-        pooled = self.pool if pool is None else pool
-        as_tensors = self.return_tensors if return_tensors is None else return_tensors
-
-        def finish(output: Any) -> list[Any]:
-            if pooled and output.get("pooler_output") is None:
-                raise ValueError(f"{type(self.model).__name__} has no pooled output. Leave pool=True out.")
-            features = (output["pooler_output"] if pooled else output[0]).cpu()
-            return [row if as_tensors else row.tolist() for row in features.split(1)]
-
-        process = {**self.image_processor_kwargs, **(image_processor_kwargs or {})}
-        return self._run(images if inputs is None else inputs, batch_size, process, finish)
+        if pool and model_outputs.get("pooler_output") is None:
+            raise ValueError(f"{type(self.model).__name__} has no pooled output. Leave pool=True out.")
+        features = model_outputs["pooler_output"] if pool else model_outputs[0]
+        return features if return_tensors else features.tolist()
 
 
 _PIPELINES: dict[str, tuple[type[ImagePipeline], Any]] = {
@@ -305,8 +376,8 @@ def pipeline(
     torch_dtype: torch.dtype | str | None = None,
     use_fast: bool | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    pipeline_class: type[Any] | None = None,
     trust_remote_code: bool | None = None,
-    num_workers: int | None = None,
     framework: str | None = None,
     **options: Any,
 ) -> Any:
@@ -324,8 +395,8 @@ def pipeline(
         torch_dtype: The old name of `dtype`.
         use_fast: See `AutoImageProcessor`.
         model_kwargs: Further arguments of `from_pretrained`.
+        pipeline_class: A subclass of the task's class, which is built in place of it.
         trust_remote_code: Without effect: no code is ever fetched.
-        num_workers: Without effect: images are read when their batch is due.
         framework: "pt" or None.
         **options: The fields of `HubOptions`; all others are those of the pipeline's class.
 
@@ -336,10 +407,14 @@ def pipeline(
     """
     _check_choices(model, framework)
     hub = {name: options.pop(name) for name in HUB_ARGUMENTS if name in options}
-    task = _task_of(model, hub) if task is None else task
+    if pipeline_class is not None and not issubclass(pipeline_class, ImagePipeline):
+        raise ValueError(f"pipeline_class must be a subclass of one of deit's. Received: {pipeline_class.__name__}.")
+    if task is None:
+        task = _task_of(model, hub) if pipeline_class is None else pipeline_class.task
     if task not in _PIPELINES:
         raise ValueError(f"Unknown task {task!r}. Known: {', '.join(_PIPELINES)}.")
     kind, auto = _PIPELINES[task]
+    kind = pipeline_class or kind
     given = feature_extractor if image_processor is None else image_processor
     if isinstance(model, (str, os.PathLike)):
         given = model if given is None else given
@@ -371,45 +446,6 @@ def _task_of(model: Any, hub: Mapping[str, Any]) -> str:
     if names & set(names_of(FEATURES)):
         return ImageFeatureExtractionPipeline.task
     raise ValueError(f"The model does not say what it is for ({sorted(names)}). Pass task=: {', '.join(_PIPELINES)}.")
-
-
-# --- inputs -------------------------------------------------------------------------------------------
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, Tensor))
-
-
-def _is_one_image(inputs: Any) -> bool:
-    if _is_array(inputs):
-        return bool(inputs.ndim != 4)
-    return isinstance(inputs, (str, bytes, os.PathLike, Image.Image, Mapping))
-
-
-def _is_whole(inputs: Any) -> bool:
-    """Whether all images are there already, so that all results are returned at once."""
-    return isinstance(inputs, (list, tuple)) or _is_array(inputs)
-
-
-def _items(inputs: Any) -> Iterable[Any]:
-    if isinstance(inputs, Iterable):
-        return inputs
-    if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        return (inputs[i] for i in range(len(inputs)))
-    raise ValueError(f"Pass an image, a list of images, an iterator or a data set. Received: {type(inputs).__name__}.")
-
-
-def _image_of(item: Any) -> Any:
-    if isinstance(item, Mapping):
-        if "image" not in item:
-            raise ValueError(f"A dict needs the key 'image'. Received the keys: {sorted(map(str, item))}.")
-        item = item["image"]
-    if not (_is_array(item) or isinstance(item, (str, bytes, os.PathLike, Image.Image))):
-        raise ValueError(
-            "An image must be a path, bytes, base64 text, a PIL image, an array or a tensor. "
-            f"Received: {type(item).__name__}."
-        )
-    return item
 
 
 # --- arguments ----------------------------------------------------------------------------------------
@@ -449,7 +485,7 @@ def _resolve_device(device: int | str | torch.device) -> torch.device:
         raise ValueError(f"Unknown device {device!r}. Pass 'cpu' or 'cuda:0'.") from error
 
 
-def _moved(model: Any, device: torch.device) -> Any:
+def _moved_model(model: Any, device: torch.device) -> Any:
     if model.device == device:
         return model
     try:
