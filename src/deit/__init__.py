@@ -30,7 +30,7 @@ _EXPORTS = {
         "AutoModelForImageClassification",
         "AutoModelForMaskedImageModeling",
     ),
-    "deit.models.auto_openers": ("AutoConfig", "AutoImageProcessor"),
+    "deit.models.auto_openers": ("AutoConfig", "AutoImageProcessor", "AutoProcessor"),
     "deit.models.deit": (
         "DeiTForImageClassification",
         "DeiTForImageClassificationWithTeacher",
@@ -114,6 +114,7 @@ if TYPE_CHECKING:
     from deit.models.auto import AutoModelForMaskedImageModeling as AutoModelForMaskedImageModeling
     from deit.models.auto_openers import AutoConfig as AutoConfig
     from deit.models.auto_openers import AutoImageProcessor as AutoImageProcessor
+    from deit.models.auto_openers import AutoProcessor as AutoProcessor
     from deit.models.deit import DeiTForImageClassification as DeiTForImageClassification
     from deit.models.deit import DeiTForImageClassificationWithTeacher as DeiTForImageClassificationWithTeacher
     from deit.models.deit import DeiTForMaskedImageModeling as DeiTForMaskedImageModeling

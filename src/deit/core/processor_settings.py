@@ -487,6 +487,19 @@ def read_preprocessor_config(
     return values["image_processor"] if isinstance(values.get("image_processor"), dict) else values, file
 
 
+def whole_processor(file: Path, values: Mapping[str, Any]) -> str | None:
+    """Returns the class of a processor of several parts that the settings of an image processor belong to, if any.
+
+    Args:
+        file: Where they are from.
+        values: The settings.
+    """
+    together = file.parent / PROCESSOR_NAME
+    whole = _settings(together) if together.is_file() else {}
+    name = whole.get("processor_class") or values.get("processor_class")
+    return None if name is None or name == values.get("image_processor_type") else str(name)
+
+
 def _settings(file: Path) -> dict[str, Any]:
     return read_json(file, "the settings of a processor")
 

@@ -13,7 +13,16 @@ from deit.core import configuration
 from deit.core.architecture import infer_config
 from deit.core.configuration import read_config
 from deit.core.hub import HubOptions, local_path
-from deit.models.auto_openers import CONFIGURATIONS, WITHOUT_EFFECT, AutoConfig, NotBuilt, check_model_type, take_common
+from deit.models.auto_openers import (
+    CONFIGURATIONS,
+    WITHOUT_EFFECT,
+    AutoConfig,
+    NotBuilt,
+    check_model_type,
+    model_type_of,
+    refuse_second,
+    take_common,
+)
 from deit.models.opening import FileOptions, open_checkpoint
 
 # Model type of config.json -> module of the networks, and the class for each task. Of several classes the one that
@@ -28,12 +37,14 @@ CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     MASKED_IMAGE: {"deit": ("DeiTForMaskedImageModeling",), "vit": ("ViTForMaskedImageModeling",)},
 }
+_OF_USERS: dict[tuple[str, str], type[Any]] = {}  # (task, model type) -> class that a user registered
 HUB_ARGUMENTS = (*HubOptions.__dataclass_fields__, "use_auth_token")
 
 
 def names_of(task: str) -> tuple[str, ...]:
     """Returns the names of all classes for a task, a key of `CLASSES`."""
-    return tuple(name for names in CLASSES[task].values() for name in names)
+    own = (found.__name__ for (of, _), found in _OF_USERS.items() if of == task)
+    return (*(name for names in CLASSES[task].values() for name in names), *own)
 
 
 def find_class(task: str, model_type: str | None, architectures: Sequence[str] | None) -> type[Any]:
@@ -48,6 +59,11 @@ def find_class(task: str, model_type: str | None, architectures: Sequence[str] |
         ValueError: No model of that type is known.
     """
     check_model_type(model_type)
+    own = _OF_USERS.get((task, str(model_type)))
+    if own is not None:
+        return own
+    if model_type not in CLASSES[task]:
+        raise ValueError(f"No class for {task} is registered for {model_type!r}. AutoModel....register names one.")
     candidates = CLASSES[task][str(model_type)]
     named = [name for name in architectures or () if name in candidates]
     found: type[Any] = getattr(importlib.import_module(_MODULES[str(model_type)]), (named or list(candidates))[0])
@@ -58,6 +74,26 @@ class _AutoModel(NotBuilt):
     """Opens a model of the class for one task."""
 
     task: ClassVar[str]
+
+    @classmethod
+    def register(cls, config_class: type[Any], model_class: type[Any], exist_ok: bool = False) -> None:
+        """Makes a model of a user's known for this task, for this process; its type is that of the configuration.
+
+        Args:
+            config_class: The configuration's class, which `AutoConfig.register` must know too.
+            model_class: The model's; its `config_class` must be the same.
+            exist_ok: Replace what is known for that type.
+
+        Raises:
+            ValueError: The classes do not belong together, or the type is known and `exist_ok` is off.
+        """
+        model_type = model_type_of(config_class)
+        own = getattr(model_class, "config_class", config_class)
+        if own is not None and own.__name__ != config_class.__name__:
+            raise ValueError(f"{model_class.__name__}.config_class is {own.__name__}, not {config_class.__name__}.")
+        known = model_type in CLASSES[cls.task] or (cls.task, model_type) in _OF_USERS
+        refuse_second(known, exist_ok, f"A class of {model_type!r} for {cls.task}")
+        _OF_USERS[cls.task, model_type] = model_class
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:

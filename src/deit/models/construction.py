@@ -131,6 +131,20 @@ def modules_to_initialize(model: nn.Module) -> list[nn.Module]:
     return list(dict.fromkeys(outside(model)))
 
 
+def mark_as_initialized(model: nn.Module) -> None:
+    """Keeps transformers from giving the modules of a model new values, where it is part of a model of transformers.
+
+    There, `post_init` draws values for every module inside that is not marked so. What was built without memory gets no
+    mark: transformers fills it, and initializes what its file lacks.
+
+    Args:
+        model: Has its values, or waits for those of a file.
+    """
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        for module in model.modules():
+            module._is_hf_initialized = True  # type: ignore[assignment]
+
+
 def reserve_memory(parameters: Iterable[nn.Parameter]) -> None:
     """Gives parameters new memory without values, in large pages where the system has them: they are faster to fill.
 

@@ -16,7 +16,7 @@ from deit.core.hub import upload_folder
 from deit.core.model_directory import published_files
 from deit.core.weight_files import number_of_bytes
 from deit.models.attention import require_implementation
-from deit.models.construction import modules_to_initialize
+from deit.models.construction import mark_as_initialized, modules_to_initialize
 from deit.models.cpu_kernels import pack
 from deit.models.loading import published_tensors, refuse_incompatible, save_model, translate_state
 from deit.models.losses import configured_loss
@@ -59,6 +59,17 @@ class PreTrainedModel(nn.Module):
         require_implementation(config.attn_implementation)
         self.config = config
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "config" and not isinstance(value, VisionTransformerConfig):
+            kind = f"{type(value).__module__}.{type(value).__name__}"
+            raise TypeError(
+                f"{type(self).__name__}.config must be a {self.config_class.__name__} of deit. Received: {kind}. "
+                "A model of transformers that takes an encoder (VisionEncoderDecoderModel, VisionTextDualEncoderModel) "
+                "shares its configuration with it, and opens its files with transformers' own layers: save this one "
+                "with save_pretrained(folder) and pass transformers.AutoModel.from_pretrained(folder)."
+            )
+        super().__setattr__(name, value)
+
     # --- initial values ------------------------------------------------------------------------------
 
     def initialize(self) -> None:
@@ -67,6 +78,7 @@ class PreTrainedModel(nn.Module):
             self._init_weights(module)
             if isinstance(module, VisionTransformer):
                 module.initialize()
+        mark_as_initialized(self)
         if getattr(self.config, "gradient_checkpointing", False):  # how scripts for older transformers ask for it
             self.gradient_checkpointing_enable()
             del self.config.gradient_checkpointing  # type: ignore[attr-defined]
@@ -436,6 +448,7 @@ class PreTrainedModel(nn.Module):
         dtype = kwargs.pop("torch_dtype", dtype)
         placing = {"dtype": dtype, "device_map": device_map, "ignore_mismatched_sizes": ignore_mismatched_sizes}
         model, info = open_model(cls, pretrained_model_name_or_path, model_args, config, kwargs, **placing)
+        mark_as_initialized(model)
         return (model, vars(info)) if output_loading_info else model
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
