@@ -405,16 +405,13 @@ def pipeline(
         TypeError: An option is unknown.
         ValueError: The task is unknown, or the model cannot do it.
     """
-    _check_choices(model, framework)
+    _check_choices(model, framework, pipeline_class)
     hub = {name: options.pop(name) for name in HUB_ARGUMENTS if name in options}
-    if pipeline_class is not None and not issubclass(pipeline_class, ImagePipeline):
-        raise ValueError(f"pipeline_class must be a subclass of one of deit's. Received: {pipeline_class.__name__}.")
     if task is None:
         task = _task_of(model, hub) if pipeline_class is None else pipeline_class.task
     if task not in _PIPELINES:
         raise ValueError(f"Unknown task {task!r}. Known: {', '.join(_PIPELINES)}.")
     kind, auto = _PIPELINES[task]
-    kind = pipeline_class or kind
     given = feature_extractor if image_processor is None else image_processor
     if isinstance(model, (str, os.PathLike)):
         given = model if given is None else given
@@ -424,10 +421,12 @@ def pipeline(
         device = _accelerator() if device is None and device_map is None else device
     if isinstance(given, (str, os.PathLike)):
         given = AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **hub)
-    return kind(model, given, device=device, **options)
+    return (pipeline_class or kind)(model, given, device=device, **options)
 
 
-def _check_choices(model: Any, framework: str | None) -> None:
+def _check_choices(model: Any, framework: str | None, pipeline_class: type[Any] | None) -> None:
+    if pipeline_class is not None and not issubclass(pipeline_class, ImagePipeline):
+        raise ValueError(f"pipeline_class must be a subclass of one of deit's. Received: {pipeline_class.__name__}.")
     if framework not in (None, "pt"):
         raise ValueError(f"framework must be 'pt'. Received: {framework!r}.")
     if model is None:
