@@ -44,7 +44,8 @@ _EXPORTS = {
     "deit.models.vit": ("ViTForImageClassification", "ViTForMaskedImageModeling", "ViTModel"),
     "deit.data.few_labels": ("with_fewer_labels",),
     "deit.data.opening": ("open_data", "open_labelled", "open_unlabelled"),
-    "deit.data.sources": ("ArraySource", "Data", "ImageFolder"),
+    "deit.data.image_folders": ("ImageFolder",),
+    "deit.data.sources": ("ArraySource", "Data"),
     "deit.train.loop": ("fit",),
     "deit.train.masked_images": ("MaskedImageTask",),
     "deit.train.recipe": ("Recipe",),
@@ -100,12 +101,12 @@ if TYPE_CHECKING:
     from deit.core.variants import list_models as list_models
     from deit.core.variants import variant_config as variant_config
     from deit.data.few_labels import with_fewer_labels as with_fewer_labels
+    from deit.data.image_folders import ImageFolder as ImageFolder
     from deit.data.opening import open_data as open_data
     from deit.data.opening import open_labelled as open_labelled
     from deit.data.opening import open_unlabelled as open_unlabelled
     from deit.data.sources import ArraySource as ArraySource
     from deit.data.sources import Data as Data
-    from deit.data.sources import ImageFolder as ImageFolder
     from deit.deploy.predictor import Predictor as Predictor
     from deit.models.auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     from deit.models.auto import MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING as MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING

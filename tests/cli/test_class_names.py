@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from deit.core.configuration import DeiTConfig
+from deit.data.image_folders import ImageFolder
 from deit.data.opening import open_data, open_labelled
-from deit.data.sources import ArraySource, ImageFolder
+from deit.data.sources import ArraySource
 from deit.deploy.evaluation import TeacherModel
 from deit.models.deit import DeiTForImageClassification
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds

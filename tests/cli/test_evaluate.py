@@ -170,7 +170,7 @@ def test_data_that_cannot_be_used_is_refused(tmp_path, student):
     is_refused(deit("evaluate", student, tmp_path / "nowhere"), f"There is nothing at {tmp_path / 'nowhere'}.")
     is_refused(deit("evaluate", student, tmp_path), "has no class folders.")
     (tmp_path / "red").mkdir()
-    is_refused(deit("evaluate", student, tmp_path), "No usable image in", "red")
+    is_refused(deit("evaluate", student, tmp_path), "No image in", "red (empty)")
     (fill(tmp_path, 1) / "red").rename(tmp_path / "pink")
     is_refused(deit("evaluate", student, tmp_path), "that are not among the 3 classes: pink. Known: blue, green, red.")
 

@@ -6,7 +6,7 @@ import pytest
 
 from deit.data.class_notes import alike_classes
 from deit.data.opening import open_data
-from tests.data.pictures import COLOURS, encoded, fill, picture, write_shard
+from tests.data.pictures import COLOURS, encoded, fill, write_shard
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,6 @@ def test_a_class_that_is_never_measured_is_noted(tmp_path, caplog):
     fill(tmp_path / "val", 1, ["blue", "red"], seed=10)
     open_data(tmp_path)
     assert caplog.messages == ["1 of 3 classes have no validation image, the first is 'green'."]
-
-
-def test_an_empty_class_of_hidden_files_says_that_they_are_there(tmp_path):
-    fill(tmp_path, 2, ["blue", "red"])
-    (tmp_path / "green").mkdir()
-    for i in range(3):
-        picture("green", i).save(tmp_path / "green" / f".{i}.png")
-    with pytest.raises(ValueError, match=r"No usable image in .*green\. .*Files that were not looked at: 3 hidden\."):
-        open_data(tmp_path)
 
 
 def test_paths_in_parts_without_a_column_of_parts_are_noted(tmp_path, caplog):

@@ -14,8 +14,9 @@ from PIL import Image
 
 from deit.data import contents
 from deit.data.contents import SWITCH, content_hash, file_stamp
+from deit.data.image_folders import ImageFolder
 from deit.data.opening import open_labelled
-from deit.data.sources import ArraySource, ImageFolder, Subset, contents_of
+from deit.data.sources import ArraySource, Subset, contents_of
 
 LONG_AGO = 60 * 10**9
 

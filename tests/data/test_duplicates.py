@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from deit.core.labels import NO_LABEL
+from deit.data.divisions import split_indices
 from deit.data.duplicates import contradictions, count_shared, split_contents
 from deit.data.few_labels import choose_labelled
 from deit.data.opening import open_data, open_unlabelled
-from deit.data.sources import ArraySource, contents_of, split_indices
+from deit.data.sources import ArraySource, contents_of
 from tests.data.pictures import COLOURS, fill, picture
 
 

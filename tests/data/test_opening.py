@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from deit.core.labels import NO_LABEL
+from deit.data.image_folders import ImageFolder
 from deit.data.opening import open_data, open_labelled, open_unlabelled
-from deit.data.sources import Data, ImageFolder, Subset
+from deit.data.sources import Data, Subset
 from deit.data.stores import StoredImages
 from tests.data.pictures import (
     COLOURS,

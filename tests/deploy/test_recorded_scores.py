@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from deit.data.sources import Subset, split_indices
+from deit.data.divisions import split_indices
+from deit.data.sources import Subset
 from deit.deploy.recorded_scores import RecordedScores, held_out, read_recorded_scores
 from tests.deploy.evaluation_cases import single_source
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from deit.cli import main
 from deit.core.images import ImageError
-from deit.data.sources import ImageFolder
+from deit.data.image_folders import ImageFolder
 
 _read = ImageFolder.image
 

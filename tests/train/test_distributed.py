@@ -35,6 +35,12 @@ def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+def test_processes_wait_for_one_that_works_longer_than_pytorch_waits() -> None:
+    ran = torchrun("tests.train.patience")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["checked"]
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "few", "masked"])
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, kind) -> None:
     """Ten steps in fp32 without random augmentation; 13 training and 7 validation images, which 2 does not divide.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.data.sources import Data, ImageFolder
+from deit.data.image_folders import ImageFolder
+from deit.data.sources import Data
 from deit.train.loop import fit
 from deit.train.recipe import Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask

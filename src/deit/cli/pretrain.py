@@ -77,8 +77,8 @@ def pretrain(
     """
     from deit.data.distributed import process_group
     from deit.train.masked_images import PICTURE_NAME, MaskedImageTask
-    from deit.train.run_folder import check_run_folder
-    from deit.train.students import build_masked_student
+    from deit.train.run_folder import check_run_folder, refuse_inside_data
+    from deit.train.trial import try_start
 
     student, init = named_start(student, init, set_ or [])
     given = _open_recipe(recipe, init, config)
@@ -86,9 +86,10 @@ def pretrain(
         recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     )
     with process_group(device) as processes:
+        processes.on_first(lambda: refuse_inside_data(out, data, "--out"))
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
-        built = processes.on_each(lambda: build_masked_student(None, resolved))
+        built = processes.on_each(lambda: try_start(resolved, device, processes, masked=True))
         task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
         if processes.is_first:

@@ -90,7 +90,7 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node N -m deit train DATA ...
     """
     from deit.data.distributed import process_group
-    from deit.train.run_folder import check_run_folder
+    from deit.train.trial import try_start
 
     student, init = named_start(student, init, set_ or [])
     given = _open_recipe(recipe, init)
@@ -98,7 +98,8 @@ def train(
     chosen = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))
     with process_group(device) as processes:
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size, teacher or []))
-        processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
+        processes.on_first(lambda: _check_folders(data, out, teacher_cache, resolved, resume=resume))
+        processes.on_each(lambda: try_start(resolved, device, processes))
         teachers = _open_teachers(resolved, teacher_cache, given=bool(teacher))
         taught = bool(resolved.teacher) or teacher_cache is not None
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
@@ -135,6 +136,16 @@ def _resolved(
     if resolved.teacher and (resolved.student.startswith("timm/") or (variant and not variant.distilled)):
         raise _no_distillation_head(resolved.student)
     return resolved
+
+
+def _check_folders(data: str, out: Path, teacher_cache: Path | None, recipe: Recipe, *, resume: bool) -> None:
+    from deit.train.run_folder import check_run_folder, refuse_inside_data
+    from deit.train.teacher_cache import is_cache
+
+    refuse_inside_data(out, data, "--out")
+    if teacher_cache is not None and not is_cache(teacher_cache):
+        refuse_inside_data(teacher_cache, data, "--teacher-cache")
+    check_run_folder(out, recipe, resume=resume)
 
 
 def _no_distillation_head(student: str) -> ValueError:

@@ -14,7 +14,7 @@ from deit.core.known_images import KnownImages
 from deit.core.processor_settings import PREPROCESSOR_NAME
 from deit.core.weight_files import PICKLE_NAME, WEIGHTS_NAME
 
-TRAINING_NAME, STATE_NAME = "training.json", "state"
+TRAINING_NAME, STATE_NAME, RECIPE_NAME = "training.json", "state", "recipe.yaml"
 
 # What a model directory is made of, and so all that is uploaded of one: nothing that lies beside by chance (.env, .git,
 # notes), no training states, no hashes of the images. docs/architecture.md says what each is.
@@ -33,7 +33,7 @@ PUBLISHED_FILES = (
     TRAINING_NAME,
     "README.md",
     "LICENSE",
-    "recipe.yaml",
+    RECIPE_NAME,
     "metrics.jsonl",
     "metrics.csv",
     "curves.png",
@@ -47,6 +47,12 @@ _WEIGHTS = (WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json", PICKLE_NAME, f"{PICKLE_N
 def is_model_directory(path: Path) -> bool:
     """Whether a folder holds a configuration and weights."""
     return (path / CONFIG_NAME).is_file() and any((path / name).is_file() for name in _WEIGHTS)
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder holds a training, begun or finished, or a model: what is in it is the result of images."""
+    begun = (path / RECIPE_NAME).is_file() and (path / STATE_NAME).is_dir()
+    return begun or (path / TRAINING_NAME).is_file() or is_model_directory(path)
 
 
 def published_files(folder: Path) -> tuple[list[str], list[str]]:

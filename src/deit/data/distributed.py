@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,10 @@ from deit.core.devices import chosen_device
 from deit.core.errors import UserError
 
 T = TypeVar("T")
+
+# How long processes wait for one that checks a data set or writes a file: as long as that takes. One that has ended is
+# noticed at once, since its connection ends. The steps of a training have PyTorch's limit.
+_PATIENCE = timedelta(days=7)
 
 
 class FirstProcessError(UserError):
@@ -74,7 +79,7 @@ class Processes:
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, value, group=_patient_group())
         return values
 
     @contextmanager
@@ -102,6 +107,8 @@ class Processes:
         Raises:
             FirstProcessError: In place of errors but that of the first process that has one.
         """
+        if self.world_size > 1:
+            _patient_group()  # before one keeps the others waiting
         failure: Exception | None = None
         try:
             result = function()
@@ -159,16 +166,17 @@ class Processes:
     def barrier(self) -> None:
         """Waits until every process is here."""
         if self.world_size > 1:
-            distributed.barrier()
+            distributed.barrier(group=_patient_group())
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Runs a function on the first process alone, and returns its result on all of them.
+        """Runs a function on the first process alone, and returns its result on all of them, however long it takes.
 
         Raises:
             FirstProcessError: On the other processes: it raised an error on the first one, where that error goes on.
         """
         if self.world_size == 1:
             return function()
+        group = _patient_group()  # before this one keeps the others waiting
         outcome: list[Any] = [None, ""]
         failure: Exception | None = None
         if self.is_first:
@@ -176,13 +184,25 @@ class Processes:
                 outcome[0] = function()
             except Exception as error:  # noqa: BLE001  # whatever it is, the others must not wait for ever
                 failure, outcome[1] = error, str(error) or type(error).__name__
-        distributed.broadcast_object_list(outcome, src=0)
+        distributed.broadcast_object_list(outcome, src=0, group=group)
         if failure is not None:
             raise failure
         if outcome[1]:
             raise FirstProcessError(outcome[1])
         result: T = outcome[0]
         return result
+
+
+_patient: tuple[Any, Any] | None = None  # the group of all processes, and one of the same that waits longer
+
+
+def _patient_group() -> Any:
+    """Returns a group of all processes that talks by gloo and waits; all of them ask for it at the same place first."""
+    global _patient  # as PyTorch's own group, it belongs to the process
+    whole = distributed.group.WORLD
+    if _patient is None or _patient[0] is not whole:
+        _patient = whole, distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    return _patient[1]
 
 
 def current_processes() -> Processes:

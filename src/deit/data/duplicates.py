@@ -13,7 +13,8 @@ import numpy.typing as npt
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.contents import Hashes
-from deit.data.sources import Data, Labels, Source, contents_of, place_of, split_indices
+from deit.data.divisions import split_indices
+from deit.data.sources import Data, Labels, Source, contents_of, place_of
 
 logger = logging.getLogger(__name__)
 

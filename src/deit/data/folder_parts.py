@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deit.core.image_search import is_image_name, visible_folders
+from deit.core.image_search import holds_images, is_image_name, visible_folders
 from deit.data.part_names import PARTS, name_parts, part_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def folder_parts(root: Path, *, labelled: bool = True) -> FolderParts | None:
     folders = visible_folders(root)
     found = {part: root / name for part, name in name_parts([f.name for f in folders], str(root)).items()}
     unlabelled = [folder for folder in folders if folder.name.lower() in UNLABELLED_FOLDERS]
-    others = [folder for folder in folders if folder not in (*found.values(), *unlabelled)]
+    others = [folder for folder in folders if folder not in (*found.values(), *unlabelled) and holds_images(folder)]
     if not found:
         if labelled:
             refuse_same_sub_folders(root)
@@ -108,7 +108,7 @@ def refuse_same_sub_folders(root: Path) -> None:
     Raises:
         ValueError: They do.
     """
-    folders = visible_folders(root)
+    folders = [folder for folder in visible_folders(root) if holds_images(folder)]
     inside = [{sub.name for sub in visible_folders(folder)} for folder in folders]
     if not folders or not all(inside) or any(_holds_images(folder) for folder in folders):
         return

@@ -20,11 +20,11 @@ from deit.core.metrics import SINGLE_LABEL
 from deit.data.class_notes import note_classes
 from deit.data.duplicates import note_copies, split_contents
 from deit.data.folder_parts import FolderParts, folder_parts
+from deit.data.image_folders import ImageFolder, class_folders, folder_numbers
 from deit.data.label_columns import UNLABELLED, EncodedLabels, encode_labels
 from deit.data.parts import DataPath, Parts, ReadOptions, find_parts
 from deit.data.sources import (
     Data,
-    ImageFolder,
     Joined,
     Labels,
     Progress,
@@ -32,9 +32,7 @@ from deit.data.sources import (
     Source,
     Subset,
     check_problem_type,
-    class_folders,
     contents_of,
-    folder_numbers,
     place_of,
     refuse_skipped,
 )

@@ -14,13 +14,13 @@ from deit.core.images import IMAGE_SUFFIXES, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
 from deit.data.contents import Hashes
+from deit.data.image_folders import examine_files
 from deit.data.sources import (
     Labels,
     Progress,
     SkippedFile,
     Source,
     contents_of,
-    examine_files,
     former_fingerprint,
     place_of,
     refuse_skipped,

@@ -12,7 +12,8 @@ import numpy as np
 from deit.core.known_images import LEARNT, MEASURED
 from deit.core.metrics import score_text, score_title
 from deit.core.model_directory import read_known_images, read_training_record
-from deit.data.sources import Source, Subset, contents_of, former_fingerprint, split_indices
+from deit.data.divisions import split_indices
+from deit.data.sources import Source, Subset, contents_of, former_fingerprint
 
 VALIDATION, TRAINING, WHOLE = "validation", "training", "whole"
 

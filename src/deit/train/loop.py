@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.devices import chosen_device, on_device
 from deit.core.images import ImageError
 from deit.core.model_directory import STATE_NAME
 from deit.core.writing import writing
@@ -42,6 +41,7 @@ from deit.train.state import State, load_state, newest_state, save_state, state_
 from deit.train.step import NonFiniteLossError, StepResult, TrainStep, check_division
 from deit.train.tasks import DistillationTask, Task
 from deit.train.teacher_cache import open_cache
+from deit.train.training_device import training_device
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def fit(
     """
     with contextlib.ExitStack() as until_the_end, writing(Path(out)):
         found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
-        run = _Run(task, found, recipe, Path(out), _resolve_device(device), resume, teacher_cache, until_the_end)
+        run = _Run(task, found, recipe, Path(out), training_device(device), resume, teacher_cache, until_the_end)
         try:
             logger.info(" ".join(describe_rates(run.recipe, steps_per_epoch=run.steps_per_epoch)))
             with interrupts() as interrupt:
@@ -574,11 +574,3 @@ def _flat_scores(scores: dict[str, Any], prefix: str) -> dict[str, float]:
     flat = {f"{prefix}_{name}": value for name, value in scores[first].as_dict().items()}
     main = next(iter(scores[first].as_dict()))  # what the other heads are shown by as well, such as top1
     return {**flat, **{f"{prefix}_{head}_{main}": scores[head].as_dict()[main] for head in others}}
-
-
-def _resolve_device(device: str | torch.device | None) -> torch.device:
-    name = chosen_device(None if device is None else str(device))
-    if name == "cuda" and current_processes().world_size > 1:
-        name = f"cuda:{current_processes().local_rank}"
-    on_device(torch.empty(0), name)
-    return torch.device(name)

@@ -16,7 +16,7 @@ from deit.core.files import remove_leftovers, replace_folder_content, write_json
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.labels import id2label_from_names
 from deit.core.library_order import make_order_safe
-from deit.core.model_directory import STATE_NAME, TRAINING_NAME
+from deit.core.model_directory import RECIPE_NAME, STATE_NAME, TRAINING_NAME, is_run_folder
 from deit.core.timm_preprocessing import timm_preprocessing
 from deit.core.writing import writing
 from deit.models.pretrained import PreTrainedModel
@@ -25,8 +25,6 @@ from deit.train.masked_images import PICTURES_NAME
 from deit.train.model_card import CARD_NAME, model_card
 from deit.train.recipe import Recipe, differences, read_settings
 from deit.train.recipe_values import flat
-
-RECIPE_NAME = "recipe.yaml"
 
 # Names of what a training state knows better: it has the student's sizes and weights, and the teacher's fingerprint.
 _BY_CONTENT = {"student", "config", "image_size", "partial_patches", "init", "teacher"}
@@ -49,6 +47,26 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     _check(out, recipe, resume=resume)
     if is_in_use(out):
         raise FolderInUseError(f"Another run is at work in {out}. Wait until it has ended, or pass another folder.")
+
+
+def refuse_inside_data(folder: Path, data: str, option: str) -> None:
+    """Refuses a new folder for results among the images: the next training would look for images in it.
+
+    Args:
+        folder: That is to be made; one of an earlier run is known as such and holds no images for anybody.
+        data: What is trained on; anything but a folder contains no other.
+        option: By which the folder was chosen, for the message.
+
+    Raises:
+        ValueError: It lies in the folder of the images, or is that folder.
+    """
+    root = Path(data)
+    if not root.is_dir() or is_run_folder(folder) or not folder.resolve().is_relative_to(root.resolve()):
+        return
+    raise ValueError(
+        f"{option} {folder} lies in the folder of the images, {data}, in which folders are classes. Pass a folder "
+        "elsewhere, beside it say."
+    )
 
 
 def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:

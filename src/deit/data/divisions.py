@@ -1,0 +1,76 @@
+"""The division of images into those to learn from and those to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from deit.data.sources import Labels
+
+
+def split_indices(labels: Labels, classes: Sequence[str], val_fraction: float, seed: int) -> tuple[Labels, Labels]:
+    """Divides images into two groups: single classes each by the same share, all others at random.
+
+    Args:
+        labels: (N,) true classes; (N, K) zeros and ones; or (N,) float32 numbers of a regression.
+        classes: Their names, for messages.
+        val_fraction: Share of the second group, between 0 and 1; at least one image on each side: of each class where
+            an image has one, and of each class with two images or more where an image may have several.
+        seed: Chooses which.
+
+    Returns:
+        Sorted numbers of the first and of the second group.
+
+    Raises:
+        ValueError: The share is not between 0 and 1, or there are fewer than two images (of a class that has any).
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must lie between 0 and 1. Received: {val_fraction}.")
+    random = np.random.default_rng(seed)
+    if not np.issubdtype(labels.dtype, np.integer):
+        return _split_at_random(labels, val_fraction, random)
+    first, second = [], []
+    for label, name in enumerate(classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) == 1:
+            raise ValueError(f"Class {name!r} has 1 image(s); dividing it needs at least 2. Add some.")
+        if not len(members):  # a name that the labels may have and none has
+            continue
+        members = random.permutation(members)
+        count = _share(len(members), val_fraction)
+        second.append(members[:count])
+        first.append(members[count:])
+    return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def _share(count: int, fraction: float) -> int:
+    return min(max(round(count * fraction), 1), count - 1)
+
+
+def _split_at_random(labels: Labels, val_fraction: float, random: np.random.Generator) -> tuple[Labels, Labels]:
+    if len(labels) < 2:
+        raise ValueError(f"{len(labels)} image(s) cannot be divided for validation. Add some.")
+    order = random.permutation(len(labels))
+    in_second = np.zeros(len(labels), dtype=bool)
+    in_second[order[: _share(len(labels), val_fraction)]] = True
+    if labels.ndim == 2:
+        _bring_classes_to_both_sides(labels > 0, in_second, order)
+    return np.flatnonzero(~in_second), np.flatnonzero(in_second)
+
+
+def _bring_classes_to_both_sides(
+    has: npt.NDArray[np.bool_], in_second: npt.NDArray[np.bool_], order: npt.NDArray[np.integer]
+) -> None:
+    """Moves an image of each class that is on one side alone, unless that takes another class from a side."""
+    for label in np.argsort(has.sum(0), kind="stable"):  # rare classes have the least choice
+        for side in (False, True):
+            members = order[has[order, label]]
+            if len(members) < 2 or (in_second[members] == side).any():
+                continue
+            for image in members:
+                left = has[(in_second != side) & (np.arange(len(has)) != image)].any(0)
+                if left[has[image] & (has.sum(0) > 1)].all():
+                    in_second[image] = side
+                    break

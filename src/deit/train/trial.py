@@ -1,0 +1,42 @@
+"""A look at everything a training begins with, before the first image is read: that may take minutes."""
+
+from __future__ import annotations
+
+import torch
+
+from deit.core.metrics import REGRESSION
+from deit.data.distributed import Processes
+from deit.train.freezing import freeze
+from deit.train.recipe import Recipe
+from deit.train.step import check_division
+from deit.train.students import Student, build_masked_student, build_student
+from deit.train.training_device import training_device
+
+
+def try_start(
+    recipe: Recipe, device: str | torch.device | None, processes: Processes, *, masked: bool = False
+) -> Student:
+    """Builds a student as the training will; but for the classes, which the data has and nobody has read yet.
+
+    Args:
+        recipe: That of the training, with what it starts from.
+        device: Of the training.
+        processes: That work on it.
+        masked: Whether the student is one for masked images, which needs no classes.
+
+    Returns:
+        The student. One for masked images is the one to train.
+
+    Raises:
+        ValueError: The device cannot be used, the batch cannot be divided, or see `build_student` and `freeze`.
+        OSError: See `build_student`.
+    """
+    training_device(device)
+    check_division(recipe, processes)
+    if masked:
+        student = build_masked_student(None, recipe)
+    else:
+        classes = ["value"] if recipe.data.problem_type == REGRESSION else ["0", "1"]
+        student = build_student(None, classes, recipe)
+    freeze(student.model, recipe.freeze)
+    return student
