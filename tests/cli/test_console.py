@@ -16,6 +16,7 @@ from rich.console import Console
 
 from deit.cli import console
 from deit.cli.console import print_table, progress_bar, report_skipped, reports_errors
+from deit.core.image_search import NOT_IMAGES
 from deit.data.sources import SkippedFile
 
 COMMANDS = sorted(Path(console.__file__).parent.glob("*.py"))
@@ -86,10 +87,52 @@ def test_progress_shows_count_and_text_on_a_terminal(monkeypatch):
     assert "12 images/s, loss 0.693" in text
 
 
-def test_progress_is_silent_elsewhere(capsys):
+def test_files_that_are_no_images_take_one_line_and_hide_no_broken_one(capsys):
+    notes = [SkippedFile(path=f"{i}.txt", reason="it is a note.", kind=NOT_IMAGES) for i in range(9)]
+    report_skipped([*notes, SkippedFile(path="a.png", reason="is broken.")])
+    assert capsys.readouterr().err.splitlines() == [
+        "Left out 1 file(s) that cannot be used:",
+        "  a.png: is broken.",
+        "Left out 9 file(s) that are not images; the first is 0.txt: it is a note.",
+    ]
+
+
+def test_short_work_is_silent_where_nobody_watches(capsys):
     with progress_bar("Training") as update:
         update(3, 10)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("hours", "least", "most"), [(1 / 60, 1, 1), (1, 40, 70), (24, 150, 260)])
+def test_long_work_tells_of_itself_in_whole_lines_that_become_seldom(capsys, monkeypatch, hours, least, most):
+    clock = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    total = round(hours * 3600)
+    with progress_bar("Checking [images]") as update:
+        for second in range(total + 1):
+            clock[0] = 1000.0 + second
+            update(50 + second, 50 + total, "loss 0.7\x1b")
+    out, err = capsys.readouterr()
+    assert (out, "\r" in err) == ("", False)
+    lines = err.splitlines()
+    assert least <= len(lines) <= most
+    left = console._duration(total - 30)
+    assert lines[0] == f"Checking [images]: 80 of {50 + total}, about {left} left, loss 0.7\\x1b"
+
+
+def test_progress_of_other_processes_is_not_shown(capsys, monkeypatch):
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0.0)
+    with progress_bar("Training", shown=False) as update:
+        update(3, 10)
+        update(4, 10)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (29, "29 s"), (31, "1 min"), (3599, "1 h 0 min"), (90000, "25 h 0 min")]
+)
+def test_the_time_left_is_told_roughly(seconds, text):
+    assert console._duration(seconds) == text
 
 
 @pytest.mark.parametrize(

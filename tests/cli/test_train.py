@@ -273,12 +273,25 @@ def test_a_damaged_newest_state_is_passed_over_for_the_one_before(photos, alone,
     assert [m for m in caplog.messages if "Passed over the training state" in m]
 
 
-def test_a_finished_run_can_be_resumed_and_stays_as_it_is(photos, alone, copied):
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(photos, alone, copied, caplog):
     run = copied(alone[0])
     (run / "model.safetensors").unlink()
     assert train(photos, run, "--resume").exit_code == 0
+    said = f"The run in {run} has done all of its 2 epochs: nothing is trained. Scores and model are written anew."
+    assert said in caplog.messages
     assert same_weights(run, alone[0])
     assert read_json(run / "training.json")["scores"] == read_json(alone[0] / "training.json")["scores"]
+
+
+def test_a_finished_run_loses_its_states_where_that_is_asked_for_and_then_says_so(photos, alone, copied):
+    run = copied(alone[0])
+    assert train(photos, run, "--resume", "--set", "keep_state=false").exit_code == 0
+    assert {path.name for path in run.iterdir()} == RUN_FILES - {"state"}
+    assert same_weights(run, alone[0])
+    before = (run / "training.json").read_bytes()
+    result = train(photos, run, "--resume")
+    is_refused(result, f"The run in {run} is finished and its training states were removed", f"--init {run}.")
+    assert (run / "training.json").read_bytes() == before
 
 
 def test_resuming_where_there_is_no_run_is_refused(photos, tmp_path):

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import textwrap
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ OUT = Console(markup=False, emoji=False)
 ERR = Console(stderr=True, markup=False, emoji=False)
 
 _MOST_IN_A_CELL = 200
+_LINE_SECONDS, _MOST_LINE_SECONDS = 30.0, 600.0  # between two lines about progress in a file or a pipe
 _WIDTH_ELSEWHERE = 4000  # more than a table of a few columns has
 
 USER_ERROR = 2
@@ -168,15 +170,21 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console.print(table)
 
 
-def report_skipped(skipped: Sequence[Any]) -> None:
-    """Says which files were left out and why, at most five by name."""
-    if not skipped:
-        return
-    say(f"Left out {len(skipped)} file(s) that cannot be used:", err=True)
-    for file in skipped[:5]:
+def report_skipped(skipped: Sequence[SkippedFile]) -> None:
+    """Says which files were left out and why: at most five by name, and of what is no image by its name one."""
+    from deit.core.image_search import NOT_IMAGES
+
+    broken = [file for file in skipped if file.kind != NOT_IMAGES]
+    others = [file for file in skipped if file.kind == NOT_IMAGES]
+    if broken:
+        say(f"Left out {len(broken)} file(s) that cannot be used:", err=True)
+    for file in broken[:5]:
         say(f"  {file.path}: {file.reason}", err=True)
-    if len(skipped) > 5:
-        say(f"  ... and {len(skipped) - 5} more", err=True)
+    if len(broken) > 5:
+        say(f"  ... and {len(broken) - 5} more", err=True)
+    if others:
+        first = f"{others[0].path}: {others[0].reason}"
+        say(f"Left out {len(others)} file(s) that are not images; the first is {first}", err=True)
 
 
 def report_found(
@@ -205,7 +213,7 @@ def report_found(
 
 @contextmanager
 def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
-    """Shows a bar with count and time left while a block runs, on a terminal only.
+    """Shows a bar with count and time left while a block runs; in a file or a pipe a line now and then.
 
     Args:
         label: In front of the bar.
@@ -214,6 +222,9 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
     Yields:
         A function to call with (done, total, text to show behind the bar).
     """
+    if shown and not ERR.is_terminal:
+        yield _ProgressLines(label)
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
@@ -223,10 +234,41 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
     )
     # What is printed while the bar is shown must go above it, unless it goes elsewhere: into a file, a pipe.
     options: dict[str, Any] = {"transient": True, "redirect_stdout": OUT.is_terminal}
-    with Progress(*columns, console=ERR, disable=not (shown and ERR.is_terminal), **options) as progress:
+    with Progress(*columns, console=ERR, disable=not shown, **options) as progress:
         task = progress.add_task(printable(label), total=None, text="")
 
         def update(done: int, total: int, text: str = "", /) -> None:
             progress.update(task, completed=done, total=total, text=printable(text, _MOST_IN_A_CELL))
 
         yield update
+
+
+class _ProgressLines:
+    """Tells of progress in whole lines: the first after half a minute, then ever more seldom, each ten minutes at last.
+
+    A work of a minute has one line, one of an hour sixty, one of a day two hundred.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._started = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int, text: str = "", /) -> None:
+        now = time.monotonic()
+        if self._first is None:  # what an earlier run did, or a cache knew, took no time
+            self._first = done
+        since = now - self._started
+        if now - self._told < min(max(_LINE_SECONDS, since / 20), _MOST_LINE_SECONDS) or done >= total:
+            return
+        self._told = now
+        pace = (done - self._first) / since
+        left = f", about {_duration((total - done) / pace)} left" if pace else ""
+        say(f"{self._label}: {done} of {total}{left}{text and ', '}{text}", err=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{max(round(seconds), 1)} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -37,7 +37,7 @@ from deit.train.recipe import Recipe
 from deit.train.recorded_images import images_of_run, record_images
 from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
 from deit.train.run_images import keep_run_images
-from deit.train.state import State, load_state, newest_state, save_state, state_folder
+from deit.train.state import State, load_state, newest_state, remove_states, save_state, state_folder
 from deit.train.step import NonFiniteLossError, StepResult, TrainStep, check_division
 from deit.train.tasks import DistillationTask, Task
 from deit.train.teacher_cache import open_cache
@@ -506,6 +506,7 @@ class _Run:
         """Writes the model directory and returns the scores."""
         student = self._result()
         if not self.scores:  # resumed after the last step
+            self._tell_finished()
             self.scores = self._score(student)
         seconds = time.monotonic() - self.started
         record = self._record(seconds)
@@ -513,9 +514,19 @@ class _Run:
         self.processes.on_first(
             lambda: write_model(self.out, student, self.data.train.classes, self.task.processor, record)
         )
+        if not self.recipe.keep_state:
+            self.processes.on_first(lambda: remove_states(self.out / STATE_NAME))
         return FitResult(
             out=self.out, scores=self.scores, history=self.history.epochs, steps=self.step, seconds=seconds
         )
+
+    def _tell_finished(self) -> None:
+        if self.processes.is_first:
+            logger.warning(
+                "The run in %s has done all of its %d epochs: nothing is trained. Scores and model are written anew.",
+                self.out,
+                self.recipe.schedule.epochs,
+            )
 
     def _unreadable(self) -> dict[str, Any]:
         """What became unreadable during the run."""

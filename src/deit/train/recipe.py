@@ -273,6 +273,8 @@ class Recipe:
             and is not used, as in the paper's code.
         crop_ratio: Of the evaluation; see `evaluation_processor`.
         eval_epochs: Epochs between two evaluations; the last epoch is always evaluated.
+        keep_state: True keeps the newest training states after the last epoch too, three times the size of the model
+            each, so that the run can go on; False removes them once the model is written.
         num_workers: Processes that prepare images; -1 chooses.
         augment: How training images are varied.
         optimizer: What turns gradients into steps.
@@ -303,6 +305,7 @@ class Recipe:
     ema_use: str = "save"
     crop_ratio: float = 0.875
     eval_epochs: int = 1
+    keep_state: bool = True
     num_workers: int = -1
     augment: Augmentation = field(default_factory=Augmentation)
     optimizer: Optimizer = field(default_factory=Optimizer)

@@ -25,9 +25,11 @@ from deit.train.masked_images import PICTURES_NAME
 from deit.train.model_card import CARD_NAME, model_card
 from deit.train.recipe import Recipe, differences, read_settings
 from deit.train.recipe_values import flat
+from deit.train.state import has_states
 
 # Names of what a training state knows better: it has the student's sizes and weights, and the teacher's fingerprint.
 _BY_CONTENT = {"student", "config", "image_size", "partial_patches", "init", "teacher"}
+_AFTERWARDS = {"keep_state"}  # what changes nothing of a run that goes on
 
 
 def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -42,7 +44,8 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
         FileExistsError: It holds a run or other files, and `resume` is off.
         FileNotFoundError: It holds no run, and `resume` is on.
         FolderInUseError: Another process is at work in it.
-        ValueError: Its run has other settings; or the learning rate of a new one would go the wrong way.
+        ValueError: Its run has other settings, or is finished and has no state; or the learning rate of a new one
+            would go the wrong way.
     """
     _check(out, recipe, resume=resume)
     if is_in_use(out):
@@ -80,10 +83,15 @@ def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
         if not recipe_file.is_file():
             raise FileNotFoundError(f"{out} holds no run to resume. Leave out --resume to begin one.")
         # A setting that the file does not name came into being after the run began.
-        compared = flat(read_settings(recipe_file)).keys() - _BY_CONTENT
+        compared = flat(read_settings(recipe_file)).keys() - _BY_CONTENT - _AFTERWARDS
         other = [name for name in differences(Recipe.load(recipe_file), recipe) if name in compared]
         if other:
             raise ValueError(f"The run in {out} has other settings: {', '.join(other)}. Resume it with the same ones.")
+        if (out / TRAINING_NAME).is_file() and not has_states(out / STATE_NAME):
+            raise ValueError(
+                f"The run in {out} is finished and its training states were removed: there is nothing to go on from. "
+                f"Begin a new run in another folder with --init {out}."
+            )
         return
     recipe.check_learning_rates()
     if out.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):

@@ -70,6 +70,16 @@ def state_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def has_states(folder: Path) -> bool:
+    """Whether there are states, be they damaged."""
+    return bool(_step_folders(folder))
+
+
+def remove_states(folder: Path) -> None:
+    """Removes all states and the list of the run's images, with their folder; what cannot be removed stays."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def newest_state(folder: Path) -> Path | None:
     """Returns the newest state that was written to its end, or None; its content is not looked at."""
     complete = [path for path in _step_folders(folder) if (path / _MANIFEST).is_file()]
