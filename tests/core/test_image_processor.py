@@ -149,7 +149,7 @@ def test_an_option_that_cannot_be_used_is_refused(processor, options, message):
     ("images", "message"),
     [
         ([], "No images were given"),
-        (np.zeros((20, 20), np.uint8), "An image needs 3 dimensions"),
+        (np.zeros(20, np.uint8), "An image needs 3 dimensions"),
         (np.zeros((20, 20, 2), np.uint8), "Cannot tell the channels of an image of shape"),
         (3, "Images must be PIL images, paths, bytes, numpy arrays or tensors. Received: int"),
         ("https://example.org/a.png", "is an address: images are not fetched"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import os
@@ -170,11 +171,109 @@ def test_strict_raises_at_the_first_broken_file(tmp_path):
         next(results)
 
 
-def test_classify_raises_for_a_broken_and_for_a_missing_file(tmp_path):
+def test_classify_raises_for_one_image_that_is_broken_or_missing(tmp_path):
     with pytest.raises(ImageError, match=r"b\.png is not an image"):
-        colour_predictor().classify([solid("red"), write_text(tmp_path / "b.png")])
+        colour_predictor().classify(write_text(tmp_path / "b.png"))
     with pytest.raises(FileNotFoundError):
-        colour_predictor().classify([tmp_path / "nowhere.png"])
+        colour_predictor().classify(tmp_path / "nowhere.png")
+    with pytest.raises(FileNotFoundError):
+        colour_predictor().classify([solid("red"), tmp_path / "nowhere.png"], strict=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_a_missing_file_is_answered_in_its_place_and_does_not_stop_the_rest(tmp_path, batch_size):
+    missing, folder = tmp_path / "nowhere.png", tmp_path / "folder.png"
+    folder.mkdir()
+    solid("red").save(tmp_path / "a.png")
+    given = [str(tmp_path / "a.png"), missing, folder, write_text(tmp_path / "b.png"), solid("blue")]
+    given += [np.full((3, 4, 4), np.nan), np.zeros((5, 6, 7), np.uint8), solid("green")]
+    told = colour_predictor().classify(given, top_k=1, batch_size=batch_size)
+    assert labels(told) == [["red"], [], [], [], ["blue"], [], [], ["green"]]
+    reasons = ["", "nowhere.png is not there", "it is a folder", "is not an image"]
+    assert all(reason in result.error for result, reason in zip(told, reasons, strict=False))
+    assert "nowhere.png is not there" in repr(told)
+    assert "NaN or infinite" in told[5].error
+    assert "Cannot tell the channels" in told[6].error
+    with pytest.raises(IndexError, match=r"There is no prediction: .*nowhere.png is not there"):
+        told[1][0]
+    each = list(colour_predictor().classify_each(given, top_k=1, batch_size=batch_size))
+    assert [(r.name, r.error, tuple(r)) for r in told] == [(r.name, r.error, r.predictions) for r in each]
+
+
+# --- one image, arrays, open files: as in pipeline ----------------------------------------------------
+
+
+@pytest.fixture
+def both(deit_directory):
+    """The predictor and the pipeline of one model."""
+    folder = deit_directory()
+    return Predictor.open(folder), deit.pipeline(model=folder, device="cpu", use_fast=False)
+
+
+def last(image: Image.Image) -> np.ndarray:
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda file: str(file),
+        lambda file: file,
+        lambda file: file.read_bytes(),
+        lambda file: base64.b64encode(file.read_bytes()).decode(),
+        lambda file: io.BytesIO(file.read_bytes()),
+        lambda file: Image.open(file),
+        lambda file: last(Image.open(file)),
+        lambda file: np.moveaxis(last(Image.open(file)), -1, 0),
+        lambda file: last(Image.open(file).convert("L")),
+        lambda file: last(Image.open(file).convert("L"))[None],
+        lambda file: torch.from_numpy(last(Image.open(file)).copy()),
+        lambda file: last(Image.open(file)).astype(np.int64),
+        lambda file: {"image": Image.open(file), "label": 1},
+    ],
+    ids=["text", "path", "bytes", "base64", "BytesIO", "PIL", "HWC", "CHW", "HW", "1HW", "tensor", "int64", "dict"],
+)
+def test_one_image_of_every_kind_is_answered_as_by_the_pipeline(both, tmp_path, make):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "one.png")
+    predictor, pipe = both
+    expected = pipe(make(tmp_path / "one.png"), top_k=5)
+    (told,) = predictor.classify([make(tmp_path / "one.png")])
+    alone = predictor.classify(make(tmp_path / "one.png"))
+    assert list(alone) == list(told)
+    assert [p.label for p in alone] == [entry["label"] for entry in expected]
+    assert [p.score for p in alone] == pytest.approx([entry["score"] for entry in expected], abs=1e-6)
+    assert isinstance(alone[0], Prediction)
+
+
+def test_grey_arrays_of_two_dimensions_are_grey_images(both):
+    grey = np.random.default_rng(0).integers(0, 256, (30, 41), dtype=np.uint8)
+    for answer in both:
+        ask = answer.classify if isinstance(answer, Predictor) else answer
+        assert list(ask(grey)) == list(ask(Image.fromarray(grey)))
+
+
+def test_a_batch_of_four_dimensions_and_an_iterator_are_several_images(both):
+    predictor, _ = both
+    batch = np.random.default_rng(0).integers(0, 256, (3, 30, 41, 3), dtype=np.uint8)
+    assert labels(predictor.classify(batch)) == [[p.label for p in predictor.classify(image)] for image in batch]
+    assert labels(predictor.classify(iter(list(batch)))) == labels(predictor.classify(list(batch)))
+
+
+def test_an_open_file_is_read_from_its_beginning_and_not_as_text(tmp_path):
+    solid("green").save(tmp_path / "a.png")
+    with open(tmp_path / "a.png", "rb") as file:
+        file.read()
+        told = colour_predictor().classify(file, top_k=1)
+        assert (told.name, told[0].label) == (str(tmp_path / "a.png"), "green")
+    with open(tmp_path / "a.png", encoding="latin-1") as file, pytest.raises(ImageError, match="is open as text"):
+        colour_predictor().classify(file)
+
+
+@pytest.mark.parametrize("given", [None, 3, [3], [None], {"picture": 1}, object()])
+def test_what_is_no_image_is_refused(given):
+    with pytest.raises(ValueError, match=r"Pass an image|An image must be|needs the key 'image'"):
+        colour_predictor().classify(given)
 
 
 def test_images_are_read_one_batch_at_a_time():

@@ -405,7 +405,7 @@ def test_an_argument_that_cannot_be_used_is_refused(arguments, error, message, f
         ([3], ValueError, "An image must be a path, bytes.* Received: int"),
         ({"picture": 1}, ValueError, r"A dict needs the key 'image'. Received the keys: \['picture'\]"),
         (np.full((3, 20, 20), np.nan), ValueError, "NaN or infinite"),
-        (np.zeros((20, 20), np.uint8), ValueError, "An image needs 3 dimensions"),
+        (np.zeros(20, np.uint8), ValueError, "An image needs 3 dimensions"),
     ],
     ids=str,
 )

@@ -148,7 +148,7 @@ def test_paths_bytes_and_images_give_the_same_pixels(tmp_path):
         (torch.full((3, 20, 20), torch.nan), {}, "NaN or infinite"),
         (np.full((3, 20, 20), np.inf), {}, "NaN or infinite"),
         (rgb(30, 41), {"image_mean": [0.5, 0.5]}, "image_mean has 2 numbers and the image has 3 channels"),
-        (torch.zeros(20, 20), {}, "An image needs 3 dimensions"),
+        (torch.zeros(20), {}, "An image needs 3 dimensions"),
         (torch.zeros(2, 20, 20), {}, "Cannot tell the channels"),
         ([], {}, "No images were given"),
         (torch.full((4, 20, 20), 2.0), {}, "Transparency needs values in"),

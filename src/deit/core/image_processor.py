@@ -13,6 +13,7 @@ from PIL import Image
 from deit.core import pixels as px
 from deit.core.batch_feature import BatchFeature
 from deit.core.configuration import CONFIG_NAME, read_config
+from deit.core.image_inputs import is_file_object
 from deit.core.processor_options import CHANNELS_FIRST, CHANNELS_LAST, checked_option, resized_size, size_dict
 from deit.core.processor_parts import parts_of
 from deit.core.processor_settings import VIT_DEFAULTS, ImageProcessor, read_preprocessor_config
@@ -280,7 +281,7 @@ DeiTImageProcessor._own_parts = parts_of(DeiTImageProcessor)
 
 def _opened(image: Any, settings: DeiTImageProcessor) -> Any:
     """Reads a file as the settings say; all else is returned as it is."""
-    if not isinstance(image, (str, bytes, os.PathLike)):
+    if not (isinstance(image, (str, bytes, os.PathLike)) or is_file_object(image)):
         return image
     return px.in_colours(image, settings._channels, bool(settings.do_convert_rgb), settings.value_range)
 

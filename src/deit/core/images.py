@@ -7,15 +7,16 @@ import binascii
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, TypeAlias
+from contextlib import contextmanager, suppress
+from typing import IO, TypeAlias, cast
 
 from PIL import Image, UnidentifiedImageError
 
 from deit.core.decoding_share import DecodingShare
 from deit.core.errors import ImageError as ImageError
 from deit.core.errors import ValueRangeError as ValueRangeError
-from deit.core.image_files import read_image_bytes
+from deit.core.image_files import MOST_FILE_BYTES, read_image_bytes
+from deit.core.image_inputs import is_file_object, name_of
 from deit.core.sample_values import Samples, in_8_bits, samples_of
 from deit.core.sample_values import ValueRange as ValueRange
 
@@ -32,7 +33,7 @@ MOST_PIXELS = 2**26
 MOST_PIXELS_IN_PYTHON = 2**23
 _SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
 
-ImageFile: TypeAlias = str | os.PathLike[str] | bytes
+ImageFile: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes]
 
 # Threads together decode as much as one image of the largest size.
 DECODING = DecodingShare(MOST_PIXELS)
@@ -63,7 +64,8 @@ def load_image(
     orientation, and may be damaged.
 
     Args:
-        source: A path, the bytes of a file, base64 text of them ("data:image/png;base64,..." or bare), or an image.
+        source: A path, the bytes of a file, base64 text of them ("data:image/png;base64,..." or bare), an open file,
+            which is read from its beginning, or an image.
             Addresses on the web are refused: whoever names an image could make this computer ask any other.
         mode: "RGB", "L" for one channel, or None: "L" for grey images and "RGB" for all others.
         value_range: The values that become black and white in grey images of more than 8 bits.
@@ -201,12 +203,25 @@ def _pillow_errors(name: str) -> Iterator[None]:
         raise ImageError(f"{name} cannot be read as an image ({reason}). It may be truncated.") from error
 
 
-def _resolved(source: ImageFile) -> tuple[ImageFile, str]:
+def _contents(file: IO[bytes]) -> bytes:
+    """Reads an open file from its beginning, where it has one; what is too large is not read whole."""
+    with suppress(AttributeError, OSError):
+        file.seek(0)
+    contents = file.read(MOST_FILE_BYTES + 1)
+    if not isinstance(contents, bytes):
+        raise ImageError(f"{name_of(file)} is open as text. Open it with open(path, 'rb').")
+    return contents
+
+
+def _resolved(source: ImageFile) -> tuple[str | os.PathLike[str] | bytes, str]:
     """Returns what Pillow shall open and how to call it in a message."""
     if isinstance(source, bytes):
         return source, "the given bytes"
+    if is_file_object(source):
+        return _contents(cast("IO[bytes]", source)), name_of(source)
     if not isinstance(source, str):
-        return source, os.fspath(source)
+        path = cast("os.PathLike[str]", source)
+        return path, os.fspath(path)
     if source.lower().startswith(("http://", "https://", "ftp://", "file://")):
         raise ImageError(f"{source} is an address: images are not fetched. Download the file and pass its path.")
     header, comma, text = source.partition(",")

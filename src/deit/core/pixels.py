@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deit.core.image_inputs import is_file_object
 from deit.core.images import MOST_PIXELS, ImageError, ValueRange, convert_image, load_image
 from deit.core.processor_options import CHANNELS_LAST
 from deit.core.resampling import can_resize_part, resized_part
 
 Array: TypeAlias = npt.NDArray[Any]
-# PIL image, path, bytes of a file, base64 text, array (H, W, C) or (C, H, W), tensor, or a (nested) list of them
+# PIL image, path, bytes of a file, open file, base64 text, array or tensor (H, W), (H, W, C) or (C, H, W), or a
+# (nested) list of them
 ImageLike: TypeAlias = Any
 
 _CHANNELS = (1, 3, 4)
@@ -72,7 +74,7 @@ def in_colours(image: Any, channels: int | None, do_convert_rgb: bool, value_ran
         value_range: Of grey images with more than 8 bits, see `load_image`.
     """
     grey_may_stay = channels != 3 and not do_convert_rgb
-    if isinstance(image, (str, bytes, os.PathLike)):
+    if isinstance(image, (str, bytes, os.PathLike)) or is_file_object(image):
         return load_image(image, mode=None if channels == 1 and grey_may_stay else "RGB", value_range=value_range)
     if not isinstance(image, Image.Image):
         return image
@@ -88,7 +90,7 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
     """Returns an image as an array (C, H, W).
 
     Args:
-        image: PIL image, array or tensor of 3 dimensions.
+        image: PIL image, array or tensor of 3 dimensions, or of 2: (H, W), one channel.
         input_data_format: Of arrays; inferred when None.
         channels: When 3, arrays of one channel are repeated and those of four are laid on white.
         to_rgb: Do so in any case.
@@ -108,7 +110,9 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
         raise ValueError(
             f"Images must be PIL images, paths, bytes, numpy arrays or tensors. Received: {type(image).__name__}."
         )
-    if layout_of(image.shape, input_data_format) == CHANNELS_LAST:
+    if image.ndim == 2:
+        image = image[None]
+    elif layout_of(image.shape, input_data_format) == CHANNELS_LAST:
         image = np.moveaxis(image, -1, 0)
     if not (np.issubdtype(image.dtype, np.number) or image.dtype == np.bool_):
         raise ValueError(f"Pixels must be numbers. Received an array of {image.dtype}.")

@@ -172,9 +172,9 @@ class ImageProcessor(ABC):
         """Processes one image or a list of them; each option left at None is the processor's own.
 
         Args:
-            images: PIL images; paths, bytes or base64 text of files; arrays or tensors of 3 dimensions; or (nested)
-                lists of these. 4 dimensions are a batch. `load_image` says how files are read; PIL images are not
-                turned by their EXIF tag.
+            images: PIL images; paths, bytes or base64 text of files; open files; arrays or tensors of 3 dimensions, or
+                of 2 for grey; or (nested) lists of these. 4 dimensions are a batch. `load_image` says how files are
+                read; PIL images are not turned by their EXIF tag.
             do_resize: This one and the others that are not explained here: see the class.
             return_tensors: None (a list), "np", "pt" (PyTorch), "tf" (TensorFlow), "jax" or "mlx".
             **options: The other options of the class.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from deit.core.devices import chosen_device, on_device
 from deit.core.files import replaced_file
+from deit.core.image_inputs import is_one_image, items_of, name_of
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.known_images import KnownImages, Overlap
 from deit.core.model_directory import kind_of_model, read_image_processor, read_known_images
@@ -105,6 +107,34 @@ class Embedder:
         if block is not None and not 0 <= block <= self.depth:
             raise ValueError(f"block must lie between 0 (before the first) and {self.depth}. Received: {block}.")
 
+    def embed(
+        self, images: Any, *, token: str = "class", block: int | None = None, batch_size: int = 32, strict: bool = False
+    ) -> Any:
+        """Returns the features of one image, or of several.
+
+        Args:
+            images: See `Predictor.classify`.
+            token: One of `tokens`.
+            block: See `__call__`.
+            batch_size: Images that go through the model together.
+            strict: Raise at the first of several images that cannot be read.
+
+        Returns:
+            For one image its features, (D,). For several a list of `EmbeddedImage`; one that cannot be read is in its
+            place, without features and with an `error`.
+
+        Raises:
+            FileNotFoundError: The path of the one image does not exist.
+            ImageError: The one image cannot be read.
+            ValueError: The model has no such token or block, `batch_size` is smaller than 1, or it is no image.
+        """
+        single = is_one_image(images)
+        batches = _batches(
+            self, [images] if single else items_of(images), token, block, batch_size, strict=strict or single
+        )
+        results = [result for batch in batches for result in batch]
+        return results[0].features if single else results
+
     def __call__(self, pixels: Array, *, block: int | None = None) -> dict[str, Array]:
         """Returns the features (B, D) of each token in `tokens`.
 
@@ -155,6 +185,21 @@ class Embedded:
     errors: list[str]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbeddedImage:
+    """What came of one image.
+
+    Attributes:
+        name: Its path, "standard input" for bytes, or "an image".
+        features: (D,) float32; None when the image could not be read.
+        error: Why it could not be read, or an empty string.
+    """
+
+    name: str
+    features: Array | None
+    error: str = ""
+
+
 def embed_files(
     embedder: Embedder,
     paths: Sequence[str],
@@ -179,23 +224,31 @@ def embed_files(
         FileNotFoundError: A path does not exist, and `strict` is on.
         ImageError: An image cannot be read, and `strict` is on.
     """
-    embedder.check(token, block)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
-    for start in range(0, len(paths), batch_size):
-        chunk = paths[start : start + batch_size]
-        read = read_pixels(embedder.processor, chunk, strict=strict)
+    width = int(embedder.model.config.hidden_size)
+    for batch in _batches(embedder, paths, token, block, batch_size, strict=strict):
+        rows = [result.features for result in batch if result.features is not None]
         yield Embedded(
-            names=[path for path, error in zip(chunk, read.errors, strict=True) if not error],
-            features=_features(embedder, read.pixels, token, block),
-            errors=[error for error in read.errors if error],
+            names=[result.name for result in batch if not result.error],
+            features=np.stack(rows) if rows else np.zeros((0, width), np.float32),
+            errors=[result.error for result in batch if result.error],
         )
 
 
-def _features(embedder: Embedder, pixels: Array | None, token: str, block: int | None) -> Array:
-    if pixels is None:
-        return np.zeros((0, int(embedder.model.config.hidden_size)), np.float32)
-    return embedder(pixels, block=block)[token]
+def _batches(
+    embedder: Embedder, images: Iterable[Any], token: str, block: int | None, batch_size: int, *, strict: bool
+) -> Iterator[list[EmbeddedImage]]:
+    """Reads and embeds images, batch after batch, each in its place."""
+    embedder.check(token, block)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
+    remaining = iter(images)
+    while chunk := list(islice(remaining, batch_size)):
+        read = read_pixels(embedder.processor, chunk, strict=strict)
+        rows = iter(() if read.pixels is None else embedder(read.pixels, block=block)[token])
+        yield [
+            EmbeddedImage(name=name_of(image), features=None if error else next(rows), error=error)
+            for image, error in zip(chunk, read.errors, strict=True)
+        ]
 
 
 def _as_unicode(name: str) -> str:

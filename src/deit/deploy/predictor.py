@@ -9,11 +9,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from deit.core.errors import UserError
+from deit.core.image_inputs import is_one_image, items_of, name_of
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import ImageFile
 from deit.core.labels import distinct_names
 from deit.core.metrics import has_answer, softmax
 from deit.deploy.reading import read_pixels
@@ -40,7 +39,7 @@ class Classified:
     """What came of one image.
 
     Attributes:
-        name: Its path, or "standard input" for bytes.
+        name: Its path, "standard input" for bytes, or "an image".
         predictions: The most probable classes, first the best; empty when the image could not be read.
         error: Why it could not be read, or that the model's answer is no number; or an empty string.
     """
@@ -53,6 +52,28 @@ class Classified:
         """Returns plain values, with the error only where there is one."""
         named = {"image": self.name, "predictions": [asdict(p) for p in self.predictions]}
         return {**named, "error": self.error} if self.error else named
+
+
+class Predictions(list[Prediction]):
+    """The most probable classes of one image, first the best; none where it could not be read.
+
+    Attributes:
+        name: See `Classified`.
+        error: See `Classified`.
+    """
+
+    def __init__(self, told: Classified) -> None:
+        super().__init__(told.predictions)
+        self.name = told.name
+        self.error = told.error
+
+    def __getitem__(self, number: Any) -> Any:
+        if self.error and not isinstance(number, slice):
+            raise IndexError(f"There is no prediction: {self.error}")
+        return super().__getitem__(number)
+
+    def __repr__(self) -> str:
+        return f"<no prediction: {self.error}>" if self.error else super().__repr__()
 
 
 class Predictor:
@@ -95,30 +116,38 @@ class Predictor:
         opened = open_model(model_directory, device, head_average=head_average)
         return cls(opened.runner, opened.processor, opened.runner.label_names)
 
-    def classify(
-        self, images: Sequence[ImageFile | Image.Image], *, top_k: int = 5, batch_size: int = 32
-    ) -> list[list[Prediction]]:
-        """Classifies images.
+    def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 32, strict: bool = False) -> Any:
+        """Classifies one image or several.
 
         Args:
-            images: Paths, bytes of files, or PIL images of any mode.
+            images: A path, bytes or base64 text of a file, an open file, a PIL image of any mode, or an array or
+                tensor: (H, W), (H, W, C) or (C, H, W), which the preprocessing takes as it is; or an iterable of
+                these, or a batch of 4 dimensions.
             top_k: Predictions for each image, at most the number of classes.
             batch_size: Images that go through the model together.
+            strict: Raise at the first of several images that cannot be read.
 
         Returns:
-            For each image its most probable classes, first the best.
+            For one image its `Predictions`, a list with the most probable class first. For several a list of these;
+            one that cannot be read is in its place, empty and with an `error`.
 
         Raises:
-            FileNotFoundError: A path does not exist.
-            ImageError: An image cannot be read.
-            ValueError: `top_k` or `batch_size` is smaller than 1, or the model answers with NaN or infinity.
+            FileNotFoundError: The path of the one image does not exist.
+            ImageError: The one image cannot be read.
+            ValueError: `top_k` or `batch_size` is smaller than 1, it is no image, or the model answers with NaN or
+                infinity.
         """
-        results = self.classify_each(images, top_k=top_k, batch_size=batch_size, strict=True)
-        return [list(result.predictions) for result in results]
+        if is_one_image(images):
+            return Predictions(next(self.classify_each([images], top_k=top_k, batch_size=batch_size, strict=True)))
+        results = list(self.classify_each(items_of(images), top_k=top_k, batch_size=batch_size, strict=strict))
+        for result in results:
+            if result.error.endswith(_NO_NUMBER):
+                raise UserError(result.error)
+        return [Predictions(result) for result in results]
 
     def classify_each(
         self,
-        images: Iterable[ImageFile | Image.Image],
+        images: Iterable[Any],
         *,
         top_k: int = 5,
         batch_size: int = 32,
@@ -148,10 +177,10 @@ class Predictor:
             answers = iter(() if read.pixels is None else self._answer(read.pixels, top_k))
             for image, error in zip(chunk, read.errors, strict=True):
                 answer = () if error else next(answers)
-                reason = error or ("" if answer else f"{_name_of(image)}: {_NO_NUMBER}")
+                reason = error or ("" if answer else f"{name_of(image)}: {_NO_NUMBER}")
                 if strict and not answer:
                     raise UserError(reason)
-                yield Classified(name=_name_of(image), predictions=answer, error=reason)
+                yield Classified(name=name_of(image), predictions=answer, error=reason)
 
     def _answer(self, pixels: Array, top_k: int) -> list[tuple[Prediction, ...]]:
         return [self._best(logits[None], top_k) for logits in self.runner(pixels)]
@@ -163,9 +192,3 @@ class Predictor:
         scores = softmax(logits)[0]
         best = np.argsort(-scores, kind="stable")[:top_k]
         return tuple(Prediction(label=self.label_names[i], score=float(scores[i])) for i in best)
-
-
-def _name_of(image: ImageFile | Image.Image) -> str:
-    if isinstance(image, bytes):
-        return "standard input"
-    return "an image" if isinstance(image, Image.Image) else os.fspath(image)

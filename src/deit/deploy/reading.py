@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from deit.core.image_inputs import image_of, is_array, name_of
 from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import DECODING, ImageError, ImageFile, load_image
+from deit.core.images import DECODING, ImageError, load_image
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,14 +27,13 @@ class Read:
     errors: list[str]
 
 
-def read_pixels(
-    processor: DeiTImageProcessor, images: Sequence[ImageFile | Image.Image], *, strict: bool = False
-) -> Read:
+def read_pixels(processor: DeiTImageProcessor, images: Sequence[Any], *, strict: bool = False) -> Read:
     """Reads images and prepares them as the model needs.
 
     Args:
         processor: The preprocessing; its `value_range` says what grey of more than 8 bits means.
-        images: Paths, bytes of files, or PIL images.
+        images: Paths, bytes or base64 text of files, open files, PIL images, or arrays and tensors, which the processor
+            takes as they are: (H, W), (H, W, C) or (C, H, W).
         strict: Raise at the first image that cannot be read.
 
     Raises:
@@ -41,22 +41,36 @@ def read_pixels(
         ImageError: An image cannot be read, and `strict` is on.
     """
     pixels: list[npt.NDArray[np.float32]] = []
-    opened: list[Image.Image] = []
+    opened: list[Any] = []
     errors = []
     for given in images:
         try:
             with DECODING.kept():
-                image = load_image(given, value_range=processor.value_range)
+                image = _opened(given, processor)
                 if processor.do_pad:  # what is added to an image may depend on its neighbours
                     opened.append(image)
                 else:
                     pixels.append(np.asarray(processor(image, return_tensors="np").pixel_values, np.float32))
             errors.append("")
-        except (ImageError, FileNotFoundError) as error:
+        except (ImageError, OSError) as error:
             if strict:
                 raise
-            missing = isinstance(error, FileNotFoundError)
-            errors.append(f"{given if isinstance(given, str) else error} is not there." if missing else str(error))
+            errors.append(_reason(given, error))
+        except ValueError as error:
+            if strict or not is_array(given):  # an array that the processor cannot take is as bad as a broken file
+                raise
+            errors.append(f"{name_of(given)} cannot be used: {error}")
     if opened:
         pixels.append(np.asarray(processor(opened, return_tensors="np").pixel_values, np.float32))
     return Read(pixels=np.concatenate(pixels) if pixels else None, errors=errors)
+
+
+def _opened(given: Any, processor: DeiTImageProcessor) -> Any:
+    image = image_of(given)
+    return image if is_array(image) else load_image(image, value_range=processor.value_range)
+
+
+def _reason(given: Any, error: ImageError | OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{name_of(given)} is not there."
+    return str(error) if isinstance(error, ImageError) else f"{name_of(given)} cannot be read ({error.strerror})."

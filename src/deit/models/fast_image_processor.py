@@ -128,7 +128,9 @@ class DeiTImageProcessorFast(ImageProcessor):
             channels = None
         elif isinstance(image, Tensor):
             tensor = image
-            if px.layout_of(image.shape, self.input_data_format) == CHANNELS_LAST:
+            if image.ndim == 2:
+                tensor = image[None]
+            elif px.layout_of(image.shape, self.input_data_format) == CHANNELS_LAST:
                 tensor = image.movedim(-1, 0)
             _refuse_bad_values(tensor)
         else:

@@ -1,75 +1,20 @@
-"""What pipelines are given and pass on: images of every kind, batches made and taken apart."""
+"""What pipelines pass on: images that are read, batches made and taken apart."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from deit.core.image_inputs import is_array
 from deit.core.images import load_image
-
-# --- images -------------------------------------------------------------------------------------------
-
-
-def is_array(value: Any) -> bool:
-    """Whether a value is an array or a tensor."""
-    return isinstance(value, (np.ndarray, Tensor))
-
-
-def is_one_image(inputs: Any) -> bool:
-    """Whether the inputs of a pipeline are one image."""
-    if is_array(inputs):
-        return bool(inputs.ndim != 4)
-    return isinstance(inputs, (str, bytes, os.PathLike, Image.Image, Mapping))
-
-
-def is_whole(inputs: Any) -> bool:
-    """Whether all images are there already, so that all results are returned at once."""
-    return isinstance(inputs, (list, tuple)) or is_array(inputs)
-
-
-def items_of(inputs: Any) -> Iterable[Any]:
-    """Returns what to iterate over.
-
-    Raises:
-        ValueError: It is neither a collection nor an iterator.
-    """
-    if isinstance(inputs, Iterable):
-        return inputs
-    if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
-        return (inputs[i] for i in range(len(inputs)))
-    raise ValueError(f"Pass an image, a list of images, an iterator or a data set. Received: {type(inputs).__name__}.")
-
-
-def image_of(item: Any) -> Any:
-    """Returns the image of an item, which may be a dict with an "image".
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if isinstance(item, Mapping):
-        if "image" not in item:
-            raise ValueError(f"A dict needs the key 'image'. Received the keys: {sorted(map(str, item))}.")
-        item = item["image"]
-    if not (is_array(item) or isinstance(item, (str, bytes, os.PathLike, Image.Image))):
-        raise ValueError(
-            "An image must be a path, bytes, base64 text, a PIL image, an array or a tensor. "
-            f"Received: {type(item).__name__}."
-        )
-    return item
 
 
 def opened(item: Any, value_range: Any) -> Any:
     """Returns an array as it is, everything else as `load_image` reads it."""
     return item if is_array(item) else load_image(item, value_range=value_range)
-
-
-# --- batches ------------------------------------------------------------------------------------------
 
 
 def together(prepared: Sequence[Any]) -> list[tuple[Any, int]]:

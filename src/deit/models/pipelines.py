@@ -16,6 +16,7 @@ from torch import Tensor
 from deit.core.batch_feature import BatchFeature
 from deit.core.configuration import read_config
 from deit.core.hub import HubOptions, local_path, upload_folder
+from deit.core.image_inputs import image_of, is_one_image, is_whole, items_of
 from deit.core.model_directory import published_files
 from deit.models.auto import (
     CLASSIFICATION,
@@ -28,17 +29,7 @@ from deit.models.auto import (
 )
 from deit.models.auto_openers import AutoImageProcessor
 from deit.models.finiteness import refuse_non_finite_answers, refuse_non_finite_model
-from deit.models.pipeline_inputs import (
-    apart,
-    first_tensor,
-    image_of,
-    is_one_image,
-    is_whole,
-    items_of,
-    moved,
-    opened,
-    together,
-)
+from deit.models.pipeline_inputs import apart, first_tensor, moved, opened, together
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(-1),
@@ -112,7 +103,7 @@ class ImagePipeline(ABC):
         """Reads an image and prepares it for the model.
 
         Args:
-            image: A path, bytes, base64 text, a PIL image, an array or a tensor.
+            image: See a call.
             timeout: Accepted for callers of transformers; nothing is fetched from the web.
             **process: Options of the processor.
 
@@ -180,8 +171,9 @@ class ImagePipeline(ABC):
         """Answers for one image, or for several.
 
         Args:
-            inputs: A path, bytes, base64 text, a PIL image, an array or a tensor; a list of these; an iterator or a
-                data set of them (or of dicts with an "image"). Everything but arrays is read by `load_image`.
+            inputs: A path, bytes, base64 text, an open file, a PIL image, an array or a tensor; a list of these; an
+                iterator or a data set of them (or of dicts with an "image"). Everything but arrays is read by
+                `load_image`.
             images: The name of `inputs` in transformers 4.
             batch_size: See the class.
             num_workers: See the class.

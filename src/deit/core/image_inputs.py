@@ -1,0 +1,74 @@
+"""What people call an image, or several: told apart without loading a framework."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from PIL import Image
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy or a tensor of a framework."""
+    return hasattr(value, "ndim") and hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def is_file_object(value: Any) -> bool:
+    """Whether a value is an open file, or the like."""
+    return callable(getattr(value, "read", None))
+
+
+def is_one_image(inputs: Any) -> bool:
+    """Whether inputs are one image; an array of 4 dimensions is a batch."""
+    if is_array(inputs):
+        return bool(inputs.ndim != 4)
+    return isinstance(inputs, (str, bytes, os.PathLike, Image.Image, Mapping)) or is_file_object(inputs)
+
+
+def is_whole(inputs: Any) -> bool:
+    """Whether all images are there already, so that all results are returned at once."""
+    return isinstance(inputs, (list, tuple)) or is_array(inputs)
+
+
+def items_of(inputs: Any) -> Iterable[Any]:
+    """Returns what to iterate over.
+
+    Raises:
+        ValueError: It is neither a collection nor an iterator.
+    """
+    if isinstance(inputs, Iterable):
+        return inputs
+    if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+        return (inputs[i] for i in range(len(inputs)))
+    raise ValueError(f"Pass an image, a list of images, an iterator or a data set. Received: {type(inputs).__name__}.")
+
+
+def image_of(item: Any) -> Any:
+    """Returns the image of an item, which may be a dict with an "image".
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(item, Mapping):
+        if "image" not in item:
+            raise ValueError(f"A dict needs the key 'image'. Received the keys: {sorted(map(str, item))}.")
+        item = item["image"]
+    if not (is_array(item) or is_file_object(item) or isinstance(item, (str, bytes, os.PathLike, Image.Image))):
+        raise ValueError(
+            "An image must be a path, bytes, base64 text, an open file, a PIL image, an array or a tensor. "
+            f"Received: {type(item).__name__}."
+        )
+    return item
+
+
+def name_of(image: Any) -> str:
+    """Returns what to call an image in an answer: its path, or what kind of thing it is."""
+    if isinstance(image, Mapping):
+        image = image.get("image")
+    if isinstance(image, bytes):
+        return "standard input"
+    if isinstance(image, (str, os.PathLike)):
+        return os.fsdecode(image)
+    name = getattr(image, "name", None) if is_file_object(image) else None
+    return name if isinstance(name, str) else "an image"
