@@ -79,13 +79,20 @@ _KERAS_EXPORTS = {
     "deit.train.keras_fit": ("KerasDistillation",),
     "deit.train.keras_teacher": ("KerasTeacher",),
 }
-_WITH_PYTORCH = {m for m in _EXPORTS if not m.startswith("deit.core.")} - {"deit.models.auto_openers"}
-_HOME = {name: module for module, names in (_EXPORTS | _KERAS_EXPORTS).items() for name in names}
+# What needs transformers. It is left out of `from deit import *`, too.
+_TRANSFORMERS_EXPORTS = {"deit.train.transformers_trainer": ("Trainer",)}
+_WITH_PYTORCH = {m for m in _EXPORTS | _TRANSFORMERS_EXPORTS if not m.startswith("deit.core.")} - {
+    "deit.models.auto_openers"
+}
+_HOME = {
+    name: module for module, names in (_EXPORTS | _KERAS_EXPORTS | _TRANSFORMERS_EXPORTS).items() for name in names
+}
 
 __all__ = ["__version__", *sorted(name for names in _EXPORTS.values() for name in names)]
 
 # Which extra brings the third-party modules that a part of the package needs.
 _EXTRAS = {"deit.models": "torch", "deit.data": "train", "deit.train": "train", "deit.deploy": "torch"}
+_EXTRAS_OF_MODULES = {"deit.train.transformers_trainer": "transformers"}
 
 if TYPE_CHECKING:
     from deit.core.batch_feature import BatchFeature as BatchFeature
@@ -170,6 +177,7 @@ if TYPE_CHECKING:
     from deit.train.teacher import match_teacher as match_teacher
     from deit.train.teacher import open_teacher as open_teacher
     from deit.train.teacher import open_teachers as open_teachers
+    from deit.train.transformers_trainer import Trainer as Trainer
 
 
 def __getattr__(name: str) -> Any:
@@ -187,7 +195,7 @@ def __getattr__(name: str) -> Any:
             raise
         if ".keras_" in module:
             raise _without_keras(name, error) from error
-        extra = _EXTRAS.get(".".join(module.split(".")[:2]))
+        extra = _EXTRAS_OF_MODULES.get(module) or _EXTRAS.get(".".join(module.split(".")[:2]))
         package = "deit" if extra is None else f"deit[{extra}]"
         raise ModuleNotFoundError(
             f'deit.{name} needs the {error.name!r} package. Install it with: pip install "{package}"',

@@ -1,7 +1,8 @@
-"""A model hub served on this machine: the few addresses that huggingface_hub asks for."""
+"""A model hub served on this machine: the few addresses that huggingface_hub asks for, uploads included."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -72,7 +73,9 @@ def handler_for(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = unquote(urlparse(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Authorization")))
-            if path.startswith("/api/models/"):
+            if path == "/api/whoami-v2":
+                self.answer_json({"name": "me", "type": "user", "auth": {}})
+            elif path.startswith("/api/models/"):
                 self.about(path.removeprefix("/api/models/"))
             elif "/resolve/" in path:
                 name, _, rest = path[1:].partition("/resolve/")
@@ -124,8 +127,25 @@ def handler_for(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif self.path == "/api/repos/create":
                 hub.created.append(json.loads(body))
                 self.answer_json({"url": f"{hub.address}/{hub.created[-1].get('organization', 'me')}/x"})
+            elif self.path == "/api/validate-yaml":
+                self.answer_json({"errors": [], "warnings": []})
+            elif "/preupload/" in self.path:
+                asked = json.loads(body)["files"]
+                taken = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]
+                self.answer_json({"files": taken})
+            elif "/commit/" in self.path:
+                self.commit(*self.path.removeprefix("/api/models/").split("/commit/"), body)
             else:
                 self.answer(404)
+
+        def commit(self, name: str, revision: str, body: bytes) -> None:
+            files = hub.files.setdefault(name, {}).setdefault(revision, {})
+            for entry in map(json.loads, body.splitlines()):
+                if entry["key"] == "file":
+                    files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            oid = COMMITS[revision]
+            url = f"{hub.address}/{name}/commit/{oid}"
+            self.answer_json({"commitUrl": url, "commitOid": oid, "pullRequestUrl": None})
 
     return Handler
 

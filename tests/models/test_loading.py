@@ -213,7 +213,7 @@ def test_a_loaded_model_can_be_trained_and_saved_again_in_its_own_folder(model, 
 def test_loading_info_has_the_keys_of_transformers(model, tmp_path):
     model.save_pretrained(tmp_path)
     _, info = Model.from_pretrained(tmp_path, output_loading_info=True)
-    assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+    assert info == {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
 
 
 def test_weights_can_be_given_in_place_of_a_file(model, tmp_path, redraw):

@@ -175,7 +175,7 @@ def test_selu_is_an_activation(build):
 def test_a_width_that_the_heads_do_not_divide_is_refused(config_class):
     """v5 rounds the width of a head down and silently builds a narrower attention."""
     with pytest.raises(ValueError, match="hidden_size 100 is not a multiple of num_attention_heads 12"):
-        config_class(hidden_size=100)
+        config_class(hidden_size=100).validate()
 
 
 def test_a_value_of_the_wrong_type_is_a_type_error():

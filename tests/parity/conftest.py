@@ -29,7 +29,7 @@ def pair(tmp_path: Path, tiny_fields: dict[str, Any], redraw: Callable[..., Any]
         ours, info = getattr(deit, name).from_pretrained(
             tmp_path / "oracle", attn_implementation=attention, output_loading_info=True, **(arguments or {})
         )
-        assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        assert info == {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return oracle, ours
 
     return build

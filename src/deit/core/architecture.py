@@ -88,7 +88,9 @@ def infer_config(
     names = values.get("label_names")
     if isinstance(names, list) and len(names) == head[0]:
         fields["id2label"] = {i: str(name) for i, name in enumerate(names)}
-    return (DeiTConfig if distilled else ViTConfig)(**fields)
+    config = (DeiTConfig if distilled else ViTConfig)(**fields)
+    config.validate()
+    return config
 
 
 def _class_name(distilled: bool, own: Mapping[str, tuple[int, ...]]) -> str:

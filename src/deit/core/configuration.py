@@ -5,29 +5,25 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from deit.core.errors import read_json, shown
-from deit.core.field_checks import MOST_LABELS, MOST_PATCHES, check_choice, check_count, check_number
+from deit.core.errors import DamagedConfigurationError, DamagedFileError, read_json, shown
+from deit.core.field_checks import MOST_LABELS, check_agreement, check_fields, height_and_width
 from deit.core.files import write_text_atomically
 
 CONFIG_NAME = "config.json"
-
-PROBLEM_TYPES = (
-    "regression",
-    "single_label_classification",
-    "multi_label_classification",
-)
-HEAD_AVERAGES = ("logits", "probabilities")
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+_OF_TRANSFORMERS_TRAINER = "training_args.bin"
 
 # Fields of the transformers base configuration that change what a model computes or returns. They
 # are written only when they differ from these defaults, as transformers does.
 _COMMON_DEFAULTS: dict[str, Any] = {
     "architectures": None,
+    "chunk_size_feed_forward": 0,
     "dtype": None,
+    "is_encoder_decoder": False,
     "output_attentions": False,
     "output_hidden_states": False,
     "problem_type": None,
@@ -41,6 +37,10 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "pos_embed_prefix": True,
     "head_average": "logits",
 }
+
+
+# Fields that are kept elsewhere than under their name and can be set.
+_PROPERTIES = ("num_labels", "dtype", "torch_dtype", "name_or_path")
 
 
 class VisionTransformerConfig:
@@ -96,14 +96,18 @@ class VisionTransformerConfig:
     model_type: ClassVar[str]
     num_prefix_tokens: ClassVar[int]
 
+    sub_configs: ClassVar[dict[str, Any]] = {}  # as code for transformers asks; there are none
+    attribute_map: ClassVar[dict[str, str]] = {}  # likewise
+
     architectures: list[str] | None
+    chunk_size_feed_forward: int
     distillation_kind: str
     distillation_temperature: float
     distillation_weight: float
     drop_path_rate: float
-    dtype: str | None
     head_average: str
     id2label: dict[int, str]
+    is_encoder_decoder: bool
     label2id: dict[str, int]
     layer_scale_init: float
     output_attentions: bool
@@ -157,7 +161,7 @@ class VisionTransformerConfig:
                     f"A configuration cannot hold a key named {shown(key)}. Remove it from the file or call."
                 )
             setattr(self, key, value)
-        self.validate()
+        check_fields(self)
 
     # --- labels ------------------------------------------------------------------------------------
 
@@ -201,20 +205,50 @@ class VisionTransformerConfig:
             dtype = kwargs.pop("torch_dtype")
             kwargs.setdefault("dtype", dtype)
         kwargs.pop("model_type", None)
+        self.name_or_path = kwargs.pop("name_or_path", "")
         self._attn_implementation = kwargs.pop("attn_implementation", None) or "sdpa"
         for key in [name for name in kwargs if name.startswith("_")]:
             kwargs.pop(key)  # a file must never set private state
         for key, default in _COMMON_DEFAULTS.items():
             setattr(self, key, kwargs.pop(key, copy.copy(default)))
-        if self.dtype is not None:
-            if not isinstance(self.dtype, str) and not str(self.dtype).startswith("torch."):
-                raise TypeError(f"dtype must be a torch type or its name. Received: {shown(self.dtype)}.")
-            self.dtype = str(self.dtype).removeprefix("torch.")
         if isinstance(self.pruned_heads, Mapping):
             pruned = _with_int_keys("pruned_heads", self.pruned_heads)
             self.pruned_heads = {i: sorted(heads) if isinstance(heads, set) else heads for i, heads in pruned.items()}
         if isinstance(self.architectures, tuple):
             self.architectures = list(self.architectures)
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the weights: a torch type where the process has imported torch, else its name; None if not known.
+
+        A model keeps it true.
+        """
+        torch = sys.modules.get("torch")
+        return self._dtype if self._dtype is None or torch is None else getattr(torch, self._dtype, self._dtype)
+
+    @dtype.setter
+    def dtype(self, value: Any) -> None:
+        if value is not None and not isinstance(value, str) and not str(value).startswith("torch."):
+            raise TypeError(f"dtype must be a torch type or its name. Received: {shown(value)}.")
+        self._dtype = None if value is None else str(value).removeprefix("torch.")
+
+    @property
+    def torch_dtype(self) -> Any:
+        """The older name of `dtype`."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: Any) -> None:
+        self.dtype = value
+
+    @property
+    def name_or_path(self) -> str:
+        """What the model of this configuration was read from; empty for a new one. Never written."""
+        return self._name_or_path
+
+    @name_or_path.setter
+    def name_or_path(self, value: str | os.PathLike[str]) -> None:
+        self._name_or_path = str(value)
 
     @property
     def attn_implementation(self) -> str:
@@ -227,69 +261,14 @@ class VisionTransformerConfig:
         return bool(self.return_dict)
 
     def validate(self) -> None:
-        """Checks types, ranges and agreement of the fields.
+        """Checks types and ranges of the fields, and that they agree, which only a model needs: it calls this.
 
         Raises:
             TypeError: A value has the wrong type.
             ValueError: A value is out of range or contradicts another.
         """
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_channels",
-            "encoder_stride",
-            "pooler_output_size",
-        ):
-            check_count(name, getattr(self, name))
-        for name in ("image_size", "patch_size"):
-            height_and_width(getattr(self, name), name)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "distillation_weight"):
-            check_number(name, getattr(self, name), low=0.0, high=1.0)
-        check_number("initializer_range", self.initializer_range, low=0.0)
-        check_number("layer_norm_eps", self.layer_norm_eps, low=0.0)
-        check_number("layer_scale_init", self.layer_scale_init, low=0.0)
-        check_choice("pos_embed_prefix", self.pos_embed_prefix, (True, False))
-        check_number("distillation_temperature", self.distillation_temperature, low=1e-6)
-        for name in ("hidden_act", "pooler_act"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not callable(value):
-                raise TypeError(f"{name} must be the name of an activation or a function. Received: {shown(value)}.")
-        for name in ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False. Received: {shown(getattr(self, name))}.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}. "
-                "Choose a number of heads that divides it."
-            )
-        if any(i > p for p, i in zip(self.grid_image_size, self.grid_patch_size, strict=True)):
-            raise ValueError(f"patch_size {self.patch_size} is larger than image_size {self.image_size}.")
-        if self.grid_size[0] * self.grid_size[1] > MOST_PATCHES:
-            raise ValueError(
-                f"image_size {self.image_size} in patches of {self.patch_size} are more than {MOST_PATCHES} patches. "
-                "Take larger patches or smaller images."
-            )
-        check_choice("problem_type", self.problem_type, (None, *PROBLEM_TYPES))
-        check_choice("attn_implementation", self._attn_implementation, ATTENTION_IMPLEMENTATIONS)
-        check_choice("head_average", self.head_average, HEAD_AVERAGES)
-        check_choice("distillation_kind", self.distillation_kind, ("hard", "soft"))
-        self._check_pruned_heads()
-
-    def _check_pruned_heads(self) -> None:
-        blocks, heads = range(self.num_hidden_layers), range(self.num_attention_heads)
-        if not isinstance(self.pruned_heads, dict):
-            raise TypeError(f"pruned_heads must be a dict of lists. Received: {shown(self.pruned_heads)}.")
-        for block, pruned in self.pruned_heads.items():
-            if not isinstance(pruned, (list, tuple, set)) or any(head not in heads for head in pruned):
-                raise ValueError(
-                    f"pruned_heads must name heads from 0 to {heads[-1]}. Received for {shown(block)}: {shown(pruned)}."
-                )
-            if block not in blocks:
-                raise ValueError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {shown(block)}.")
-            if len(set(pruned)) == len(heads):
-                raise ValueError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")
+        check_fields(self)
+        check_agreement(self)
 
     # --- geometry ------------------------------------------------------------------------------------
 
@@ -314,7 +293,7 @@ class VisionTransformerConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns every field, common and inert ones included, as plain Python values."""
         values = {k: copy.deepcopy(v) for k, v in vars(self).items() if not k.startswith("_")}
-        return {**values, "model_type": self.model_type}
+        return {**values, "dtype": self._dtype, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Returns what `config.json` holds: all own fields, and common ones that are not at their default."""
@@ -392,24 +371,63 @@ class VisionTransformerConfig:
             OSError: There is no such folder or file, or the hub cannot be reached.
             ValueError: The file is not JSON, or describes another kind of model.
         """
+        values, rest = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        place = os.fspath(pretrained_model_name_or_path)
+        if "architecture" in values and "model_type" not in values:
+            raise ValueError(
+                f"The configuration in {place} is timm's and says too little. Open the model with its class."
+            )
+        model_type = values.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"The configuration in {place} is of model type {shown(model_type)}, {cls.__name__} needs "
+                f"{cls.model_type!r}."
+            )
+        return cls.from_dict(values, return_unused_kwargs=return_unused_kwargs, **rest)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads `config.json` as a dict, without checks of its fields.
+
+        Args:
+            pretrained_model_name_or_path: As in `from_pretrained`.
+            **kwargs: `subfolder`, and how to ask the hub; others are returned.
+
+        Returns:
+            (what the file holds, the keywords that were not used).
+
+        Raises:
+            OSError: There is no such folder or file, it is not JSON, or the hub cannot be reached.
+        """
         from deit.core.hub import HubOptions, is_hub_name, local_path  # they need this module
 
         options, subfolder = HubOptions.take_from(kwargs), kwargs.pop("subfolder", None) or ""
         path = pretrained_model_name_or_path
         if subfolder or is_hub_name(path):
             path = local_path(path, need="config", options=options, subfolder=subfolder)
-        values = read_config(path)
-        if "architecture" in values and "model_type" not in values:
-            raise ValueError(
-                f"The configuration in {os.fspath(path)} is timm's and says too little. Open the model with its class."
-            )
-        model_type = values.get("model_type", cls.model_type)
-        if model_type != cls.model_type:
-            raise ValueError(
-                f"The configuration in {os.fspath(pretrained_model_name_or_path)} is of model type {shown(model_type)}"
-                f", {cls.__name__} needs {cls.model_type!r}."
-            )
-        return cls.from_dict(values, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        return read_config(path), kwargs
+
+    @classmethod
+    def take(cls, config: Any, asker: str) -> Self:
+        """Returns a configuration of this class: the one given, or what transformers' object of that kind says.
+
+        Args:
+            config: Either of them.
+            asker: Who needs it, for the message.
+
+        Raises:
+            TypeError: It is neither.
+        """
+        if isinstance(config, cls):
+            return config
+        if getattr(config, "model_type", None) != cls.model_type or not callable(getattr(config, "to_dict", None)):
+            raise TypeError(f"{asker} needs a {cls.__name__}. Received: {type(config).__name__}.")
+        taken: Self = cls.from_dict(config.to_dict())
+        taken._attn_implementation = getattr(config, "_attn_implementation", None) or "sdpa"
+        taken.name_or_path = getattr(config, "name_or_path", "")
+        return taken
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
@@ -421,11 +439,11 @@ class VisionTransformerConfig:
         """Returns the names of all fields that have a meaning here."""
         own = set(VisionTransformerConfig.__init__.__annotations__) - {"kwargs", "return"}
         return own | set(_COMMON_DEFAULTS) | {
-            "num_labels", "id2label", "label2id", "torch_dtype", "attn_implementation",
+            "num_labels", "id2label", "label2id", "torch_dtype", "attn_implementation", "name_or_path",
         }  # fmt: skip
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Sets several fields at once; when one is wrong, none is set.
+        """Sets several fields at once; when one is wrong, none is set. Whether they agree, a model checks.
 
         Raises:
             TypeError: A value has the wrong type.
@@ -437,10 +455,10 @@ class VisionTransformerConfig:
                 key = "_attn_implementation"
             elif key == "id2label":
                 value = _with_int_keys(key, value)
-            elif hasattr(type(self), key) and key != "num_labels":
+            elif hasattr(type(self), key) and key not in _PROPERTIES:
                 raise ValueError(f"A configuration cannot hold a key named {shown(key)}.")
             setattr(changed, key, value)
-        changed.validate()
+        check_fields(changed)
         vars(self).update(vars(changed))
 
     def update_from_string(self, update_str: str) -> None:
@@ -453,12 +471,25 @@ class VisionTransformerConfig:
         values: dict[str, Any] = {}
         for assignment in update_str.split(","):
             key, equals, text = assignment.partition("=")
-            if not equals or (key not in vars(self) and key != "num_labels") or key.startswith("_"):
+            if not equals or (key not in vars(self) and key not in _PROPERTIES) or key.startswith("_"):
                 raise ValueError(
                     f"{assignment!r} names no field of {type(self).__name__}. Write field=value,field=value."
                 )
-            values[key] = _parse_like(getattr(self, key), key, text)
+            values[key] = text if key == "dtype" else _parse_like(getattr(self, key), key, text)
         self.update(values)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
+        """Returns the configuration itself, as transformers for a model without a part of its own for text.
+
+        Args:
+            decoder: Changes nothing.
+            encoder: Changes nothing.
+        """
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the names of the fields, inert ones included."""
+        return iter(self.to_dict())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, VisionTransformerConfig):
@@ -509,24 +540,17 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if file.is_dir():
         file = file / CONFIG_NAME
+    if not file.exists() and (file.parent / _OF_TRANSFORMERS_TRAINER).exists():
+        raise FileNotFoundError(
+            f"{file.parent} has no {CONFIG_NAME}: transformers.Trainer writes none for models of other packages. "
+            "Train with deit.Trainer, or pass the model's configuration as config=."
+        )
     if not file.exists():
         raise FileNotFoundError(f"No {CONFIG_NAME} at {path}. Pass a model directory, as save_pretrained writes it.")
-    return read_json(file, "a configuration")
-
-
-def height_and_width(size: Any, name: str) -> tuple[int, int]:
-    """Returns (height, width) of a size given as one number or as a pair.
-
-    Raises:
-        TypeError: It is neither.
-        ValueError: A side is smaller than 1.
-    """
-    pair = (size, size) if isinstance(size, int) else size
-    if isinstance(pair, (tuple, list)) and len(pair) == 2:
-        for side in pair:
-            check_count(name, side)
-        return int(pair[0]), int(pair[1])
-    raise TypeError(f"{name} must be an integer or a pair (height, width). Received: {shown(size)}.")
+    try:
+        return read_json(file, "a configuration")
+    except DamagedFileError as error:
+        raise DamagedConfigurationError(str(error)) from error
 
 
 def _with_int_keys(name: str, table: Any) -> dict[int, Any]:

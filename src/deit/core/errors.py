@@ -25,6 +25,14 @@ class DamagedFileError(UserError):
     """A file is truncated, damaged, hostile or of another format."""
 
 
+class DamagedConfigurationError(DamagedFileError, OSError):
+    """A `config.json` is damaged. Also an OSError, which is what transformers raises."""
+
+
+class ShapeError(UserError, RuntimeError):
+    """Tensors of a file have other shapes than the model's. Also a RuntimeError, which is what transformers raises."""
+
+
 def shown(value: object) -> str:
     """Returns `repr(value)`, shortened: a message never holds more than a few hundred characters of its input.
 

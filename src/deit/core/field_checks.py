@@ -1,11 +1,29 @@
-"""Checks of the fields of a configuration: kinds, ranges, and the most that a size may be."""
+"""Checks of the fields of a configuration: kinds, ranges, the most that a size may be, and what must agree."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from deit.core.errors import shown
+
+PROBLEM_TYPES = (
+    "regression",
+    "single_label_classification",
+    "multi_label_classification",
+)
+HEAD_AVERAGES = ("logits", "probabilities")
+ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+_COUNTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_channels",
+    "encoder_stride",
+    "pooler_output_size",
+)
 
 # The most that a size may be. The largest vision transformers have 56 layers and a width of 6,144; label sets 30,000
 # classes; images of 4,096 pixels in patches of 8 make 262,144 patches. A file that says more would fill the memory.
@@ -47,3 +65,80 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Checks one of several values."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}. Received: {shown(value)}.")
+
+
+def height_and_width(size: Any, name: str) -> tuple[int, int]:
+    """Returns (height, width) of a size given as one number or as a pair.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: A side is smaller than 1.
+    """
+    pair = (size, size) if isinstance(size, int) else size
+    if isinstance(pair, (tuple, list)) and len(pair) == 2:
+        for side in pair:
+            check_count(name, side)
+        return int(pair[0]), int(pair[1])
+    raise TypeError(f"{name} must be an integer or a pair (height, width). Received: {shown(size)}.")
+
+
+def check_fields(config: Any) -> None:
+    """Checks each field of a configuration by itself.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of range.
+    """
+    for name in _COUNTS:
+        check_count(name, getattr(config, name))
+    for name in ("image_size", "patch_size"):
+        height_and_width(getattr(config, name), name)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "distillation_weight"):
+        check_number(name, getattr(config, name), low=0.0, high=1.0)
+    for name in ("initializer_range", "layer_norm_eps", "layer_scale_init"):
+        check_number(name, getattr(config, name), low=0.0)
+    check_choice("pos_embed_prefix", config.pos_embed_prefix, (True, False))
+    check_number("distillation_temperature", config.distillation_temperature, low=1e-6)
+    for name in ("hidden_act", "pooler_act"):
+        value = getattr(config, name)
+        if not isinstance(value, str) and not callable(value):
+            raise TypeError(f"{name} must be the name of an activation or a function. Received: {shown(value)}.")
+    for name in ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name} must be True or False. Received: {shown(getattr(config, name))}.")
+    check_choice("problem_type", config.problem_type, (None, *PROBLEM_TYPES))
+    check_choice("attn_implementation", config.attn_implementation, ATTENTION_IMPLEMENTATIONS)
+    check_choice("head_average", config.head_average, HEAD_AVERAGES)
+    check_choice("distillation_kind", config.distillation_kind, ("hard", "soft"))
+    if not isinstance(config.pruned_heads, Mapping):
+        raise TypeError(f"pruned_heads must be a dict of lists. Received: {shown(config.pruned_heads)}.")
+
+
+def check_agreement(config: Any) -> None:
+    """Checks that the fields of a configuration describe a model together.
+
+    Raises:
+        ValueError: Two contradict each other.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}. "
+            "Choose a number of heads that divides it."
+        )
+    if any(i > p for p, i in zip(config.grid_image_size, config.grid_patch_size, strict=True)):
+        raise ValueError(f"patch_size {config.patch_size} is larger than image_size {config.image_size}.")
+    if config.grid_size[0] * config.grid_size[1] > MOST_PATCHES:
+        raise ValueError(
+            f"image_size {config.image_size} in patches of {config.patch_size} are more than {MOST_PATCHES} patches. "
+            "Take larger patches or smaller images."
+        )
+    blocks, heads = range(config.num_hidden_layers), range(config.num_attention_heads)
+    for block, pruned in config.pruned_heads.items():
+        if not isinstance(pruned, (list, tuple, set)) or any(head not in heads for head in pruned):
+            raise ValueError(
+                f"pruned_heads must name heads from 0 to {heads[-1]}. Received for {shown(block)}: {shown(pruned)}."
+            )
+        if block not in blocks:
+            raise ValueError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {shown(block)}.")
+        if len(set(pruned)) == len(heads):
+            raise ValueError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")

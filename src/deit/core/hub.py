@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from deit.core.printable import markdown_text
 from deit.core.variants import VARIANTS
 
 _CONFIG_FILES = ("config.json",)
+_CARD_NAME = "README.md"
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors", ".json", ".h5", ".npz", ".onnx")
@@ -230,6 +232,7 @@ def upload_folder(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    tags: Sequence[str] = (),
 ) -> str:
     """Uploads files of a folder to the hub; the repository is made if it is missing.
 
@@ -243,6 +246,8 @@ def upload_folder(
         token: See `HubOptions`.
         revision: Branch to upload to, which must exist; None takes the main branch.
         create_pr: Propose the upload in place of making it.
+        tags: Words that the model is found by, added to those of its card: the folder's `README.md`, else the hub's,
+            else a new one. It is written into the folder.
 
     Returns:
         The address of the commit.
@@ -254,17 +259,12 @@ def upload_folder(
         PermissionError: The hub wants a token, or another one.
         ConnectionError: The hub cannot be reached or fails.
     """
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ModuleNotFoundError as error:
-        message = "push_to_hub needs the 'huggingface_hub' package. Install it with: pip install \"deit[hub]\""
-        raise ModuleNotFoundError(message, name=error.name) from error
-    # OSError, and what the HTTP library raises by itself: which library that is depends on huggingface_hub's version.
-    http_errors = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
-    failures: tuple[type[Exception], ...] = (errors.HFValidationError, *http_errors)
+    huggingface_hub, failures = _uploading()
     try:
         repository = huggingface_hub.create_repo(name, private=private, token=token, exist_ok=True)
+        if tags:
+            _write_tags(folder, repository.repo_id, tags, token)
+            files = [*files, _CARD_NAME]
         commit = huggingface_hub.upload_folder(
             repo_id=repository.repo_id,
             folder_path=folder,
@@ -278,6 +278,34 @@ def upload_folder(
     except failures as error:
         raise _not_uploaded(name, revision, error) from error
     return str(commit)
+
+
+def _uploading() -> tuple[Any, tuple[type[Exception], ...]]:
+    """Returns huggingface_hub, and what its functions raise when something is wrong with a request."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ModuleNotFoundError as error:
+        message = "push_to_hub needs the 'huggingface_hub' package. Install it with: pip install \"deit[hub]\""
+        raise ModuleNotFoundError(message, name=error.name) from error
+    # OSError, and what the HTTP library raises by itself: which library that is depends on huggingface_hub's version.
+    http_errors = cast("tuple[type[Exception], ...]", errors.HfHubHTTPError.__bases__)
+    return huggingface_hub, (errors.HFValidationError, *http_errors)
+
+
+def _write_tags(folder: Path, name: str, tags: Sequence[str], token: str | bool | None) -> None:
+    import huggingface_hub
+    from huggingface_hub import ModelCard, errors
+
+    file = folder / _CARD_NAME
+    try:
+        path = file if file.is_file() else huggingface_hub.hf_hub_download(name, _CARD_NAME, token=token)
+        card = ModelCard.load(path)
+    except errors.EntryNotFoundError:
+        title = markdown_text(name.rpartition("/")[2])
+        card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {title}\n")  # transformers opens the files, too
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *tags]))
+    card.save(file)
 
 
 def _not_uploaded(name: str, revision: str | None, error: Exception) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,10 @@ from deit.core.checkpoint import TRUNK, Part, layout, match_prefix, places
 from deit.core.configuration import read_config
 from deit.core.errors import UserError
 
+NO_QUANTIZATION = (
+    "Quantized weights are not read. Open weights of 16 or 32 bits (dtype=torch.bfloat16 halves the memory) and "
+    "quantize the model afterwards, such as with torchao."
+)
 MOST_NEW_NUMBERS = 1 << 26  # 256 MiB in fp32: heads of 40,000 classes on DeiT-base, twice
 
 
@@ -32,6 +37,10 @@ class LoadingInfo:
     unexpected_keys: list[str]
     mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     error_msgs: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields by name, sets where transformers has sets."""
+        return {name: value if name == "error_msgs" else set(value) for name, value in vars(self).items()}
 
 
 @dataclass(kw_only=True)
@@ -134,6 +143,9 @@ def resolve_config(
         ValueError: It is damaged, describes another kind of model, or a larger one than the file holds.
     """
     found, rest = _resolve_config(config_class, config, kwargs, path=path, shapes=shapes, source=source)
+    found.validate()
+    if getattr(found, "quantization_config", None) is not None:
+        raise UserError(f"The configuration of {source} has a quantization_config. {NO_QUANTIZATION}")
     refuse_larger_than_file(found, shapes, source)
     return found, rest
 
@@ -166,7 +178,7 @@ def _resolve_config(
     if isinstance(config, (str, os.PathLike)):
         return config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
     if config is not None:
-        return config, kwargs
+        return copy.deepcopy(config_class.take(config, "from_pretrained")), kwargs
     if path is None:
         raise ValueError("A state dict without a path needs config=.")
     values = read_config(path) if path.is_dir() else {}

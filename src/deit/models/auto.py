@@ -7,8 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
-
 from deit.core import configuration
 from deit.core.architecture import infer_config
 from deit.core.configuration import read_config
@@ -107,12 +105,8 @@ class _AutoModel(NotBuilt):
             ValueError: The configuration is of another kind of model.
         """
         take_common(kwargs)
-        dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-        attention = kwargs.pop("attn_implementation", None)
-        if attention is not None:
-            config = type(config).from_dict(config.to_dict(), attn_implementation=attention)
-        model = find_class(cls.task, config.model_type, config.architectures)(config, **kwargs)
-        return model if dtype in (None, "auto") else model.to(getattr(torch, str(dtype).removeprefix("torch.")))
+        found = find_class(cls.task, config.model_type, config.architectures)
+        return getattr(found, "_from_config", found)(config, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -192,8 +186,8 @@ def __getattr__(name: str) -> Any:
     }
     if name not in tasks:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    task = tasks[name]
-    return {
-        getattr(configuration, CONFIGURATIONS[model_type]): find_class(task, model_type, None)
-        for model_type in CLASSES[task]
-    }
+    table: dict[type[Any], Any] = {}
+    for model_type, names in CLASSES[tasks[name]].items():
+        classes = tuple(dict.fromkeys(find_class(tasks[name], model_type, [own]) for own in names))
+        table[getattr(configuration, CONFIGURATIONS[model_type])] = classes if len(classes) > 1 else classes[0]
+    return table

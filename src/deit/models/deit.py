@@ -43,6 +43,7 @@ class DeiTModel(DeiTPreTrainedModel):
 
     def __init__(self, config: DeiTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
+        config = self.config
         self.trunk = construct(lambda: VisionTransformer(config, use_mask_token=use_mask_token))
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.initialize()
@@ -105,6 +106,7 @@ class DeiTForImageClassification(DeiTPreTrainedModel):
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.num_labels = config.num_labels
         self.deit = DeiTModel(config, add_pooling_layer=False)
         self.classifier = linear_classifier(config)
@@ -162,6 +164,7 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.num_labels = config.num_labels
         self.deit = DeiTModel(config, add_pooling_layer=False)
         self.cls_classifier = linear_classifier(config)
@@ -259,6 +262,7 @@ class DeiTForMaskedImageModeling(DeiTPreTrainedModel):
 
     def __init__(self, config: DeiTConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
         self.decoder = pixel_decoder(config)
         self.initialize()

@@ -26,6 +26,7 @@ from deit.core.checkpoint import (
     name_in_trunk,
     places,
 )
+from deit.core.errors import ShapeError
 from deit.core.files import replace_folder_content
 from deit.core.loading_plan import LoadingInfo, plan_loading, refuse_missing_trunk
 from deit.core.weight_files import (
@@ -71,7 +72,8 @@ def load_tensors(
         may_be_mapped: Names (the model's) of parameters that may become views of the file in place of copies.
 
     Raises:
-        ValueError: A tensor other than a head is missing, or shapes differ.
+        ValueError: A tensor other than a head is missing.
+        ShapeError: Shapes differ.
     """
     state = model.state_dict()
     dialect = detect_dialect(tensors.shapes)
@@ -84,7 +86,7 @@ def load_tensors(
     refuse_missing_trunk(plan.missing, type(model).__name__, source)
     if mismatched and not ignore_mismatched_sizes:
         shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
-        raise ValueError(
+        raise ShapeError(
             f"{len(mismatched)} tensors of {source} have another shape than the model's ({shown}). "
             "Pass ignore_mismatched_sizes=True to start them anew."
         )
@@ -337,7 +339,7 @@ def save_model(
         raise NotADirectoryError(f"{folder} is a file. Pass a folder to save into.")
     config = type(model.config).from_dict(model.config.to_dict())
     config.architectures = [type(model).__name__]
-    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.dtype = model.dtype
     with replace_folder_content(folder) as temporary:
         config.save_pretrained(temporary)
         files = write_tensors(

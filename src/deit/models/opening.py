@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deit.core.errors import shown
 from deit.core.hub import HubOptions, local_path
-from deit.core.loading_plan import LoadingInfo, resolve_config
+from deit.core.loading_plan import NO_QUANTIZATION, LoadingInfo, resolve_config
 from deit.core.weight_files import find_weights
 from deit.models.construction import EmptyParts, without_initial_values
 from deit.models.loading import load_tensors, resolve_device, resolve_dtype
@@ -21,8 +22,18 @@ from deit.models.tensor_source import DictSource, TensorSource, open_source
 from deit.models.vision_transformer import VisionTransformer
 
 # Arguments that are accepted because callers of transformers pass them, and what they would have to be.
-_WITHOUT_EFFECT = ("trust_remote_code", "_fast_init", "offload_folder", "offload_state_dict")
+_WITHOUT_EFFECT = (
+    "trust_remote_code",
+    "code_revision",
+    "adapter_kwargs",
+    "_from_auto",
+    "_from_pipeline",
+    "_fast_init",
+    "offload_folder",
+    "offload_state_dict",
+)
 _REFUSED = {
+    **dict.fromkeys(("quantization_config", "load_in_8bit", "load_in_4bit"), NO_QUANTIZATION),
     "from_tf": "TensorFlow checkpoints are not read. Save the weights as model.safetensors first.",
     "from_flax": "Flax checkpoints are not read. Save the weights as model.safetensors first.",
 }
@@ -74,8 +85,9 @@ def drop_arguments_without_effect(kwargs: dict[str, Any]) -> None:
     for name in _WITHOUT_EFFECT:
         kwargs.pop(name, None)
     for name, reason in _REFUSED.items():
-        if kwargs.pop(name, False):
-            raise ValueError(f"{name}=True: {reason}")
+        value = kwargs.pop(name, None)
+        if value:
+            raise ValueError(f"{name}={shown(value)} is refused. {reason}")
     if not kwargs.pop("weights_only", True):
         raise ValueError("weights_only=False would run code from a file, which is refused.")
 
@@ -127,6 +139,11 @@ def open_model(
         TypeError: An argument is unknown.
     """
     drop_arguments_without_effect(kwargs)
+    if torch.get_default_device().type == "meta":
+        raise RuntimeError(
+            "You are using `from_pretrained` with a meta device context manager or torch.set_default_device('meta'), "
+            "where no weights can be. Build the model from its configuration there, or leave the context."
+        )
     may_map = kwargs.pop("low_cpu_mem_usage", None) is not False
     files = {name: kwargs.pop(name) for name in FILE_ARGUMENTS if name in kwargs}
     checkpoint = open_checkpoint(name_or_path, FileOptions(**files, hub=HubOptions.take_from(kwargs)))
@@ -146,8 +163,9 @@ def open_model(
             raise TypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
 
     model, info = build_and_fill(build, checkpoint, may_map=may_map, **placing)
+    model.config.dtype = model.dtype
     if files.get("state_dict") is None and name_or_path is not None:
-        model.name_or_path = origin(name_or_path)
+        model.name_or_path = model.config.name_or_path = origin(name_or_path)
     return model, info
 
 

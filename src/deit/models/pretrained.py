@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -36,6 +37,7 @@ class PreTrainedModel(nn.Module):
 
     Attributes:
         name_or_path: What the weights were read from; empty for new ones.
+        model_tags: Words that the model is found by on the hub; see `add_model_tags`.
 
     Raises:
         TypeError: `config` is not of the model's class of configuration.
@@ -46,18 +48,17 @@ class PreTrainedModel(nn.Module):
     base_model_prefix: ClassVar[str]
     main_input_name = "pixel_values"
     name_or_path: str = ""
+    model_tags: list[str] | None = None
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # tells transformers.Trainer which arguments `forward` has
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
-        if not isinstance(config, self.config_class):
-            raise TypeError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}. Received: {type(config).__name__}."
-            )
+        config = self.config_class.take(config, type(self).__name__)
         config.validate()
         require_implementation(config.attn_implementation)
         self.config = config
+        self.name_or_path = config.name_or_path
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config" and not isinstance(value, VisionTransformerConfig):
@@ -82,6 +83,35 @@ class PreTrainedModel(nn.Module):
         if getattr(self.config, "gradient_checkpointing", False):  # how scripts for older transformers ask for it
             self.gradient_checkpointing_enable()
             del self.config.gradient_checkpointing  # type: ignore[attr-defined]
+        self._keep_dtype_true()
+
+    def _keep_dtype_true(self) -> None:
+        """Lets a configuration that names a type of weights name the model's."""
+        if self.config.dtype is not None:
+            self.config.dtype = self.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._keep_dtype_true()
+        return self
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Self:
+        """Builds a model with new weights; what the auto classes of transformers call.
+
+        Args:
+            config: Of the model; its `dtype` is followed.
+            **kwargs: `dtype` (or `torch_dtype`), `attn_implementation`; others go to the constructor.
+        """
+        config = copy.deepcopy(cls.config_class.take(config, cls.__name__))
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        if dtype in (None, "auto"):
+            dtype = config.dtype
+        attention = kwargs.pop("attn_implementation", None)
+        if attention is not None:
+            config.update({"attn_implementation": attention})
+        model = cls(config, **kwargs)
+        return model if dtype is None else model.to(getattr(torch, str(dtype).removeprefix("torch.")))
 
     def post_init(self) -> None:
         """Draws new values for every parameter; the name under which subclasses written for transformers call it."""
@@ -162,9 +192,22 @@ class PreTrainedModel(nn.Module):
     def get_output_embeddings(self) -> None:
         """Returns None: there are no tokens to predict."""
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         """Returns False: the models generate nothing."""
         return False
+
+    def add_model_tags(self, tags: Sequence[str] | str) -> None:
+        """Adds words that the model is found by to the card that `push_to_hub` uploads.
+
+        Args:
+            tags: One or several; those that are there already are not repeated.
+        """
+        self.model_tags = self._with_tags(tags)
+
+    def _with_tags(self, tags: Sequence[str] | str | None) -> list[str]:
+        given = [tags] if isinstance(tags, str) else tags or ()
+        return list(dict.fromkeys([*(self.model_tags or ()), *given]))
 
     def tie_weights(self) -> None:
         """Does nothing: no two modules share their weights."""
@@ -239,6 +282,9 @@ class PreTrainedModel(nn.Module):
         for block, heads in heads_to_prune.items():
             pruned[block] = pruned.get(block, set()) | set(heads)
         table = {block: sorted(heads) for block, heads in pruned.items()}
+        changed = copy.copy(self.config)
+        changed.update({"pruned_heads": table})
+        changed.validate()
         self.config.update({"pruned_heads": table})
         for trunk in self._trunks():
             trunk.config.update({"pruned_heads": table})
@@ -356,6 +402,7 @@ class PreTrainedModel(nn.Module):
             variant=variant,
         )
         if push_to_hub:
+            upload["tags"] = self._with_tags(upload.get("tags"))
             upload_folder(folder, upload.pop("repo_id", folder.name), files=published_files(folder)[0], **upload)
 
     def push_to_hub(
@@ -368,6 +415,7 @@ class PreTrainedModel(nn.Module):
         token: str | bool | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        tags: Sequence[str] | str | None = None,
         **saving: Any,
     ) -> str:
         """Uploads configuration and weights to the model hub, through huggingface_hub.
@@ -380,6 +428,8 @@ class PreTrainedModel(nn.Module):
             token: Access token; None takes the one stored by `hf auth login`.
             revision: Branch to upload to, which must exist.
             create_pr: Propose the upload in place of making it.
+            tags: Words that the model is found by, with those of `add_model_tags`: added to the card on the hub,
+                or to a new one.
             **saving: `safe_serialization`, `max_shard_size` and `variant` of `save_pretrained`.
 
         Returns:
@@ -398,6 +448,7 @@ class PreTrainedModel(nn.Module):
                 token=token,
                 revision=revision,
                 create_pr=create_pr,
+                tags=self._with_tags(tags),
             )
 
     # --- loading -------------------------------------------------------------------------------------
@@ -429,7 +480,7 @@ class PreTrainedModel(nn.Module):
             dtype: A torch type or its name; "auto" takes the file's, None float32.
             device_map: The device to load to: its name or number, {"": device}, or "auto".
             ignore_mismatched_sizes: Let tensors of another shape (a new number of classes) start anew.
-            output_loading_info: Also return what did not match, as a dict.
+            output_loading_info: Also return what did not match: a dict of sets.
             **kwargs: Fields of the configuration that override it; `state_dict`, `subfolder`, `variant`,
                 `use_safetensors` (see `deit.models.opening.FileOptions`); `revision`, `token`, `cache_dir`,
                 `local_files_only`, `force_download` (see `deit.core.hub.HubOptions`); others are passed to the
@@ -443,13 +494,15 @@ class PreTrainedModel(nn.Module):
         Raises:
             OSError: The folder or a file of it is missing, or the hub cannot be reached.
             TypeError: An argument is unknown.
-            ValueError: A file is damaged, holds code or belongs to another architecture, or shapes differ.
+            ValueError: A file is damaged, holds code, is quantized or belongs to another architecture, or shapes differ
+                (then a RuntimeError, too, as in transformers).
+            RuntimeError: It is called where torch's default device is "meta".
         """
         dtype = kwargs.pop("torch_dtype", dtype)
         placing = {"dtype": dtype, "device_map": device_map, "ignore_mismatched_sizes": ignore_mismatched_sizes}
         model, info = open_model(cls, pretrained_model_name_or_path, model_args, config, kwargs, **placing)
         mark_as_initialized(model)
-        return (model, vars(info)) if output_loading_info else model
+        return (model, info.to_dict()) if output_loading_info else model
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Copies tensors into the model, as `torch.nn.Module.load_state_dict`; every dialect is accepted.

@@ -42,6 +42,7 @@ class ViTModel(ViTPreTrainedModel):
 
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False) -> None:
         super().__init__(config)
+        config = self.config
         self.trunk = construct(lambda: VisionTransformer(config, use_mask_token=use_mask_token))
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.initialize()
@@ -85,6 +86,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.num_labels = config.num_labels
         self.vit = ViTModel(config, add_pooling_layer=False)
         self.classifier = linear_classifier(config)
@@ -128,6 +130,7 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
+        config = self.config
         self.vit = ViTModel(config, add_pooling_layer=False, use_mask_token=True)
         self.decoder = pixel_decoder(config)
         self.initialize()

@@ -13,8 +13,8 @@ from deit.core.configuration import (
     DeiTConfig,
     VisionTransformerConfig,
     ViTConfig,
-    height_and_width,
 )
+from deit.core.field_checks import height_and_width
 from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
 from deit.core.labels import id2label_from_names, names_in_order
 from deit.core.loading_plan import refuse_larger_than_file
@@ -148,6 +148,7 @@ def build_masked_student(
             config.update_from_string(overrides)
             if "encoder_stride" not in overrides:
                 config.encoder_stride = config.grid_patch_size[0]
+            config.validate()
         own = _configured(config, None, recipe, size)
         return Student(model=_build_masked(own, recipe), processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
 
