@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -341,11 +342,17 @@ def test_batches_are_mixed_when_one_of_the_two_ways_is_on(settings, mixes):
 # --- BatchMixer ---------------------------------------------------------------------------------------
 
 
+# timm 1.0.31 mixes several labels, and since 1.0.29 the rectangles have odd sides too. Mixing here needs no timm.
+OLD_MIXUP = "multi_label" not in inspect.signature(Mixup.__init__).parameters
+needs_new_mixup = pytest.mark.skipif(OLD_MIXUP, reason="this version of timm mixes in another way")
+
+
 def batch(size: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(size, 3, 8, 8, generator=generator), torch.arange(size) % 3
 
 
+@needs_new_mixup
 @pytest.mark.parametrize("settings", [{}, {"mixup_alpha": 0.0}, {"cutmix_alpha": 0.0}, {"mix_rate": 0.5}])
 def test_mixing_equals_timms_under_the_same_random_state(settings):
     augmentation = Augmentation(**settings)
@@ -408,6 +415,7 @@ def test_an_odd_batch_cannot_be_mixed():
         BatchMixer(Augmentation(), 3, 0.1, seed=0)(*batch(3), 0)
 
 
+@needs_new_mixup
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_several_labels_are_mixed_as_timm_mixes_them(smoothing):
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 1]])

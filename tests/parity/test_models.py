@@ -444,6 +444,14 @@ def test_double_precision_weights_keep_their_last_digits(pair, tmp_path):
     assert torch.equal(ours.classifier.weight, oracle.classifier.weight)
 
 
+# Until 5.15 transformers itself gives such a model random weights.
+needs_prefixes = pytest.mark.skipif(
+    tuple(int(n) for n in transformers.__version__.split(".")[:2]) < (5, 16),
+    reason="this version of transformers does not open the file of a trunk in a model with heads",
+)
+
+
+@needs_prefixes
 @pytest.mark.parametrize("name", [CLASSIFIER, TWO_HEADED, MASKED])
 def test_the_trunk_of_transformers_opens_in_a_model_with_heads(pair, name, tmp_path):
     oracle, _ = pair(MODEL, arguments={"add_pooling_layer": False})
@@ -465,6 +473,7 @@ def test_a_model_of_transformers_with_heads_opens_as_a_bare_trunk(pair, name, tm
     assert_near(run(ours, pixels()).last_hidden_state, run(oracle.deit, pixels()).last_hidden_state)
 
 
+@needs_prefixes
 @pytest.mark.parametrize("name", [CLASSIFIER, TWO_HEADED, MASKED])
 def test_the_trunk_written_here_opens_in_transformers_with_heads(name, tiny_config, redraw, tmp_path):
     ours = redraw(deit.DeiTModel(tiny_config(), add_pooling_layer=False)).eval()

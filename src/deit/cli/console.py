@@ -222,8 +222,8 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
     Yields:
         A function to call with (done, total, text to show behind the bar).
     """
-    if shown and not ERR.is_terminal:
-        yield _ProgressLines(label)
+    if not (shown and ERR.is_interactive):  # a bar that is switched off still prints an empty line in rich 13
+        yield _ProgressLines(label) if shown else lambda done, total, text="", /: None
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -234,7 +234,7 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
     )
     # What is printed while the bar is shown must go above it, unless it goes elsewhere: into a file, a pipe.
     options: dict[str, Any] = {"transient": True, "redirect_stdout": OUT.is_terminal}
-    with Progress(*columns, console=ERR, disable=not shown, **options) as progress:
+    with Progress(*columns, console=ERR, **options) as progress:
         task = progress.add_task(printable(label), total=None, text="")
 
         def update(done: int, total: int, text: str = "", /) -> None:
