@@ -372,6 +372,9 @@ def test_strict_stops_at_a_broken_file(damaged, tmp_path):
 REFUSED_OPTIONS = {
     "a batch that Mixup cannot pair": (("--batch-size", 5), "batch_size must be even. Received: 5."),
     "a batch larger than the data": (("--batch-size", 26), "There are 24 training images and the batch size is 26."),
+    "a batch of one with batch norm": (
+        ("--student", "timm/test_resnet", "--batch-size", 1, "--set", "augment.mix_rate=0"), "Pass 2 or more.",
+    ),
     "an unknown setting": (("--set", "optimizer.weightdecay=0"), "Did you mean 'optimizer.weight_decay'?"),
     "a setting without a value": (("--set", "seed"), "--set needs NAME=VALUE. Received: 'seed'."),
     "a setting that is no number": (("--set", "optimizer.lr=fast"), "optimizer.lr must be like 0.0005. Received"),

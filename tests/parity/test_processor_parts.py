@@ -354,8 +354,10 @@ def test_a_processor_is_saved_with_the_words_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("pair", ["pil", "torchvision"])
-def test_grey_arrays_of_two_dimensions_are_taken_as_in_transformers(pair):
+def test_grey_arrays_of_two_dimensions_are_taken_which_transformers_refuses(pair):
     ours, theirs = (kind(**SMALL, image_mean=[0.4], image_std=[0.3]) for kind in PAIRS[pair])
     for image in (photo(30, 41, 1)[..., 0], torch.from_numpy(photo(30, 41, 1)[..., 0])):
-        assert_same(pixels(ours, image), pixels(theirs, image))
-        assert_same(pixels(ours, [image]), pixels(ours, image))  # a list of these is an error there
+        with pytest.raises(ValueError, match="flat list"):
+            theirs(image)
+        for given in (image, [image]):
+            assert_same(pixels(ours, given), pixels(theirs, image[None]))

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deit.train.batch_norm import fold_batch_norms
+from deit.data.augment import Augmentation
+from deit.train.batch_norm import check_batch_norm, fold_batch_norms
 from tests.train import tiny
 
 timm = pytest.importorskip("timm")
@@ -70,3 +71,24 @@ def test_what_cannot_be_folded_stays_as_it_is(model):
         expected = model(pixels)
         assert fold_batch_norms(model) == 0
         assert torch.equal(model(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "message"),
+    [
+        ({"batch_size": 1}, 1, r"would see one image at a time: the batch size is 1\. Pass 2 or more"),
+        ({"batch_size": 4, "accumulate": 4}, 1, r"the batch size is 4, in 4 parts\. Pass 8 or more"),
+        ({"batch_size": 2}, 2, r"the batch size is 2, in 2 parts\. Pass 4 or more"),
+        ({"batch_size": 2}, 1, None),
+        ({"batch_size": 1, "freeze": "trunk"}, 1, None),
+    ],
+)
+def test_batch_norms_that_would_see_one_image_are_refused(settings, world_size, message):
+    recipe = tiny.recipe(**settings, augment=Augmentation(mix_rate=0))
+    model = timm.create_model("test_resnet", num_classes=3)
+    if message is None:
+        check_batch_norm(model, recipe, world_size)
+    else:
+        with pytest.raises(ValueError, match=rf"has \d+ batch norms \(\w+.*{message}"):
+            check_batch_norm(model, recipe, world_size)
+    check_batch_norm(nn.Linear(1, 1), recipe, world_size)

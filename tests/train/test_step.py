@@ -1,6 +1,7 @@
 """One optimizer step: accumulation, precisions, the average, and what a recipe may ask of a student."""
 
 import errno
+import re
 
 import numpy as np
 import pytest
@@ -12,15 +13,17 @@ import deit.train.state
 from deit.core.images import ImageError
 from deit.data.augment import Augmentation
 from deit.data.distributed import Processes
+from deit.data.loader import StepOrder
 from deit.data.sources import ArraySource, Data
 from deit.train.loop import fit
 from deit.train.recipe import DataOptions, Optimizer
 from deit.train.state import load_state
-from deit.train.step import NonFiniteLossError, TrainStep, autocast_type
+from deit.train.step import NonFiniteLossError, TrainStep, autocast_type, check_division
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 
 CPU = torch.device("cpu")
+PLAIN = Augmentation(mix_rate=0)
 MIXED = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0)
 
 
@@ -54,6 +57,29 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can() -> None:
     recipe = tiny.recipe(batch_size=12, accumulate=2)
     with pytest.raises(ValueError, match=r"12 images cannot be shared by 5 process.* batch_size=10 or 20"):
         TrainStep(task(), recipe, CPU, steps_per_epoch=1, num_classes=3, processes=Processes(world_size=5))
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 5])
+@pytest.mark.parametrize("images", [1, 3, 9, 31, 97])
+def test_the_batch_that_is_advised_for_few_images_is_not_refused_afterwards(images, world_size, accumulate, mixes):
+    def attempt(batch_size: int) -> None:
+        recipe = tiny.recipe(batch_size=batch_size, accumulate=accumulate, augment=MIXED if mixes else PLAIN)
+        processes = Processes(world_size=world_size)
+        check_division(recipe, processes)
+        multiple = recipe.batch_multiple(world_size)
+        StepOrder(images, batch_size, 0, 0, 0, multiple=multiple, world_size=world_size)
+
+    with pytest.raises(ValueError, match=f"There are {images} training images") as refused:
+        attempt(120)
+    advised = re.search(r"Pass a batch size of at most (\d+)", str(refused.value))
+    if advised:
+        attempt(int(advised[1]))
+    else:
+        needed = re.search(r"A step needs (\d+) or more", str(refused.value))
+        assert needed
+        assert int(needed[1]) > images
 
 
 def test_fp16_trains_and_goes_on_with_the_same_scale(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import warnings
@@ -69,6 +70,7 @@ class StepOrder(Sampler[list[View]]):
         first_step: Where to begin.
         last_step: Where to stop, exclusive.
         num_repeats: Views of an image in a row; 3 in the paper.
+        multiple: What sizes of batches must be a multiple of, for the advice when this one is too large.
         again: Numbers of images that stand in the permutation once more, as other views, for each time they stand here;
             the epoch keeps its length, so it shows fewer of the others.
         rank: Number of this process.
@@ -91,6 +93,7 @@ class StepOrder(Sampler[list[View]]):
         last_step: int,
         *,
         num_repeats: int = 1,
+        multiple: int = 1,
         again: Sequence[int] | npt.NDArray[np.int64] = (),
         rank: int = 0,
         world_size: int = 1,
@@ -98,10 +101,7 @@ class StepOrder(Sampler[list[View]]):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
         if num_images < batch_size:
-            raise ValueError(
-                f"There are {num_images} training images and the batch size is {batch_size}. "
-                f"Pass a batch size of at most {num_images}."
-            )
+            raise ValueError(_too_few(num_images, batch_size, math.lcm(multiple, world_size)))
         if num_repeats < 1:
             raise ValueError(f"num_repeats must be at least 1. Received: {num_repeats}.")
         _check_rank(rank, world_size)
@@ -138,6 +138,15 @@ class StepOrder(Sampler[list[View]]):
         if number >= self._num_images:  # one that comes again
             repeat += (number - self._num_images + 1) * self._num_repeats
         return self._seed, epoch, int(self._images[number]), repeat
+
+
+def _too_few(num_images: int, batch_size: int, multiple: int) -> str:
+    """Says which batch would do: one that is not refused afterwards."""
+    largest = num_images - num_images % multiple
+    found = f"There are {num_images} training images and the batch size is {batch_size}. "
+    if not largest:
+        return f"{found}A step needs {multiple} or more: so many processes, parts and pairs of Mixup share it."
+    return f"{found}Pass a batch size of at most {largest}{f', a multiple of {multiple}' if multiple > 1 else ''}."
 
 
 def _check_rank(rank: int, world_size: int) -> None:

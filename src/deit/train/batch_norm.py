@@ -9,6 +9,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from deit.train.recipe import Recipe
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,6 +19,29 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
+def check_batch_norm(model: nn.Module, recipe: Recipe, world_size: int) -> None:
+    """Checks that batch norms that learn see more than one image at once.
+
+    Args:
+        model: To be trained.
+        recipe: Its batch size, parts, and what is frozen.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: They would see one.
+    """
+    parts = world_size * recipe.accumulate
+    if recipe.freeze or recipe.batch_size > parts:
+        return
+    names = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
+    if names:
+        several = f", in {parts} parts" if parts > 1 else ""
+        raise ValueError(
+            f"{type(model).__name__} has {len(names)} batch norms ({names[0]}), which compare the images of a step and "
+            f"would see one image at a time: the batch size is {recipe.batch_size}{several}. Pass {2 * parts} or more."
+        )
 
 
 def fold_batch_norms(model: nn.Module) -> int:

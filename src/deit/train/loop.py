@@ -29,6 +29,7 @@ from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
+from deit.train.batch_norm import check_batch_norm
 from deit.train.history import History
 from deit.train.interrupts import Interrupt, TrainingInterrupted, interrupts
 from deit.train.left_out import LeftOut
@@ -222,6 +223,7 @@ class _Run:
     def _set_up_task(self) -> StepOrder:
         task, recipe = self.task, self.recipe
         check_division(recipe, self.processes)
+        check_batch_norm(task.student, recipe, self.processes.world_size)
         if recipe.data.range is not None:  # what the images were read with is saved with the model
             task.processor.value_range = recipe.data.range
         task.check(self.data, recipe)
@@ -237,6 +239,7 @@ class _Run:
             first_step,
             last_step,
             num_repeats=self.recipe.augment.num_repeats,
+            multiple=self.recipe.batch_multiple(self.processes.world_size),
             again=labelled_again(self.data.train, self.recipe.data.labelled_share),
             rank=self.processes.rank,
             world_size=self.processes.world_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -355,6 +356,10 @@ class Recipe:
     def init_made_by(self) -> str | None:
         """Name of the recipe whose model `init` only stands for, so that it has to be given; else None."""
         return self.init[1:-1] if self.init.startswith("<") and self.init.endswith(">") else None
+
+    def batch_multiple(self, world_size: int = 1) -> int:
+        """Returns what the batch size must be a multiple of: processes times parts, and two where images are paired."""
+        return math.lcm(world_size * self.accumulate, 2 if self.augment.mixes else 1)
 
     def learning_rate(self) -> float:
         """Returns the peak learning rate, scaled to the batch size."""

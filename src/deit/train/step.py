@@ -246,8 +246,8 @@ def check_division(recipe: Recipe, processes: Processes) -> None:
     Raises:
         ValueError: They cannot.
     """
-    shares = processes.world_size * recipe.accumulate
-    if recipe.batch_size % shares:
+    if recipe.batch_size % (processes.world_size * recipe.accumulate):
+        shares = recipe.batch_multiple(processes.world_size)
         near = max(recipe.batch_size // shares, 1) * shares
         raise ValueError(
             f"The batch of {recipe.batch_size} images cannot be shared by {processes.world_size} process(es) with "

@@ -6,6 +6,7 @@ import torch
 
 from deit.core.metrics import REGRESSION
 from deit.data.distributed import Processes
+from deit.train.batch_norm import check_batch_norm
 from deit.train.freezing import freeze
 from deit.train.recipe import Recipe
 from deit.train.step import check_division
@@ -38,5 +39,6 @@ def try_start(
     else:
         classes = ["value"] if recipe.data.problem_type == REGRESSION else ["0", "1"]
         student = build_student(None, classes, recipe)
+    check_batch_norm(student.model, recipe, processes.world_size)
     freeze(student.model, recipe.freeze)
     return student
