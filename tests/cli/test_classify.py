@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from deit.cli import answers
 from deit.deploy.predictor import Classified, Prediction, Predictor
-from tests.cli.conftest import deit, is_refused, succeeds
+from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import picture, write_text, write_truncated_jpeg
 
 
@@ -137,6 +138,18 @@ def test_predictions_are_written_to_a_file(album, student, ending):
         assert scores == [p["score"] for p in wanted["predictions"]]
 
 
+def test_no_cell_of_a_csv_is_a_formula_and_names_and_numbers_stay(tmp_path):
+    labels = ("=cmd()", "+1", "-1e3", "@x", "-cat", "cat")
+    found = tuple(Prediction(label=label, score=0.1) for label in labels)
+    with answers.written_predictions(tmp_path / "p.csv", len(labels)) as takes:
+        for name in ("=1.png", "a.png"):
+            takes[0](Classified(name=name, predictions=found))
+    first, second = read_rows(tmp_path / "p.csv")
+    assert (first["image"], second["image"]) == ("./=1.png", "a.png")
+    shown = [first[f"label_{number}"] for number in range(1, 7)]
+    assert shown == ["'=cmd()", "+1", "-1e3", "'@x", "'-cat", "cat"]
+
+
 def test_a_file_of_predictions_is_whole_or_not_there(album, student):
     write_text(album / "bb.png")
     for images, option in ((["a.png", "bb.png"], "--strict"), (["bb.png"], "--json")):
@@ -192,6 +205,32 @@ def test_a_teacher_classifies_by_the_names_of_its_classes(album, teacher):
     assert sorted(prediction["label"] for prediction in result["predictions"]) == ["blue", "green", "red"]
 
 
+# --- HEIC and AVIF ------------------------------------------------------------------------------------
+
+
+def test_what_phones_write_is_classified(album, student):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(picture("red")).save(album / "phone.HEIC", quality=-1)
+    picture("red").save(album / "phone.avif", quality=100)
+    results = json.loads(succeeds("classify", student, ".", "--json").stdout)
+    assert [r["image"] for r in results] == ["a.png", "b.png", "c[blue].png", "phone.HEIC", "phone.avif"]
+    for result in results[-2:]:
+        assert result["predictions"][0]["score"] == pytest.approx(results[0]["predictions"][0]["score"], abs=0.02)
+
+
+def test_without_its_package_heic_is_left_out_with_the_extra_that_brings_it(album, student, photos, monkeypatch):
+    heic = bytes([0, 0, 0, 20]) + b"ftypheic\0\0\0\0mif1" + bytes([0, 0, 0, 12]) + b"meta\0\0\0\0"
+    (album / "phone.heic").write_bytes(heic)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    extra = "is a HEIC image, which needs the 'pillow-heif' package. Install it with: pip install \"deit[heic]\"."
+    result = deit("classify", student, ".")
+    assert (result.exit_code, f"Left out: phone.heic {extra}" in result.stderr) == (3, True)
+    shutil.copytree(photos, album / "photos")
+    shutil.copy("phone.heic", "photos/train/red")
+    run = succeeds("train", "photos", "--student", VARIANT, "--image-size", 32, *SHORT, "--epochs", 1, "--out", "run")
+    assert f"photos/train/red/phone.heic: {extra}" in run.stderr
+
+
 # --- what cannot be read ------------------------------------------------------------------------------
 
 
@@ -205,7 +244,7 @@ def test_broken_files_are_left_out_with_a_report(album, student):
     assert ["error" in r for r in results] == [False, True, False, True, False]
     lines = result.stderr.splitlines()
     assert lines[0].startswith("Left out: aa.jpg cannot be read as an image (image file is truncated")
-    assert lines[1] == "Left out: bb.png is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)."
+    assert lines[1] == "Left out: bb.png is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF, HEIC)."
     assert lines[2:] == ["Found 5 files: 3 used, 2 unreadable."]
     table = deit("classify", student, ".").stdout
     assert "aa.jpg" not in table

@@ -64,7 +64,7 @@ def test_endings_in_every_spelling_and_files_without_one(tmp_path):
         picture().save(tmp_path / name, "JPEG")
     picture().save(tmp_path / "without", "PNG")
     picture().save(tmp_path / "picture.dat", "PNG")
-    for name in ("README", "phone.HEIC", "notes.txt", "raw.dng"):
+    for name in ("README", "new.JXL", "notes.txt", "raw.dng"):
         write_text(tmp_path / name)
     found = find_image_files(tmp_path)
     assert names(found.paths, tmp_path) == ["a.JPG", "b.jfif", "c.Jpeg", "d.jpe", "without"]
@@ -72,7 +72,7 @@ def test_endings_in_every_spelling_and_files_without_one(tmp_path):
     assert reasons == {
         "README": ("not images", "its ending '' is not an image's."),
         "notes.txt": ("not images", "its ending '.txt' is not an image's."),
-        "phone.HEIC": ("images of other formats", ".heic images are not read. Convert it to JPEG or PNG."),
+        "new.JXL": ("images of other formats", ".jxl images are not read. Convert it to JPEG or PNG."),
         "picture.dat": (
             "not images", "its ending '.dat' is not an image's (it begins like one: rename it to end in .jpg)."
         ),

@@ -370,7 +370,7 @@ def test_of_two_images_with_longer_endings_and_one_label_one_must_be_chosen(tmp_
 def test_links_other_formats_and_hidden_members_are_accounted_for(tmp_path):
     path = write_shard(tmp_path / "a.tar", {
         "0.JPG": encoded(kind="JPEG"), "0.cls": b"1", "1.bmp": encoded(kind="BMP"), "1.cls": b"1", "._0.JPG": b"x",
-        "__MACOSX/0.JPG": b"x", "README": b"x", "2.heic": b"x", "2.cls": b"1",
+        "__MACOSX/0.JPG": b"x", "README": b"x", "2.jxl": b"x", "2.cls": b"1",
     })  # fmt: skip
     with tarfile.open(path, "a") as archive:
         link = tarfile.TarInfo("3.jpg")

@@ -109,9 +109,12 @@ def test_an_image_that_claims_too_many_pixels_is_left_out(tmp_path, monkeypatch)
 
 BROKEN = {
     "half.jpg": (write_truncated_jpeg, "cannot be read as an image (image file is truncated"),
-    "letter.png": (write_text, "is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)."),
+    "letter.png": (write_text, "is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF, HEIC)."),
     "notes.txt": (write_text, "its ending '.txt' is not an image's."),
-    "empty.png": (lambda path: path.touch(), "is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)."),
+    "empty.png": (
+        lambda path: path.touch(),
+        "is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF, HEIC).",
+    ),
 }
 
 

@@ -152,7 +152,7 @@ def test_files_that_cannot_be_read_come_back_in_their_place(tmp_path, batch_size
     assert [[p.label for p in result.predictions] for result in results] == [["red"], [], [], ["blue"]]
     assert [bool(result.error) for result in results] == [False, True, True, False]
     assert results[1].error.startswith(f"{paths[1]} cannot be read as an image (image file is truncated")
-    assert results[2].error == f"{paths[2]} is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)."
+    assert results[2].error == f"{paths[2]} is not an image (known: JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, AVIF, HEIC)."
 
 
 def test_a_batch_of_broken_files_alone_never_reaches_the_model():

@@ -90,6 +90,13 @@ def _jpeg_of_size(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+def _avif_of_size(width: int, height: int) -> bytes:
+    data = bytearray(_grey((64, 64), "AVIF"))
+    at = data.index(b"ispe")
+    data[at + 8 : at + 16] = struct.pack(">II", width, height)
+    return bytes(data)
+
+
 def _exif(tags: bytes) -> bytes:
     return _grey((32, 32), "PNG", exif=b"Exif\0\0" + tags)
 
@@ -113,6 +120,8 @@ _picture(
     "a TIFF that says 4 billion x 4 billion", "bomb.tif", lambda: _tiff_of_size(2**32 - 1, 2**32 - 1), refused=True
 )
 _picture("a TIFF without an end", "loop.tif", lambda: _tiff_of_size(16, 16))
+_picture("an AVIF that says 60,000 x 60,000", "bomb.avif", lambda: _avif_of_size(60_000, 60_000), refused=True)
+_picture("an AVIF cut off", "short.avif", lambda: _avif_of_size(64, 64)[:200], refused=True)
 _picture("a GIF of 3,000 frames", "frames.gif", _many_frames)
 _picture("200 MB of zeros as a comment and profile", "text.png", _text_bomb)
 _picture("20,000 comments", "text.png", _long_comments)

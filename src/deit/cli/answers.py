@@ -158,7 +158,27 @@ def _csv_rows(path: Path, top_k: int) -> Iterator[Take]:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_columns(top_k))
-        yield lambda result: writer.writerow(_cells(result, top_k))
+
+        def take(result: Classified) -> None:
+            name, *others = _cells(result, top_k)
+            writer.writerow([f"./{name}" if _is_formula(name) else name, *map(_not_computed, others)])
+
+        yield take
+
+
+def _not_computed(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would compute a cell: classes and names may be a stranger's."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from deit.core.errors import ImageError
+from deit.core.heif_files import begins_like_heif, read_heif
 
 # An image of the most pixels has 192 MiB as bare 8-bit RGB; what is larger is no photo, and would be held in memory.
 MOST_FILE_BYTES = 256 * 2**20
@@ -41,11 +42,13 @@ class ImageBytes:
 
     Attributes:
         file: Its bytes, without descriptions: a damaged or hostile one costs nothing.
-        orientation: How it is turned after decoding, 1 to 8 as in EXIF.
+        orientation: How it is turned after decoding, 1 to 8 as in EXIF; 0 where what decodes it says so.
+        kind: "AVIF" or "HEIF"; empty for others, which say by themselves what they are.
     """
 
     file: IO[bytes]
     orientation: int
+    kind: str = ""
 
 
 def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> ImageBytes:
@@ -72,6 +75,9 @@ def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> Image
             return _tiff(data, name)
         if data[:4] == b"RIFF":
             return _webp(data)
+        if begins_like_heif(data[:12]):
+            found = read_heif(data, name)
+            return ImageBytes(io.BytesIO(found.data), 0, found.kind)
     except (struct.error, IndexError) as error:
         raise ImageError(
             f"{name} cannot be read as an image (its structure ends early). It may be truncated."

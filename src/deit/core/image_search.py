@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deit.core.images import IMAGE_SIGNATURES, IMAGE_SUFFIXES
+from deit.core.images import IMAGE_SUFFIXES, begins_like_an_image
 from deit.core.model_directory import is_run_folder
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,6 @@ _SYSTEM_NAMES = (
 )
 # Images of formats that are not read: a camera's raw files begin like TIFF and hold small previews.
 OTHER_FORMATS = [
-    ".heic",
-    ".heif",
-    ".avif",
     ".jxl",
     ".jp2",
     ".j2k",
@@ -307,6 +304,6 @@ def _add_file(found: FoundFiles, path: Path) -> None:
 def _begins_like_an_image(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(16).startswith(IMAGE_SIGNATURES)
+            return begins_like_an_image(file.read(16))
     except OSError:
         return False

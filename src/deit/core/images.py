@@ -8,14 +8,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
+from PIL.AvifImagePlugin import AvifImageFile
 
 from deit.core.decoding_share import DecodingShare
 from deit.core.errors import ImageError as ImageError
 from deit.core.errors import ValueRangeError as ValueRangeError
-from deit.core.image_files import MOST_FILE_BYTES, read_image_bytes
+from deit.core.heif_files import AVIF, HEIF, MOST_HEIF_PIXELS, begins_like_heif
+from deit.core.image_files import MOST_FILE_BYTES, ImageBytes, read_image_bytes
 from deit.core.image_inputs import is_file_object, name_of
 from deit.core.sample_values import Samples, in_8_bits, samples_of
 from deit.core.sample_values import ValueRange as ValueRange
@@ -23,10 +25,12 @@ from deit.core.sample_values import ValueRange as ValueRange
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     *(".jpe", ".jfif", ".mpo", ".apng", ".dib", ".pbm", ".pnm"),
+    *(".avif", ".heic", ".heif", ".hif"),
 )
 # What Pillow may decode: formats that people keep photos in. Others (PSD, EPS, FITS, ...) have a history of
 # decoder bugs and are refused.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG brings MPO (two-lens photos)
+KNOWN_FORMATS = (*IMAGE_FORMATS, "AVIF", "HEIC")  # whose files are looked through first, see `heif_files`
 # 8192 x 8192: 256 MiB once decoded, and twice that while colours are converted. Cameras of 61 megapixels fit.
 MOST_PIXELS = 2**26
 # Of formats that Pillow decodes in Python, a value at a time.
@@ -42,6 +46,7 @@ _LONGEST_PATH = 4096  # characters; what is longer can only be base64
 _STRIP_PIXELS = 1 << 22  # laid on white together
 # How files of the formats above begin. Text that decodes to something else is a path that does not exist.
 IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", b"P4", b"P5", b"P6")
+_WORK_OF_HEIF = 2  # what decodes it holds twice as much as other decoders
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,6 +56,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def begins_like_an_image(head: bytes) -> bool:
+    """Whether the first 12 bytes of a file are those of a format that is read."""
+    return head.startswith(IMAGE_SIGNATURES) or begins_like_heif(head)
 
 
 def load_image(
@@ -117,8 +127,8 @@ def convert_image(
 
 def _converted(image: Image.Image, samples: Samples, mode: str | None, value_range: ValueRange | None) -> Image.Image:
     image = in_8_bits(image, samples, value_range)
-    if image.mode == "La":  # Pillow knows only this way out of it
-        image = image.convert("LA")
+    if image.mode in ("La", "RGBa"):  # Pillow knows only this way out of them
+        image = image.convert(image.mode.upper())
     if mode is None:
         mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
     if "A" in image.getbands() or "transparency" in image.info:
@@ -157,33 +167,56 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def _read(source: ImageFile, mode: str | None, value_range: ValueRange | None, *, small: bool) -> Image.Image:
     source, name = _resolved(source)
     found = read_image_bytes(source, name)
-    with _opened(found.file, name) as image:
+    with _opened(found, name) as image:
         samples = samples_of(image)  # before anything is decoded
-        if small and not image.info.get("progressive"):  # which is held whole in any case
+        if small and not found.kind and not image.info.get("progressive"):  # which is held whole in any case
             with _pillow_errors(name):
                 image.draft(None, (1, 1))
-        with DECODING.of(image.width * image.height):
+        with DECODING.of(image.width * image.height * (_WORK_OF_HEIF if found.kind else 1)):
             with _pillow_errors(name):
                 image.load()
             try:
-                return _turned(_converted(image, samples, mode, value_range), found.orientation)
+                turn = found.orientation or _orientation(image)
+                return _turned(_converted(image, samples, mode, value_range), turn)
             except ImageError as error:
                 text = str(error)
                 raise type(error)(f"{name} cannot be read: {text[:1].lower()}{text[1:]}") from error
 
 
 @contextmanager
-def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
-    with _pillow_errors(name):
-        image = Image.open(file, formats=IMAGE_FORMATS)
-    with image:
+def _opened(found: ImageBytes, name: str) -> Iterator[Image.Image]:
+    if found.kind:
+        image, limit = _opened_heif(found, name), MOST_HEIF_PIXELS
+    else:
+        with _pillow_errors(name):
+            image = Image.open(found.file, formats=IMAGE_FORMATS)
         limit = MOST_PIXELS_IN_PYTHON if any(tile[0] in _SLOW_DECODERS for tile in image.tile) else MOST_PIXELS
+    with image:
         if image.width * image.height > limit:
             raise ImageError(
                 f"{name} claims more pixels than are safe to decode: {image.width} x {image.height}, at most {limit} "
                 "are read. Make it smaller."
             )
         yield image
+
+
+def _opened_heif(found: ImageBytes, name: str) -> Image.Image:
+    """Opens HEIC, which is turned while it is decoded, or AVIF, whose orientation Pillow says as EXIF."""
+    if found.kind == AVIF and not features.check("avif"):
+        raise ImageError(f"{name} is an AVIF image, and this Pillow was built without AVIF. Convert it to JPEG.")
+    opener: Any = AvifImageFile
+    if found.kind == HEIF:
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError as error:
+            raise ImageError(
+                f"{name} is a HEIC image, which needs the 'pillow-heif' package. Install it with: "
+                'pip install "deit[heic]". Or convert it to JPEG.'
+            ) from error
+        opener = HeifImageFile
+    with _pillow_errors(name):
+        image: Image.Image = opener(found.file)
+    return image
 
 
 @contextmanager
@@ -195,7 +228,7 @@ def _pillow_errors(name: str) -> Iterator[None]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image (known: {', '.join(IMAGE_FORMATS)}).") from error
+        raise ImageError(f"{name} is not an image (known: {', '.join(KNOWN_FORMATS)}).") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} claims more pixels than are safe to decode ({error}).") from error
     except Exception as error:  # decoders of hostile bytes raise nearly every type
@@ -236,7 +269,7 @@ def _resolved(source: ImageFile) -> tuple[str | os.PathLike[str] | bytes, str]:
             if len(source) > _LONGEST_PATH:
                 raise
         else:
-            if decoded.startswith(IMAGE_SIGNATURES):
+            if begins_like_an_image(decoded[:12]):
                 return decoded, "the given base64 text"
     return source, source
 
