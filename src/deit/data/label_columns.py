@@ -39,6 +39,7 @@ def column_option(option: str, name: str = "NAME") -> str:
 _OTHER_COLUMN = f"another column: {column_option('label_column')}"
 _WORDS_FOR_NONE = ("None", "null", "NULL", "NA", "N/A")
 _TRUTH = ("False", "True")
+_NUMBER = re.compile(r"-?\d+(\.0*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,7 @@ def encode_labels(
     column, classes = replace(column, class_names=_told_apart(column.class_names)), _told_apart(classes)
     known_names = classes if classes is not None else column.class_names
     if problem_type == SINGLE_LABEL:
+        _refuse_many_values(column)
         column, minus_one = _prepare_single(column, known_names)
         named: list[Any] = [_one_name(value, column, row, place, minus_one) for row, value in enumerate(column.values)]
     else:
@@ -191,7 +193,7 @@ def _plain(values: Sequence[Any], known: Collection[str]) -> list[Any]:
     spelled = {text: text for text in texts}
     if all(text.lower() in ("true", "false") for text in texts):
         spelled = {text: text.capitalize() for text in texts}
-    elif all(re.fullmatch(r"-?\d+(\.0*)?", text) for text in texts):
+    elif all(_NUMBER.fullmatch(text) for text in texts):
         spelled = {text: plain_number(text) for text in texts}
 
     def one(value: Any) -> Any:
@@ -301,7 +303,15 @@ def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(f"{name}\0{number}" if name in repeated else name for number, name in enumerate(names))
 
 
-def _refuse_too_many(known: Sequence[str], column: LabelColumn) -> None:
+def _refuse_many_values(column: LabelColumn) -> None:
+    """Refuses more different names than classes may be, before anything is made of each."""
+    names = {value for value in column.values if isinstance(value, (str, int)) and not is_missing(value)}
+    if len(names) > MOST_LABELS:
+        names = {plain_number(name) if isinstance(name, str) and _NUMBER.fullmatch(name) else name for name in names}
+        _refuse_too_many(names, column)
+
+
+def _refuse_too_many(known: Collection[Any], column: LabelColumn) -> None:
     if len(known) > MOST_LABELS:
         raise ValueError(
             f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it another one?"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -28,9 +29,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    line: int
-    cells: Sequence[str]
+class _Table:
+    """The rows that have as many cells as the header, by columns: a million rows are no million objects.
+
+    Attributes:
+        columns: Cells by the names of the header.
+        lines: Where each row is.
+        skipped: The other rows.
+    """
+
+    columns: dict[str, list[str]]
+    lines: array[int]
+    skipped: list[SkippedFile]
 
 
 def listed_parts(
@@ -56,17 +66,17 @@ def listed_parts(
         FileNotFoundError: There is no such file.
         ValueError: It is empty, not a table, or its columns cannot be found.
     """
-    header, rows, skipped = _read(path)
-    if not rows:
+    table = _read(path)
+    header, columns = list(table.columns), table.columns
+    if not table.lines:
         names = described(dict.fromkeys(header, ""))
         raise ValueError(f"{path} has no rows under its header ({names}). It needs one for each image.")
-    images = _image_column(path, header, rows, image_column)
-    columns = {name: [row.cells[i] for row in rows] for i, name in enumerate(header)}
-    store = ListedFiles(path, columns[header[images]], [row.line for row in rows])
-    others = [name for name in header if name != header[images]]
+    images = _image_column(path, columns, image_column)
+    store = ListedFiles(path, columns[images], table.lines)
+    others = [name for name in header if name != images]
     may_divide = {name: columns[name] for name in split_columns(others) if name != label_column}
     split, dividing, notes = divide_rows(
-        may_divide, origin=str(path), place=lambda row: f"{path} line {rows[row].line}"
+        may_divide, origin=str(path), place=lambda row: f"{path} line {table.lines[row]}"
     )
     labels = choose_labels(
         {name: columns[name] for name in others if name not in dividing},
@@ -74,13 +84,15 @@ def listed_parts(
         asked=label_column,
         problem_type=problem_type,
         origin=str(path),
-        count=len(rows),
+        count=len(table.lines),
     )
     for note in notes:
         logger.warning("%s", note)
     if not split:
-        note_parts_in_paths(str(path), columns[header[images]])
-    return divided(Part(name="", origin=str(path), store=store, labels=labels, skipped=tuple(skipped), split=split))
+        note_parts_in_paths(str(path), columns[images])
+    return divided(
+        Part(name="", origin=str(path), store=store, labels=labels, skipped=tuple(table.skipped), split=split)
+    )
 
 
 class ListedFiles:
@@ -95,8 +107,8 @@ class ListedFiles:
     def __init__(self, table: Path, paths: Sequence[str], lines: Sequence[int]) -> None:
         self._table = table
         self._folder = os.path.abspath(table.parent)
-        self._paths = list(paths)
-        self._lines = list(lines)
+        self._paths = paths
+        self._lines = lines
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -125,8 +137,7 @@ class ListedFiles:
         return f"{self._table} line {self._lines[row]} ({self._paths[row]})"
 
 
-def _read(path: Path) -> tuple[list[str], list[_Row], list[SkippedFile]]:
-    """Returns the header, the rows that have as many cells, and the others."""
+def _read(path: Path) -> _Table:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline(MOST_LINE_CHARACTERS)
@@ -135,27 +146,35 @@ def _read(path: Path) -> tuple[list[str], list[_Row], list[SkippedFile]]:
             if delimiter not in first and ";" in first:  # what spreadsheets write where the comma is in the numbers
                 delimiter = ";"
             reader = csv.reader(_bounded_lines(file), delimiter=delimiter, strict=True)
-            lines = [_Row(line=reader.line_num, cells=[c.strip() for c in row]) for row in _filled(reader)]
+            rows = _filled(reader)
+            header = _header(path, next(rows, None))
+            columns: list[list[str]] = [[] for _ in header]
+            lines: array[int] = array("q")
+            skipped: list[SkippedFile] = []
+            for row in rows:
+                if len(row) == len(header):
+                    lines.append(reader.line_num)
+                    for column, cell in zip(columns, row, strict=True):
+                        column.append(cell.strip())
+                else:
+                    reason = f"it has {len(row)} cells and the header {len(header)}."
+                    skipped.append(SkippedFile(path=f"{path} line {reader.line_num}", reason=reason))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a table ({error}). Save it as UTF-8 text.") from error
-    if not lines:
+    return _Table(columns=dict(zip(header, columns, strict=True)), lines=lines, skipped=skipped)
+
+
+def _header(path: Path, first: Sequence[str] | None) -> list[str]:
+    if first is None:
         raise ValueError(f"{path} is empty. Its first line must name the columns, such as: path,label")
-    header = [cell.strip() for cell in lines[0].cells]
+    header = [cell.strip() for cell in first]
     if len(header) > MOST_COLUMNS:
         raise ValueError(f"{path} has {len(header)} columns. At most {MOST_COLUMNS} are read.")
     if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header):
         raise ValueError(f"{path} has no header: its first line must name the columns, such as: path,label")
     if len(set(header)) < len(header):
         raise ValueError(f"{path} names a column twice: {', '.join(header)}. Give each its own name.")
-    rows = [row for row in lines[1:] if len(row.cells) == len(header)]
-    skipped = [
-        SkippedFile(
-            path=f"{path} line {row.line}", reason=f"it has {len(row.cells)} cells and the header {len(header)}."
-        )
-        for row in lines[1:]
-        if len(row.cells) != len(header)
-    ]
-    return header, rows, skipped
+    return header
 
 
 def _bounded_lines(file: TextIO) -> Iterator[str]:
@@ -178,15 +197,14 @@ def _filled(rows: Iterable[list[str]]) -> Iterator[list[str]]:
                 raise csv.Error(f"more than {MOST_EMPTY_LINES} of its lines are empty")
 
 
-def _image_column(path: Path, header: Sequence[str], rows: Sequence[_Row], asked: str) -> int:
-    sample = rows[:100]
-    images = [name for i, name in enumerate(header) if any(_is_image_name(row.cells[i]) for row in sample)]
-    columns = dict.fromkeys(header, "")
-    name = choose_column(columns, images, PATH_NAMES, option="image_column", origin=str(path), asked=asked)
-    column = header.index(name)
-    if name not in images and not any((path.parent / row.cells[column]).is_file() for row in rows):
-        raise not_an_image(str(path), name, f"text such as {rows[0].cells[column]!r}, which names no file", images)
-    return column
+def _image_column(path: Path, columns: Mapping[str, Sequence[str]], asked: str) -> str:
+    images = [name for name, cells in columns.items() if any(map(_is_image_name, cells[:100]))]
+    types = dict.fromkeys(columns, "")
+    name = choose_column(types, images, PATH_NAMES, option="image_column", origin=str(path), asked=asked)
+    cells = columns[name]
+    if name not in images and not any((path.parent / cell).is_file() for cell in cells):
+        raise not_an_image(str(path), name, f"text such as {cells[0]!r}, which names no file", images)
+    return name
 
 
 def _is_image_name(cell: str) -> bool:
