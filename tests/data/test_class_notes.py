@@ -6,7 +6,7 @@ import pytest
 
 from deit.data.class_notes import alike_classes
 from deit.data.opening import open_data
-from tests.data.pictures import COLOURS, encoded, fill, write_shard
+from tests.data.pictures import COLOURS, encoded, fill, write_parquet, write_shard
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,22 @@ def test_paths_in_parts_without_a_column_of_parts_are_noted(tmp_path, caplog):
     (tmp_path / "b.csv").write_text("\n".join(["path,label,split", *(f"{row},{row.split('/')[0]}" for row in rows)]))
     caplog.clear()
     open_data(tmp_path / "b.csv")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("kind", ["paths of the images", "a column of paths"])
+def test_paths_of_a_parquet_file_in_parts_without_a_column_of_parts_are_noted(tmp_path, caplog, kind):
+    images = [encoded(COLOURS[i % 3], i) for i in range(12)]
+    paths = [f"{('train', 'val')[i % 2]}/{COLOURS[i % 3]}/{i}.png" for i in range(12)]
+    columns = {"image": images, "path": paths}
+    if kind == "paths of the images":
+        columns = {"image": [{"bytes": image, "path": path} for image, path in zip(images, paths, strict=True)]}
+    columns["label"] = [COLOURS[i % 3] for i in range(12)]
+    open_data(write_parquet(tmp_path / "a.parquet", columns))
+    assert len(caplog.messages) == 1
+    assert "lie in folders of the parts train, val, but no column or key divides them" in caplog.messages[0]
+    caplog.clear()
+    open_data(write_parquet(tmp_path / "b.parquet", columns | {"split": [path.split("/")[0] for path in paths]}))
     assert caplog.messages == []
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from deit.core.errors import UserError
 from deit.core.images import ImageError
-from deit.data import listings, parquet_limits, shards
+from deit.data import label_columns, listings, parquet_limits, shards
 from deit.data.opening import open_data
-from deit.data.tables import parquet_part
+from deit.data.parquet_tables import parquet_part
 from tests.data.pictures import COLOURS, encoded, fill, write_colours
 
 pa = pytest.importorskip("pyarrow")
@@ -118,7 +118,7 @@ def test_more_classes_than_any_label_set_has_are_refused(tmp_path, monkeypatch):
     fill(tmp_path, 2)
     rows = [f"{colour}/{i}.png,{colour}" for colour in COLOURS for i in range(2)]
     (tmp_path / "a.csv").write_text("\n".join(["path,label", *rows]))
-    with pytest.raises(ValueError, match="holds 3 classes, more than 2"):
+    with pytest.raises(ValueError, match="holds more than 2 classes"):
         open_data(tmp_path / "a.csv")
 
 
@@ -139,3 +139,20 @@ def test_a_record_of_another_form_is_refused(record, tmp_path):
     (tmp_path / "training.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"training\.json is damaged"):
         read_training_record(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["names", "numbers", "numbers written as text"])
+def test_more_classes_than_may_be_are_found_before_anything_is_made_of_each(monkeypatch, kind):
+    monkeypatch.setattr(label_columns, "MOST_LABELS", 3)
+    monkeypatch.setattr(label_columns, "_prepare_single", None)  # it makes several lists of all values
+    make = {"names": "c{}".format, "numbers": int, "numbers written as text": str}[kind]
+    column = label_columns.LabelColumn(name="label", values=[make(i) for i in range(4)])
+    with pytest.raises(ValueError, match="'label' holds more than 3 classes"):
+        label_columns.encode_labels(column, "single_label_classification", place=str)
+
+
+def test_spellings_of_one_number_are_not_counted_as_classes(monkeypatch):
+    monkeypatch.setattr(label_columns, "MOST_LABELS", 2)
+    column = label_columns.LabelColumn(name="label", values=["1", "1.0", "1.00", "2", "2.0", "nan", "", None])
+    found = label_columns.encode_labels(column, "single_label_classification", place=str)
+    assert found.classes == ["1", "2"]

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from deit.core.images import ImageError
-from deit.data import tables
+from deit.data import parquet_tables
+from deit.data.parquet_tables import parquet_part
+from deit.data.saved_datasets import dataset_part, is_saved_dataset, load_saved_dataset
 from deit.data.stores import StoredImages
-from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
 from tests.data.pictures import COLOURS, encoded, picture, truncated_jpeg, write_colours, write_parquet, write_text
 
 datasets = pytest.importorskip("datasets")
@@ -288,8 +289,8 @@ def test_a_pickled_source_holds_no_images(tmp_path):
 def test_a_table_that_is_too_large_for_the_memory_is_unpacked_into_the_cache_once(tmp_path, cache, monkeypatch):
     path = write_colours(tmp_path / "a.parquet", 3)
     expected = source(path)
-    monkeypatch.setattr(tables, "IN_MEMORY", 0)
-    monkeypatch.setattr(tables, "_BATCH", 2)
+    monkeypatch.setattr(parquet_tables, "IN_MEMORY", 0)
+    monkeypatch.setattr(parquet_tables, "_BATCH", 2)
     seen: list[tuple[int, int]] = []
     part = parquet_part("train", [path], progress=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]
@@ -305,7 +306,7 @@ def test_a_table_that_is_too_large_for_the_memory_is_unpacked_into_the_cache_onc
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, cache, monkeypatch):
     path = write_colours(tmp_path / "a.parquet", 1)
-    monkeypatch.setattr(tables, "IN_MEMORY", 0)
+    monkeypatch.setattr(parquet_tables, "IN_MEMORY", 0)
     cache.write_text("a file, not a folder")
     with pytest.raises(OSError, match=r"cannot be unpacked into .* choose another folder with .* DEIT_CACHE"):
         source(path)

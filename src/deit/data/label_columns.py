@@ -305,10 +305,16 @@ def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _refuse_many_values(column: LabelColumn) -> None:
     """Refuses more different names than classes may be, before anything is made of each."""
-    names = {value for value in column.values if isinstance(value, (str, int)) and not is_missing(value)}
-    if len(names) > MOST_LABELS:
-        names = {plain_number(name) if isinstance(name, str) and _NUMBER.fullmatch(name) else name for name in names}
-        _refuse_too_many(names, column)
+    seen: set[Any] = set()
+    names: set[Any] = set()
+    for value in column.values:
+        if not isinstance(value, (str, int)) or value in seen:
+            continue
+        seen.add(value)
+        if not is_missing(value):  # of some numbers there are several spellings
+            names.add(plain_number(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value)
+        if len(names) > MOST_LABELS:
+            raise ValueError(f"Column {column.name!r} holds more than {MOST_LABELS} classes. Is it another one?")
 
 
 def _refuse_too_many(known: Collection[Any], column: LabelColumn) -> None:

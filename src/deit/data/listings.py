@@ -149,13 +149,14 @@ def _read(path: Path) -> _Table:
             rows = _filled(reader)
             header = _header(path, next(rows, None))
             columns: list[list[str]] = [[] for _ in header]
+            appends = [column.append for column in columns]
             lines: array[int] = array("q")
             skipped: list[SkippedFile] = []
             for row in rows:
                 if len(row) == len(header):
                     lines.append(reader.line_num)
-                    for column, cell in zip(columns, row, strict=True):
-                        column.append(cell.strip())
+                    for append, cell in zip(appends, row, strict=True):
+                        append(cell.strip())
                 else:
                     reason = f"it has {len(row)} cells and the header {len(header)}."
                     skipped.append(SkippedFile(path=f"{path} line {reader.line_num}", reason=reason))

@@ -16,11 +16,12 @@ from deit.core.metrics import SINGLE_LABEL
 from deit.data.downloads import fetch_shards
 from deit.data.label_columns import UNLABELLED
 from deit.data.listings import listed_parts
+from deit.data.parquet_tables import parquet_part
 from deit.data.part_names import name_parts, part_of, part_within
+from deit.data.saved_datasets import dataset_part, is_saved_dataset, load_saved_dataset
 from deit.data.shards import expand_braces, shard_part
 from deit.data.sources import Progress
 from deit.data.stores import Part, divided
-from deit.data.tables import dataset_part, is_saved_dataset, load_saved_dataset, parquet_part
 
 if TYPE_CHECKING:
     import datasets
