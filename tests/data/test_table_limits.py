@@ -144,7 +144,7 @@ def test_a_record_of_another_form_is_refused(record, tmp_path):
 @pytest.mark.parametrize("kind", ["names", "numbers", "numbers written as text"])
 def test_more_classes_than_may_be_are_found_before_anything_is_made_of_each(monkeypatch, kind):
     monkeypatch.setattr(label_columns, "MOST_LABELS", 3)
-    monkeypatch.setattr(label_columns, "_prepare_single", None)  # it makes several lists of all values
+    monkeypatch.setattr(label_columns, "_plain", None)  # it makes several lists of all values
     make = {"names": "c{}".format, "numbers": int, "numbers written as text": str}[kind]
     column = label_columns.LabelColumn(name="label", values=[make(i) for i in range(4)])
     with pytest.raises(ValueError, match="'label' holds more than 3 classes"):

@@ -101,7 +101,7 @@ def encode_labels(
 
     Args:
         column: The labels.
-        problem_type: What they are for: one of `PROBLEM_TYPES`.
+        problem_type: One of `PROBLEM_TYPES`.
         place: Names a row in a message.
         classes: Names and order of the classes; those of the column when None: its own list, else the sorted names.
         numbers_fit: Take whole numbers without names as positions in `classes` if none of those is a number.
@@ -119,7 +119,6 @@ def encode_labels(
     column, classes = replace(column, class_names=_told_apart(column.class_names)), _told_apart(classes)
     known_names = classes if classes is not None else column.class_names
     if problem_type == SINGLE_LABEL:
-        _refuse_many_values(column)
         column, minus_one = _prepare_single(column, known_names)
         named: list[Any] = [_one_name(value, column, row, place, minus_one) for row, value in enumerate(column.values)]
     else:
@@ -167,6 +166,7 @@ def _prepare_single(column: LabelColumn, known: Collection[str] | None) -> tuple
     if texts and all(text not in names and listed(text) is not None for text in texts):
         values = [listed(value) if isinstance(value, str) and not is_missing(value) else value for value in values]
     values = [value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value for value in values]
+    _refuse_many_values(column)
     values = [None if isinstance(value, (list, tuple)) and not value else value for value in values]
     values = _plain(values, names)
     notes = list(column.notes)
