@@ -143,3 +143,25 @@ def test_the_patch_embedding_can_be_replaced(pair: Any, name: str) -> None:
         answers.append(model(PIXELS).logits)
         assert (answers[-1] - before).abs().max() > 1e-3
     torch.testing.assert_close(answers[1], answers[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["DeiT", "ViT"])
+def test_the_decoder_of_masked_images_starts_as_in_transformers_or_by_name_as_in_simmim(
+    kind: str, tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    name, fields = f"{kind}ForMaskedImageModeling", {**tiny_fields, "initializer_range": 0.01, "encoder_stride": 16}
+    decoders = []
+    for library in (transformers, deit):
+        config = getattr(library, f"{kind}Config")(**fields)
+        decoders.append(getattr(library, name)(config).decoder[0])
+    getattr(deit, f"{kind}Model")(getattr(deit, f"{kind}Config")(**fields)).save_pretrained(tmp_path)
+    decoders.append(getattr(deit, name).from_pretrained(tmp_path).decoder[0])  # the file has none
+    for decoder in decoders:
+        assert decoder.weight.std().item() == pytest.approx(0.01, rel=0.05)  # 24 576 numbers
+        assert not decoder.bias.any()
+    named = getattr(deit, name)(getattr(deit, f"{kind}Config")(**fields, decoder_init="simmim")).decoder[0]
+    bound = fields["hidden_size"] ** -0.5  # PyTorch's own, uniform
+    assert named.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    assert named.bias.abs().max().item() == pytest.approx(bound, rel=0.1)
+    with pytest.raises(ValueError, match="decoder_init must be one of 'normal', 'simmim'"):
+        deit.DeiTConfig(decoder_init="mae")

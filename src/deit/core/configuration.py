@@ -36,6 +36,7 @@ _COMMON_DEFAULTS: dict[str, Any] = {
     "layer_scale_init": 0.0,
     "pos_embed_prefix": True,
     "head_average": "logits",
+    "decoder_init": "normal",
 }
 
 
@@ -85,6 +86,8 @@ class VisionTransformerConfig:
         head_average: What two heads answer with together: "logits", the mean of their logits, as the paper's code and
             transformers (the default); or "probabilities", the mean of their softmax outputs, as the paper's text says
             (section 4), given as its logarithm. transformers does not know the field and averages logits.
+        decoder_init: What the decoder of masked images starts with: "normal", as in transformers, normal values of
+            `initializer_range` and zeros as bias; or "simmim", as SimMIM's code, PyTorch's own for a convolution.
         pos_embed_prefix: Whether class and distillation token have position embeddings of their own (DeiT III: False).
         **kwargs: Further keys of the transformers base configuration, or any other inert data.
 
@@ -101,6 +104,7 @@ class VisionTransformerConfig:
 
     architectures: list[str] | None
     chunk_size_feed_forward: int
+    decoder_init: str
     distillation_kind: str
     distillation_temperature: float
     distillation_weight: float

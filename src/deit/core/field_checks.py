@@ -14,6 +14,7 @@ PROBLEM_TYPES = (
     "multi_label_classification",
 )
 HEAD_AVERAGES = ("logits", "probabilities")
+DECODER_STARTS = ("normal", "simmim")
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 _COUNTS = (
     "hidden_size",
@@ -109,6 +110,7 @@ def check_fields(config: Any) -> None:
     check_choice("problem_type", config.problem_type, (None, *PROBLEM_TYPES))
     check_choice("attn_implementation", config.attn_implementation, ATTENTION_IMPLEMENTATIONS)
     check_choice("head_average", config.head_average, HEAD_AVERAGES)
+    check_choice("decoder_init", config.decoder_init, DECODER_STARTS)
     check_choice("distillation_kind", config.distillation_kind, ("hard", "soft"))
     if not isinstance(config.pruned_heads, Mapping):
         raise TypeError(f"pruned_heads must be a dict of lists. Received: {shown(config.pruned_heads)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deit.core.configuration import DeiTConfig
 from deit.models.construction import construct
@@ -15,6 +15,7 @@ from deit.models.heads import (
     as_asked,
     classify,
     encode,
+    initialize_decoder,
     linear_classifier,
     pixel_decoder,
     prefix_alone,
@@ -266,6 +267,10 @@ class DeiTForMaskedImageModeling(DeiTPreTrainedModel):
         self.deit = DeiTModel(config, add_pooling_layer=False, use_mask_token=True)
         self.decoder = pixel_decoder(config)
         self.initialize()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize_decoder(module, self.decoder, self.config)
 
     def forward(
         self,

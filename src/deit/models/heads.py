@@ -52,6 +52,21 @@ def pixel_decoder(config: VisionTransformerConfig) -> nn.Sequential:
     )
 
 
+@torch.no_grad()
+def initialize_decoder(module: nn.Module, decoder: nn.Module, config: VisionTransformerConfig) -> None:
+    """Gives a part of `pixel_decoder` the start that `config.decoder_init` names; PyTorch's own is SimMIM's.
+
+    Args:
+        module: Any module of the model; others than the decoder's convolution stay as they are.
+        decoder: The model's.
+        config: Of the model.
+    """
+    if config.decoder_init == "normal" and isinstance(module, nn.Conv2d) and module in list(decoder.children()):
+        nn.init.normal_(module.weight, std=config.initializer_range)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def encode(
     trunk: VisionTransformer,
     pooler: Pooler | None,

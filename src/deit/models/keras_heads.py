@@ -65,7 +65,11 @@ class KerasPixelDecoder(keras.layers.Layer):
         self.stride, self.num_channels = config.encoder_stride, config.num_channels
         with keras.name_scope(self.name):
             outputs = self.stride**2 * self.num_channels
-            self.projection = convolution(config.hidden_size, outputs, name="0", dtype=self.dtype_policy)
+            options = {"name": "0", "dtype": self.dtype_policy}
+            if config.decoder_init == "simmim":
+                self.projection = convolution(config.hidden_size, outputs, **options)
+            else:
+                self.projection = dense(config.hidden_size, outputs, config, **options)
         self.built = True
 
     def call(self, patches: Any, *, grid: tuple[int, int]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from deit.core.configuration import ViTConfig
 from deit.models.construction import construct
@@ -16,6 +16,7 @@ from deit.models.heads import (
     as_asked,
     classify,
     encode,
+    initialize_decoder,
     linear_classifier,
     pixel_decoder,
     prefix_alone,
@@ -134,6 +135,10 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
         self.vit = ViTModel(config, add_pooling_layer=False, use_mask_token=True)
         self.decoder = pixel_decoder(config)
         self.initialize()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize_decoder(module, self.decoder, self.config)
 
     def forward(
         self,

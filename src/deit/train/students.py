@@ -35,7 +35,7 @@ from deit.train.timm_students import build_timm, timm_architecture
 
 # What of a checkpoint's configuration is about itself and not about the student.
 _NOT_INHERITED = ("model_type", "architectures", "dtype", "id2label", "label2id", "return_dict", "output_attentions",
-                  "output_hidden_states")  # fmt: skip
+                  "output_hidden_states", "decoder_init")  # fmt: skip
 
 _CLASS_HEADS = ("cls_classifier.weight", "classifier.weight")
 
@@ -175,6 +175,7 @@ def _check_patches(config: VisionTransformerConfig, recipe: Recipe) -> None:
 
 def _build_masked(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
     _check_patches(config, recipe)
+    config.decoder_init = "simmim"  # the recipes are measured with it
     if isinstance(config, ViTConfig):
         return ViTForMaskedImageModeling(config)
     assert isinstance(config, DeiTConfig)
