@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Self
 
 from deit.core.errors import DamagedConfigurationError, DamagedFileError, read_json, shown
 from deit.core.field_checks import MOST_LABELS, check_agreement, check_fields, height_and_width
+from deit.core.field_values import parse_like, with_int_keys, with_int_values, with_lists
 from deit.core.files import write_text_atomically
 
 CONFIG_NAME = "config.json"
+QKV_NAMES = ("q_proj", "k_proj", "v_proj")
 _OF_TRANSFORMERS_TRAINER = "training_args.bin"
 
 # Fields of the transformers base configuration that change what a model computes or returns. They
@@ -76,6 +78,9 @@ class VisionTransformerConfig:
             from the labels at the first loss when None.
         attn_implementation: "sdpa" (fused, the default), "eager", "flash_attention_2", "flash_attention_3" or
             "flex_attention". A matter of the machine, so it is never written.
+        fused_qkv: Whether query, key and value are one layer, the faster way; False makes them three, which LoRA
+            finds by their names (PyTorch only). A matter of the program, so it is never written: files are the same.
+        qkv_names: Names of the three layers, by default those of transformers >= 5.9; earlier ones: query, key, value.
         pruned_heads: Number of a block -> numbers of its attention heads that were removed.
         drop_path_rate: Drop path of the last block; it rises linearly from 0 with depth (paper: 0.1). Training only.
         distillation_kind: "hard" or "soft": the loss of `DeiTForImageClassificationWithTeacher` given teacher logits.
@@ -193,11 +198,11 @@ class VisionTransformerConfig:
         if id2label is None:
             self.num_labels = 2 if count is None else count
             if label2id is not None:
-                self.label2id = _with_int_values(label2id)
+                self.label2id = with_int_values(label2id)
             return
-        self.id2label = _with_int_keys("id2label", id2label)
+        self.id2label = with_int_keys("id2label", id2label)
         self.label2id = (
-            {name: i for i, name in self.id2label.items()} if label2id is None else _with_int_values(label2id)
+            {name: i for i, name in self.id2label.items()} if label2id is None else with_int_values(label2id)
         )
         if count is not None and count != len(self.id2label):
             self.num_labels = count  # as transformers 5: the number wins, the names start anew
@@ -211,12 +216,14 @@ class VisionTransformerConfig:
         kwargs.pop("model_type", None)
         self.name_or_path = kwargs.pop("name_or_path", "")
         self._attn_implementation = kwargs.pop("attn_implementation", None) or "sdpa"
+        self._fused_qkv = kwargs.pop("fused_qkv", True)
+        self._qkv_names = tuple(kwargs.pop("qkv_names", QKV_NAMES))
         for key in [name for name in kwargs if name.startswith("_")]:
             kwargs.pop(key)  # a file must never set private state
         for key, default in _COMMON_DEFAULTS.items():
             setattr(self, key, kwargs.pop(key, copy.copy(default)))
         if isinstance(self.pruned_heads, Mapping):
-            pruned = _with_int_keys("pruned_heads", self.pruned_heads)
+            pruned = with_int_keys("pruned_heads", self.pruned_heads)
             self.pruned_heads = {i: sorted(heads) if isinstance(heads, set) else heads for i, heads in pruned.items()}
         if isinstance(self.architectures, tuple):
             self.architectures = list(self.architectures)
@@ -258,6 +265,16 @@ class VisionTransformerConfig:
     def attn_implementation(self) -> str:
         """How attention is computed; one of `ATTENTION_IMPLEMENTATIONS`."""
         return self._attn_implementation
+
+    @property
+    def fused_qkv(self) -> bool:
+        """Whether a model that is built has one layer for query, key and value."""
+        return self._fused_qkv
+
+    @property
+    def qkv_names(self) -> tuple[str, str, str]:
+        """Names of the layers for query, key and value where they are apart."""
+        return self._qkv_names
 
     @property
     def use_return_dict(self) -> bool:
@@ -444,6 +461,7 @@ class VisionTransformerConfig:
         own = set(VisionTransformerConfig.__init__.__annotations__) - {"kwargs", "return"}
         return own | set(_COMMON_DEFAULTS) | {
             "num_labels", "id2label", "label2id", "torch_dtype", "attn_implementation", "name_or_path",
+            "fused_qkv", "qkv_names",
         }  # fmt: skip
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
@@ -455,10 +473,10 @@ class VisionTransformerConfig:
         """
         changed = copy.copy(self)
         for key, value in config_dict.items():
-            if key == "attn_implementation":
-                key = "_attn_implementation"
+            if key in ("attn_implementation", "fused_qkv", "qkv_names"):
+                key = f"_{key}"
             elif key == "id2label":
-                value = _with_int_keys(key, value)
+                value = with_int_keys(key, value)
             elif hasattr(type(self), key) and key not in _PROPERTIES:
                 raise ValueError(f"A configuration cannot hold a key named {shown(key)}.")
             setattr(changed, key, value)
@@ -479,7 +497,7 @@ class VisionTransformerConfig:
                 raise ValueError(
                     f"{assignment!r} names no field of {type(self).__name__}. Write field=value,field=value."
                 )
-            values[key] = text if key == "dtype" else _parse_like(getattr(self, key), key, text)
+            values[key] = text if key == "dtype" else parse_like(getattr(self, key), key, text)
         self.update(values)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
@@ -498,7 +516,7 @@ class VisionTransformerConfig:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, VisionTransformerConfig):
             return False
-        return _with_lists(self.to_dict()) == _with_lists(other.to_dict())
+        return with_lists(self.to_dict()) == with_lists(other.to_dict())
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
@@ -555,44 +573,3 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         return read_json(file, "a configuration")
     except DamagedFileError as error:
         raise DamagedConfigurationError(str(error)) from error
-
-
-def _with_int_keys(name: str, table: Any) -> dict[int, Any]:
-    """JSON knows text keys only."""
-    if not isinstance(table, Mapping):
-        raise TypeError(f"{name} must be a dict. Received: {shown(table)}.")
-    if len(table) > MOST_LABELS:
-        raise ValueError(f"{name} must have at most {MOST_LABELS} entries. Received: {len(table)}.")
-    try:
-        return {int(key): value for key, value in table.items()}
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"The keys of {name} must be numbers. Received: {shown(list(table))}.") from error
-
-
-def _with_int_values(label2id: Mapping[str, Any]) -> dict[str, int]:
-    try:
-        return {name: int(number) for name, number in label2id.items()}
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"The values of label2id must be numbers. Received: {dict(label2id)!r}.") from error
-
-
-def _with_lists(value: Any) -> Any:
-    """Turns tuples into lists, as JSON does, so that a configuration equals the one that was written."""
-    if isinstance(value, Mapping):
-        return {key: _with_lists(item) for key, item in value.items()}
-    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _parse_like(old: Any, name: str, text: str) -> Any:
-    """Reads a text as a value of the type of `old`."""
-    if isinstance(old, bool):
-        truth = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
-        if text.lower() not in truth:
-            raise ValueError(f"{name} must be true or false. Received: {shown(text)}.")
-        return truth[text.lower()]
-    if not isinstance(old, (int, float, str)):
-        raise TypeError(f"{name} cannot be given as text: it is {old!r}. Set the attribute instead.")
-    try:
-        return type(old)(text)
-    except ValueError as error:
-        raise ValueError(f"{name} must be a number like {old!r}. Received: {shown(text)}.") from error

@@ -110,6 +110,10 @@ def check_fields(config: Any) -> None:
     check_choice("problem_type", config.problem_type, (None, *PROBLEM_TYPES))
     check_choice("attn_implementation", config.attn_implementation, ATTENTION_IMPLEMENTATIONS)
     check_choice("head_average", config.head_average, HEAD_AVERAGES)
+    check_choice("fused_qkv", config.fused_qkv, (True, False))
+    names = config.qkv_names
+    if len(set(names)) != 3 or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise ValueError(f"qkv_names must be three different names of attributes. Received: {shown(names)}.")
     check_choice("decoder_init", config.decoder_init, DECODER_STARTS)
     check_choice("distillation_kind", config.distillation_kind, ("hard", "soft"))
     if not isinstance(config.pruned_heads, Mapping):

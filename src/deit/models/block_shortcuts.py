@@ -92,8 +92,14 @@ def _attend_of_first(attention: Any, x: Tensor, count: int) -> Tensor:
     batch, tokens, _ = x.shape
     heads = len(attention.heads)
     inner = heads * attention.head_width
-    query = linear_rows(attention.qkv, x[:, :count], 0, inner).view(batch, count, heads, -1).transpose(1, 2)
-    both = linear_rows(attention.qkv, x, inner, 3 * inner).view(batch, tokens, 2, heads, -1)
+    if attention.qkv is None:
+        first, second, third = (getattr(attention, name) for name in attention.qkv_names)
+        queries, both = linear(first, x[:, :count]), torch.cat((linear(second, x), linear(third, x)), dim=-1)
+    else:
+        queries = linear_rows(attention.qkv, x[:, :count], 0, inner)
+        both = linear_rows(attention.qkv, x, inner, 3 * inner)
+    query = queries.view(batch, count, heads, -1).transpose(1, 2)
+    both = both.view(batch, tokens, 2, heads, -1)
     key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
     mixed = attend_of_few(query, key, value)
     return linear(attention.proj, mixed.transpose(1, 2).reshape(batch, count, -1))

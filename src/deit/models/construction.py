@@ -115,6 +115,11 @@ def construct(build: Callable[[], Built]) -> Built:
     return module
 
 
+def waits_for_values() -> bool:
+    """Whether models that are built now wait for the values of a file."""
+    return _current.get() is not None
+
+
 def modules_to_initialize(model: nn.Module) -> list[nn.Module]:
     """Returns all modules of a model but those that wait for the values of a file."""
     parts = _current.get()

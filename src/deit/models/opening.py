@@ -18,6 +18,7 @@ from deit.core.weight_files import find_weights
 from deit.models.construction import EmptyParts, without_initial_values
 from deit.models.loading import load_tensors, resolve_device, resolve_dtype
 from deit.models.model_names import published_place
+from deit.models.split_qkv import split_model
 from deit.models.tensor_source import DictSource, TensorSource, open_source
 from deit.models.vision_transformer import VisionTransformer
 
@@ -163,6 +164,8 @@ def open_model(
             raise TypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
 
     model, info = build_and_fill(build, checkpoint, may_map=may_map, **placing)
+    if not model.config.fused_qkv:
+        split_model(model, model.config.qkv_names)
     model.config.dtype = model.dtype
     if files.get("state_dict") is None and name_or_path is not None:
         model.name_or_path = model.config.name_or_path = origin(name_or_path)

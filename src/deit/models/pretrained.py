@@ -17,11 +17,12 @@ from deit.core.hub import upload_folder
 from deit.core.model_directory import published_files
 from deit.core.weight_files import number_of_bytes
 from deit.models.attention import require_implementation
-from deit.models.construction import mark_as_initialized, modules_to_initialize
+from deit.models.construction import mark_as_initialized, modules_to_initialize, waits_for_values
 from deit.models.cpu_kernels import pack
 from deit.models.loading import published_tensors, refuse_incompatible, save_model, translate_state
 from deit.models.losses import configured_loss
 from deit.models.opening import open_model
+from deit.models.split_qkv import join_tensors, split_model, split_tensors
 from deit.models.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
 
 Model = TypeVar("Model", bound="PreTrainedModel")
@@ -84,6 +85,8 @@ class PreTrainedModel(nn.Module):
             self.gradient_checkpointing_enable()
             del self.config.gradient_checkpointing  # type: ignore[attr-defined]
         self._keep_dtype_true()
+        if not self.config.fused_qkv and not waits_for_values():
+            split_model(self, self.config.qkv_names)
 
     def _keep_dtype_true(self) -> None:
         """Lets a configuration that names a type of weights name the model's."""
@@ -233,6 +236,10 @@ class PreTrainedModel(nn.Module):
         hook = self.__dict__.pop("_input_hook", None)
         if hook is not None:
             hook.remove()
+
+    @property
+    def _qkv_names(self) -> tuple[str, str, str]:
+        return self.config.qkv_names
 
     def _trunks(self) -> list[VisionTransformer]:
         return [module for module in self.modules() if isinstance(module, VisionTransformer)]
@@ -396,7 +403,7 @@ class PreTrainedModel(nn.Module):
         save_model(
             self,
             folder,
-            published_tensors(self.state_dict() if state_dict is None else state_dict),
+            published_tensors(join_tensors(self.state_dict() if state_dict is None else state_dict, self._qkv_names)),
             safe_serialization=safe_serialization,
             most_bytes=number_of_bytes(max_shard_size),
             variant=variant,
@@ -518,12 +525,16 @@ class PreTrainedModel(nn.Module):
         Raises:
             RuntimeError: Names or shapes do not match; the model is then as it was, unless the names are its own.
         """
-        current = self.state_dict()
+        own = self.state_dict()
+        current = join_tensors(own, self._qkv_names)
+        split = len(current) < len(own)
         translated = translate_state(state_dict, current, f"{self.base_model_prefix}.")
         if translated is None:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+            tensors = split_tensors(state_dict, self._qkv_names) if split else join_tensors(state_dict, self._qkv_names)
+            return super().load_state_dict(tensors, strict=strict, assign=assign)
         refuse_incompatible(self, translated, current, strict)
-        result = super().load_state_dict(translated.tensors, strict=False, assign=assign)
+        tensors = split_tensors(translated.tensors, self._qkv_names) if split else translated.tensors
+        result = super().load_state_dict(tensors, strict=False, assign=assign)
         return type(result)(translated.missing_keys, translated.unexpected_keys)
 
 

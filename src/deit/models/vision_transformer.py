@@ -95,7 +95,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for query, key and value.
+    """Multi-head self-attention with one fused projection for query, key and value, or with three (see `split`).
 
     Args:
         config: Sizes and rates.
@@ -109,7 +109,8 @@ class Attention(nn.Module):
         self.heads = sorted(set(range(config.num_attention_heads)) - set(pruned_heads))
         self.dropout_rate = config.attention_probs_dropout_prob
         inner = len(self.heads) * self.head_width
-        self.qkv = new_linear(width, 3 * inner, bias=config.qkv_bias)
+        self.qkv: nn.Linear | None = new_linear(width, 3 * inner, bias=config.qkv_bias)
+        self.qkv_names: tuple[str, ...] = ()  # of the three layers, where they are apart
         self.proj = new_linear(inner, width)
 
     def forward(
@@ -126,12 +127,40 @@ class Attention(nn.Module):
         Returns:
             (B, N, D), and the probabilities (B, H, N, N) where the implementation is "eager".
         """
-        qkv = linear(self.qkv, x).unflatten(2, (3, len(self.heads), self.head_width))  # (B, N, 3, H, d)
+        qkv = self.project(x).unflatten(2, (3, len(self.heads), self.head_width))  # (B, N, 3, H, d)
         if head_mask is not None and head_mask.shape[1] > len(self.heads):
             head_mask = head_mask[:, self.heads]
         dropout_rate = self.dropout_rate if self.training else 0.0
         mixed, probabilities = attend(qkv, implementation, bias, head_mask, dropout_rate)
         return linear(self.proj, mixed), probabilities
+
+    def project(self, x: Tensor) -> Tensor:
+        """Maps (B, N, D) to query, key and value side by side, (B, N, 3 * H * d)."""
+        if self.qkv is not None:
+            return linear(self.qkv, x)
+        return torch.cat([linear(getattr(self, name), x) for name in self.qkv_names], dim=-1)
+
+    @torch.no_grad()
+    def split(self, names: tuple[str, str, str]) -> None:
+        """Puts three layers with the same values in the place of the fused one, unless that was done before.
+
+        Args:
+            names: Of the layers for query, key and value.
+
+        Raises:
+            ValueError: The module has an attribute of that name.
+        """
+        fused = self.qkv
+        if fused is None:
+            return
+        taken = [name for name in names if hasattr(self, name)]
+        if taken:
+            raise ValueError(f"qkv_names: {taken[0]!r} is taken by another part of the attention. Choose another name.")
+        weights = fused.weight.chunk(3)
+        biases = (None,) * 3 if fused.bias is None else fused.bias.chunk(3)
+        for name, weight, bias in zip(names, weights, biases, strict=True):
+            setattr(self, name, _linear_like(fused, weight, bias))
+        self.qkv, self.qkv_names = None, names
 
     @torch.no_grad()
     def prune(self, heads: Iterable[int]) -> None:
@@ -145,9 +174,14 @@ class Attention(nn.Module):
         within = torch.arange(self.head_width, device=places.device)
         columns = (places[:, None] * self.head_width + within).flatten()
         rows = torch.cat([part * len(self.heads) * self.head_width + columns for part in range(3)])
-        self.qkv = _linear_like(self.qkv, self.qkv.weight[rows], None if self.qkv.bias is None else self.qkv.bias[rows])
+        for name in self.qkv_names or ("qkv",):
+            setattr(self, name, _with_rows(getattr(self, name), columns if self.qkv_names else rows))
         self.proj = _linear_like(self.proj, self.proj.weight[:, columns], self.proj.bias)
         self.heads = kept
+
+
+def _with_rows(layer: nn.Linear, rows: Tensor) -> nn.Linear:
+    return _linear_like(layer, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
 def _linear_like(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
