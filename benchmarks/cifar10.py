@@ -23,7 +23,7 @@ from harness import report, tells
 from deit.data.augment import Augmentation
 from deit.data.opening import open_data
 from deit.data.sources import Data, Subset
-from deit.train.history import draw_curves
+from deit.train.curves import draw_curves
 from deit.train.loop import FitResult, fit
 from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
 from deit.train.students import build_student

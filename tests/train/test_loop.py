@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from deit.core.image_processor import evaluation_processor
 from deit.data.augment import Augmentation
 from deit.deploy.predictor import Predictor
-from deit.train.history import CURVES_NAME, History
+from deit.train.curves import CURVES_NAME
+from deit.train.history import History
 from deit.train.interrupts import TrainingInterrupted
 from deit.train.loop import NonFiniteLossError, fit
 from deit.train.optimization import learning_rate

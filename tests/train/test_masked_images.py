@@ -18,7 +18,8 @@ from deit.core.configuration import DeiTConfig, ViTConfig
 from deit.core.image_processor import evaluation_processor
 from deit.data.augment import Augmentation, build_transform
 from deit.data.random_state import seeded
-from deit.data.unlabelled import WithoutLabels
+from deit.data.sources import ArraySource, place_of
+from deit.data.unlabelled import ImageFiles, WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.vit import ViTForMaskedImageModeling
 from deit.train.interrupts import TrainingInterrupted
@@ -26,6 +27,7 @@ from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
 from deit.train.recipe import Masking, Optimizer, Recipe, Schedule
 from deit.train.recipes import named_recipe
+from deit.train.reconstructions import varied
 from deit.train.students import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask
 from deit.train.teacher_cache import BatchPlace
@@ -164,23 +166,52 @@ def test_pictures_show_original_hidden_and_reconstruction_side_by_side(run):
     names = sorted(path.name for path in (result.out / "pictures").iterdir())
     assert names == [f"step-{step:08d}.png" for step in range(4, 61, 4)]
     grid = np.asarray(Image.open(result.out / "reconstruction.png")).astype(int)
-    times = 96 // 16
-    assert grid.shape == (3 * 98 - 2, 3 * 98 - 2, 3)
+    times, top = 96 // 16, len(grid) - (3 * 98 - 2)
+    assert grid.shape[1:] == (3 * 98 - 2, 3)
+    for column in range(3):  # a heading stands over each
+        assert (grid[:top, column * 98 : column * 98 + 96] < 128).any()
+    grid = grid[top:]
     images = unlabelled(24, 6).val
     ours.student.eval()
-    for row in range(3):
+    for row, number in enumerate(varied(images, 3).tolist()):
         cells = [grid[row * 98 : row * 98 + 96 : times, column * 98 : column * 98 + 96 : times] for column in range(3)]
-        original = np.asarray(images.image(row)).astype(int)
+        original = np.asarray(images.image(number)).astype(int)
         assert np.abs(cells[0] - original).max() <= 1
-        hidden = ours.masks.for_images([row]).numpy().reshape(4, 4).repeat(4, axis=0).repeat(4, axis=1)
+        hidden = ours.masks.for_images([number]).numpy().reshape(4, 4).repeat(4, axis=0).repeat(4, axis=1)
         assert (cells[1][hidden] == 128).all()
         assert (cells[1][~hidden] == cells[0][~hidden]).all()
         assert (cells[2][~hidden] == cells[0][~hidden]).all()
-        pixels = ours.processor(images.image(row), return_tensors="pt").pixel_values
+        pixels = ours.processor(images.image(number), return_tensors="pt").pixel_values
         with torch.no_grad():
-            made = ours.student(pixels, bool_masked_pos=ours.masks.for_images([row])).reconstruction[0]
+            made = ours.student(pixels, bool_masked_pos=ours.masks.for_images([number])).reconstruction[0]
         expected = (made.permute(1, 2, 0).numpy() * tiny.STD + tiny.MEAN) * 255
         assert np.abs(cells[2][hidden] - np.clip(expected, 0, 255)[hidden]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "expected"),
+    [
+        ([0] * 6 + [1] * 4 + [2] * 2, 3, [3, 8, 11]),  # one of each class
+        ([0] * 6 + [1] * 4 + [2] * 2, 5, [1, 7, 10, 4, 9]),  # then another of each
+        ([0, 0, 0, 0], 2, [1, 3]),
+        ([0, 1], 8, [0, 1]),
+        (list(range(10)), 2, [2, 7]),  # more classes than places: over the whole list
+    ],
+)
+def test_pictures_are_of_different_classes(labels, count, expected):
+    images = np.zeros((len(labels), 4, 4, 3), np.uint8)
+    source = ArraySource(images, np.array(labels), [str(i) for i in range(10)])
+    assert varied(source, count).tolist() == expected
+
+
+def test_pictures_without_labels_are_of_different_folders(tmp_path):
+    for folder, count in (("a", 5), ("b", 3), ("c/d", 1)):
+        for i in range(count):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (40 * i, 0, len(folder))).save(tmp_path / folder / f"{i}.png")
+    images = ImageFiles(tmp_path)
+    folders = [os.path.dirname(place_of(images, int(i))) for i in varied(images, 3)]
+    assert sorted(folders) == [str(tmp_path / name) for name in ("a", "b", "c/d")]
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path):

@@ -14,7 +14,7 @@ from deit.core.metrics import softmax
 from deit.demo.journey import LABELS_PER_CLASS, Journey, preprocess
 from deit.deploy.html_page import image_uri, png_uri, write_page
 from deit.deploy.runners import TorchRunner, open_runner
-from deit.train.history import draw_curves
+from deit.train.curves import draw_curves
 
 _GRID_IMAGES = 40
 _MAP_IMAGES = 5

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from deit.core.files import replaced_file
@@ -17,19 +16,18 @@ from deit.core.writing import writing
 from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
 from deit.data.masks import BlockMasks
-from deit.data.sources import Data, Source
+from deit.data.sources import Data, Source, Subset
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.heads import require_equal_stride
 from deit.models.vit import ViTForMaskedImageModeling
 from deit.train.recipe import Masking, Recipe
+from deit.train.reconstructions import side_by_side, varied
 from deit.train.tasks import Task, chosen, evaluation_mode
 from deit.train.teacher_cache import BatchPlace
 
 RECONSTRUCTION = "reconstruction"
 PICTURE_NAME, PICTURES_NAME = "reconstruction.png", "pictures"
 
-_GAP = 2  # pixels between two images of a picture
-_LEAST_SIDE = 96  # smaller images are enlarged in a picture
 _GREY = 128  # of a hidden patch
 
 
@@ -177,7 +175,7 @@ class MaskedImageTask(Task):
 def draw_reconstructions(
     student: nn.Module, task: MaskedImageTask, images: Source, device: torch.device, path: Path
 ) -> None:
-    """Draws some images in rows of three: the original, what the student sees of it, its reconstruction.
+    """Draws some images in rows of three, under headings: the original, what the student sees, its reconstruction.
 
     The reconstruction shows the student's pixels where patches were hidden, and the original elsewhere, of which
     nothing was learnt. Written whole or not at all.
@@ -185,16 +183,17 @@ def draw_reconstructions(
     Args:
         student: The task's own, or an average of it.
         task: Its masks are those of the evaluation.
-        images: The first `task.masking.pictures` of them are drawn.
+        images: `task.masking.pictures` of them are drawn, of different classes or folders.
         device: Where the student is.
         path: Of the PNG.
     """
-    batches = EvaluationBatches(images, task.processor, min(task.masking.pictures, len(images.labels)))
+    numbers = varied(images, task.masking.pictures)
+    batches = EvaluationBatches(Subset(images, numbers), task.processor, max(len(numbers), 1))
     first = next(iter(batches), None)
     if first is None:  # none can be read, of which the scores tell
         return
     pixels = torch.from_numpy(first[0]).to(device)
-    masks = task.masks.for_images(batches.numbers).to(device)
+    masks = task.masks.for_images(numbers[np.asarray(batches.numbers)]).to(device)
     with evaluation_mode(student), torch.inference_mode():
         drawn = student(pixels, bool_masked_pos=masks).reconstruction.float()
     config: Any = task.student.config
@@ -209,22 +208,8 @@ def draw_reconstructions(
     original, made = ((tensor * std + mean) * 255 for tensor in (pixels, drawn))
     shown = (original, original.where(~hidden, float(_GREY)), made.where(hidden, original))
     with replaced_file(path) as temporary:
-        _grid([_bytes(tensor) for tensor in shown]).save(temporary, "PNG")
+        side_by_side([_bytes(tensor) for tensor in shown]).save(temporary, "PNG")
 
 
 def _bytes(pixels: Tensor) -> Any:
     return pixels.round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
-
-
-def _grid(columns: list[Any]) -> Image.Image:
-    """Lays columns of images (N, H, W, 3) side by side; small images are enlarged without smoothing."""
-    count, height, width, _ = columns[0].shape
-    times = max(-(-_LEAST_SIDE // min(height, width)), 1)
-    height, width = height * times, width * times
-    size = (len(columns) * (width + _GAP) - _GAP, count * (height + _GAP) - _GAP)
-    grid = Image.new("RGB", size, "white")
-    for column, images in enumerate(columns):
-        for row, image in enumerate(images):
-            enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
-            grid.paste(enlarged, (column * (width + _GAP), row * (height + _GAP)))
-    return grid

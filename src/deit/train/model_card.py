@@ -13,7 +13,7 @@ from deit.core.labels import distinct_names
 from deit.core.metrics import score_text, score_title
 from deit.core.printable import markdown_code, markdown_text, printable
 from deit.models.pretrained import PreTrainedModel
-from deit.train.history import CURVES_NAME
+from deit.train.curves import CURVES_NAME
 from deit.train.masked_images import PICTURE_NAME
 
 CARD_NAME = "README.md"
