@@ -158,6 +158,7 @@ def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
         problem_type=options.problem_type,
         label_separator=options.label_separator,
         value_range=options.range,
+        check=options.check_images,
         progress=progress,  # type: ignore[arg-type]
     )
     return limited(opened, train=options.max_train_images, val=options.max_val_images)

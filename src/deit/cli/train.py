@@ -206,6 +206,7 @@ def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> D
         problem_type=options.problem_type,
         label_separator=options.label_separator,
         value_range=options.range,
+        check=options.check_images,
         keep_unlabelled=taught,
         progress=progress,
     )

@@ -17,7 +17,7 @@ from deit.core.image_search import find_image_files, find_loose_files, holds_ima
 from deit.core.images import ImageError, ValueRange, load_image
 from deit.core.labels import numbers_by_name, repeated_names, several_classes
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.contents import Bytes, Contents, examine, file_stamp, refuse_unknown_ranges
+from deit.data.contents import Bytes, Contents, examine, file_stamp, refuse_unknown_ranges, unexamined
 from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,14 @@ class ImageFolder:
         classes: Names and order of the classes; the sorted names of the sub-folders with images when None.
         strict: Raise at the first file that is not an image, and at an empty folder, in place of leaving it out.
         value_range: Of grey images with more than 8 bits, see `load_image`.
+        check: False looks at no image now: `contents` is None, and a broken image is found when it is used.
         progress: Called with (files checked, files in all).
 
     Attributes:
         problem_type: Always "single_label_classification".
         skipped: Files left out, images beside the class folders among them.
         ignored: Counts of other files: hidden ones, notes beside the class folders.
-        contents: (N,) uint64 hashes of the files' bytes.
+        contents: (N,) uint64 hashes of the files' bytes; None without `check`.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -58,6 +59,7 @@ class ImageFolder:
         classes: Sequence[str] | None = None,
         strict: bool = False,
         value_range: ValueRange | None = None,
+        check: bool = True,
         progress: Progress | None = None,
     ) -> None:
         self.root = Path(root)
@@ -73,13 +75,13 @@ class ImageFolder:
                 f"Known: {', '.join(self.classes)}."
             )
         paths, labels, self.skipped = self._scan(numbers)
-        found = examine_files(self.root, paths, progress, value_range)
+        found = examine_files(self.root, paths, progress, value_range) if check else unexamined(len(paths))
         self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         if strict:
             refuse_skipped(self.skipped, str(self.root), strict=True)
         good = [i for i in range(len(paths)) if i not in found.reasons]
         self.paths = [paths[i] for i in good]
-        self.contents = found.hashes[good]
+        self.contents = found.hashes[good] if check else None
         self.labels: Labels = np.array([labels[i] for i in good], dtype=np.int64)
         self._require_images(numbers)
         refuse_skipped(self.skipped, str(self.root), strict=False)
@@ -120,7 +122,9 @@ class ImageFolder:
         return str(self.paths[index])
 
     def fingerprint(self) -> str:
-        """Returns a hash of the names, contents and labels of all files."""
+        """Returns a hash of the names, contents and labels of all files; of sizes where the contents are not known."""
+        if self.contents is None:
+            return self.former_fingerprint()
         names = "\0".join(str(path.relative_to(self.root)) for path in self.paths)
         digest = hashlib.sha256("\0".join(["contents", *self.classes]).encode("utf-8", "surrogateescape"))
         digest.update(names.encode("utf-8", "surrogateescape") + self.contents.tobytes() + self.labels.tobytes())

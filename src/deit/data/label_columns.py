@@ -160,13 +160,13 @@ def _never_two(column: LabelColumn) -> str:
 
 def _prepare_single(column: LabelColumn, known: Collection[str] | None) -> tuple[LabelColumn, bool]:
     """Returns a column of single classes in plain spelling and with its notes, and whether -1 is a class."""
+    _refuse_many_values(column)
     names = set(known or ())
     texts = [value.strip() for value in column.values if isinstance(value, str) and not is_missing(value)]
     values = list(column.values)
     if texts and all(text not in names and listed(text) is not None for text in texts):
         values = [listed(value) if isinstance(value, str) and not is_missing(value) else value for value in values]
     values = [value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value for value in values]
-    _refuse_many_values(column)
     values = [None if isinstance(value, (list, tuple)) and not value else value for value in values]
     values = _plain(values, names)
     notes = list(column.notes)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from deit.data.unlabelled import ImageFiles, WithoutLabels
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _Rows: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -56,6 +57,7 @@ def open_data(
     label_separator: str = "",
     value_range: ValueRange | None = None,
     keep_unlabelled: bool = False,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> Data:
     """Opens labelled images for training.
@@ -80,6 +82,8 @@ def open_data(
         value_range: What becomes black and white in grey images of more than 8 bits; see `load_image`.
         keep_unlabelled: Keep training images that have no label, as `NO_LABEL`, for a teacher to speak of: those of
             tables and shards, and of a folder unlabelled/ beside train/ and val/. For single classes.
+        check: False looks at no image now. A broken one is found when it is used, copies of an image are not known as
+            such, and the run keeps no hashes of its images; for data that is known to be whole.
         progress: Called with (images checked, images in all), part after part.
 
     Raises:
@@ -91,34 +95,64 @@ def open_data(
         ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
     """
     check_problem_type(problem_type)
-    options = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator)
+    options = ReadOptions(
+        image_column, label_column, problem_type, progress, value_range, label_separator, strict, check
+    )
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
     parts = find_parts(path, options)
     if isinstance(parts, Path):
-        data = _open_folder(parts, val_fraction, seed, strict, keep, options)
+        data = _open_folder(parts, val_fraction, seed, keep, options)
     elif len(parts) == 1:
-        data = _divide(parts, val_fraction, seed, strict, keep, options)
+        data = _divide(parts, val_fraction, seed, keep, options)
     else:
-        data = _open_parts(parts, strict, keep, options)
+        data = _open_parts(parts, keep, options)
     _require_two_classes(data.train.classes, problem_type)
     note_classes(data)
     note_copies(data)
     return data
 
 
-def _divide(parts: Parts, val_fraction: float, seed: int, strict: bool, keep: bool, options: ReadOptions) -> Data:
+def _stored(
+    read: Callable[[], Part],
+    options: ReadOptions,
+    *,
+    classes: Sequence[str] | None = None,
+    keep_unlabelled: bool = False,
+    labels_needed: bool = False,
+    numbers_fit: bool = False,
+) -> StoredImages:
+    """Opens the images of a part; see `StoredImages`."""
+    return StoredImages(
+        read(),
+        problem_type=SINGLE_LABEL if options.problem_type == UNLABELLED else options.problem_type,
+        classes=classes,
+        strict=options.strict,
+        labels_needed=labels_needed,
+        keep_unlabelled=keep_unlabelled,
+        numbers_fit=numbers_fit,
+        value_range=options.value_range,
+        separator=options.label_separator,
+        check=options.check,
+        progress=options.progress,
+    )
+
+
+def _files_opener(opener: Callable[..., T], options: ReadOptions) -> Callable[..., T]:
+    """Returns what opens folders of images as they shall be read."""
+    return partial(
+        opener,
+        strict=options.strict,
+        value_range=options.value_range,
+        check=options.check,
+        progress=options.progress,
+    )
+
+
+def _divide(parts: Parts, val_fraction: float, seed: int, keep: bool, options: ReadOptions) -> Data:
     ((name, read),) = parts.items()
     if name in ("val", "test"):
         logger.warning("There is one part, %s: it is divided, for training and for measuring.", name)
-    whole = StoredImages(
-        read(),
-        problem_type=options.problem_type,
-        strict=strict,
-        keep_unlabelled=keep,
-        value_range=options.value_range,
-        separator=options.label_separator,
-        progress=options.progress,
-    )
+    whole = _stored(read, options, keep_unlabelled=keep)
     labelled = np.flatnonzero(whole.labels != NO_LABEL) if keep else np.arange(len(whole.labels))
     division = _held_out(whole, labelled, whole.labels[labelled], whole.classes, val_fraction, seed)
     return _divided(whole, division, whole.skipped)
@@ -155,31 +189,14 @@ def _require_two_classes(classes: Sequence[str], problem_type: str = SINGLE_LABE
         )
 
 
-def _open_parts(parts: Parts, strict: bool, keep: bool, options: ReadOptions) -> Data:
+def _open_parts(parts: Parts, keep: bool, options: ReadOptions) -> Data:
     _require_two_parts(parts)
     chosen = "val" if "val" in parts else "test"
     unused = [name for name in parts if name not in ("train", chosen)]
     if unused:
         logger.warning("Training measures on the part %s. Not used: %s.", chosen, ", ".join(unused))
-    train = StoredImages(
-        parts["train"](),
-        problem_type=options.problem_type,
-        strict=strict,
-        keep_unlabelled=keep,
-        value_range=options.value_range,
-        separator=options.label_separator,
-        progress=options.progress,
-    )
-    val = StoredImages(
-        parts[chosen](),
-        problem_type=options.problem_type,
-        classes=train.classes,
-        strict=strict,
-        labels_needed=True,
-        value_range=options.value_range,
-        separator=options.label_separator,
-        progress=options.progress,
-    )
+    train = _stored(parts["train"], options, keep_unlabelled=keep)
+    val = _stored(parts[chosen], options, classes=train.classes, labels_needed=True)
     return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped))
 
 
@@ -231,22 +248,12 @@ def open_labelled(
     check_problem_type(problem_type)
     if part not in ("train", "val"):
         raise ValueError(f"part must be train or val. Received: {part!r}.")
-    options = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator)
+    options = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator, strict)
     parts = find_parts(path, options)
     if isinstance(parts, Path):
-        folder = _labelled_folder(parts, part, classes)
-        return ImageFolder(folder, classes=classes, strict=strict, value_range=options.value_range, progress=progress)
-    return StoredImages(
-        parts[_chosen_part(list(parts), part)](),
-        problem_type=problem_type,
-        classes=classes,
-        strict=strict,
-        labels_needed=part != "train",
-        numbers_fit=True,
-        value_range=value_range,
-        separator=label_separator,
-        progress=progress,
-    )
+        return _files_opener(ImageFolder, options)(_labelled_folder(parts, part, classes), classes=classes)
+    chosen = parts[_chosen_part(list(parts), part)]
+    return _stored(chosen, options, classes=classes, labels_needed=part != "train", numbers_fit=True)
 
 
 def _chosen_part(parts: Sequence[str], part: str) -> str:
@@ -300,6 +307,7 @@ def open_unlabelled(
     problem_type: str = SINGLE_LABEL,
     label_separator: str = "",
     value_range: ValueRange | None = None,
+    check: bool = True,
     progress: Progress | None = None,
 ) -> Data:
     """Opens images for training without labels; where there are labels they are ignored.
@@ -318,6 +326,7 @@ def open_unlabelled(
         problem_type: See `open_data`.
         label_separator: See `open_data`.
         value_range: See `open_data`.
+        check: See `open_data`.
         progress: See `open_data`.
 
     Returns:
@@ -329,21 +338,18 @@ def open_unlabelled(
         ConnectionError: See `open_data`.
         ModuleNotFoundError: See `open_data`.
     """
-    options = ReadOptions(image_column, "", UNLABELLED, progress, value_range)
+    options = ReadOptions(image_column, "", UNLABELLED, progress, value_range, "", strict, check)
     parts = find_parts(path, options)
     if isinstance(parts, Path):
-        return _noted(_unlabelled_folder(parts, val_fraction, seed, strict, options))
+        return _noted(_unlabelled_folder(parts, val_fraction, seed, options))
     if len(parts) > 1:
         _require_two_parts(parts)
-        train, val = (
-            StoredImages(parts[name](), strict=strict, value_range=options.value_range, progress=progress)
-            for name in ("train", "val" if "val" in parts else "test")
-        )
+        train, val = (_stored(parts[name], options) for name in ("train", "val" if "val" in parts else "test"))
         skipped = (*train.skipped, *val.skipped)
         return _noted(Data(train=WithoutLabels(train), val=WithoutLabels(val), skipped=skipped))
     (read,) = parts.values()
     part = read()
-    whole = StoredImages(part, strict=strict, value_range=options.value_range, progress=progress)
+    whole = _stored(lambda: part, options)
     labelled = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator)
     told = _labels_told(path, labelled, part, whole.rows)
     return _noted(_divide_unlabelled(WithoutLabels(whole), told, whole.skipped, val_fraction, seed))
@@ -387,13 +393,13 @@ def _divide_unlabelled(
     return _divided(whole, parts, skipped)
 
 
-def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool, options: ReadOptions) -> Data:
-    open_files = partial(ImageFiles, strict=strict, value_range=options.value_range, progress=options.progress)
+def _unlabelled_folder(root: Path, val_fraction: float, seed: int, options: ReadOptions) -> Data:
+    open_files = _files_opener(ImageFiles, options)
     divided = folder_parts(root, labelled=False)
     if divided is not None:
         val = open_files(divided.parts[_measured(divided)])
         train = [open_files(folder) for folder in [divided.parts["train"], *divided.unlabelled]]
-        return _data_of_folders(root, divided, Joined(train), val, [*train, val], strict)
+        return _data_of_folders(root, divided, Joined(train), val, [*train, val], options.strict)
     files = open_files(root)
     tops = [path.relative_to(root).parts[:-1][:1] for path in files.paths]  # class folders, if that is what they are
     classes = sorted({top[0] for top in tops if top})
@@ -406,8 +412,8 @@ def _unlabelled_folder(root: Path, val_fraction: float, seed: int, strict: bool,
 # --- folders of images --------------------------------------------------------------------------------
 
 
-def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep: bool, options: ReadOptions) -> Data:
-    open_folder = partial(ImageFolder, strict=strict, value_range=options.value_range, progress=options.progress)
+def _open_folder(root: Path, val_fraction: float, seed: int, keep: bool, options: ReadOptions) -> Data:
+    open_folder = _files_opener(ImageFolder, options)
     divided = folder_parts(root)
     if divided is None:
         _require_two_classes(class_folders(root))
@@ -421,11 +427,11 @@ def _open_folder(root: Path, val_fraction: float, seed: int, strict: bool, keep:
     val = open_folder(val_folder, classes=train.classes)
     opened: list[ImageFolder | ImageFiles] = [train]
     if keep:
-        open_files = partial(ImageFiles, strict=strict, value_range=options.value_range, progress=options.progress)
+        open_files = _files_opener(ImageFiles, options)
         opened += [open_files(folder) for folder in divided.unlabelled]
     else:
         divided = replace(divided, others=[*divided.others, *divided.unlabelled])
-    return _data_of_folders(root, divided, Joined(opened), val, [*opened, val], strict)
+    return _data_of_folders(root, divided, Joined(opened), val, [*opened, val], options.strict)
 
 
 def _measured(divided: FolderParts) -> str:

@@ -47,6 +47,8 @@ class ReadOptions:
     progress: Progress | None
     value_range: ValueRange | None = None
     label_separator: str = ""
+    strict: bool = False
+    check: bool = True
 
     def columns(self) -> dict[str, str]:
         """Returns what every kind of part takes."""

@@ -16,7 +16,7 @@ from PIL import Image
 from deit.core.images import ImageError, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.contents import Bytes, Contents, examine, refuse_unknown_ranges
+from deit.data.contents import Bytes, Contents, examine, refuse_unknown_ranges, unexamined
 from deit.data.label_columns import LabelColumn, encode_labels
 from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
 
@@ -149,6 +149,7 @@ class StoredImages:
         numbers_fit: See `encode_labels`.
         separator: See `encode_labels`.
         value_range: Of grey images with more than 8 bits, see `load_image`.
+        check: False looks at no image now: `contents` is None, and a broken image is found when it is used.
         progress: Called with (images checked, images in all).
 
     Attributes:
@@ -156,7 +157,7 @@ class StoredImages:
         labels: See `Source`.
         problem_type: See `Source`.
         rows: (N,) their places in the part.
-        contents: (N,) uint64 hashes of the images' bytes.
+        contents: (N,) uint64 hashes of the images' bytes; None without `check`.
         skipped: What was left out.
         ignored: Counts of what is of no interest.
 
@@ -176,6 +177,7 @@ class StoredImages:
         numbers_fit: bool = False,
         separator: str = "",
         value_range: ValueRange | None = None,
+        check: bool = True,
         progress: Progress | None = None,
     ) -> None:
         self._store = part.store
@@ -206,7 +208,7 @@ class StoredImages:
             encoded.labels[unlabelled] = NO_LABEL
             unlabelled = unlabelled[:0]
         rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
-        found = _examined(part.store, rows, progress, value_range)
+        found = _examined(part.store, rows, progress, value_range) if check else unexamined(len(rows))
         self.ignored = part.ignored
         self.skipped = [
             *part.skipped,
@@ -220,7 +222,8 @@ class StoredImages:
                 f"{part.origin} has no usable image. The first that was left out: "
                 f"{self.skipped[0].path}: {self.skipped[0].reason}"
             )
-        self.rows, self._checks, self.contents = rows[good], found.checks[good], found.hashes[good]
+        self.rows, self._checks = rows[good], found.checks[good] if check else None
+        self.contents = found.hashes[good] if check else None
         self.labels: Labels = encoded.labels[self.rows]
 
     def image(self, index: int) -> Image.Image:
@@ -234,7 +237,7 @@ class StoredImages:
             data = self._store.read(row)
         except (ImageError, OSError) as error:
             raise ImageError(f"{self._store.place(row)}: {error}") from error
-        if (len(data), zlib.crc32(data)) != tuple(self._checks[index]):
+        if self._checks is not None and (len(data), zlib.crc32(data)) != tuple(self._checks[index]):
             raise ImageError(
                 f"{self._store.place(row)}: it is not what it was when the data was opened. "
                 "Restore the file, or start again."
@@ -249,11 +252,16 @@ class StoredImages:
         return self._store.place(int(self.rows[index]))
 
     def fingerprint(self) -> str:
-        """Returns a hash of labels, classes and the length and CRC-32 of each image, wherever they lie."""
+        """Returns a hash of labels, classes and the length and CRC-32 of each image, wherever they lie.
+
+        Where those are not known, of the places of the images.
+        """
         digest = hashlib.sha256(f"{self.problem_type}\0{self.labels.shape}\0".encode())
-        digest.update(
-            "\0".join(self.classes).encode("utf-8", "surrogateescape") + self.labels.tobytes() + self._checks.tobytes()
-        )
+        if self._checks is not None:
+            images = self._checks.tobytes()
+        else:
+            images = "\0".join(map(self.place, range(len(self.rows)))).encode("utf-8", "surrogateescape")
+        digest.update("\0".join(self.classes).encode("utf-8", "surrogateescape") + self.labels.tobytes() + images)
         return digest.hexdigest()
 
 

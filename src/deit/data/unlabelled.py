@@ -13,7 +13,7 @@ from deit.core.image_search import find_image_files
 from deit.core.images import IMAGE_SUFFIXES, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.metrics import SINGLE_LABEL
-from deit.data.contents import Hashes
+from deit.data.contents import Hashes, unexamined
 from deit.data.image_folders import examine_files
 from deit.data.sources import (
     Labels,
@@ -36,6 +36,7 @@ class ImageFiles:
         root: The folder.
         strict: Raise at the first file that is not an image, in place of leaving it out.
         value_range: Of grey images with more than 8 bits, see `load_image`.
+        check: False looks at no image now, see `ImageFolder`.
         progress: Called with (files checked, files in all).
 
     Attributes:
@@ -43,7 +44,7 @@ class ImageFiles:
         labels: (N,) int64, all `NO_LABEL`.
         problem_type: Always "single_label_classification".
         paths: The files, sorted.
-        contents: (N,) uint64 hashes of their bytes.
+        contents: (N,) uint64 hashes of their bytes; None without `check`.
         skipped: Files left out.
         ignored: Counts of hidden files.
 
@@ -60,6 +61,7 @@ class ImageFiles:
         *,
         strict: bool = False,
         value_range: ValueRange | None = None,
+        check: bool = True,
         progress: Progress | None = None,
     ) -> None:
         self.root = Path(root)
@@ -69,12 +71,12 @@ class ImageFiles:
         searched = find_image_files(self.root)
         paths = [Path(path) for path in searched.paths if path is not None]
         self.skipped, self.ignored = searched.skipped, searched.ignored
-        found = examine_files(self.root, paths, progress, value_range)
+        found = examine_files(self.root, paths, progress, value_range) if check else unexamined(len(paths))
         self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         refuse_skipped(self.skipped, str(self.root), strict=strict)
         good = [i for i in range(len(paths)) if i not in found.reasons]
         self.paths = [paths[i] for i in good]
-        self.contents = found.hashes[good]
+        self.contents = found.hashes[good] if check else None
         if not self.paths:
             raise ValueError(f"{self.root} holds no usable image ({', '.join(IMAGE_SUFFIXES)}). Add some.")
         self.classes: list[str] = []
@@ -89,7 +91,9 @@ class ImageFiles:
         return str(self.paths[index])
 
     def fingerprint(self) -> str:
-        """Returns a hash of the names and contents of all files."""
+        """Returns a hash of the names and contents of all files; of sizes where the contents are not known."""
+        if self.contents is None:
+            return self.former_fingerprint()
         names = "\0".join(["without labels", *(str(path.relative_to(self.root)) for path in self.paths)])
         return hashlib.sha256(names.encode("utf-8", "surrogateescape") + self.contents.tobytes()).hexdigest()
 

@@ -116,7 +116,7 @@ def held_out(model_directory: Path, source: Source) -> Subset | None:
         others.
     """
     contents, known = contents_of(source), read_known_images(model_directory)
-    if known is not None and contents is not None:
+    if known is not None and contents is not None and len(known.hashes):  # a training that checked no image has none
         wanted = np.setdiff1d(known.with_role(MEASURED), known.with_role(LEARNT))
         kept = np.flatnonzero(np.isin(contents, wanted))
         return Subset(source, kept) if len(wanted) and np.isin(wanted, contents).all() else None

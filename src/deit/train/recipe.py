@@ -170,6 +170,9 @@ class DataOptions:
     Attributes:
         val_fraction: Share kept for validation where the data set has no validation part.
         strict: True stops at the first image that cannot be used; False leaves it out and says so.
+        check_images: True looks at each image before the start, False at none: for data that is known to be whole. A
+            broken image is then found when it is used, see `max_bad_images`; copies of an image are not known as such,
+            and `deit evaluate` cannot count images that the model has met.
         max_bad_images: Training images that may become unreadable during a run (deleted, truncated, changed); in place
             of each stands another image of its batch, and the run tells of it. More stop the run, its state is saved:
             then a disk or a network fails, and what is left would be another data set. `strict` allows none.
@@ -191,6 +194,7 @@ class DataOptions:
 
     val_fraction: float = 0.2
     strict: bool = False
+    check_images: bool = True
     max_bad_images: int = 10
     image_column: str = ""
     label_column: str = ""
