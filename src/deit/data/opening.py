@@ -67,11 +67,10 @@ def open_data(
     without a label are left out of training unless asked for, and refused in validation.
 
     Args:
-        path: One of: a folder with one sub-folder of images for each class, or with train/ and val/ of that form;
-            Parquet files in the layout of the Hugging Face hub; a .csv or .tsv file of paths and labels; a folder
-            written by `datasets.save_to_disk`; WebDataset shards (.tar). Files may be a list, a folder of them, or a
-            pattern such as "shards-{000..009}.tar" or "{train,val}.parquet"; shards may be http(s) addresses, which
-            are fetched once. Or a `datasets.Dataset` or `DatasetDict`.
+        path: A folder with one sub-folder of images for each class, or with train/ and val/ of that form; Parquet files
+            in the layout of the Hugging Face hub; a .csv or .tsv file of paths and labels; a folder that
+            `datasets.save_to_disk` wrote; WebDataset shards (.tar). Files may be a list, a folder of them, or a pattern
+            such as "shards-{000..009}.tar"; shards may be addresses. Or a `datasets.Dataset` or `DatasetDict`.
         val_fraction: The share kept, see `split_indices`.
         seed: Chooses which.
         strict: Raise at the first image that is broken or has no label, in place of leaving it out.
@@ -82,22 +81,19 @@ def open_data(
         value_range: What becomes black and white in grey images of more than 8 bits; see `load_image`.
         keep_unlabelled: Keep training images that have no label, as `NO_LABEL`, for a teacher to speak of: those of
             tables and shards, and of a folder unlabelled/ beside train/ and val/. For single classes.
-        check: False looks at no image now. A broken one is found when it is used, copies of an image are not known as
-            such, and the run keeps no hashes of its images; for data that is known to be whole.
+        check: False looks at no image now: a broken one is found when it is used, and copies are not known as such.
         progress: Called with (images checked, images in all), part after part.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: It is none of these, empty or damaged; columns cannot be found; labels are missing from the
-            validation part, or name classes that the training part lacks; all images are of one class; or a class has
-            too few images to be divided.
+        ValueError: It is none of these, empty or damaged; columns cannot be found; validation images have no label or
+            classes that the training part lacks; or there is one class alone, or one with too few images to divide.
         ConnectionError: A shard cannot be fetched.
         ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
     """
     check_problem_type(problem_type)
-    options = ReadOptions(
-        image_column, label_column, problem_type, progress, value_range, label_separator, strict, check
-    )
+    read = (image_column, label_column, problem_type, progress, value_range, label_separator, strict, check)
+    options = ReadOptions(*read)
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
     parts = find_parts(path, options)
     if isinstance(parts, Path):
@@ -108,8 +104,7 @@ def open_data(
         data = _open_parts(parts, keep, options)
     _require_two_classes(data.train.classes, problem_type)
     note_classes(data)
-    note_copies(data)
-    return data
+    return _noted(data)
 
 
 def _stored(
