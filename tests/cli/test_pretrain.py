@@ -43,9 +43,25 @@ def test_a_folder_without_class_folders_will_do(tmp_path):
     )
 
 
+def test_a_recipe_for_large_data_is_made_to_fit_small_data(photos, tmp_path):
+    options = ("--student", VARIANT, "--image-size", 32, "--epochs", 1, "--out", tmp_path / "run")
+    said = succeeds("pretrain", photos, *options).output
+    assert "batch_size=8 in place of the recipe's 2048: there are 24 training images (--batch-size chooses" in said
+    assert "masking.patch=8 in place of the recipe's 32: the input has 32 x 32 pixels" in said
+    recipe = Recipe.load(tmp_path / "run" / "recipe.yaml")
+    assert (recipe.batch_size, recipe.masking.patch) == (8, 8)
+    succeeds("pretrain", photos, *options, "--resume")
+    for option, message in (
+        (("--batch-size", 2048), "Pass a batch size of at most 24."),
+        (("--set", "masking.patch=32"), "A mask would hide all"),
+    ):
+        is_refused(deit("pretrain", photos, *options[:-1], tmp_path / "other", *option), message)
+
+
 def test_a_run_goes_on_and_other_settings_are_refused(photos, pretrained, tmp_path, copied):
     out = copied(pretrained[0])
     settings = (*MASKED, "--set", "masking.picture_steps=6", "--out", out, "--resume")
+    (out / "training.json").unlink()  # not finished
     for path in (out / "state").glob("step-*"):
         if path.name == "step-00000012":
             for file in path.iterdir():

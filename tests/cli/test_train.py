@@ -301,7 +301,18 @@ def test_resuming_where_there_is_no_run_is_refused(photos, tmp_path):
 
 def test_resuming_with_other_settings_is_refused_by_their_names(photos, alone, copied):
     result = train(photos, copied(alone[0]), "--resume", "--epochs", 3, "--set", "optimizer.eps=1e-7")
-    is_refused(result, "has other settings: optimizer.eps, schedule.epochs, schedule.warmup_epochs.")
+    is_refused(result, "has other settings: optimizer.eps. Resume it with the same ones.")
+
+
+def test_a_run_goes_on_for_more_epochs_where_that_is_asked_for(photos, alone, copied, caplog):
+    run = copied(alone[0])
+    result = succeeds("train", photos, "--student", VARIANT, *SHORT, "--out", run, "--resume", "--epochs", 3)
+    assert "The run goes on to epoch 3 in place of 2." in caplog.text
+    assert [line.partition(",")[0] for line in result.stdout.splitlines() if line.startswith("epoch")] == ["epoch 3"]
+    began, now = (Recipe.load(folder / "recipe.yaml").schedule for folder in (alone[0], run))
+    assert (now.epochs, now.warmup_epochs) == (3, began.warmup_epochs)
+    without = deit("train", photos, "--student", VARIANT, "--batch-size", 4, *RATE, "--out", run, "--resume")
+    is_refused(without, f"The run in {run} is one of 3 epochs. Pass --epochs 3 to go on as it began, or the number")
 
 
 def test_resuming_with_another_student_is_refused(photos, alone, copied):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import reports_errors, say, say_lines
+from deit.cli.console import counted, reports_errors, say, say_lines
 from deit.cli.parameters import (
     BatchSize,
     Device,
@@ -21,15 +21,20 @@ from deit.cli.parameters import (
 from deit.cli.settings import (
     check_freeze,
     describe_start,
+    named_settings,
     named_start,
     open_named_recipe,
     open_on_first,
     print_result,
     recipe_settings,
+    resumed_settings,
     run_fit,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from deit.data.distributed import Processes
     from deit.data.sources import Data
     from deit.train.masked_images import MaskedImageTask
     from deit.train.recipe import Recipe
@@ -37,16 +42,17 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE, DEFAULT_STUDENT = "simmim-100", "deit-tiny-distilled-patch16-224"
 
+UnlabelledImages = Annotated[
+    str,
+    typer.Argument(
+        help="Images as deit train takes them, or a folder without class folders; no labels used.", parser=place
+    ),
+]
+
 
 @reports_errors
 def pretrain(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="Images as deit train takes them, or a folder without class folders; no labels used.",
-            parser=place,
-        ),
-    ],
+    data: UnlabelledImages,
     out: RunFolder,
     student: Annotated[
         str | None, typer.Option(help=f"A variant ({DEFAULT_STUDENT} without one).", show_default=False)
@@ -82,22 +88,56 @@ def pretrain(
 
     student, init = named_start(student, init, set_ or [])
     given = _open_recipe(recipe, init, config)
-    chosen = given.with_settings(
-        recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
-    )
+    settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
+    chosen = given.with_settings(settings)
+    free = _left_to_the_data(recipe, settings)
+    if resume:
+        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), free=free)
     with process_group(device) as processes:
         processes.on_first(lambda: refuse_inside_data(out, data, "--out"))
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
         built = processes.on_each(lambda: try_start(resolved, device, processes, masked=True))
-        task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
+        resolved = _fitted(resolved, images, built, [] if resume else free, processes)
+        task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
         if processes.is_first:
             _print_plan(images, resolved, built, task)
         result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
         if processes.is_first:
             print_result(result)
             say(f"Reconstructions: {out / PICTURE_NAME}")
+
+
+def _left_to_the_data(name_or_path: str | None, chosen: Iterable[str]) -> list[str]:
+    """Returns the settings that follow from the data: those of a recipe that is meant for large ones, not of a file."""
+    from deit.train.recipes import is_recipe_file
+
+    if name_or_path is not None and is_recipe_file(name_or_path):
+        return []
+    return [name for name in ("batch_size", "masking.patch") if name not in chosen]
+
+
+def _fitted(recipe: Recipe, images: Data, built: Student, free: list[str], processes: Processes) -> Recipe:
+    """Returns the recipe with the batch size and the mask patch that fit the data, and says so."""
+    from deit.train.fitting import fitting_batch, fitting_mask_patch
+
+    count, size = len(images.train.labels), built.processor.output_size
+    patch_size: Any = built.model.config.grid_patch_size  # type: ignore[union-attr]
+    fitted = {
+        "batch_size": fitting_batch(count, recipe.batch_size, recipe.batch_multiple(processes.world_size)),
+        "masking.patch": fitting_mask_patch(size, patch_size, recipe.masking.patch, recipe.masking.ratio),
+    }
+    wished = {"batch_size": recipe.batch_size, "masking.patch": recipe.masking.patch}
+    why = {
+        "batch_size": f"there are {counted(count, 'training image')} (--batch-size chooses another)",
+        "masking.patch": f"the input has {size[0]} x {size[1]} pixels (--set masking.patch= chooses another)",
+    }
+    changed = {name: value for name, value in fitted.items() if name in free and value != wished[name]}
+    for name, value in changed.items():
+        if processes.is_first:
+            say(f"{name}={value} in place of the recipe's {wished[name]}: {why[name]}.")
+    return recipe.with_settings(changed)
 
 
 def _print_plan(images: Data, recipe: Recipe, built: Student, task: MaskedImageTask) -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deit.cli.console import print_table, progress_bar, report_found, say
+from deit.cli.console import counted, print_table, progress_bar, report_found, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from deit.data.distributed import Processes
     from deit.data.sources import Data
@@ -61,6 +62,11 @@ def recipe_settings(
     return settings
 
 
+def named_settings(epochs: int | None, given: list[str]) -> set[str]:
+    """Returns the names of settings that --epochs and --set name."""
+    return {text.partition("=")[0].strip() for text in given} | ({"schedule.epochs"} if epochs is not None else set())
+
+
 def named_start(student: str | None, init: str | None, given: list[str]) -> tuple[str | None, str | None]:
     """Returns student and weights of the options --student and --init, or as --set names them: it means the same.
 
@@ -77,6 +83,36 @@ def named_start(student: str | None, init: str | None, given: list[str]) -> tupl
             )
         names[name] = option or setting or None
     return names["student"], names["init"]
+
+
+def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: Iterable[str] = ()) -> Recipe:
+    """Returns the recipe of a run that goes on: what follows from others and nobody chose is as it was.
+
+    Args:
+        out: Folder of the run.
+        recipe: Of the command line.
+        chosen: Names of settings that were named there.
+        free: Names of settings that were fitted to the data, or the run's own if it goes on.
+
+    Raises:
+        ValueError: The run has another number of epochs, and none was named.
+    """
+    from deit.core.model_directory import RECIPE_NAME
+    from deit.train.recipe import Recipe
+    from deit.train.recipe_values import flat
+
+    if not (out / RECIPE_NAME).is_file():
+        return recipe
+    began = Recipe.load(out / RECIPE_NAME)
+    epochs = began.schedule.epochs
+    if "schedule.epochs" not in chosen and recipe.schedule.epochs != epochs:
+        raise ValueError(
+            f"The run in {out} is one of {counted(epochs, 'epoch')}. Pass --epochs {epochs} to go on as it began, or "
+            "the number to go on to."
+        )
+    own = flat(began.to_dict())
+    names = [*free, *({"schedule.warmup_epochs"} - set(chosen))]
+    return recipe.with_settings({name: own[name] for name in names})
 
 
 def check_freeze(recipe: Recipe) -> None:

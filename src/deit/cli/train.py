@@ -23,11 +23,13 @@ from deit.cli.parameters import (
 from deit.cli.settings import (
     check_freeze,
     describe_start,
+    named_settings,
     named_start,
     open_named_recipe,
     open_on_first,
     print_result,
     recipe_settings,
+    resumed_settings,
     run_fit,
 )
 
@@ -96,6 +98,8 @@ def train(
     given = _open_recipe(recipe, init)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     chosen = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))
+    if resume:
+        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []))
     with process_group(device) as processes:
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size, teacher or []))
         processes.on_first(lambda: _check_folders(data, out, teacher_cache, resolved, resume=resume))

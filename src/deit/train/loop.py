@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from deit.train.left_out import LeftOut
 from deit.train.optimization import describe_rates, learning_rate, planned_rates
 from deit.train.recipe import Recipe
 from deit.train.recorded_images import images_of_run, record_images
+from deit.train.resumed import Resumed, differing, plain_settings
 from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
 from deit.train.run_images import keep_run_images
 from deit.train.state import State, load_state, newest_state, remove_states, save_state, state_folder
@@ -46,7 +46,7 @@ from deit.train.training_device import training_device
 
 logger = logging.getLogger(__name__)
 
-_LEFT_OUT = "images left out"  # in a state
+_LEFT_OUT, _CHANGED = "images left out", "changed settings"  # in a state
 _LOSSES = "losses."  # before the names of summed losses in a state
 _IMAGES = {"training images": "train", "validation images": "val"}  # in an identity -> in the data
 _GPU_EVENT_STEPS = 10  # a GPU runs ahead of Python; asking it after every step would make it wait
@@ -178,8 +178,8 @@ class _Run:
             "teacher": teacher and teacher.name,
             "teacher_fingerprint": teacher and teacher.fingerprint(),
             **{name: getattr(data, part).fingerprint() for name, part in _IMAGES.items()},
-            "student": _plain(task.student.config) if isinstance(task.student, PreTrainedModel) else None,
-            "preprocessing": _plain(task.processor),
+            "student": plain_settings(task.student.config) if isinstance(task.student, PreTrainedModel) else None,
+            "preprocessing": plain_settings(task.processor),
         }
         task.to(device)
         if teacher is not None:
@@ -195,13 +195,13 @@ class _Run:
         self._open_cache(teacher_cache, until_the_end)
         self.processes.on_first(lambda: until_the_end.enter_context(open_run_folder(out, recipe, resume=resume)))
         self.images_record = self.processes.on_first(lambda: self._keep_images(teacher_cache))
-        self.step = 0
+        self.step, self.resumed = 0, Resumed()
         self._saved: tuple[int, Path] | None = None
         self._has_told = False  # whether the error that ends the run says from where it can go on
         self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
         self.left_out = LeftOut(0 if recipe.data.strict else recipe.data.max_bad_images, len(data.train.labels))
         if resume:
-            self._restore()
+            self._go_on()
         self.first_step = self.step
         self.history = History(out, until_step=self.step)
         if self.history.epochs and self.history.epochs[-1]["step"] == self.step:
@@ -215,6 +215,11 @@ class _Run:
             num_workers=recipe.num_workers,
             pin_memory=device.type == "cuda",
         )
+
+    def _go_on(self) -> None:
+        self._restore()
+        options = {"step": self.step, "steps_per_epoch": self.steps_per_epoch}
+        self.processes.on_first(lambda: self.resumed.take(self.out, self.recipe, **options))
 
     def _keep_images(self, teacher_cache: str | Path | None) -> dict[str, Any]:
         record_images(self.out, self.data)
@@ -383,7 +388,9 @@ class _Run:
     def _mean_losses(self) -> dict[str, float]:
         names = list(self.loss_sums)
         totals = torch.stack([self.loss_sums[name] for name in names]).double().cpu().numpy()
-        steps = self.step % self._steps_per_evaluation or self._steps_per_evaluation
+        ends = [row["step"] for row in self.history.epochs if row["step"] < self.step]  # also of a shorter schedule
+        regular = (self.step - 1) // self._steps_per_evaluation * self._steps_per_evaluation
+        steps = self.step - max([regular, *ends[-1:]])
         means = self.processes.sum(totals) / (steps * self.processes.world_size)
         return {f"train_{name}": float(mean) for name, mean in zip(names, means, strict=True)}
 
@@ -468,7 +475,7 @@ class _Run:
     def _write_state(self, loss_sums: dict[str, Tensor]) -> Path:
         sums = {f"{_LOSSES}{name}": value for name, value in loss_sums.items()}
         left_out = list(self.left_out.reasons.items())
-        meta = {**self.identity, _LEFT_OUT: left_out}
+        meta = {**self.identity, _LEFT_OUT: left_out, _CHANGED: self.resumed.changes}
         return save_state(
             self.out / STATE_NAME, State(step=self.step, tensors=self.take_step.tensors() | sums, meta=meta)
         )
@@ -479,7 +486,7 @@ class _Run:
             return
         for name, value in self.identity.items():
             if not self._is_same(state.meta, name):
-                what, (found, received) = name.replace("_", " "), _differing(state.meta.get(name), value)
+                what, (found, received) = name.replace("_", " "), differing(state.meta.get(name), value)
                 why = " Images were added, left out or swapped for others." if name in _IMAGES else ""
                 raise ValueError(f"The run in {self.out} has another {what}: {found}. Received: {received}.{why}")
         try:
@@ -489,6 +496,7 @@ class _Run:
         self.step = state.step
         self._saved = state.step, state_folder(self.out / STATE_NAME, state.step)
         self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
+        self.resumed.changes = list(state.meta.get(_CHANGED, ()))
         self.loss_sums = {
             name.removeprefix(_LOSSES): value.to(self.device)
             for name, value in state.tensors.items()
@@ -547,6 +555,7 @@ class _Run:
             "teacher": self.identity["teacher"],
             "teacher_fingerprint": self.identity["teacher_fingerprint"],
             "recipe": self.recipe.to_dict(),
+            **({"changed_settings": self.resumed.changes} if self.resumed.changes else {}),
             "learning_rate": {
                 **dataclasses.asdict(self.recipe.learning_rates()),
                 **planned_rates(self.recipe, steps_per_epoch=self.steps_per_epoch),
@@ -567,20 +576,6 @@ class _Run:
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    """Returns the settings of a model or a processor as they are after a file of JSON."""
-    values: dict[str, Any] = json.loads(json.dumps(settings.to_dict(), default=str))
-    return values
-
-
-def _differing(found: Any, received: Any) -> tuple[Any, Any]:
-    """Returns two values, of dicts only the entries that differ."""
-    if not (isinstance(found, dict) and isinstance(received, dict)):
-        return found, received
-    names = sorted(name for name in found.keys() | received.keys() if found.get(name) != received.get(name))
-    return {name: found.get(name) for name in names}, {name: received.get(name) for name in names}
 
 
 def _flat_scores(scores: dict[str, Any], prefix: str) -> dict[str, float]:

@@ -23,13 +23,9 @@ from deit.models.pretrained import PreTrainedModel
 from deit.train.folder_lock import LOCK_NAME, FolderInUseError, folder_lock, is_in_use
 from deit.train.masked_images import PICTURES_NAME
 from deit.train.model_card import CARD_NAME, model_card
-from deit.train.recipe import Recipe, differences, read_settings
-from deit.train.recipe_values import flat
+from deit.train.recipe import Recipe
+from deit.train.resumed import changed_settings
 from deit.train.state import has_states
-
-# Names of what a training state knows better: it has the student's sizes and weights, and the teacher's fingerprint.
-_BY_CONTENT = {"student", "config", "image_size", "partial_patches", "init", "teacher"}
-_AFTERWARDS = {"keep_state"}  # what changes nothing of a run that goes on
 
 
 def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -82,11 +78,7 @@ def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
     if resume:
         if not recipe_file.is_file():
             raise FileNotFoundError(f"{out} holds no run to resume. Leave out --resume to begin one.")
-        # A setting that the file does not name came into being after the run began.
-        compared = flat(read_settings(recipe_file)).keys() - _BY_CONTENT - _AFTERWARDS
-        other = [name for name in differences(Recipe.load(recipe_file), recipe) if name in compared]
-        if other:
-            raise ValueError(f"The run in {out} has other settings: {', '.join(other)}. Resume it with the same ones.")
+        changed_settings(out, recipe)
         if (out / TRAINING_NAME).is_file() and not has_states(out / STATE_NAME):
             raise ValueError(
                 f"The run in {out} is finished and its training states were removed: there is nothing to go on from. "
