@@ -153,6 +153,23 @@ def test_ctrl_c_with_several_processes_of_our_own_is_one_line_and_a_state(photos
     assert "Stopped after step" in said
 
 
+def test_a_killed_process_of_several_is_told_in_one_line_and_the_run_goes_on_from_its_state(photos, tmp_path) -> None:
+    _, *rest = command(photos, tmp_path / "run")
+    process = start("deit", "--processes", 2, *rest)
+    while newest_state(tmp_path / "run" / "state") is None and process.poll() is None:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [int(child) for child in children if b"deit" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    os.kill(workers[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGKILL
+    (line,) = [line for line in errors.splitlines() if not line.startswith("Note:")]
+    assert re.match(
+        r"Error: Process \d of 2 was ended by SIGKILL\. .* goes on from its newest state with --resume", line
+    )
+    assert newest_state(tmp_path / "run" / "state") is not None
+
+
 def test_only_commands_that_share_their_work_are_started_several_times() -> None:
     ran = start("deit", "--processes", 2, "recipes")
     assert "Error: --processes is for train, pretrain, evaluate. Received: recipes." in ran.communicate(timeout=60)[1]

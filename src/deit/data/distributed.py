@@ -82,6 +82,14 @@ class Processes:
         distributed.all_gather_object(values, value, group=_patient_group())
         return values
 
+    def gathered(self, value: T) -> list[T] | None:
+        """Returns in the first process what all have, in the order of their ranks, and in the others None."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_first else None
+        distributed.gather_object(value, values, dst=0, group=_patient_group())
+        return values
+
     @contextmanager
     def sharing(self) -> Iterator[None]:
         """For a block that ends in `sum`: an error of one process ends it in all of them, and the first one tells.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -314,10 +313,7 @@ def _of_all(mine: _Embedded, processes: Processes) -> _Embedded:
     """Returns in the first process what all have, in the order of the images, and in the others nothing."""
     if processes.world_size == 1:
         return mine
-    from torch import distributed
-
-    found: list[Any] | None = [None] * processes.world_size if processes.is_first else None
-    distributed.gather_object((mine.numbers, mine.left_out), found, dst=0)
+    found = processes.gathered((mine.numbers, mine.left_out))
     numbers = [number for part, _ in found or () for number in part]
     order = np.argsort(np.array(numbers, np.int64), kind="stable")
     features = {token: _gathered(mine.features.pop(token), order, processes) for token in list(mine.features)}
@@ -327,10 +323,7 @@ def _of_all(mine: _Embedded, processes: Processes) -> _Embedded:
 
 def _gathered(mine: Array, order: Integers, processes: Processes) -> Array:
     """Returns in the first process the rows (N, D) of all processes in an order, and in the others none."""
-    from torch import distributed
-
-    parts: list[Any] | None = [None] * processes.world_size if processes.is_first else None
-    distributed.gather_object(mine, parts, dst=0)
+    parts = processes.gathered(mine)
     places = np.argsort(order, kind="stable")  # of each row, process after process
     whole = np.empty((len(order), mine.shape[1]), np.float32)
     start = 0
