@@ -7,7 +7,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.metrics import precision_recall_fscore_support
 
+from deit.data.image_folders import ImageFolder
 from deit.data.sources import ArraySource
 from deit.deploy import evaluation_report
 from deit.deploy.evaluation import evaluate_model
@@ -22,6 +26,11 @@ from tests.deploy.evaluation_cases import (
     single_source,
     two_heads,
 )
+
+
+def wilson(percent: float, images: int) -> tuple[float, float]:
+    ends = binomtest(round(percent * images / 100), images).proportion_ci(method="wilson")
+    return 100 * ends.low, 100 * ends.high
 
 
 class Page(HTMLParser):
@@ -68,17 +77,55 @@ def test_a_report_shows_scores_classes_mistakes_and_how_it_was_made(tmp_path):
     assert "Look." in page.text
     assert "deit evaluate m d" in page.text
     for head in [*result.heads.values(), result.teacher]:
-        assert f"{head.scores.top1:.2f} {head.scores.top5:.2f} {head.scores.loss:.3f}" in page.text
+        low, high = wilson(head.scores.top1, len(source.labels))
+        assert f"{head.scores.top1:.2f} {low:.2f} to {high:.2f} {head.scores.top5:.2f}" in page.text
+        assert f"{head.scores.loss:.3f}" in page.text
         assert f"{100 * head.calibration_error:.2f}" in page.text
     for pair, share in result.agreement.items():
         assert f"{pair.replace(', ', ' and ')} {share:.2f}" in page.text
-    for row in result.per_class():
-        assert f"{row['class']} {row['images']} {row['right']} {row['accuracy']:.1f}" in page.text
+    said, true = result.heads[result.head].picks, source.labels
+    scores = precision_recall_fscore_support(true, said, labels=range(len(CLASSES)), zero_division=np.nan)
+    for row, precision, recall, f1, images in zip(result.per_class(), *scores, strict=True):
+        low, high = wilson(100 * recall, int(images))
+        counted = f"{row['class']} {images} {row['right']} {100 * recall:.1f} {low:.1f} to {high:.1f}"
+        assert f"{counted} {100 * precision:.1f} {100 * f1:.1f}" in page.text
     assert f"{result.temperature.temperature:.3f}" in page.text
     assert len(page.pictures()) == 2 + len(result.mistakes())
     worst = result.mistakes()[0]
-    assert f"{worst.said} {100 * worst.size:.1f} % is {worst.true}" in page.text
+    assert f"{worst.said} {100 * worst.size:.1f} % is {worst.true} image {worst.index}" in page.text
     assert "NaN" not in page.text
+
+
+def test_a_report_shows_curves_settings_and_where_the_mistakes_are(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    Image.new("RGB", (60, 40), "blue").save(folder / "curves.png")
+    (folder / "recipe.yaml").write_text("seed: 3\nstudent: <b>tiny</b>\n")
+    (folder / "preprocessor_config.json").write_text('{"size": 77}')
+    for i, name in enumerate(CLASSES):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new("RGB", (9, 9), (40 * i, 90 * k, 0)).save(tmp_path / "photos" / name / f"{k}.png")
+    photos = ImageFolder(tmp_path / "photos")
+    numbered = ArraySource(numbered_images(len(photos.labels)), photos.labels, CLASSES)
+    wrong = np.eye(len(CLASSES))[(photos.labels + 1) % len(CLASSES)] * 5
+    result = evaluate_model(TableRunner({"class": wrong}, CLASSES), numbered, PLAIN, batch_size=8)
+    options = {"model": "m", "data": "d", "folder": folder}
+    settings = {"batch size": "8", "head": "class"}
+    write_evaluation_report(tmp_path / "r.html", result, photos, **options, settings=settings)
+    page = Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert len(result.mistakes()) == len(photos.labels)
+    for mistake in result.mistakes():
+        name = CLASSES[photos.labels[mistake.index]]
+        assert str(tmp_path / "photos" / name / f"{mistake.index % 2}.png") in page.text
+    for shown in ("batch size 8", "head class", "seed: 3", "<b>tiny</b>", '{"size": 77}', "recipe.yaml"):
+        assert shown in page.text
+    assert "b" not in {tag for tag, _ in page.tags}
+    assert [p["alt"] for p in page.pictures()].count("Losses and scores over the epochs of the training") == 1
+    (folder / "curves.png").write_bytes(b"no picture")
+    write_evaluation_report(tmp_path / "r.html", result, photos, **options)
+    assert "How it was trained" not in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_names_are_text_and_never_tags(tmp_path):
@@ -107,7 +154,7 @@ def test_images_without_an_answer_and_classes_without_images_are_shown_as_such(t
     runner.tables["both"][:] = np.nan
     _, page = written(tmp_path, runner, source)
     assert "NaN" in page.text
-    assert "both 0.00 0.00 - - 101" in page.text
+    assert "both 0.00 0.00 to 3.66 0.00 0.00 to 3.66 - - 101" in page.text
     assert "cow 0 0 -" in page.text
 
 
@@ -117,7 +164,10 @@ def test_several_labels_have_precision_for_each_class_and_no_confusion(tmp_path)
     table = np.random.default_rng(1).normal(size=(40, 4)) + labels
     result, page = written(tmp_path, TableRunner({"class": table}, CLASSES, source.problem_type), source)
     for row in result.per_class():
-        assert f"{row['class']} {row['images']} {row['f1']:.1f} {100 * row['average_precision']:.1f}" in page.text
+        said, true = table[:, CLASSES.index(row["class"])] > 0, labels[:, CLASSES.index(row["class"])] == 1
+        precision, recall, f1, _ = precision_recall_fscore_support(true, said, average="binary")
+        scores = f"{100 * precision:.1f} {100 * recall:.1f} {100 * f1:.1f}"
+        assert f"{row['class']} {row['images']} {scores} {100 * row['average_precision']:.1f}" in page.text
     assert f"{100 * result.mean_average_precision:.2f} %" in page.text
     assert page.pictures() == []
 

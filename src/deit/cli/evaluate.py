@@ -76,17 +76,21 @@ def evaluate(
             result = evaluate_model(runner, source, processor, on_batch=update, **options)
     if result is not None:  # the first process speaks for all
         source = _readable(source, result)
-        _tell(result, source, context, _notes(result, folder, source))
+        _tell(result, source, context, _notes(result, folder, source), folder)
 
 
-def _tell(result: Evaluation, source: Source, context: typer.Context, notes: list[str]) -> None:
+def _tell(result: Evaluation, source: Source, context: typer.Context, notes: list[str], folder: Path) -> None:
     """Prints a result, and writes the report that was asked for."""
+    from deit.data.sources import place_of
+
     given = context.params
     model, data, report = str(given["model"]), str(given["data"]), given["report"]
     if report is not None:
-        _write_report(report, result, source, context, notes)
+        _write_report(report, result, source, context, notes, folder)
     if given["as_json"]:
         values = {"model": model, "data": data, "notes": notes, **result.as_dict()}
+        for mistake in values["mistakes"]:
+            mistake["place"] = place_of(source, mistake["index"])
         say_json(values)
         return
     _print(result, f"{model} on {data}", notes)
@@ -203,7 +207,9 @@ def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
     return notes
 
 
-def _write_report(path: Path, result: Evaluation, source: Source, context: typer.Context, notes: list[str]) -> None:
+def _write_report(
+    path: Path, result: Evaluation, source: Source, context: typer.Context, notes: list[str], folder: Path
+) -> None:
     from deit.deploy.evaluation_report import write_evaluation_report
 
     write_evaluation_report(
@@ -214,7 +220,15 @@ def _write_report(path: Path, result: Evaluation, source: Source, context: typer
         data=str(context.params["data"]),
         command=_command(context),
         notes=notes,
+        folder=folder,
+        settings=_settings(context),
     )
+
+
+def _settings(context: typer.Context) -> dict[str, str]:
+    """What was asked for, defaults included."""
+    given = {name: value for name, value in context.params.items() if name not in ("report", "as_json", "knn")}
+    return {name.replace("_", " "): str(value) for name, value in given.items() if value not in (None, "")}
 
 
 def _command(context: typer.Context) -> str:

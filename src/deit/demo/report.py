@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deit.core.image_processor import DeiTImageProcessor
+from deit.core.intervals import share_interval
 from deit.core.metrics import softmax
 from deit.demo.journey import LABELS_PER_CLASS, Journey, preprocess
 from deit.deploy.html_page import image_uri, png_uri, write_page
@@ -42,6 +43,7 @@ def write_report(journey: Journey) -> Path:
         "demo",
         "report.html.j2",
         table=journey.table(),
+        interval=share_interval,
         labels=10 * LABELS_PER_CLASS,
         tests=len(journey.data.val.labels),
         steps=journey.distilled.steps,

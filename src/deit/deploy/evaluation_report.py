@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import deit
 from deit.core.calibration import ReliabilityBin
+from deit.core.chart_style import BLUE, GREY, INK, LIGHT_BLUE, ORANGE, plain_text, tidy
+from deit.core.configuration import CONFIG_NAME
 from deit.core.images import ImageError
+from deit.core.intervals import share_interval
 from deit.core.metrics import REGRESSION, SINGLE_LABEL, score_text, score_title
+from deit.core.model_directory import RECIPE_NAME
 from deit.core.printable import printable
-from deit.data.sources import Source
-from deit.deploy.evaluation_results import Evaluation
-from deit.deploy.html_page import figure_uri, image_uri, write_page
+from deit.core.processor_settings import PREPROCESSOR_NAME
+from deit.data.sources import Source, place_of
+from deit.deploy.evaluation_results import Evaluation, HeadResult, intervals
+from deit.deploy.html_page import figure_uri, image_uri, picture_uri, write_page
 
 # Above the first the matrix is too dense for names, above the second for numbers in its cells.
 _MOST_NAMES, _MOST_NUMBERS = 50, 20
+# Of files of the model directory that are shown.
+_CURVES_NAME, _MOST_FILE_BYTES, _MOST_LINES = "curves.png", 4 * 2**20, 200
 # Images up to this size are shown with hard pixels.
 _TINY = 48
-_INK, _BLUE, _ORANGE, _GREY, _LIGHT = "#1c2430", "#2f6fb0", "#d9822b", "#9aa4b1", "#8fb8dc"
 
 
 def check_report_path(path: Path) -> None:
@@ -53,6 +61,8 @@ def write_evaluation_report(
     data: str,
     command: str = "",
     notes: Sequence[str] = (),
+    folder: Path | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes the report of an evaluation.
 
@@ -64,6 +74,8 @@ def write_evaluation_report(
         data: Name or folder of the images.
         command: How to do it again.
         notes: Sentences that stand above everything else.
+        folder: The model directory, whose curves, recipe and preprocessing are shown where it has them.
+        settings: How it was evaluated: name -> value.
 
     Returns:
         `path`.
@@ -88,6 +100,10 @@ def write_evaluation_report(
         pairs=evaluation.confused_pairs(8) if evaluation.problem_type == SINGLE_LABEL else [],
         title=score_title,
         text=score_text,
+        interval=share_interval,
+        curves=_curves(folder),
+        settings=list((settings or {}).items()),
+        files=_files(folder),
         mistakes=_mistakes(evaluation, source),
         rows=sorted(
             evaluation.per_class(), key=lambda row: _nan_last(row.get("accuracy", row.get("average_precision")))
@@ -102,10 +118,36 @@ def _mistakes(evaluation: Evaluation, source: Source) -> list[dict[str, Any]]:
         try:
             image = source.image(mistake.index)
         except (ImageError, OSError):  # it was there a moment ago
-            cells.append({"image": "", "tiny": False, "mistake": mistake})
+            cells.append({"image": "", "tiny": False, "mistake": mistake, "place": place_of(source, mistake.index)})
             continue
-        cells.append({"image": image_uri(image), "tiny": max(image.size) <= _TINY, "mistake": mistake})
+        cell = {"image": image_uri(image), "tiny": max(image.size) <= _TINY, "mistake": mistake}
+        cells.append({**cell, "place": place_of(source, mistake.index)})
     return cells
+
+
+def _curves(folder: Path | None) -> str:
+    """Returns the curves of the model's training as an address that holds the picture, or nothing."""
+    path = None if folder is None else folder / _CURVES_NAME
+    if path is None or not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES:
+        return ""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as picture:
+            return picture_uri(picture.convert("RGB"))
+    except Exception:  # noqa: BLE001  # a damaged picture raises nearly every type, and costs no report
+        return ""
+
+
+def _files(folder: Path | None) -> list[tuple[str, list[str]]]:
+    """Returns the texts of the model directory that say how it was made and what it does to images."""
+    named = {} if folder is None else {name: folder / name for name in (RECIPE_NAME, PREPROCESSOR_NAME, CONFIG_NAME)}
+    found = {name: path for name, path in named.items() if path.is_file() and path.stat().st_size <= _MOST_FILE_BYTES}
+    return [(name, _lines_of(path)) for name, path in found.items()]
+
+
+def _lines_of(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    more = [f"... and {len(lines) - _MOST_LINES} lines more"] if len(lines) > _MOST_LINES else []
+    return [*(line[:200] for line in lines[:_MOST_LINES]), *more]
 
 
 def _nan_last(value: float) -> float:
@@ -118,8 +160,8 @@ def _cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     texts = {name: score_text(name, value) for name, value in result.scores.as_dict().items()}
     if evaluation.problem_type == SINGLE_LABEL:
         cards = [
-            ("Top-1", f"{texts['top1']} %", "right at first"),
-            ("Top-5", f"{texts['top5']} %", "right among five"),
+            ("Top-1", f"{texts['top1']} %", _between("right at first", "top1", result)),
+            ("Top-5", f"{texts['top5']} %", _between("right among five", "top5", result)),
             ("Loss", texts["loss"], "cross-entropy, nats"),
             ("ECE", f"{100 * result.calibration_error:.2f} %", "confidence against accuracy"),
         ]
@@ -134,7 +176,11 @@ def _cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
             ("Micro F1", f"{texts['micro_f1']} %", "all answers together"),
             ("Macro F1", f"{texts['macro_f1']} %", "mean over classes"),
             ("mAP", f"{100 * evaluation.mean_average_precision:.2f} %", "mean average precision"),
-            ("Exact", f"{texts['exact_match']} %", "every class right"),
+            (
+                "Exact",
+                f"{texts['exact_match']} %",
+                _between("every class right", "exact_match", result),
+            ),
         ]
     speed = evaluation.throughput
     return [
@@ -142,6 +188,11 @@ def _cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         ("Images", f"{len(evaluation.labels):,}", _what_of(evaluation)),
         ("Throughput", f"{speed.model:,.0f}", f"images/s; {speed.end_to_end:,.0f} with reading"),
     ]
+
+
+def _between(what: str, score: str, result: HeadResult) -> str:
+    low, high = intervals(result.scores)[score]
+    return what if math.isnan(low) else f"{what}; {low:.1f} to {high:.1f}"
 
 
 def _what_of(evaluation: Evaluation) -> str:
@@ -161,14 +212,6 @@ def _pictures(evaluation: Evaluation) -> dict[str, str]:
     return {}
 
 
-def _tidy(axis: Any) -> None:
-    axis.tick_params(colors=_INK, labelsize=9)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axis.spines[side].set_color(_GREY)
-
-
 def _reliability_figure(bins: Sequence[ReliabilityBin]) -> Any:
     """Accuracy over confidence, and below it how many images are that confident."""
     from matplotlib.figure import Figure
@@ -177,13 +220,13 @@ def _reliability_figure(bins: Sequence[ReliabilityBin]) -> Any:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     filled = [b for b in bins if b.images]
     middles, width = [(b.lower + b.upper) / 2 for b in filled], 1 / max(len(bins), 1)
-    above.plot([0, 1], [0, 1], color=_INK, linestyle="--", linewidth=1, label="as sure as right", zorder=3)
-    above.bar(middles, [b.accuracy for b in filled], width * 0.92, color=_LIGHT, label="accuracy", zorder=2)
+    above.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=1, label="as sure as right", zorder=3)
+    above.bar(middles, [b.accuracy for b in filled], width * 0.92, color=LIGHT_BLUE, label="accuracy", zorder=2)
     above.plot(
         [b.confidence for b in filled],
         [b.accuracy for b in filled],
         "o",
-        color=_ORANGE,
+        color=ORANGE,
         markeredgecolor="white",
         markersize=6,
         label="at its mean confidence",
@@ -191,10 +234,10 @@ def _reliability_figure(bins: Sequence[ReliabilityBin]) -> Any:
     )
     above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     above.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
-    below.bar(middles, [b.images for b in filled], width * 0.92, color=_GREY)
+    below.bar(middles, [b.images for b in filled], width * 0.92, color=GREY)
     below.set(xlabel="confidence (highest probability)", ylabel="images")
     for axis in (above, below):
-        _tidy(axis)
+        tidy(axis)
     return figure
 
 
@@ -211,8 +254,7 @@ def _confusion_figure(evaluation: Evaluation) -> Any:
     size = 9 if len(names) <= 30 else 7
     axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=size)
     axis.set_yticks(range(len(names)), names, fontsize=size)
-    for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
-        label.set_parse_math(False)  # a dollar sign in a name is one
+    plain_text((*axis.get_xticklabels(), *axis.get_yticklabels()))
     axis.set(xlabel="what the model said", ylabel="true class")
     axis.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
     axis.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
@@ -220,7 +262,7 @@ def _confusion_figure(evaluation: Evaluation) -> Any:
     axis.tick_params(which="both", length=0)
     if len(names) <= _MOST_NUMBERS:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            color = "white" if shares[row, column] > 0.55 else _INK
+            color = "white" if shares[row, column] > 0.55 else INK
             axis.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=8)
     return figure
 
@@ -241,13 +283,13 @@ def _regression_figure(evaluation: Evaluation) -> Any:
     left, right = figure.subplots(1, 2)
     if len(true):
         ends = [float(min(true.min(), said.min())), float(max(true.max(), said.max()))]
-        left.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1, label="exact")
-        left.scatter(true, said, s=12, color=_BLUE, alpha=0.6, linewidths=0, label="image")
+        left.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="exact")
+        left.scatter(true, said, s=12, color=BLUE, alpha=0.6, linewidths=0, label="image")
         left.legend(fontsize=8, frameon=False)
-        right.hist(said - true, bins=30, color=_BLUE)
-        right.axvline(0, color=_INK, linewidth=1)
+        right.hist(said - true, bins=30, color=BLUE)
+        right.axvline(0, color=INK, linewidth=1)
     left.set(xlabel="true", ylabel="what the model said")
     right.set(xlabel="said minus true", ylabel="images")
     for axis in (left, right):
-        _tidy(axis)
+        tidy(axis)
     return figure

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from deit.core import metrics
 from deit.core.calibration import ReliabilityBin, confidences, expected_calibration_error
+from deit.core.intervals import share_interval
 from deit.core.known_images import Overlap
 from deit.core.metrics import SINGLE_LABEL, AnyScores, Array, Integers
 
@@ -150,30 +151,36 @@ class Evaluation:
     def per_class(self, head: str | None = None) -> list[dict[str, Any]]:
         """Returns for each class its name, its number of images, and how many are right or how well it is found.
 
-        One class for each image: "right" and "accuracy" in percent. Many labels: "f1" in percent and
-        "average_precision", both of the images whose logits were kept. A regression has none.
+        One class for each image: "right", and in percent "accuracy" (which is its recall), its 95 % "interval",
+        "precision" (of what was taken for the class) and "f1". Many labels: "precision", "recall" and "f1" in percent,
+        and "average_precision", of the images whose logits were kept. A regression has none. NaN where nothing was
+        counted.
         """
         if self.problem_type == metrics.REGRESSION:
             return []
         if self.problem_type == metrics.MULTI_LABEL:
             return self._per_label()
         images = np.bincount(self.labels, minlength=len(self.classes))
-        good = self.heads[head or self.head].picks == self.labels
-        right = np.bincount(self.labels[good], minlength=len(self.classes))
-        return [
-            {"class": name, "images": int(n), "right": int(r), "accuracy": 100 * r / n if n else float("nan")}
-            for name, n, r in zip(self.classes, images.tolist(), right.tolist(), strict=True)
-        ]
+        picks = self.heads[head or self.head].picks
+        right = np.bincount(self.labels[picks == self.labels], minlength=len(self.classes))
+        said = np.bincount(picks[picks >= 0], minlength=len(self.classes))
+        rows = []
+        for name, n, r, s in zip(self.classes, images.tolist(), right.tolist(), said.tolist(), strict=True):
+            row = {"class": name, "images": n, "right": r, "accuracy": _percent(r, n)}
+            row |= {"interval": share_interval(row["accuracy"], n), "precision": _percent(r, s)}
+            rows.append({**row, "f1": 100 * float(metrics.f1_scores(r, s - r, n - r)) if n or s else float("nan")})
+        return rows
 
     def _per_label(self) -> list[dict[str, Any]]:
         rows = []
         for k, name in enumerate(self.classes):
             true, said = self.labels[self.kept, k] == 1, self.logits[:, k] > 0
             f1 = metrics.f1_scores((true & said).sum(), (~true & said).sum(), (true & ~said).sum())
-            precision = metrics.average_precision(self.logits[:, k], self.labels[self.kept, k])
-            rows.append(
-                {"class": name, "images": int(true.sum()), "f1": 100 * float(f1), "average_precision": precision}
-            )
+            row = {"class": name, "images": int(true.sum()), "f1": 100 * float(f1)}
+            both = (true & said).sum()
+            row |= {"precision": _percent(both, said.sum()), "recall": _percent(both, true.sum())}
+            row["average_precision"] = metrics.average_precision(self.logits[:, k], self.labels[self.kept, k])
+            rows.append(row)
         return rows
 
     @cached_property
@@ -259,5 +266,16 @@ class Evaluation:
         return values
 
 
+def intervals(scores: AnyScores) -> dict[str, tuple[float, float]]:
+    """Returns the 95 % interval of each score that is a share of images, in percent; see `share_interval`."""
+    shares = ("top1", "top5", "exact_match")
+    return {k: share_interval(v, scores.images) for k, v in scores.as_dict().items() if k in shares}
+
+
+def _percent(part: Any, whole: Any) -> float:
+    return 100 * float(part) / float(whole) if whole else float("nan")
+
+
 def _scores_dict(scores: AnyScores) -> dict[str, Any]:
-    return {"images": scores.images, "unanswered": scores.unanswered, **scores.as_dict()}
+    named = {f"{name}_interval": list(ends) for name, ends in intervals(scores).items()}
+    return {"images": scores.images, "unanswered": scores.unanswered, **scores.as_dict(), **named}

@@ -32,9 +32,9 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Pat
     Raises:
         ModuleNotFoundError: Jinja is not installed.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("deit", package)
+    loader = ChoiceLoader([PackageLoader("deit", name) for name in dict.fromkeys([package, "deploy"])])  # the style
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=_visible,
@@ -66,6 +66,13 @@ def image_uri(image: Image.Image) -> str:
         small.save(buffer, format="JPEG", quality=85)
         return _uri(buffer.getvalue(), "jpeg")
     small.save(buffer, format="PNG")
+    return png_uri(buffer.getvalue())
+
+
+def picture_uri(image: Image.Image) -> str:
+    """Returns an image in its size as an address that holds the picture itself, and nothing else of its file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
     return png_uri(buffer.getvalue())
 
 
