@@ -113,8 +113,7 @@ CALLS: dict[str, tuple[str, tuple[int, int] | None, dict[str, Any]]] = {
 
 # Calls whose gradients are compared, of every weight.
 GRADIENTS = (
-    "model", "deit3", "no_bias", "larger", "masked patches", "heads", "reconstruction", "classes", "many labels",
-    "numbers", "hard", "soft with teacher",
+    "model", "deit3", "larger", "heads", "reconstruction", "many labels", "numbers", "hard", "soft with teacher",
 )  # fmt: skip
 
 # Compared with transformers itself: model -> side of a block of its masks, type of the mask of the gradients.

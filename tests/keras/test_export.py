@@ -17,7 +17,7 @@ from PIL import Image
 from deit.core.configuration import DeiTConfig
 from deit.core.image_processor import DeiTImageProcessor, open_image_processor
 from deit.deploy.graph_preprocessing import preprocessing_in_graph
-from deit.deploy.keras_export import export_saved_model
+from deit.deploy.keras_export import _answers, export_saved_model
 from deit.models.keras_deit import (
     TFDeiTForImageClassification,
     TFDeiTForImageClassificationWithTeacher,
@@ -109,26 +109,29 @@ def test_many_labels_and_numbers_have_scores_of_their_own(tmp_path):
 
     processor, images = DeiTImageProcessor(size=16, crop_size=16), noise(20, 20)
     pixels = processor(list(images), return_tensors="np").pixel_values
-    for problem, function in (("multi_label_classification", tf.sigmoid), ("regression", tf.identity)):
-        model = tiny(problem_type=problem)
-        folder = export_saved_model(model, tmp_path / problem, processor=processor, top_k=None)
-        signatures = tf.saved_model.load(str(folder)).signatures
-        answer = signatures["serving_default"](images=tf.constant(images))
-        wanted = function(model(pixels).logits).numpy()
-        order = np.argsort(-wanted, axis=1) if problem != "regression" else np.tile(np.arange(3), (2, 1))
+    model = tiny(problem_type="multi_label_classification")
+    folder = export_saved_model(model, tmp_path / "served", processor=processor, top_k=None)
+    signatures = tf.saved_model.load(str(folder)).signatures
+    logits = signatures["pixels"](pixels=tf.constant(pixels))["logits"].numpy()
+    assert logits == pytest.approx(model(pixels).logits.numpy(), abs=1e-6)
+    numbers = _answers(tf, tiny(problem_type="regression"), None)(tf.constant(logits))
+    for answer, wanted, order in (
+        (signatures["serving_default"](images=tf.constant(images)), tf.sigmoid(logits).numpy(), np.argsort(-logits)),
+        (numbers, logits, np.tile(np.arange(3), (2, 1))),
+    ):
         assert answer["scores"].numpy() == pytest.approx(np.take_along_axis(wanted, order, axis=1), abs=1e-6)
         assert answer["labels"].numpy().tolist() == [[f"LABEL_{i}".encode() for i in row] for row in order]
-        logits = signatures["pixels"](pixels=tf.constant(pixels))["logits"].numpy()
-        assert logits == pytest.approx(model(pixels).logits.numpy(), abs=1e-6)
 
 
 @needs_tensorflow
-def test_the_export_of_keras_works_too(tmp_path):
+def test_a_model_directory_holds_a_saved_model_when_asked(tmp_path):
     import tensorflow as tf
 
     model = tiny()
-    model.export(tmp_path / "plain", verbose=False)
-    served = tf.saved_model.load(str(tmp_path / "plain"))
+    for _ in range(2):  # over the one before too
+        model.save_pretrained(tmp_path, saved_model=True, version=3)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "saved_model"}
+    served = tf.saved_model.load(str(tmp_path / "saved_model" / "3"))
     pixels = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype("float32")
     assert served.serve(pixels)["logits"].numpy() == pytest.approx(model(pixels).logits.numpy(), abs=1e-6)
 

@@ -51,6 +51,16 @@ def flat(output: Any) -> dict[str, np.ndarray]:
     }
 
 
+def once(model: Any, x: np.ndarray, arguments: dict[str, Any]) -> Any:
+    """Calls a model on a size of its own; JAX, which compiles each operation for it, compiles all as one."""
+    if BACKEND != "jax":
+        return model(x, **arguments)
+    import jax
+
+    weights = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
+    return jax.jit(lambda *given: model.stateless_call(*given, **arguments)[0])(*weights, x)
+
+
 def tiny(model_class: str = "TFDeiTForImageClassification", **fields: Any) -> Any:
     config = deit.ViTConfig if "ViT" in model_class else deit.DeiTConfig
     return getattr(deit, model_class)(config(**{**TINY, **fields}))
@@ -62,7 +72,8 @@ def tiny(model_class: str = "TFDeiTForImageClassification", **fields: Any) -> An
 @pytest.mark.parametrize("call", CALLS)
 def test_every_output_is_that_of_pytorch_in(call):
     name, size, arguments = CALLS[call]
-    found = flat(opened(name)(pixels(name, size), **arguments))
+    model, x = opened(name), pixels(name, size)
+    found = flat(model(x, **arguments) if size is None else once(model, x, arguments))
     wanted = {k.removeprefix(f"{call}/"): v for k, v in expected("outputs").items() if k.startswith(f"{call}/")}
     assert list(found) == list(wanted)
     for field, value in wanted.items():
@@ -238,16 +249,6 @@ def test_both_heads_and_every_weight_are_trained():
     assert key_bias == []
 
 
-def test_mixed_precision_computes_in_half_and_answers_in_float32():
-    model = opened("teacher", dtype="mixed_bfloat16")
-    output = model(pixels("teacher"), labels=np.array([0, 1, 2]), output_hidden_states=True)
-    assert keras.backend.standardize_dtype(output.hidden_states[1].dtype) == "bfloat16"
-    assert keras.backend.standardize_dtype(output.logits.dtype) == "float32"
-    assert model.deit.trunk.blocks[0].mlp.fc1.kernel.dtype == "float32"
-    wanted = expected("outputs")["teacher/logits/0"]
-    assert np.abs(array(output.logits) - wanted).max() < 0.1 * np.abs(wanted).max()
-
-
 def test_new_models_start_like_those_of_pytorch():
     model = deit.TFDeiTModel(deit.DeiTConfig(**{**TINY, "hidden_size": 64}))
     block = model.trunk.blocks[0]
@@ -324,7 +325,7 @@ def test_other_wrong_arguments_are_refused():
         (lambda: opened("no_pooler")(x, bool_masked_pos=MASK), ValueError, "has no mask token"),
         (lambda: opened("headless")(x, labels=np.zeros(3, int)), ValueError, "has no classifier"),
         (lambda: opened("teacher")(x, teacher_logits=np.zeros((3, 5))), ValueError, "teacher_logits need labels"),
-        (lambda: opened("model")({"pixels": x}), ValueError, "pixel_values is missing"),
+        (lambda: opened("model")({"pixels": x}), TypeError, "does not know the input 'pixels'"),
         (lambda: opened("model")({"pixel_values": x, "labels": [1]}), TypeError, "does not know the input 'labels'"),
         (lambda: opened("model")(x > 0), TypeError, "Received: bool"),
         (lambda: deit.TFDeiTModel(deit.ViTConfig()), TypeError, "needs a DeiTConfig. Received: ViTConfig"),
@@ -349,7 +350,7 @@ def test_a_tensor_of_another_backend_is_refused():
 
 
 def test_nothing_imported_another_framework():
-    # On PyTorch nothing can be said: Keras itself imports TensorFlow, if it is there, when it writes a .keras file.
-    others = {"tensorflow": ("torch", "jax"), "jax": ("torch", "tensorflow"), "torch": ()}[BACKEND]
+    # Where it can be, Keras itself imports TensorFlow when it writes a .keras file: on PyTorch the contract hides it.
+    others = {"tensorflow": ("torch", "jax"), "jax": ("torch", "tensorflow"), "torch": ("tensorflow", "jax")}[BACKEND]
     assert [name for name in others if name in sys.modules] == []
     assert fields_of("model") == TINY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from deit.core.image_processor import DeiTImageProcessor, ViTImageProcessor
+from tests.keras.samples import ON_ARRAYS, ONE, PILLOW, REFUSED, SAMPLES
 
 BACKEND = keras.backend.backend()
 PACKAGES = {"tf": "tensorflow", "jax": "jax"}
@@ -53,5 +55,13 @@ def test_a_model_takes_the_tensors_of_its_own_backend():
     model = TFDeiTForImageClassificationWithTeacher.from_pretrained(os.environ["DEIT_KERAS_CASES"] + "/student")
     processor = DeiTImageProcessor(size=18, crop_size=16)
     name = {"tensorflow": "tf", "jax": "jax"}[BACKEND]
-    logits = [model(**processor(images(), return_tensors=kind)).logits for kind in ("np", name)]
+    six = images() * 3  # a batch that other tests compile too
+    logits = [model(**processor(six, return_tensors=kind)).logits for kind in ("np", name)]
     assert np.array_equal(np.asarray(logits[0]), np.asarray(logits[1]))
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch is there: tests/models/test_import_orders.py")
+def test_the_samples_of_the_documentation_run_without_pytorch():
+    place = str(Path(os.environ["DEIT_KERAS_CASES"]) / "orders")
+    code = PILLOW + ONE + SAMPLES if BACKEND == "tensorflow" else ON_ARRAYS
+    exec(compile(code + REFUSED, "the samples", "exec"), {"place": place, "np": np})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -277,10 +275,9 @@ def test_mixed_precision_keeps_weights_and_losses_in_float32():
     assert "bfloat16" in {layer.compute_dtype for layer in student._flatten_layers()}
 
 
-@pytest.mark.parametrize("field", ["drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"])
-def test_randomness_acts_in_training_alone(field):
+def test_randomness_acts_in_training_alone():
     pixels, _, _ = data(4)
-    task = KerasDistillation(tiny(**{field: 0.5, "initializer_range": 0.3, "num_hidden_layers": 2}))
+    task = KerasDistillation(tiny(hidden_dropout_prob=0.5, initializer_range=0.3))
     logits = [
         ops.convert_to_numpy(task(pixels, training=training)["logits"]) for training in (True, True, False, False)
     ]
@@ -291,21 +288,20 @@ def test_randomness_acts_in_training_alone(field):
 # --- the plain models ---------------------------------------------------------------------------------
 
 
-def test_the_classifiers_fit_evaluate_and_predict_on_every_kind_of_data():
+def test_a_classifier_fits_evaluates_and_predicts_on_every_kind_of_data():
     pixels, labels, _ = data()
-    for model in (tiny(TFDeiTForImageClassification), tiny(TFViTForImageClassification, ViTConfig)):
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        is_eager = EAGER and isinstance(model, TFViTForImageClassification)
-        model.compile(keras_adamw(model, 1e-3), loss=loss, metrics=["accuracy"], run_eagerly=is_eager)
-        before = values(model)
-        history = model.fit(pixels, labels, batch_size=4, epochs=1, verbose=0).history
-        assert set(history) == {"loss", "accuracy"}
-        assert any(not np.array_equal(a, b) for a, b in zip(before, values(model), strict=True))
-        scores = model.evaluate(pixels, labels, batch_size=4, verbose=0)
-        for data_set in kinds_of_data(pixels, labels):
-            assert model.evaluate(data_set, verbose=0) == pytest.approx(scores, rel=1e-5)
-        predicted = model.predict(pixels, batch_size=4, verbose=0)["logits"]
-        assert predicted == pytest.approx(ops.convert_to_numpy(model(pixels).logits), abs=1e-5)
+    model = tiny(TFViTForImageClassification, ViTConfig)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_adamw(model, 1e-3), loss=loss, metrics=["accuracy"])
+    before = values(model)
+    history = model.fit(pixels, labels, batch_size=4, epochs=1, verbose=0).history
+    assert set(history) == {"loss", "accuracy"}
+    assert any(not np.array_equal(a, b) for a, b in zip(before, values(model), strict=True))
+    scores = model.evaluate(pixels, labels, batch_size=4, verbose=0)
+    for data_set in kinds_of_data(pixels, labels):
+        assert model.evaluate(data_set, verbose=0) == pytest.approx(scores, rel=1e-5)
+    predicted = model.predict(pixels, batch_size=4, verbose=0)["logits"]
+    assert predicted == pytest.approx(ops.convert_to_numpy(model(pixels).logits), abs=1e-5)
 
 
 def test_without_a_loss_the_models_learn_from_their_own():
@@ -323,23 +319,14 @@ def test_masked_images_are_learnt_from_pixels_and_masks():
     pixels, _, _ = data()
     mask = np.random.default_rng(1).integers(0, 2, (12, 16))
     model = tiny(TFDeiTForMaskedImageModeling)
-    model.compile(keras_adamw(model, 1e-2))
+    model.compile(keras_adamw(model, 1e-2), run_eagerly=EAGER)
     inputs = {"pixel_values": pixels, "bool_masked_pos": mask}
     history = model.fit(inputs, batch_size=12, epochs=3, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
-    model.compile(run_eagerly=EAGER)
     assert model.predict(inputs, batch_size=12, verbose=0)["reconstruction"].shape == (12, 3, 16, 16)
 
 
 # --- mistakes -----------------------------------------------------------------------------------------
-
-
-def test_a_distillation_says_what_to_save_in_its_place(tmp_path):
-    task = KerasDistillation(TFDeiTForImageClassificationWithTeacher(DeiTConfig(**SIZES)))
-    task.compile("adamw")
-    for copied in (lambda: task.save(tmp_path / "x.keras"), lambda: pickle.dumps(task), lambda: copy.deepcopy(task)):
-        with pytest.raises(NotImplementedError, match=r"^KerasDistillation cannot be saved whole.*save_pretrained\("):
-            copied()
 
 
 def test_wrong_students_teachers_and_numbers_are_refused():

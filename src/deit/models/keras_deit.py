@@ -32,7 +32,7 @@ from deit.models.keras_inputs import as_tensor
 from deit.models.keras_losses import classification_loss, distillation_loss
 from deit.models.keras_outputs import KerasDeiTForImageClassificationWithTeacherOutput, KerasModelOutput
 from deit.models.keras_pretrained import TFDeiTPreTrainedModel
-from deit.models.keras_vision_transformer import KerasVisionTransformer
+from deit.models.keras_vision_transformer import KerasVisionTransformer, show_shape
 
 
 @keras.saving.register_keras_serializable(package="deit")
@@ -65,6 +65,7 @@ class TFDeiTModel(TFDeiTPreTrainedModel):
             )
             self.pooler = KerasPooler(config, name="pooler", dtype=self.dtype_policy) if add_pooling_layer else None
         self.built = True
+        show_shape(self, *self.trunk.output_shape, input_shape=(None, *self.pixel_shape))  # inside another one
 
     def network_parts(self) -> dict[str, Any]:
         """Returns the model's parts by their names in the network."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
@@ -20,10 +19,17 @@ from deit.models.keras_outputs import (
     KerasMaskedImageModelingOutput,
     KerasModelOutput,
 )
-from deit.models.keras_vision_transformer import FileConvolution, convolution, dense, head_mask_per_block, patch_grid
+from deit.models.keras_vision_transformer import (
+    FileConvolution,
+    NetworkLayer,
+    convolution,
+    dense,
+    head_mask_per_block,
+    patch_grid,
+)
 
 
-class KerasPooler(keras.layers.Layer):
+class KerasPooler(NetworkLayer):
     """Maps the class token to the pooled output."""
 
     def __init__(self, config: VisionTransformerConfig, **options: Any) -> None:
@@ -33,7 +39,7 @@ class KerasPooler(keras.layers.Layer):
                 config.hidden_size, config.pooler_output_size, config, name="dense", dtype=self.dtype_policy
             )
             self.activation = find_activation(config.pooler_act, dtype=self.dtype_policy)
-        self.built = True
+        self.finish(None, config.pooler_output_size)
 
     def call(self, tokens: Any) -> Any:
         """Maps tokens (B, N, D) to (B, pooler_output_size)."""
@@ -57,7 +63,7 @@ def linear_classifier(config: VisionTransformerConfig, name: str, policy: Any) -
     return dense(config.hidden_size, config.num_labels, config, name=name, dtype=policy.variable_dtype)
 
 
-class KerasPixelDecoder(keras.layers.Layer):
+class KerasPixelDecoder(NetworkLayer):
     """Turns patches (B, P, D) into an image (B, C, H, W)."""
 
     def __init__(self, config: VisionTransformerConfig, **options: Any) -> None:
@@ -70,7 +76,7 @@ class KerasPixelDecoder(keras.layers.Layer):
                 self.projection = convolution(config.hidden_size, outputs, **options)
             else:
                 self.projection = dense(config.hidden_size, outputs, config, **options)
-        self.built = True
+        self.finish(None, self.num_channels, *(side * self.stride for side in config.grid_size))
 
     def call(self, patches: Any, *, grid: tuple[int, int]) -> Any:
         """Maps patches, row by row, to an image whose sides are the grid's times the stride."""
@@ -216,16 +222,11 @@ def as_asked(output: KerasModelOutput, return_dict: bool | None, config: VisionT
 
 def takes_dict(call: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a `call` take its inputs as one dict as well, as `fit` and `predict` pass them."""
-    known = [name for name in inspect.signature(call).parameters if name not in ("self", "training")]
 
     @wraps(call)
     def unpacked(self: Any, pixel_values: Any = None, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(pixel_values, Mapping):
             return call(self, pixel_values, *args, **kwargs)
-        inputs = dict(pixel_values)
-        unknown = sorted(set(inputs) - set(known))
-        if unknown:
-            raise TypeError(f"{type(self).__name__} does not know the input {unknown[0]!r}. Known: {', '.join(known)}.")
-        return call(self, *args, **{**inputs, **kwargs})
+        return call(self, *args, **{**pixel_values, **kwargs})
 
     return unpacked

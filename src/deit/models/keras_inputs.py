@@ -34,20 +34,37 @@ def check_backend() -> None:
 
 
 def name_arguments(
-    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: tuple[str, ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Gives all positional arguments but the first their names: Keras takes only tensors by position.
+    """Gives all arguments but the first their names, also what is no tensor in a dict of inputs.
+
+    Keras takes only tensors by position.
+
+    Args:
+        call: Of the model.
+        args: Given by position.
+        kwargs: Given by name.
+        tensors: Names of its arguments that are tensors, besides pixel_values.
 
     Raises:
-        TypeError: There are too many, or one comes twice.
+        TypeError: There are too many, one comes twice, or the dict holds one that the model does not know.
     """
     names = list(inspect.signature(call).parameters)
     if len(args) > len(names):
         raise TypeError(f"The model takes {len(names)} arguments at most: {', '.join(names)}. Received: {len(args)}.")
     named = dict(zip(names[1:], args[1:], strict=False))
+    if args and isinstance(args[0], Mapping):
+        inputs = dict(args[0])
+        unknown = sorted(set(inputs) - set(names))
+        if unknown:
+            raise TypeError(f"The model does not know the input {unknown[0]!r}. Known: {', '.join(names)}.")
+        options = {name for name in names if name not in ("pixel_values", *tensors)}
+        flags = {name: inputs.pop(name) for name in list(inputs) if name in options or inputs[name] is None}
+        args = (inputs, *args[1:])
+        named.update({name: value for name, value in flags.items() if value is not None})
     twice = named.keys() & kwargs.keys()
     if twice:
-        raise TypeError(f"The argument {sorted(twice)[0]!r} comes twice: by position and by name.")
+        raise TypeError(f"The argument {sorted(twice)[0]!r} comes twice.")
     return args[:1], {**named, **kwargs}
 
 

@@ -1,4 +1,4 @@
-"""What is set on a Keras model after it was built: frozen layers and tensors, types and quantization of single layers.
+"""What is set on a Keras model after it was built: what is frozen, types, quantization and adapters of single layers.
 
 Keras writes the arguments of a constructor into `.keras` files, pickles and clones. The models here are built by theirs
 alone, so that without this all of it would be lost without a word.
@@ -6,22 +6,13 @@ alone, so that without this all of it would be lost without a word.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from deit.models.keras_adapters import named_layers
 from deit.models.keras_weights import network_slots
-
-logger = logging.getLogger(__name__)
-
-
-def _named_layers(layer: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields a model and all its layers, the outer ones first, by their path of names below the model."""
-    yield name, layer
-    for inner in layer._flatten_layers(include_self=False, recursive=False):
-        yield from _named_layers(inner, f"{name}/{inner.name}" if name else inner.name)
 
 
 def layer_states(model: Any) -> dict[str, Any]:
@@ -30,8 +21,8 @@ def layer_states(model: Any) -> dict[str, Any]:
     Args:
         model: One of this package's, with `network_parts`.
     """
-    frozen_layers, types, quantized, adapted = [], {}, {}, []
-    for name, layer in _named_layers(model):
+    frozen_layers, types, quantized, adapted = [], {}, {}, {}
+    for name, layer in named_layers(model):
         if not layer.trainable:
             frozen_layers.append(name)
         mode = getattr(layer, "quantization_mode", None)
@@ -41,7 +32,7 @@ def layer_states(model: Any) -> dict[str, Any]:
         elif layer.dtype_policy != model.dtype_policy:
             types[name] = keras.dtype_policies.serialize(layer.dtype_policy)
         if getattr(layer, "lora_enabled", False):
-            adapted.append(name)
+            adapted[name] = {"rank": layer.lora_rank, "lora_alpha": layer.lora_alpha}
     frozen_tensors = [name for name, slot in network_slots(model).items() if not slot.variable.trainable]
     states = {
         "frozen_layers": frozen_layers,
@@ -54,16 +45,14 @@ def layer_states(model: Any) -> dict[str, Any]:
 
 
 def restore_layer_states(model: Any, states: Mapping[str, Any]) -> None:
-    """Sets on a new model what `layer_states` found on the old one; weights are left to Keras.
-
-    Keras adds adapters (`enable_lora`) to the matrices when it saves. Those matrices stay frozen; a warning says that
-    the adapters are gone.
-    """
-    layers = dict(_named_layers(model))
+    """Sets on a new model what `layer_states` found on the old one; weights are left to Keras."""
+    layers = dict(named_layers(model))
     for name, values in states.get("quantized", {}).items():
         layers[name].quantize(values["mode"], config=keras.saving.deserialize_keras_object(values["config"]))
     for name, policy in states.get("types", {}).items():
         layers[name].dtype_policy = keras.dtype_policies.deserialize(policy)
+    for name, values in dict(states.get("adapted", {})).items():
+        layers[name].enable_lora(**values)
     frozen_layers = set(states.get("frozen_layers", ()))
     if frozen_layers:
         for name, layer in layers.items():  # the outer ones first: a flag is handed down to all that is inside
@@ -71,10 +60,3 @@ def restore_layer_states(model: Any, states: Mapping[str, Any]) -> None:
     frozen_tensors = set(states.get("frozen_tensors", ()))
     for name, slot in network_slots(model).items():
         slot.variable.trainable = name not in frozen_tensors
-    if states.get("adapted"):
-        logger.warning(
-            "%s: the adapters of %d layers are part of their matrices now, as Keras saves them. Call enable_lora again "
-            "to go on training them.",
-            type(model).__name__,
-            len(states["adapted"]),
-        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,18 +14,25 @@ import numpy as np
 from keras import ops
 
 from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConfig
-from deit.core.files import replace_folder_content
-from deit.core.hub import HubOptions, local_path
-from deit.core.loading_plan import LoadingInfo, resolve_config
-from deit.core.weight_files import find_weights, is_weight_file_name, number_of_bytes
+from deit.core.hub import upload_folder
+from deit.core.model_directory import published_files
+from deit.models.keras_adapters import enable_adapters, load_adapters, save_adapters, without_adapters
+from deit.models.keras_files import (
+    is_keras_file,
+    open_keras_file,
+    open_tensors,
+    push_model,
+    save_model,
+    torch_class_name,
+)
 from deit.models.keras_inputs import DATA_FORMATS, check_backend, check_inputs, labels_to_weight, name_arguments
+from deit.models.keras_label_checks import check_labels, checked_data, class_ranges, plain_errors
 from deit.models.keras_layer_states import layer_states, restore_layer_states
 from deit.models.keras_optimizers import leave_undecayed, undecayed
 from deit.models.keras_outputs import KerasModelOutput
-from deit.models.keras_vision_transformer import without_initial_values
-from deit.models.keras_weights import ArraySource, load_arrays, published_arrays, write_arrays
+from deit.models.keras_pruning import prune
+from deit.models.keras_targets import for_loss, for_metrics, main_output
 
-_KERAS_SUFFIXES = (".keras", ".h5")
 # Arguments that are accepted because callers of transformers pass them; they change nothing.
 _WITHOUT_EFFECT = ("trust_remote_code", "from_pt", "low_cpu_mem_usage", "device_map", "attn_implementation")
 
@@ -69,7 +77,7 @@ class KerasPreTrainedModel(keras.Model):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model; see `call`. Wrong inputs are refused here, before Keras converts them."""
-        args, kwargs = name_arguments(self.call, args, kwargs)
+        args, kwargs = name_arguments(self.call, args, kwargs, self.tensor_arguments)
         args, kwargs = check_inputs(self, args, kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -81,10 +89,98 @@ class KerasPreTrainedModel(keras.Model):
         """Returns the model's parts by their names in the network."""
         raise NotImplementedError
 
+    def __dir__(self) -> Iterable[str]:
+        # Keras's files name a layer by the first attribute that leads to it; this one leads there twice.
+        return [name for name in super().__dir__() if name != "base_model"]
+
+    # --- what the model is ---------------------------------------------------------------------------
+
     @property
     def num_labels(self) -> int:
         """Number of classes K."""
         return self.config.num_labels
+
+    @property
+    def base_model(self) -> Any:
+        """The bare model inside a model with heads; a bare model itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @property
+    def dummy_inputs(self) -> dict[str, np.ndarray]:
+        """Pixels that the model takes: one image of zeros."""
+        return {"pixel_values": np.zeros((1, *self.pixel_shape), np.float32)}
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Shape of one image of the trained size, in the order of axes that the model takes."""
+        size, channels = self.config.grid_image_size, self.config.num_channels
+        return (channels, *size) if self.data_format == "channels_first" else (*size, channels)
+
+    def get_input_embeddings(self) -> Any:
+        """Returns the patch embedding."""
+        return self.base_model.trunk.patch_embed
+
+    def get_output_embeddings(self) -> None:
+        """Returns None: there are no tokens to predict."""
+
+    def can_generate(self) -> bool:
+        """Returns False: the models generate nothing."""
+        return False
+
+    def output_model(self, output: str | None = None) -> keras.Model:
+        """Returns a functional Keras model from pixels to one output, which shares this model's weights.
+
+        Tools that expect one tensor take it, such as `keras.distillation.Distiller` and `keras.Sequential`.
+
+        Args:
+            output: Such as "logits" (the default of a classifier), "pooler_output" or "last_hidden_state".
+
+        Raises:
+            ValueError: The model has no such output.
+        """
+        pixels = keras.Input(self.pixel_shape, dtype="float32", name="pixel_values")
+        outputs = self(pixels)
+        name = main_output(outputs) if output is None else output
+        if name not in outputs:
+            raise ValueError(f"The model has no output {name!r}. Known: {', '.join(outputs)}.")
+        return keras.Model(pixels, outputs[name], name=f"{self.name}_{name}")
+
+    # --- changes of the network ----------------------------------------------------------------------
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Removes attention heads for good; the configuration remembers them.
+
+        Args:
+            heads_to_prune: Number of a block -> numbers of heads, counted as in the whole model.
+
+        Raises:
+            ValueError: There is no such block or head, none would be left, a layer is quantized or has adapters, or
+                the optimizer already holds numbers about the weights.
+        """
+        if getattr(getattr(self, "optimizer", None), "built", False):
+            raise ValueError("The optimizer knows weights that would be pruned. Prune before the training.")
+        table = prune(self.base_model.trunk, heads_to_prune)
+        for part in (self, self.base_model, self.base_model.trunk):
+            part.config.update({"pruned_heads": table})
+        self.train_function = self.test_function = self.predict_function = None  # compiled for the old weights
+
+    def enable_lora(
+        self, rank: int, target_layer_names: Iterable[str] = ("qkv",), *, lora_alpha: float | None = None
+    ) -> None:
+        """Gives linear layers low-rank adapters and freezes all else but the heads, for training with few weights.
+
+        `.keras` and `.weights.h5` files keep matrices and adapters apart; `save_pretrained` writes their sum. Call
+        `compile` after it.
+
+        Args:
+            rank: Of the adapters.
+            target_layer_names: Names of the layers: "qkv" (query, key and value in one), "proj", "fc1", "fc2", ...
+            lora_alpha: The adapters are multiplied by lora_alpha / rank; None takes the rank.
+
+        Raises:
+            ValueError: The rank is smaller than 1, no layer has such a name, or one has adapters already.
+        """
+        enable_adapters(self, rank, target_layer_names, alpha=lora_alpha, trunk=[self.base_model])
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Returns the number of parameters.
@@ -114,14 +210,32 @@ class KerasPreTrainedModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
-        """Builds the model that `get_config` described, with what was frozen, cast or quantized since it was built."""
+    def from_config(cls, config: dict[str, Any] | VisionTransformerConfig, custom_objects: Any = None) -> Any:
+        """Builds the model that `get_config` described, with what was frozen, cast or quantized since it was built.
+
+        As in transformers, a configuration of the network gives a new model.
+        """
+        if isinstance(config, VisionTransformerConfig):
+            return cls(config)
         values = dict(config)
         states = values.pop("layer_states", {})  # files of earlier versions have none
         values["dtype"] = keras.dtype_policies.deserialize(values["dtype"])
         model = cls(cls.config_class.from_dict(values.pop("config")), **values)
         restore_layer_states(model, states)
         return model
+
+    def get_build_config(self) -> None:
+        """Returns None: a model is built by its constructor, from its configuration."""
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes what Keras's own files hold of the model beside that of its layers: adapters."""
+        super().save_own_variables(store)
+        save_adapters(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote."""
+        super().load_own_variables(without_adapters(store))
+        load_adapters(self, store)
 
     def get_compile_config(self) -> dict[str, Any]:
         """Returns what the model was compiled with, and what its optimizer does not decay."""
@@ -146,21 +260,27 @@ class KerasPreTrainedModel(keras.Model):
         """Trains as `keras.Model.fit`; weights of samples and classes also act on labels that are in the inputs.
 
         Raises:
-            ValueError: There are weights and no labels.
+            ValueError: There are weights and no labels, or a class number is out of range.
         """
         weights = {name: options.get(name) for name in ("sample_weight", "class_weight")}
         y = labels_to_weight(x, y, **weights)
         validation = options.get("validation_data")
-        if isinstance(validation, (tuple, list)) and len(validation) == 3:
-            inputs, labels, weight = validation
-            labels = labels_to_weight(inputs, labels, sample_weight=weight, class_weight=None)
-            options["validation_data"] = (inputs, labels, weight)
-        return super().fit(x, y, *args, **options)
+        if isinstance(validation, (tuple, list)) and len(validation) >= 2:
+            inputs, labels, *weight = validation
+            check_labels(inputs, labels, self._class_ranges())
+            if weight:
+                labels = labels_to_weight(inputs, labels, sample_weight=weight[0], class_weight=None)
+                options["validation_data"] = (inputs, labels, weight[0])
+        elif validation is not None:
+            options["validation_data"] = checked_data(validation, self._class_ranges())
+        with self._checked(x, y) as x:
+            return super().fit(x, y, *args, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
         """Scores as `keras.Model.evaluate`; weights and errors as in `fit`."""
         y = labels_to_weight(x, y, sample_weight=options.get("sample_weight"), class_weight=None)
-        return super().evaluate(x, y, *args, **options)
+        with self._checked(x, y) as x:
+            return super().evaluate(x, y, *args, **options)
 
     def train_on_batch(
         self,
@@ -172,22 +292,46 @@ class KerasPreTrainedModel(keras.Model):
     ) -> Any:
         """Takes one step as `keras.Model.train_on_batch`; weights and errors as in `fit`."""
         y = labels_to_weight(x, y, sample_weight=sample_weight, class_weight=class_weight)
+        check_labels(x, y, self._class_ranges())
         return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        """Scores one batch as `keras.Model.test_on_batch`; errors as in `fit`."""
+        check_labels(x, y, self._class_ranges())
+        return super().test_on_batch(x, y, sample_weight, return_dict)
+
+    def _class_ranges(self) -> dict[Any, Any]:
+        if "labels" not in self.call_signature_parameters:  # has no classifier
+            return {}
+        loss = None if self._compile_loss is None else self.loss
+        return class_ranges(self.config.num_labels, self.config.problem_type, loss)
+
+    @contextmanager
+    def _checked(self, x: Any, y: Any) -> Iterator[Any]:
+        """Checks labels that are there, and gives a data set that checks those of its batches."""
+        ranges = self._class_ranges()
+        check_labels(x, y, ranges)
+        with plain_errors(self):
+            yield x if y is not None else checked_data(x, ranges)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """Returns the loss of `fit` and `evaluate`.
 
-        A loss given to `compile` compares `y` with the logits. Without one the model's own is taken: the one that it
-        returns when the inputs hold labels (or, to reconstruct, a mask), else the one of its problem type. Weights of
-        samples (and of classes, which Keras turns into them) multiply the losses of images before their mean.
+        A loss given to `compile` compares `y` (or labels beside the pixels) with the logits; losses by the names of
+        outputs, `{"logits": ..., "cls_logits": ...}`, compare each with its targets, or all with `y` when it is one
+        array. Without one the model's own is taken: the one that it returns when the inputs hold labels (or, to
+        reconstruct, a mask), else the one of its problem type. Weights of samples (and of classes, which Keras turns
+        into them) multiply the losses of images before their mean.
 
         Raises:
-            ValueError: There are no labels, or the weights are not one for each image.
+            ValueError: There are no labels, a name is no output's, or the weights are not one for each image.
         """
         if self._compile_loss is not None or not isinstance(y_pred, KerasModelOutput):
-            return super().compute_loss(x, y, _main_output(y, y_pred), sample_weight, training)
+            y = x.get("labels") if y is None and isinstance(x, Mapping) else y
+            y, y_pred = for_loss(y, y_pred, self.loss)
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
         own = y_pred.get("loss")
         if own is None and y is None:
             raise ValueError("There is nothing to learn from. Pass y, or labels beside pixel_values in the inputs.")
@@ -210,12 +354,15 @@ class KerasPreTrainedModel(keras.Model):
         return self.loss_of_labels(output, inputs["labels"], sample_weight=sample_weight)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Returns the metrics of `fit` and `evaluate`, which compare `y` with the logits."""
+        """Returns the metrics of `fit` and `evaluate`; what they compare is chosen as in `compute_loss`."""
         if y is None and isinstance(x, Mapping):
             y = x.get("labels")
         if y is None and isinstance(y_pred, KerasModelOutput):
             return self.get_metrics_result()
-        return super().compute_metrics(x, y, _main_output(y, y_pred), sample_weight)
+        if self._compile_metrics is not None:
+            asked = (self._compile_metrics._user_metrics, self._compile_metrics._user_weighted_metrics)
+            y, y_pred = for_metrics(y, y_pred, asked)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_step(self, *args: Any) -> Any:
         """Returns the outputs of one batch without its loss, which `predict` could not join to those of others."""
@@ -233,11 +380,8 @@ class KerasPreTrainedModel(keras.Model):
             format: See Keras.
             **options: See Keras; `input_signature` is any number of images of the trained size when it is not given.
         """
-        config = self.config
-        channels, size = (config.num_channels,), config.grid_image_size
-        shape = (*channels, *size) if self.data_format == "channels_first" else (*size, *channels)
         if options.get("input_signature") is None:
-            options["input_signature"] = [keras.InputSpec(shape=(None, *shape), dtype="float32")]
+            options["input_signature"] = [keras.InputSpec(shape=(None, *self.pixel_shape), dtype="float32")]
         super().export(filepath, format=format, **options)
 
     # --- files ---------------------------------------------------------------------------------------
@@ -245,41 +389,85 @@ class KerasPreTrainedModel(keras.Model):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
+        saved_model: bool = False,
+        version: int = 1,
+        push_to_hub: bool = False,
         *,
         max_shard_size: int | str = "5GB",
         variant: str | None = None,
         safe_serialization: bool = True,
+        **upload: Any,
     ) -> None:
         """Writes `config.json` and the weights into a folder, the files that the PyTorch class of the same name writes.
 
         PyTorch, transformers and Keras can all open it. A reader sees the old files or the new ones, never a part of
-        one. Weight files that an earlier call left in the folder are removed.
+        one. Weight files that an earlier call left in the folder are removed. Adapters are added to their matrices.
 
         Args:
             save_directory: Folder, made if missing.
+            saved_model: Also write a SavedModel to `saved_model/VERSION`, from pixels to logits; TensorFlow alone. See
+                `deit.deploy.keras_export` for one that takes images.
+            version: Of the SavedModel.
+            push_to_hub: Also upload the files of the model in the folder.
             max_shard_size: Largest size of a file, such as "5GB" or a number of bytes; more goes to several files.
             variant: Writes `model.VARIANT.safetensors`.
             safe_serialization: Must be True: pickles are written by PyTorch alone.
+            **upload: Arguments of `push_to_hub`; `repo_id` is the name of the folder when it is not given.
 
         Raises:
             NotADirectoryError: There is a file of that name.
-            ValueError: `safe_serialization` is False.
+            ValueError: `safe_serialization` is False, or `saved_model` is True on another backend than TensorFlow.
+            TypeError: An argument is unknown.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write a PyTorch pickle. Leave it out: safetensors.")
+        if upload and not push_to_hub:
+            raise TypeError(f"save_pretrained does not know the argument {next(iter(upload))!r}.")
         folder = Path(save_directory)
-        if folder.is_file():
-            raise NotADirectoryError(f"{folder} is a file. Pass a folder to save into.")
-        config = type(self.config).from_dict(self.config.to_dict())
-        config.architectures = [torch_class_name(type(self).__name__)]
-        config.dtype = self.variable_dtype
-        with replace_folder_content(folder) as temporary:
-            config.save_pretrained(temporary)
-            most_bytes = number_of_bytes(max_shard_size)
-            files = write_arrays(published_arrays(self), temporary, most_bytes=most_bytes, variant=variant)
-        for file in folder.iterdir():
-            if is_weight_file_name(file.name, variant) and file.name not in files:
-                file.unlink()
+        save_model(
+            self, folder, max_shard_size=max_shard_size, variant=variant, saved_model=saved_model, version=version
+        )
+        if push_to_hub:
+            upload_folder(folder, upload.pop("repo_id", folder.name), files=published_files(folder)[0], **upload)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        commit_description: str = "",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **saving: Any,
+    ) -> str:
+        """Uploads configuration and weights to the model hub; see `deit.models.pretrained.PreTrainedModel.push_to_hub`.
+
+        Args:
+            repo_id: Name on the hub, such as "me/my-deit"; made if it is missing.
+            commit_message: Says what the upload is.
+            commit_description: Says more of it.
+            private: Whether only its owner may see a new repository; None leaves the owner's default.
+            token: Access token; None takes the one stored by `hf auth login`.
+            revision: Branch to upload to, which must exist.
+            create_pr: Propose the upload in place of making it.
+            **saving: `max_shard_size` and `variant` of `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+        """
+        return push_model(
+            self,
+            repo_id,
+            saving,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
     @classmethod
     def from_pretrained(
@@ -288,7 +476,7 @@ class KerasPreTrainedModel(keras.Model):
         *,
         config: VisionTransformerConfig | str | os.PathLike[str] | None = None,
         dtype: Any = None,
-        data_format: str = "channels_first",
+        data_format: str | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         allow_code: bool = False,
@@ -303,10 +491,10 @@ class KerasPreTrainedModel(keras.Model):
             pretrained_model_name_or_path: Model directory, as `save_pretrained`, transformers or timm writes it; a
                 `.safetensors`, `.bin` or `.pth` file; a name on the hub; a short name of `deit.list_models()`; weights
                 that Keras saved (`.weights.h5`, with `config`), or a whole Keras file (`.keras`, see `allow_code`).
-            config: Replaces the directory's configuration.
+            config: Replaces the configuration of the directory or file.
             dtype: Keras's policy, such as "mixed_bfloat16"; None takes `keras.config.dtype_policy()`, "auto" the type
-                of the file.
-            data_format: See the class.
+                of the file. A `.keras` file keeps its own when it is None.
+            data_format: See the class; None takes that of a `.keras` file, else "channels_first".
             ignore_mismatched_sizes: Let tensors of another shape (a new number of classes) start anew, and a position
                 embedding of another image size be resized.
             output_loading_info: Also return what did not match, as a dict.
@@ -328,78 +516,18 @@ class KerasPreTrainedModel(keras.Model):
         for name in _WITHOUT_EFFECT:
             kwargs.pop(name, None)
         dtype = kwargs.pop("torch_dtype", dtype)
-        if str(pretrained_model_name_or_path).endswith(_KERAS_SUFFIXES):
-            return cls._from_keras_file(
-                Path(pretrained_model_name_or_path), config, allow_code, dtype=dtype, data_format=data_format, **kwargs
-            )
-        model, info = cls._from_tensors(
-            pretrained_model_name_or_path, config, dtype, data_format, ignore_mismatched_sizes, kwargs
-        )
+        asked = {
+            "config": config,
+            "dtype": dtype,
+            "data_format": data_format,
+            "ignore_mismatched_sizes": ignore_mismatched_sizes,
+            "options": kwargs,
+        }
+        if is_keras_file(pretrained_model_name_or_path):
+            model, info = open_keras_file(cls, pretrained_model_name_or_path, allow_code=allow_code, **asked)
+        else:
+            model, info = open_tensors(cls, pretrained_model_name_or_path, **asked)
         return (model, vars(info)) if output_loading_info else model
-
-    @classmethod
-    def _from_tensors(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        config: Any,
-        dtype: Any,
-        data_format: str,
-        ignore_mismatched_sizes: bool,
-        kwargs: dict[str, Any],
-    ) -> tuple[Any, LoadingInfo]:
-        files = {name: kwargs.pop(name) for name in ("variant", "use_safetensors") if name in kwargs}
-        subfolder, hub = kwargs.pop("subfolder", None) or "", HubOptions.take_from(kwargs)
-        path = local_path(name_or_path, options=hub, subfolder=subfolder, **files)
-        weights = find_weights(path, **files)
-        tensors = ArraySource(weights)
-        config, kwargs = resolve_config(
-            cls.config_class, config, kwargs, path=path, shapes=tensors.shapes, source=weights.main
-        )
-        dtype = tensors.main_dtype() if dtype == "auto" else dtype
-        with without_initial_values():
-            model = cls._build(config, dtype=dtype, data_format=data_format, **kwargs)
-        info = load_arrays(model, tensors, ignore_mismatched_sizes=ignore_mismatched_sizes, source=weights.main)
-        return model, info
-
-    @classmethod
-    def _build(cls, config: Any, **kwargs: Any) -> Any:
-        try:
-            return cls(config, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{cls.__name__} does not know an argument: {error}.") from error
-        except ValueError as error:
-            if "keyword arguments" in str(error):  # Keras's word for it
-                raise TypeError(f"{cls.__name__} does not know an argument: {error}.") from error
-            raise
-
-    @classmethod
-    def _from_keras_file(cls, file: Path, config: Any, allow_code: bool, **kwargs: Any) -> Any:
-        if not file.is_file():
-            raise FileNotFoundError(f"No Keras file at {file}.")
-        if file.name.endswith(".weights.h5"):
-            if config is None:
-                raise ValueError(f"{file.name} holds weights alone. Pass config=, or save with save_pretrained.")
-            if isinstance(config, (str, os.PathLike)):
-                config = cls.config_class.from_pretrained(config)
-            model = cls._build(config, **kwargs)
-            model.load_weights(file)
-            return model
-        if file.suffix == ".h5":
-            raise ValueError(f"{file.name} is not read: it may hold code. Save weights as .weights.h5 or safetensors.")
-        if not allow_code:
-            raise ValueError(
-                f"{file.name} is a whole Keras file, which can carry code. Pass allow_code=True if you wrote it "
-                "yourself, or use a model directory (save_pretrained) or weights (.weights.h5)."
-            )
-        model = keras.saving.load_model(file, safe_mode=True)
-        if not isinstance(model, cls):
-            raise ValueError(f"{file.name} holds a {type(model).__name__}, not a {cls.__name__}.")
-        return model
-
-
-def torch_class_name(name: str) -> str:
-    """Returns the name of the PyTorch class that a Keras class stands for: `TFDeiTModel` -> `DeiTModel`."""
-    return name.removeprefix("TF").removeprefix("Keras")
 
 
 def _new_name(class_name: str) -> str:
@@ -408,16 +536,6 @@ def _new_name(class_name: str) -> str:
     name = re.sub(r"(?<=.)([A-Z])", r"_\1", words).lower()
     count = keras.backend.get_uid(name)
     return name if count == 1 else f"{name}_{count - 1}"
-
-
-def _main_output(y: Any, y_pred: Any) -> Any:
-    """Returns what a loss compares with `y`: the logits, unless `y` names the outputs it is for."""
-    if not isinstance(y_pred, KerasModelOutput) or isinstance(y, Mapping):
-        return y_pred
-    for name in ("logits", "reconstruction", "pooler_output", "last_hidden_state"):
-        if name in y_pred:
-            return y_pred[name]
-    return y_pred
 
 
 def _without_loss(output: Any) -> Any:

@@ -32,6 +32,59 @@ def without_initial_values() -> Iterator[None]:
         _DRAWS_INITIAL_VALUES.reset(token)
 
 
+class NetworkLayer(keras.layers.Layer):
+    """What the layers of the network share: `summary(expand_nested=True)` shows what is inside, and shapes."""
+
+    # Of its main output, for `summary`; None stands for the batch.
+    output_shape: tuple[int | None, ...] = ()
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The layers directly inside, as Keras's models have them."""
+        return list(self._flatten_layers(include_self=False, recursive=False))
+
+    def __dir__(self) -> Iterable[str]:
+        # Keras's files name a layer by the first attribute that leads to it, which shall stay the one of its own.
+        return [name for name in super().__dir__() if name != "layers"]
+
+    def network_parts(self) -> dict[str, Any]:
+        """Returns its parts by their names in the network."""
+        return {}
+
+    def finish(self, *output_shape: int | None) -> None:
+        """Says that all weights are there.
+
+        Args:
+            *output_shape: See `output_shape`.
+        """
+        self.built = True
+        show_shape(self, *output_shape)
+
+
+def show_shape(layer: Any, *output_shape: int | None, input_shape: tuple[int | None, ...] | None = None) -> None:
+    """Lets `summary` show the shape of a layer's output, also of one that was not built from a shape.
+
+    Args:
+        layer: One that is whole.
+        *output_shape: Of its main output; None stands for the batch.
+        input_shape: Where it matters, which is in models: TensorFlow writes them down with it in a SavedModel.
+    """
+    if not isinstance(layer, keras.layers.Dropout):  # which returns the shape that it was built from
+        layer.output_shape = output_shape
+    layer._build_shapes_dict = {"input_shape": input_shape or output_shape}
+
+
+def _dropout(rate: float, *output_shape: int | None, **options: Any) -> keras.layers.Dropout:
+    layer = keras.layers.Dropout(rate, **options)
+    show_shape(layer, *output_shape)
+    return layer
+
+
+def _tokens(config: VisionTransformerConfig) -> tuple[None, int, int]:
+    """Shape of the tokens of an image of the trained size."""
+    return None, config.num_prefix_tokens + config.grid_size[0] * config.grid_size[1], config.hidden_size
+
+
 def _initializer(kind: type[keras.initializers.Initializer], **options: Any) -> keras.initializers.Initializer:
     return kind(**options) if _DRAWS_INITIAL_VALUES.get() else keras.initializers.Zeros()
 
@@ -76,7 +129,7 @@ class FileConvolution:
 
 def _norm(config: VisionTransformerConfig, **options: Any) -> keras.layers.LayerNormalization:
     layer = keras.layers.LayerNormalization(epsilon=config.layer_norm_eps, **options)
-    layer.build((None, None, config.hidden_size))
+    layer.build(_tokens(config))
     return layer
 
 
@@ -85,18 +138,19 @@ def as_rows(x: Any) -> Any:
     return ops.reshape(x, (-1, x.shape[-1]))
 
 
-class DropPath(keras.layers.Layer):
+class DropPath(NetworkLayer):
     """Skips a residual branch for some samples while training, and scales the others up (stochastic depth).
 
     Args:
         rate: Probability of skipping.
+        *output_shape: See `NetworkLayer`.
     """
 
-    def __init__(self, rate: float, **options: Any) -> None:
+    def __init__(self, rate: float, *output_shape: int | None, **options: Any) -> None:
         super().__init__(**options)
         self.rate = rate
         self.seed_generator = keras.random.SeedGenerator() if rate > 0 else None
-        self.built = True
+        self.finish(*output_shape)
 
     def call(self, x: Any, training: bool = False) -> Any:
         """Returns (B, N, D), in evaluation the input itself."""
@@ -107,7 +161,7 @@ class DropPath(keras.layers.Layer):
         return kept / (1.0 - self.rate) if self.rate < 1.0 else kept
 
 
-class PatchEmbed(keras.layers.Layer):
+class PatchEmbed(NetworkLayer):
     """Cuts the image in patches and projects each to D numbers, which is one product of matrices.
 
     Args:
@@ -123,7 +177,7 @@ class PatchEmbed(keras.layers.Layer):
         with keras.name_scope(self.name):
             inputs = config.num_channels * self.patch_size[0] * self.patch_size[1]
             self.proj = convolution(inputs, config.hidden_size, name="proj", dtype=self.dtype_policy)
-        self.built = True
+        self.finish(None, config.grid_size[0] * config.grid_size[1], config.hidden_size)
 
     def call(self, pixels: Any, *, grid: tuple[int, int]) -> Any:
         """Turns pixels into (B, P, D), row by row; a rest that fills no patch is left out."""
@@ -144,7 +198,7 @@ class PatchEmbed(keras.layers.Layer):
         return {"proj": FileConvolution(self.proj, self.patch_size)}
 
 
-class Attention(keras.layers.Layer):
+class Attention(NetworkLayer):
     """Multi-head self-attention with one fused projection for query, key and value.
 
     Args:
@@ -162,8 +216,10 @@ class Attention(keras.layers.Layer):
         with keras.name_scope(self.name):
             self.qkv = dense(width, 3 * inner, config, use_bias=config.qkv_bias, name="qkv", dtype=self.dtype_policy)
             self.proj = dense(inner, width, config, name="proj", dtype=self.dtype_policy)
-            self.drop = keras.layers.Dropout(config.attention_probs_dropout_prob, name="drop", dtype=self.dtype_policy)
-        self.built = True
+            tokens = _tokens(config)[1]
+            shape = (None, len(self.heads), tokens, tokens)
+            self.drop = _dropout(config.attention_probs_dropout_prob, *shape, name="drop", dtype=self.dtype_policy)
+        self.finish(*_tokens(config))
 
     def call(
         self, x: Any, head_mask: Any = None, *, need_probabilities: bool = False, training: bool = False
@@ -208,7 +264,7 @@ class Attention(keras.layers.Layer):
         return {"qkv": self.qkv, "proj": self.proj}
 
 
-class Mlp(keras.layers.Layer):
+class Mlp(NetworkLayer):
     """Two linear layers with an activation between them."""
 
     def __init__(self, config: VisionTransformerConfig, **options: Any) -> None:
@@ -217,7 +273,7 @@ class Mlp(keras.layers.Layer):
             self.fc1 = dense(config.hidden_size, config.intermediate_size, config, name="fc1", dtype=self.dtype_policy)
             self.fc2 = dense(config.intermediate_size, config.hidden_size, config, name="fc2", dtype=self.dtype_policy)
             self.activation = find_activation(config.hidden_act, dtype=self.dtype_policy)
-        self.built = True
+        self.finish(*_tokens(config))
 
     def call(self, x: Any) -> Any:
         """Maps (B, N, D) to (B, N, D)."""
@@ -232,20 +288,20 @@ class Mlp(keras.layers.Layer):
         return parts
 
 
-class LayerScale(keras.layers.Layer):
+class LayerScale(NetworkLayer):
     """Multiplies each channel of a residual branch by a learnt number (DeiT III).
 
     Args:
-        width: Embedding dimension D.
+        shape: Of what it multiplies, (None, N, D).
         initial_value: What every factor starts with; small, so that a deep network starts near the identity.
     """
 
-    def __init__(self, width: int, initial_value: float, **options: Any) -> None:
+    def __init__(self, shape: tuple[None, int, int], initial_value: float, **options: Any) -> None:
         super().__init__(**options)
         with keras.name_scope(self.name):
             start = keras.initializers.Constant(initial_value)
-            self.gamma = self.add_weight(shape=(width,), initializer=start, name="gamma")
-        self.built = True
+            self.gamma = self.add_weight(shape=shape[-1:], initializer=start, name="gamma")
+        self.finish(*shape)
 
     def call(self, x: Any) -> Any:
         """Returns (B, N, D)."""
@@ -256,7 +312,7 @@ class LayerScale(keras.layers.Layer):
         return {"gamma": self.gamma}
 
 
-class Block(keras.layers.Layer):
+class Block(NetworkLayer):
     """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input."""
 
     def __init__(
@@ -270,13 +326,14 @@ class Block(keras.layers.Layer):
             self.norm2 = _norm(config, name="norm2", dtype=self.dtype_policy)
             self.mlp = Mlp(config, name="mlp", dtype=self.dtype_policy)
             self.ls2 = self._layer_scale(config, "ls2")
-            self.drop = keras.layers.Dropout(config.hidden_dropout_prob, name="drop", dtype=self.dtype_policy)
-            self.drop_path = DropPath(drop_path_rate, name="drop_path", dtype=self.dtype_policy)
-        self.built = True
+            shape = _tokens(config)
+            self.drop = _dropout(config.hidden_dropout_prob, *shape, name="drop", dtype=self.dtype_policy)
+            self.drop_path = DropPath(drop_path_rate, *shape, name="drop_path", dtype=self.dtype_policy)
+        self.finish(*shape)
 
     def _layer_scale(self, config: VisionTransformerConfig, name: str) -> LayerScale | None:
         return (
-            LayerScale(config.hidden_size, config.layer_scale_init, name=name, dtype=self.dtype_policy)
+            LayerScale(_tokens(config), config.layer_scale_init, name=name, dtype=self.dtype_policy)
             if config.layer_scale_init
             else None
         )
@@ -300,7 +357,7 @@ class Block(keras.layers.Layer):
         return {name: getattr(self, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")}
 
 
-class KerasVisionTransformer(keras.layers.Layer):
+class KerasVisionTransformer(NetworkLayer):
     """The trunk: pixels to tokens; see `VisionTransformer`.
 
     Args:
@@ -334,7 +391,8 @@ class KerasVisionTransformer(keras.layers.Layer):
                     shape=(1, 1, config.hidden_size), initializer="zeros", name="mask_token"
                 )
             self.pos_embed = self._token("pos_embed", positions)
-            self.pos_drop = keras.layers.Dropout(config.hidden_dropout_prob, name="pos_drop", dtype=self.dtype_policy)
+            shape = _tokens(config)
+            self.pos_drop = _dropout(config.hidden_dropout_prob, *shape, name="pos_drop", dtype=self.dtype_policy)
             rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
             pruned = config.pruned_heads
             self.blocks = [
@@ -342,7 +400,7 @@ class KerasVisionTransformer(keras.layers.Layer):
                 for i, rate in enumerate(rates)
             ]
             self.norm = _norm(config, name="norm", dtype=self.dtype_policy)
-        self.built = True
+        self.finish(*shape)
 
     def _token(self, name: str, count: int) -> Any:
         start = normal_values(self.config.initializer_range)

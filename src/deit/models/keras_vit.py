@@ -27,7 +27,7 @@ from deit.models.keras_heads import (
 )
 from deit.models.keras_outputs import KerasModelOutput
 from deit.models.keras_pretrained import TFViTPreTrainedModel
-from deit.models.keras_vision_transformer import KerasVisionTransformer
+from deit.models.keras_vision_transformer import KerasVisionTransformer, show_shape
 
 
 @keras.saving.register_keras_serializable(package="deit")
@@ -55,6 +55,7 @@ class TFViTModel(TFViTPreTrainedModel):
             )
             self.pooler = KerasPooler(config, name="pooler", dtype=self.dtype_policy) if add_pooling_layer else None
         self.built = True
+        show_shape(self, *self.trunk.output_shape, input_shape=(None, *self.pixel_shape))  # inside another one
 
     def network_parts(self) -> dict[str, Any]:
         """Returns the model's parts by their names in the network."""

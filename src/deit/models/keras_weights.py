@@ -233,8 +233,32 @@ def _read_pickles(weights: WeightFiles) -> dict[str, np.ndarray]:
     return arrays
 
 
+@dataclass(frozen=True)
+class ArraysInMemory:
+    """Tensors that are in memory, in place of an `ArraySource`.
+
+    Attributes:
+        arrays: Name -> tensor.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+        return {name: tuple(array.shape) for name, array in self.arrays.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor."""
+        return self.arrays[name]
+
+
 def load_arrays(
-    model: Any, tensors: ArraySource, *, ignore_mismatched_sizes: bool = False, source: object = "the checkpoint"
+    model: Any,
+    tensors: ArraySource | ArraysInMemory,
+    *,
+    ignore_mismatched_sizes: bool = False,
+    source: object = "the checkpoint",
 ) -> LoadingInfo:
     """Copies tensors of any dialect into a model.
 
@@ -278,7 +302,7 @@ def load_arrays(
     return LoadingInfo(missing_keys=missing, unexpected_keys=plan.unexpected, mismatched_keys=mismatched)
 
 
-def _fill(slots: Mapping[str, Slot], found: Mapping[str, Part], tensors: ArraySource) -> None:
+def _fill(slots: Mapping[str, Slot], found: Mapping[str, Part], tensors: ArraySource | ArraysInMemory) -> None:
     pieces: dict[str, dict[int, str]] = {}
     for name, part in found.items():
         pieces.setdefault(part.name, {})[part.index] = name
@@ -303,7 +327,7 @@ def _mismatched(
 
 
 def _resized_positions(
-    config: VisionTransformerConfig, tensors: ArraySource, name: str, part: Part
+    config: VisionTransformerConfig, tensors: ArraySource | ArraysInMemory, name: str, part: Part
 ) -> np.ndarray | None:
     """Returns the position embedding of a square image for the model's image, or None where it is something else."""
     if not part.name.endswith("trunk.pos_embed"):

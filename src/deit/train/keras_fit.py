@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,6 +11,7 @@ from keras import ops
 
 from deit.core.image_processor import DeiTImageProcessor
 from deit.models.keras_deit import TFDeiTForImageClassificationWithTeacher
+from deit.models.keras_label_checks import ClassRange, check_labels, checked_data, plain_errors
 from deit.models.keras_losses import (
     DISTILLATION_KINDS,
     NO_LABEL,
@@ -19,12 +20,15 @@ from deit.models.keras_losses import (
     distillation_loss,
     is_integer,
 )
+from deit.models.keras_optimizers import leave_undecayed, undecayed
 from deit.train.keras_teacher import KerasTeacher
 from deit.train.recipe_values import following
 
+_OWN = ("loss", "loss_weights", "metrics", "weighted_metrics")  # arguments of compile that it settles itself
 _HEADS = {"top1": "logits", "class_top1": "cls_logits", "distillation_top1": "distillation_logits"}
 
 
+@keras.saving.register_keras_serializable(package="deit")
 class KerasDistillation(keras.Model):
     """Trains a student with two heads: the class head by labels, the distillation head by a teacher (paper, section 4).
 
@@ -37,8 +41,9 @@ class KerasDistillation(keras.Model):
     -100 for images without one, or (B, K) probabilities. Reports `loss`, its two parts, and the top-1 accuracy in
     percent of both heads together (`top1`) and of each.
 
-    The teacher is never changed: not its weights, not its batch norm, not its `trainable` flags. Save the student:
-    `distillation.student.save_pretrained(folder)`.
+    The teacher is never changed: not its weights, not its batch norm, not its `trainable` flags. The trained model is
+    the student: `distillation.student.save_pretrained(folder)`. A `.keras` file (`save`, `ModelCheckpoint`), a pickle
+    or a copy holds all: student, teacher, optimizer and settings.
 
     Args:
         student: Its weights are trained; at inference its two heads are averaged.
@@ -88,28 +93,61 @@ class KerasDistillation(keras.Model):
         self.kind, self.temperature, self.weight = kind, temperature, weight
         self.reduction, self.label_smoothing = reduction, label_smoothing
         self.num_classes: int = student.config.num_labels
-        self.teacher = KerasTeacher(teacher) if teacher is not None and not _is_teacher(teacher) else teacher
-        self._mean, self._std = _statistics(self.teacher, processor)
+        teacher = KerasTeacher(teacher) if teacher is not None and not _is_teacher(teacher) else teacher
         self._part_metrics = [keras.metrics.Mean(name=name) for name in ("class_loss", "distillation_loss", *_HEADS)]
+        self._take_teacher(teacher, *_statistics(teacher, processor))
         if self.teacher is not None:
             self.teacher.check(student.config.grid_image_size, self.num_classes)
-            self._teacher_model = self.teacher.model  # known to Keras, so that JAX gets its weights as arguments
         self.built = True
+
+    def _take_teacher(self, teacher: KerasTeacher | None, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.teacher, self._mean, self._std = teacher, tuple(mean), tuple(std)
+        if teacher is not None:
+            self._teacher_model = teacher.model  # known to Keras, so that JAX gets its weights as arguments
 
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: student and teacher are built."""
         self.built = True
 
-    def get_config(self) -> dict[str, Any]:
-        """Refuses what Keras asks it for: `save`, pickles, copies and clones.
+    def network_parts(self) -> dict[str, Any]:
+        """Returns what is trained, by its name."""
+        return {"student": self.student}
 
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} cannot be saved whole, pickled or copied: save the model that it trains, "
-            'student.save_pretrained("folder"), or student.save("x.keras").'
-        )
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `from_config` needs; weights are left to Keras."""
+        settings = ("kind", "temperature", "weight", "reduction", "label_smoothing", "name")
+        return {
+            "student": keras.saving.serialize_keras_object(self.student),
+            "teacher": None if self.teacher is None else self.teacher.get_config(),
+            "mean": list(self._mean),
+            "std": list(self._std),
+            **{name: getattr(self, name) for name in settings},
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """Builds the distillation that `get_config` described."""
+        values = dict(config)
+        student = keras.saving.deserialize_keras_object(values.pop("student"), custom_objects)
+        teacher, mean, std = (values.pop(name) for name in ("teacher", "mean", "std"))
+        task = cls(student, **values)
+        if teacher is not None:  # asked about nothing: its weights come later
+            task._take_teacher(KerasTeacher.from_config(teacher, custom_objects), mean, std)
+        return task
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what it was compiled with, and what its optimizer does not decay."""
+        config = super().get_compile_config()
+        return {**config, "undecayed": undecayed(self)} if config else config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as `get_compile_config` described."""
+        values = dict(config)
+        plain = values.pop("undecayed", [])
+        values = keras.saving.deserialize_keras_object(values)
+        self.compile(**{name: value for name, value in values.items() if name not in _OWN})
+        leave_undecayed(self, plain)
+        self.optimizer.build(self.trainable_variables)
 
     # --- what is trained: the student alone, whatever flags the teacher's weights have -------------------
 
@@ -257,13 +295,10 @@ class KerasDistillation(keras.Model):
             self._check_answers(answers)
         if (answers is not None) == (self.teacher is not None) and (training or answers is not None):
             self._answers(None, answers, training)  # raises
-        if isinstance(y, np.ndarray) and is_integer(y) and y.size:
-            wrong = y[((y < 0) | (y >= self.num_classes)) & (y != NO_LABEL)]
-            if wrong.size:
-                raise ValueError(
-                    f"labels must be class numbers from 0 to {self.num_classes - 1} ({NO_LABEL}: no label). "
-                    f"Received: {wrong.flat[0]}."
-                )
+        check_labels(None, y, self._class_ranges())
+
+    def _class_ranges(self) -> dict[str | None, ClassRange]:
+        return {None: ClassRange(self.num_classes)}
 
     # --- compile, fit, evaluate ------------------------------------------------------------------------
 
@@ -277,7 +312,7 @@ class KerasDistillation(keras.Model):
         Raises:
             TypeError: A loss or metric was passed: they are part of the distillation.
         """
-        own = sorted(set(options) & {"loss", "loss_weights", "metrics", "weighted_metrics"})
+        own = sorted(set(options) & set(_OWN))
         if own:
             raise TypeError(f"{type(self).__name__} brings its own losses and metrics. Leave out {', '.join(own)}.")
         super().compile(optimizer=optimizer, **options)
@@ -300,7 +335,14 @@ class KerasDistillation(keras.Model):
         """
         _refuse_weights(options)
         self._check_data(x, y, teacher_logits, training=True)
-        return super().fit(x=x, y=y, sample_weight=teacher_logits, **options)
+        validation = options.get("validation_data")
+        if validation is not None and not isinstance(validation, (tuple, list)):
+            options["validation_data"] = checked_data(validation, self._class_ranges())
+        elif validation is not None and len(validation) > 1:
+            check_labels(None, validation[1], self._class_ranges())
+        x = checked_data(x, self._class_ranges()) if y is None else x
+        with plain_errors(self):
+            return super().fit(x=x, y=y, sample_weight=teacher_logits, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *, teacher_logits: Any = None, **options: Any) -> Any:
         """Scores the student; arguments and errors as in `fit`, and the result that of `keras.Model.evaluate`.
@@ -310,7 +352,9 @@ class KerasDistillation(keras.Model):
         if "sample_weight" in options:  # Keras's own way to pass the third part of validation_data
             teacher_logits = options.pop("sample_weight")
         self._check_data(x, y, teacher_logits, training=False)
-        return super().evaluate(x=x, y=y, sample_weight=teacher_logits, **options)
+        x = checked_data(x, self._class_ranges()) if y is None else x
+        with plain_errors(self):
+            return super().evaluate(x=x, y=y, sample_weight=teacher_logits, **options)
 
 
 def _is_teacher(teacher: Any) -> bool:

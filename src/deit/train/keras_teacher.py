@@ -87,6 +87,21 @@ class KerasTeacher:
         self.image_size: tuple[int, int] | None = (size, size) if isinstance(size, int) else size
         self.output = output
 
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `from_config` needs, as JSON has it; weights are left to Keras."""
+        settings = ("mean", "std", "max_value", "channel_order", "image_size", "data_format", "output")
+        values = {name: getattr(self, name) for name in settings}
+        values = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in values.items()}
+        return {"model": keras.saving.serialize_keras_object(self.model), **values}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> KerasTeacher:
+        """Builds the teacher that `get_config` described."""
+        values = dict(config)
+        model = keras.saving.deserialize_keras_object(values.pop("model"), custom_objects)
+        size = values.pop("image_size")
+        return cls(model, image_size=None if size is None else tuple(size), **values)
+
     @classmethod
     def of_application(cls, model: keras.Model, mode: str, *, output: str = "probabilities") -> KerasTeacher:
         """Returns a model of keras.applications as a teacher.
