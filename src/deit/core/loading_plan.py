@@ -136,30 +136,7 @@ def resolve_config(
     shapes: Mapping[str, tuple[int, ...]],
     source: object,
 ) -> tuple[Any, dict[str, Any]]:
-    """Returns the configuration of a checkpoint and the keywords that name none of its fields; see `_resolve_config`.
-
-    Raises:
-        FileNotFoundError: The folder has none.
-        ValueError: It is damaged, describes another kind of model, or a larger one than the file holds.
-    """
-    found, rest = _resolve_config(config_class, config, kwargs, path=path, shapes=shapes, source=source)
-    found.validate()
-    if getattr(found, "quantization_config", None) is not None:
-        raise UserError(f"The configuration of {source} has a quantization_config. {NO_QUANTIZATION}")
-    refuse_larger_than_file(found, shapes, source)
-    return found, rest
-
-
-def _resolve_config(
-    config_class: type[Any],
-    config: Any,
-    kwargs: dict[str, Any],
-    *,
-    path: Path | None,
-    shapes: Mapping[str, tuple[int, ...]],
-    source: object,
-) -> tuple[Any, dict[str, Any]]:
-    """Returns the configuration of a checkpoint and the keywords that name none of its fields.
+    """Returns the configuration of a checkpoint, checked, and the keywords that name none of its fields.
 
     Weights of the original release and of timm come without one that says everything: it is read off their tensors.
 
@@ -173,8 +150,25 @@ def _resolve_config(
 
     Raises:
         FileNotFoundError: The folder has none.
-        ValueError: It is damaged or describes another kind of model.
+        ValueError: It is damaged, describes another kind of model, or a larger one than the file holds.
     """
+    found, rest = _given_or_found(config_class, config, kwargs, path=path, shapes=shapes, source=source)
+    found.validate()
+    if getattr(found, "quantization_config", None) is not None:
+        raise UserError(f"The configuration of {source} has a quantization_config. {NO_QUANTIZATION}")
+    refuse_larger_than_file(found, shapes, source)
+    return found, rest
+
+
+def _given_or_found(
+    config_class: type[Any],
+    config: Any,
+    kwargs: dict[str, Any],
+    *,
+    path: Path | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    source: object,
+) -> tuple[Any, dict[str, Any]]:
     if isinstance(config, (str, os.PathLike)):
         return config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
     if config is not None:

@@ -85,28 +85,27 @@ class MaskedImageTask(Task):
         self.seed = 0 if seed is None else seed
         self._take(Masking() if masking is None else masking)
         if masking is not None:
-            self._fitting_masks()
+            _ = self.masks
 
     def _take(self, masking: Masking) -> None:
         self.masking = masking
         self.picture_steps = masking.picture_steps
+        self._masks: BlockMasks | None = None
 
     @property
     def masks(self) -> BlockMasks:
-        """What draws the masks."""
-        return self._fitting_masks()
-
-    def _fitting_masks(self) -> BlockMasks:
-        """Builds the masks; raises ValueError where they do not fit the model."""
-        patch_size = self.student.config.grid_patch_size  # type: ignore[union-attr]
-        size = self.processor.output_size
-        return BlockMasks(size, patch_size, mask_patch=self.masking.patch, ratio=self.masking.ratio)  # type: ignore[arg-type]
+        """What draws the masks; raises ValueError where they do not fit the model."""
+        if self._masks is None:
+            patch_size = self.student.config.grid_patch_size  # type: ignore[union-attr]
+            size, settings = self.processor.output_size, self.masking
+            self._masks = BlockMasks(size, patch_size, mask_patch=settings.patch, ratio=settings.ratio)  # type: ignore[arg-type]
+        return self._masks
 
     def settle(self, recipe: Recipe) -> Recipe:
         """Takes masking and seed from the recipe; see `Task.settle`."""
         self._take(chosen("masking", self._given["masking"], recipe.masking))
         self.seed = chosen("seed", self._given["seed"], recipe.seed)
-        self._fitting_masks()
+        _ = self.masks
         how = {f"masking.{name}": value for name, value in asdict(self.masking).items()}
         return super().settle(recipe.with_settings(how))
 
