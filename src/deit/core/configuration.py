@@ -171,6 +171,11 @@ class VisionTransformerConfig:
                 )
             setattr(self, key, value)
         check_fields(self)
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ValueError(
+                "problem_type 'single_label_classification' needs at least two labels. Set num_labels=2, or "
+                "problem_type='regression' for one number."
+            )
 
     # --- labels ------------------------------------------------------------------------------------
 

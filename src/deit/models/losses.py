@@ -6,6 +6,7 @@ imports them from here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -182,14 +183,14 @@ def problem_loss(
         A scalar, mean over the batch.
 
     Raises:
-        ValueError: The shapes disagree, or there is only one class to choose from.
+        ValueError: The shapes disagree.
         IndexError: A class number is out of range.
     """
     classes = logits.shape[-1]
     reduction = "mean" if num_items_in_batch is None else "sum"
     if problem_type == "single_label_classification":
         if classes == 1:
-            raise ValueError("With one label there is nothing to choose. Set num_labels, or problem_type='regression'.")
+            _warn_of_one_class()
         loss = F.cross_entropy(logits.view(-1, classes), labels.view(-1).long(), reduction=reduction)
     else:
         if problem_type == "regression" and classes == 1 and labels.numel() == logits.numel():
@@ -202,6 +203,15 @@ def problem_loss(
         function = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
         loss = function(logits, labels.to(logits.dtype), reduction=reduction)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def _warn_of_one_class() -> None:
+    if not torch.compiler.is_compiling():  # a warning would break the graph
+        warnings.warn(
+            "With one label there is nothing to choose: the loss is always 0 and nothing is learnt. Set num_labels, or "
+            "problem_type='regression'.",
+            stacklevel=2,
+        )
 
 
 def configured_loss(
