@@ -72,6 +72,8 @@ def test_the_report_needs_nothing_but_itself(journey) -> None:
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     for _, _, top1, _ in journey.table():
         assert f"{top1:.2f}" in text
+    gain = journey.distilled.scores["both"].top1 - journey.alone.scores["both"].top1
+    assert f"changed by {gain:+.2f} points in this run" in text
 
 
 def test_a_folder_that_is_not_empty_is_refused(tmp_path) -> None:

@@ -44,6 +44,7 @@ def write_report(journey: Journey) -> Path:
         "report.html.j2",
         table=journey.table(),
         interval=share_interval,
+        gain=journey.distilled.scores["both"].top1 - journey.alone.scores["both"].top1,
         labels=10 * LABELS_PER_CLASS,
         tests=len(journey.data.val.labels),
         steps=journey.distilled.steps,
