@@ -45,7 +45,9 @@ def test_an_image_that_one_process_cannot_read_is_left_out_and_recorded(photos, 
     ran = train(photos, tmp_path / "run", "train/dark/4|val/dark/1", "1")
     assert ran.returncode == 0, ran.stderr
     record = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert len(record["data"]["train_images_left_out"]) == 1
+    (reason,) = record["data"]["train_images_left_out"]
+    assert "train/dark/4" in reason
+    assert ran.stderr.count("Left out of training from step") == 1  # the first process tells it, whose terminal it is
     assert record["data"]["val_images_left_out"] == 1
     assert {scores["images"] for scores in record["scores"].values()} == {5}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ import signal
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
@@ -28,6 +29,7 @@ from deit.cli.endings import (
     speaks,
     speaks_of_signal,
 )
+from deit.cli.wording import in_options
 from deit.core.printable import counted as counted
 from deit.core.printable import printable, printable_lines
 from deit.core.writing import why_unwritten
@@ -66,12 +68,14 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     With the environment variable DEIT_TRACEBACK set, the traceback is shown as well.
     """
+    parameters = tuple(inspect.signature(command).parameters)
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         notes = logging.StreamHandler()
-        notes.setFormatter(_OneLine("Note: %(message)s"))
+        notes.setFormatter(_OneLine("Note: %(message)s", parameters))
         notes.addFilter(lambda record: record.name != "deit.data.sources")  # `report_skipped` says it with names
+        notes.addFilter(_Once())
         logging.basicConfig(level=logging.WARNING, handlers=[notes])
         warnings.formatwarning = _warning_line
         try:
@@ -93,7 +97,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             if not isinstance(error, _USER_ERRORS) and why_unwritten(error) is None:
                 raise
             if speaks(error):
-                say(f"Error: {' '.join(_explain(error).split())}", err=True)
+                say(f"Error: {in_options(' '.join(_explain(error).split()), parameters)}", err=True)
             else:
                 leave_time_to_speak()
             raise typer.Exit(USER_ERROR) from error
@@ -101,9 +105,26 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
+class _Once:
+    """Lets a note pass once: what a command opens twice (to check it, then to use it) would tell of it twice."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in self._told
+        self._told.add(text)
+        return is_new
+
+
 class _OneLine(logging.Formatter):
+    def __init__(self, form: str, parameters: Collection[str]) -> None:
+        super().__init__(form)
+        self._parameters = parameters
+
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(in_options(super().format(record), self._parameters))
 
 
 def _warning_line(

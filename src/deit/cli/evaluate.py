@@ -176,7 +176,7 @@ def _readable(source: Source, result: Evaluation) -> Source:
 
 def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
     from deit.data.duplicates import contradictions, describe_contradictions
-    from deit.deploy.recorded_scores import read_recorded_scores
+    from deit.deploy.recorded_scores import held_out, read_recorded_scores
 
     notes = []
     if result.left_out:
@@ -196,7 +196,8 @@ def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
         notes += recorded.notes({name: h.scores.as_dict() for name, h in result.heads.items()})
     if result.overlap is not None:
         notes += result.overlap.notes()
-        if result.overlap.learnt and result.overlap.measured and not any("--held-out" in note for note in notes):
+        kept = held_out(model, source) if result.overlap.learnt else None
+        if kept is not None and not any("--held-out" in note for note in notes):
             notes.append("Pass --held-out to score the images that training kept for validation.")
     if result.teacher_overlap is not None and result.teacher_overlap.learnt:
         count, images = result.teacher_overlap.learnt, result.teacher_overlap.images

@@ -70,6 +70,10 @@ class Processes:
         total: npt.NDArray[np.float64] = np.sum(parts, axis=0)
         return total
 
+    def gather(self, value: T) -> list[T]:
+        """Returns the values of all processes, in the order of the ranks."""
+        return [value] if self.world_size == 1 else self._gather(value)
+
     def sum_tensor(self, values: Tensor) -> Tensor:
         """Returns the sum of a tensor over all processes, where it is: no GPU waits for Python."""
         if self.world_size > 1:

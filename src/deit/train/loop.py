@@ -199,7 +199,7 @@ class _Run:
         self._saved: tuple[int, Path] | None = None
         self._has_told = False  # whether the error that ends the run says from where it can go on
         self.loss_sums: dict[str, Tensor] = {}  # since the last evaluation
-        self.left_out = LeftOut(0 if recipe.data.strict else recipe.data.max_bad_images, len(data.train.labels))
+        self.left_out = LeftOut(recipe.data.tolerated, len(data.train.labels), tells=self.processes.is_first)
         if resume:
             self._go_on()
         self.first_step = self.step
@@ -415,7 +415,6 @@ class _Run:
             if self.processes.world_size > 1:  # the others do not know of it, and the state is saved already
                 raise
             raise self._stopped_by_images(str(error)) from error
-        self.left_out.share(self.processes)
         if self.task.left_out:
             reason = next(iter(self.task.left_out.values()))
             logger.warning("Left out of the scores: %d image(s), such as: %s", len(self.task.left_out), reason)
@@ -459,6 +458,7 @@ class _Run:
             raise self._non_finite("A weight", self.take_step.optimizer.param_groups[0]["lr"])
         if self.task.cache is not None:
             self.processes.on_each(self.task.cache.sync)
+        self.left_out.share(self.processes)
         if self._saved is None or self._saved[0] != self.step:
             sums = self._shared_loss_sums()
             self._saved = self.step, self.processes.on_first(lambda: self._write_state(sums))

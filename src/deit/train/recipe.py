@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from deit.train.recipe_values import (
     plain,
     require,
     require_one_of,
+    unknown_setting,
     without_following,
 )
 from deit.train.yaml_files import read_yaml
@@ -222,6 +222,11 @@ class DataOptions:
         )
         require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
         require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
+
+    @property
+    def tolerated(self) -> int:
+        """How many images may become unreadable: `max_bad_images`, none with `strict`."""
+        return 0 if self.strict else self.max_bad_images
 
     @property
     def range(self) -> ValueRange | None:
@@ -422,9 +427,7 @@ class Recipe:
         values, known = self.to_dict(), flat(self.to_dict())
         for name, value in settings.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"Unknown setting {name!r}.{hint} Known: {', '.join(known)}.")
+                raise unknown_setting(name, list(known))
             section, _, last = name.rpartition(".")
             (values[section] if section else values)[last] = value
         changed: Recipe = build(Recipe, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from deit.core.errors import shown
@@ -72,6 +72,25 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def unknown_setting(name: Any, known: Sequence[str], prefix: str = "") -> ValueError:
+    """Returns the error for a setting that there is not; it names those that may be meant, not all 80.
+
+    Args:
+        name: Of the setting.
+        known: The names that there are.
+        prefix: What stands before all of them: the section of a file.
+    """
+    last = str(name).rpartition(".")[2]
+    near = [each for each in known if each.rpartition(".")[2] == last] or difflib.get_close_matches(
+        str(name), known, n=1
+    )
+    hint = f" Did you mean {' or '.join(repr(prefix + each) for each in near)}?" if near else ""
+    if not near and prefix:
+        hint = f" Known: {', '.join(known)}."
+    where = "" if hint else " All of them stand in what `deit recipes NAME --yaml` prints."
+    return ValueError(f"Unknown setting {prefix}{shown(name)}.{hint}{where}")
+
+
 def build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
     """Builds a section, or a whole recipe, from nested values.
 
@@ -81,7 +100,7 @@ def build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
     types = get_type_hints(cls)
     unknown = set(values) - set(types)
     if unknown:
-        raise ValueError(f"Unknown setting {prefix}{shown(min(unknown, key=str))}. Known: {', '.join(types)}.")
+        raise unknown_setting(min(unknown, key=str), list(types), prefix)
     built = {}
     for key, value in values.items():
         kind: Any = types[key]

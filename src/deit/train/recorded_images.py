@@ -86,7 +86,7 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
     images = len(train.labels) + len(val.labels)
     are, first = ("is", "") if len(gone) == 1 else ("are", "; the first")
     what = f"{len(gone)} of the {images} images of the run {are} gone or changed{first}: {gone[0]}."
-    most = 0 if chosen.strict else chosen.max_bad_images
+    most = chosen.tolerated
     if len(gone) > most or any(len(part.gone) > _MOST_SHARE * len(part.labels) for part in (train, val)):
         raise UserError(
             f"{what} At most data.max_bad_images={most}, and a tenth of the training or validation images, may be "

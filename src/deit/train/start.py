@@ -72,7 +72,7 @@ def resolved_start(
     if start.init_made_by:
         raise ValueError(
             f"The recipe starts from the weights that the recipe {start.init_made_by} makes. Pass its model directory "
-            "with --init (init=... in Python)."
+            "with init=."
         )
     _check_name(start)
     if not start.init:
