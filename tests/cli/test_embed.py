@@ -127,9 +127,9 @@ def test_two_processes_share_the_images_and_print_once(student, tmp_path):
     [
         (
             ("embed", "STUDENT", "PHOTOS", "--out", "OUT", "--token", "patch"),
-            "token must be one of class, distillation",
+            "--token must be one of class, distillation",
         ),
-        (("embed", "STUDENT", "PHOTOS", "--out", "OUT", "--block", 9), "block must lie between 0"),
+        (("embed", "STUDENT", "PHOTOS", "--out", "OUT", "--block", 9), "--block must lie between 0"),
         (("embed", "STUDENT", "-", "--out", "OUT"), "Received: standard input"),
         (("embed", "TEACHER", "PHOTOS", "--out", "OUT"), "is a model of timm"),
         (("evaluate", "STUDENT", "PHOTOS", "--knn", "PHOTOS", "--held-out"), "Received also: --held-out"),

@@ -381,7 +381,7 @@ def test_strict_stops_at_a_broken_file(damaged, tmp_path):
 # --- bad input: options -------------------------------------------------------------------------------
 
 REFUSED_OPTIONS = {
-    "a batch that Mixup cannot pair": (("--batch-size", 5), "batch_size must be even. Received: 5."),
+    "a batch that Mixup cannot pair": (("--batch-size", 5), "--batch-size must be even. Received: 5."),
     "a batch larger than the data": (("--batch-size", 26), "There are 24 training images and the batch size is 26."),
     "a batch of one with batch norm": (
         ("--student", "timm/test_resnet", "--batch-size", 1, "--set", "augment.mix_rate=0"), "Pass 2 or more.",
@@ -391,7 +391,7 @@ REFUSED_OPTIONS = {
     "a setting that is no number": (("--set", "optimizer.lr=fast"), "optimizer.lr must be like 0.0005. Received"),
     "an unknown RandAugment": (("--set", "augment.rand_augment=hard"), "augment.rand_augment must be like"),
     "a learning rate of nothing": (("--set", "optimizer.lr=0"), "optimizer.lr must be positive. Received: 0.0."),
-    "no epochs": (("--epochs", 0), "schedule.epochs must be at least 1. Received: 0."),
+    "no epochs": (("--epochs", 0), "--epochs must be at least 1. Received: 0."),
     "an unknown device": (("--device", "gpu"), "The device 'gpu' cannot be used"),
     "a typo in the variant": (
         ("--student", "deit-tinny-distilled-patch16-224"),

@@ -33,6 +33,7 @@ CLASSIFY = ["model", "images", "top_k", "batch_size", "device", "value_range", "
         (TRAIN, "Leave image_column and label_column out.", "Leave data.image_column and data.label_column out."),
         (TRAIN, "/x/batch_size/a_b.png: batch_size.png is no image.",
          "/x/batch_size/a_b.png: batch_size.png is no image."),
+        (TRAIN, "has another student: {'image_size': 32}.", "has another student: {'image_size': 32}."),
     ],
 )  # fmt: skip
 def test_arguments_become_options_and_settings(parameters, said, expected):

@@ -68,7 +68,8 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     With the environment variable DEIT_TRACEBACK set, the traceback is shown as well.
     """
-    parameters = tuple(inspect.signature(command).parameters)
+    taken = inspect.signature(command).parameters.values()
+    parameters = tuple(each.name for each in taken if each.default is not each.empty or each.name == "out")
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:

@@ -22,7 +22,7 @@ _PHRASES = (
 )
 _VALUE = r"(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;()'\"]*[^\s,;()'\".])?"
 _NAMED = re.compile(rf"(?<![\w./=-])(?P<before>--set )?(?P<name>[a-z][a-z0-9_]*(?:\.[a-z0-9_]+)?)=(?!=){_VALUE}")
-_BARE = re.compile(r"(?<![\w./=-])(?P<name>[a-z]+(?:_[a-z0-9]+)+)(?![\w.=(/-])")
+_BARE = re.compile(r"(?<![\w./='\"-])(?P<name>[a-z]+(?:_[a-z0-9]+)+)(?![\w.=(/'\"-])")
 _SUBJECT = re.compile(r"^(?P<name>[a-z][a-z0-9_.]*)(?= must )")
 _UNKNOWN = re.compile(r"(?P<start>Unknown setting '(?P<name>[^']+)'\.).*$")
 # Settings that are options of another name.
@@ -34,7 +34,7 @@ def in_options(message: str, parameters: Collection[str]) -> str:
 
     Args:
         message: Of the library.
-        parameters: Names of the command's parameters, in Python; with "set_" it takes settings of a recipe.
+        parameters: Names of the command's options, in Python; with "set_" it takes settings of a recipe.
 
     Example:
         >>> in_options("The device 'x' cannot be used. Pass device='cpu'.", ["device"])
