@@ -151,8 +151,8 @@ def test_queries_that_are_among_the_known_images_are_left_out(student, tmp_path)
     found = evaluated(student, asked, "--knn", known)
     assert [score["images"] for score in found["scores"]] == [12] * 6
     assert [score["left_out"] for score in found["scores"]] == [24] * 6
-    assert "24 images were left out: they are among the known ones." in found["notes"]
-    assert "24 images were left out" in succeeds("evaluate", student, asked, "--knn", known).stdout
+    assert "Left out, since they are among the known ones: 24 images." in found["notes"]
+    assert "among the known ones: 24 images." in succeeds("evaluate", student, asked, "--knn", known).stdout
     some = Path(shutil.copytree(known / "red", tmp_path / "some" / "red")).parent
     is_refused(deit("evaluate", student, some, "--knn", known), "hold the same images")
     source = open_labelled(some, classes=list(COLOURS))

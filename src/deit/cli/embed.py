@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import PARTLY, print_table, progress_bar, report_found, reports_errors, say, say_json
+from deit.cli.console import PARTLY, counted, print_table, progress_bar, report_found, reports_errors, say, say_json
 from deit.cli.parameters import Device, Strict, ValueRange, path, place
 from deit.cli.settings import open_on_first
 
@@ -61,7 +61,7 @@ def embed(
         say(f"Left out: {error}", err=True)
     broken = [SkippedFile(path="", reason=error) for error in errors]
     report_found(count, found.skipped, found.ignored, others=broken)
-    say(f"Features of {count} images: {out}")
+    say(f"Features of {counted(count, 'image')}: {out}")
     if errors:
         raise typer.Exit(PARTLY)
 
@@ -107,7 +107,7 @@ def evaluate_features_of(
         return
     rows = [(f"{s.token} token", s.method, f"{s.top1:.2f}", f"{s.top5:.2f}", str(s.images)) for s in result.scores]
     print_table(f"Features of {model} on {data}", ("features", "method", "top-1 %", "top-5 %", "images"), rows)
-    say(f"Known: {result.known} images of {known}, {NEIGHBOURS} neighbours.")
+    say(f"Known: {counted(result.known, 'image')} of {known}, {NEIGHBOURS} neighbours.")
     for note in notes:
         say(note)
 
@@ -115,10 +115,10 @@ def evaluate_features_of(
 def _notes(result: FeatureEvaluation) -> list[str]:
     notes = []
     if result.scores[0].left_out:
-        notes.append(f"{result.scores[0].left_out} images were left out: they are among the known ones.")
-    for what, reasons in (("images", result.unreadable), ("known images", result.unreadable_known)):
+        notes.append(f"Left out, since they are among the known ones: {counted(result.scores[0].left_out, 'image')}.")
+    for what, reasons in (("image", result.unreadable), ("known image", result.unreadable_known)):
         if reasons:
-            notes.append(f"{len(reasons)} {what} were left out, which cannot be read any more; the first: {reasons[0]}")
+            notes.append(f"Left out, unreadable by now: {counted(len(reasons), what)}; the first: {reasons[0]}")
     return [*notes, *(result.overlap.notes() if result.overlap is not None else ())]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import print_table, progress_bar, report_found, reports_errors, say, say_json
+from deit.cli.console import counted, print_table, progress_bar, report_found, reports_errors, say, say_json
 from deit.cli.parameters import Average, Column, Device, LabelledImages, Model, Strict, ValueRange, path, place
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
     notes = []
     if result.left_out:
         first = next(iter(result.left_out.values()))
-        notes.append(f"{len(result.left_out)} images were left out, which cannot be read any more; the first: {first}")
+        notes.append(f"Left out, unreadable by now: {counted(len(result.left_out), 'image')}; the first: {first}")
     results = {**result.heads, "teacher": result.teacher} if result.teacher else result.heads
     unanswered = {name: h.scores.unanswered for name, h in results.items() if h and h.scores.unanswered}
     if unanswered:

@@ -142,7 +142,8 @@ def _fitted(recipe: Recipe, images: Data, built: Student, free: list[str], proce
 
 def _print_plan(images: Data, recipe: Recipe, built: Student, task: MaskedImageTask) -> None:
     say(
-        f"{len(images.train.labels)} training and {len(images.val.labels)} validation images, without labels. "
+        f"{len(images.train.labels)} training and {counted(len(images.val.labels), 'validation image')}, without "
+        f"labels. "
         f"Student: {recipe.student or type(built.model).__name__}. Hidden: {task.masks.num_masked} of "
         f"{task.masks.num_patches} patches.",
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.console import reports_errors, say
+from deit.cli.console import counted, reports_errors, say
 from deit.cli.parameters import path
 
 _MOST_NAMED = 10
@@ -41,7 +41,7 @@ def push(
         revision=branch,
         create_pr=propose,
     )
-    say(f"Uploaded {len(files)} files: {', '.join(files)}")
+    say(f"Uploaded {counted(len(files), 'file')}: {', '.join(files)}")
     if left:
         more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
         say(f"Left out, as no part of a model directory: {', '.join(left[:_MOST_NAMED])}{more}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import reports_errors, say, say_lines
+from deit.cli.console import counted, reports_errors, say, say_lines
 from deit.cli.parameters import (
     BatchSize,
     Device,
@@ -269,9 +269,9 @@ def _print_plan(images: Data, recipe: Recipe, built: Student, *, taught: bool, t
     if teacher_cache is not None:
         teacher = f"what {teacher_cache} recorded"
     lines = [
-        f"{count} training{few} and {len(images.val.labels)} validation images, "
-        f"{len(images.train.classes)} classes. Student: {recipe.student or type(built.model).__name__}. "
-        f"Teacher: {teacher}.",
+        f"{count} training{few} and {counted(len(images.val.labels), 'validation image')}, "
+        f"{counted(len(images.train.classes), 'class', 'classes')}. "
+        f"Student: {recipe.student or type(built.model).__name__}. Teacher: {teacher}.",
         *describe_start(recipe, images, built.processor),
     ]
     if taught:

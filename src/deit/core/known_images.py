@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from deit.core.errors import DamagedFileError, parsing
 from deit.core.files import replaced_file
+from deit.core.printable import counted
 
 IMAGES_NAME = "images.npy"
 
@@ -60,7 +61,7 @@ class Overlap:
         return notes
 
     def _of(self, count: int, other: str = "") -> str:
-        return f"{count}{other} of these {self.images} images"
+        return f"{count}{other} of {'these ' if self.images != 1 else ''}{counted(self.images, 'image')}"
 
 
 class KnownImages:

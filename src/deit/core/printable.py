@@ -37,9 +37,10 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def counted(number: int, what: str, plural: str = "") -> str:
-    """Returns a number with its noun: "1 epoch", "3 epochs", "2 classes"."""
-    return f"{number} {what if number == 1 else plural or what + 's'}"
+def counted(number: float, what: str, plural: str = "") -> str:
+    """Returns a number with its noun: "1 epoch", "0.5 epochs", "2 classes" (of "class" and "classes")."""
+    shown = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{shown} {what if number == 1 else plural or what + 's'}"
 
 
 def markdown_code(text: object, most: int = 100) -> str:

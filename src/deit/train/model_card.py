@@ -11,7 +11,7 @@ from torch import nn
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.labels import distinct_names
 from deit.core.metrics import score_text, score_title
-from deit.core.printable import markdown_code, markdown_text, printable
+from deit.core.printable import counted, markdown_code, markdown_text, printable
 from deit.models.pretrained import PreTrainedModel
 from deit.train.curves import CURVES_NAME
 from deit.train.masked_images import PICTURE_NAME
@@ -65,7 +65,7 @@ def _metrics(record: dict[str, Any]) -> set[str]:
 
 def _origin(record: dict[str, Any], classes: list[str]) -> str:
     data = record["data"]
-    images = f"{data['train_images']} images"
+    images = counted(data["train_images"], "image")
     if not classes:
         return f"It learnt from {images} without labels, by reconstructing hidden patches (SimMIM)."
     if "train_labels" in data:
@@ -77,7 +77,7 @@ def _origin(record: dict[str, Any], classes: list[str]) -> str:
 def _classes(classes: list[str]) -> str:
     shown = ", ".join(markdown_code(name) for name in distinct_names(classes)[:_SHOWN_CLASSES])
     more = f" and {len(classes) - _SHOWN_CLASSES} more (`config.json`)" if len(classes) > _SHOWN_CLASSES else ""
-    return f"{len(classes)} classes: {shown}{more}."
+    return f"{counted(len(classes), 'class', 'classes')}: {shown}{more}."
 
 
 def _scores(record: dict[str, Any], classes: list[str]) -> str:
@@ -89,7 +89,7 @@ def _scores(record: dict[str, Any], classes: list[str]) -> str:
         *(f"| {head} | {' | '.join(score_text(c, values[c]) for c in columns)} |" for head, values in rows.items()),
     ]
     average = "the average of the weights" if record["weights"] == "average" else "the last weights"
-    images = f"Measured on {record['data']['val_images']} images{_met_before(record)}, with {average}."
+    images = f"Measured on {counted(record['data']['val_images'], 'image')}{_met_before(record)}, with {average}."
     pictures = [f"![Losses and scores over the epochs]({CURVES_NAME})"]
     if not classes:
         pictures.append(f"![Images, what the model sees of them, what it makes of that]({PICTURE_NAME})")
@@ -129,10 +129,11 @@ def _use(name: str, own: bool, classes: list[str]) -> str:
 def _training(record: dict[str, Any]) -> str:
     recipe = record["recipe"]
     epochs, batch = recipe["schedule"]["epochs"], recipe["batch_size"]
-    processes = f"{record['processes']} process{'es' * (record['processes'] > 1)}"
+    processes = counted(record["processes"], "process", "processes")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
-        f"{epochs} epochs, {record['steps']} steps of {batch} images, seed {recipe['seed']}, {processes} on "
+        f"{counted(epochs, 'epoch')}, {counted(record['steps'], 'step')} of {counted(batch, 'image')}, "
+        f"seed {recipe['seed']}, {processes} on "
         f"{markdown_text(record['device'])}. All settings are in `recipe.yaml`, every evaluation in `metrics.csv`, "
         f"fingerprints of the images in `training.json`. Written with {versions}."
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from deit.core.library_order import make_order_safe
+from deit.core.printable import counted
 from deit.train.recipe import Optimizer, Recipe
 
 make_order_safe()
@@ -213,7 +214,7 @@ def describe_rates(recipe: Recipe, *, steps_per_epoch: int) -> list[str]:
         steps_per_epoch: Steps in an epoch.
     """
     schedule, rates = recipe.schedule, recipe.learning_rates()
-    warmup = f"from {rates.start:.3g} to {rates.peak:.3g} in {schedule.warmup_epochs:g} epochs, then "
+    warmup = f"from {rates.start:.3g} to {rates.peak:.3g} in {counted(schedule.warmup_epochs, 'epoch')}, then "
     course = f"a cosine to {rates.end:.3g}" if rates.end < rates.peak else "constant"
     rest = f"{course} until epoch {schedule.epochs}"
     lines = [f"Learning rate: {warmup if schedule.warmup_epochs else f'{rates.peak:.3g}, '}{rest}."]
@@ -229,7 +230,7 @@ def describe_rates(recipe: Recipe, *, steps_per_epoch: int) -> list[str]:
     highest = planned_rates(recipe, steps_per_epoch=steps_per_epoch)["highest"]
     if highest < 0.9 * rates.peak:
         lines.append(
-            f"The highest learning rate will be {highest:.3g}: {schedule.epochs} epochs with a warm-up of "
+            f"The highest learning rate will be {highest:.3g}: {counted(schedule.epochs, 'epoch')} with a warm-up of "
             f"{schedule.warmup_epochs:g} and schedule.updates={schedule.updates} never reach the peak."
         )
     return lines
