@@ -211,6 +211,14 @@ def test_tags_come_into_the_card_that_the_model_pushes(build: Any, hub: Hub, tmp
     assert logits(deit.DeiTForImageClassification.from_pretrained("me/x")).equal(logits(model))
 
 
+def test_a_configuration_is_pushed_without_weights(tiny_fields: dict[str, Any], hub: Hub) -> None:
+    for library in (transformers, deit):
+        config = library.DeiTConfig(**tiny_fields, note=library.__name__)
+        config.push_to_hub("me/x")
+        assert "model.safetensors" not in hub.files["me/x"]["main"]
+        assert deit.DeiTConfig.from_pretrained("me/x", force_download=True).note == library.__name__
+
+
 def test_tags_are_added_as_in_transformers(build: Any, tiny_fields: dict[str, Any]) -> None:
     theirs = transformers.DeiTModel(transformers.DeiTConfig(**tiny_fields))
     for model in (theirs, build("DeiTModel")):

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -355,6 +356,25 @@ class VisionTransformerConfig:
         """Writes `config.json` into a folder, which is made if it is missing."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self.to_json_file(Path(save_directory) / CONFIG_NAME)
+
+    def push_to_hub(
+        self, repo_id: str, *, commit_message: str = "Upload config", token: str | bool | None = None
+    ) -> str:
+        """Uploads `config.json` alone to the model hub.
+
+        Args:
+            repo_id: Name on the hub, such as "me/my-deit"; made if it is missing.
+            commit_message: Says what the upload is.
+            token: Access token; None takes the one stored by `hf auth login`.
+
+        Returns:
+            The address of the commit.
+        """
+        from deit.core.hub import upload_folder  # it needs this module
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload_folder(Path(folder), repo_id, files=[CONFIG_NAME], commit_message=commit_message, token=token)
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
