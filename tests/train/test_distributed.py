@@ -41,39 +41,55 @@ def test_processes_wait_for_one_that_works_longer_than_pytorch_waits() -> None:
     assert ran.stdout.split() == ["checked"]
 
 
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
+    """Folders of trainings on two processes, and what each printed."""
+    folder = tmp_path_factory.mktemp("two")
+    kinds = ["adamw", "sgd", "few", "masked", "convnet"]
+    ran = torchrun("tests.train.together", folder, *kinds)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == len(kinds)  # the first process alone printed
+    return folder, {kind: line.split() for kind, line in zip(kinds, lines, strict=True)}
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "few", "masked"])
-def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, kind) -> None:
+def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, two_processes, kind) -> None:
     """Ten steps in fp32 without random augmentation; 13 training and 7 validation images, which 2 does not divide.
 
     "few": nine of twelve images have no label; "masked": masked-image pre-training.
     """
-    cache = [] if kind == "masked" else [tmp_path / "cache"]
-    ran = torchrun("tests.train.together", kind, tmp_path / "two", *cache)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["2", "7", "5"]  # the first process alone printed; all 7 images were counted, once
+    folder, printed = two_processes
+    assert printed[kind] == ["2", "7", "5"]  # all 7 images were counted, once
     together.run(kind, tmp_path / "one")
-    assert_same_weights(tmp_path / "two", tmp_path / "one")
+    assert_same_weights(folder / kind, tmp_path / "one")
     moved = max(
         float((a - b).abs().max())
         for a, b in zip(weights(tmp_path / "one").values(), load_initial(tmp_path, kind).values(), strict=True)
     )
     assert moved > 1e-3  # the ten steps did something
-    one, two = (json.loads((tmp_path / name / "training.json").read_text())["scores"] for name in ("one", "two"))
+    one, two = (json.loads((run / "training.json").read_text())["scores"] for run in (tmp_path / "one", folder / kind))
     assert one.keys() == two.keys()
     for head, scores in one.items():
         assert scores == pytest.approx(two[head], abs=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "processes"), [("mixed", 4), ("convnet", 2)])
-def test_random_draws_and_batch_norm_are_those_of_the_whole_step_on_any_number_of_processes(
-    tmp_path, kind, processes
-) -> None:
-    """Mixup, CutMix, dropout and drop path at usual rates; a convnet with both kinds of batch norm of timm."""
-    ran = torchrun("tests.train.together", kind, tmp_path / "many", processes=processes)
+def test_batch_norm_is_that_of_the_whole_step(tmp_path, two_processes) -> None:
+    """Of a convnet with both kinds of batch norm of timm, with Mixup, CutMix, dropout and drop path at usual rates."""
+    assert_same_run(two_processes[0] / "convnet", tmp_path / "one", "convnet")
+
+
+def test_random_draws_are_those_of_the_whole_step_on_any_number_of_processes(tmp_path) -> None:
+    """Mixup, CutMix, dropout and drop path at usual rates."""
+    ran = torchrun("tests.train.together", tmp_path / "many", "mixed", processes=4)
     assert ran.returncode == 0, ran.stderr
-    together.run(kind, tmp_path / "one")
-    assert_same_weights(tmp_path / "many", tmp_path / "one")
-    one, many = (load_state(tmp_path / name / "state").tensors for name in ("one", "many"))
+    assert_same_run(tmp_path / "many" / "mixed", tmp_path / "one", "mixed")
+
+
+def assert_same_run(received: Path, expected: Path, kind: str) -> None:
+    together.run(kind, expected)
+    assert_same_weights(received, expected)
+    one, many = (load_state(out / "state").tensors for out in (expected, received))
     for name, tensor in one.items():  # the average, the optimizer and the losses of all processes, too
         torch.testing.assert_close(many[name], tensor, atol=1e-5, rtol=0)
 

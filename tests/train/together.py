@@ -26,6 +26,7 @@ from tests.train import tiny
 
 PLAIN = tiny.PLAIN
 MIXED = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, num_repeats=2)
+WITHOUT_CACHE = ("masked", "mixed", "convnet")
 DROPS = {"hidden_dropout_prob": 0.1}
 
 
@@ -101,4 +102,7 @@ def run(kind: str, out: Path, *, cache: Path | None = None, **settings: object) 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(sys.argv[1], Path(sys.argv[2]), cache=Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    with process_group("cpu"):
+        for its_kind in sys.argv[2:]:  # one after another: to begin costs more than to train
+            place = Path(sys.argv[1])
+            run(its_kind, place / its_kind, cache=None if its_kind in WITHOUT_CACHE else place / f"{its_kind} cache")
