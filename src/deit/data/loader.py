@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 import warnings
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from deit.core.errors import UserError
 from deit.core.image_processor import DeiTImageProcessor
 from deit.core.images import DECODING, ImageError
 from deit.data.random_state import forget_other_threads, random_state_kept, set_random_state
@@ -284,6 +286,21 @@ def _begin_worker(number: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a terminal and a job's end send them to every process of a run
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)  # it is the run that stops, and ends its workers
+
+
+def refuse_import_by_worker() -> None:
+    """Refuses to train while a worker process imports the script that it was started from.
+
+    Where processes are spawned (macOS, Windows, Python 3.14) each imports that script, and would train as well.
+
+    Raises:
+        UserError: It does.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "A worker process imports this script and came to the training again. Put what the script does into "
+            '`def main():`, and `if __name__ == "__main__": main()` at its end; or pass num_workers=0.'
+        )
 
 
 def default_workers(*, gpu: bool = False) -> int:

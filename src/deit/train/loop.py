@@ -24,7 +24,7 @@ from deit.core.writing import writing
 from deit.data.augment import build_transform
 from deit.data.distributed import FirstProcessError, current_processes
 from deit.data.few_labels import count_unlabelled, labelled_again
-from deit.data.loader import Batch, StepOrder, training_batches
+from deit.data.loader import Batch, StepOrder, refuse_import_by_worker, training_batches
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.models.vision_transformer import set_drop_path
@@ -139,6 +139,7 @@ def fit(
         OSError: The state or the model cannot be written; the last complete state is kept.
         TrainingInterrupted: An interrupt; the state is saved.
     """
+    refuse_import_by_worker()
     with contextlib.ExitStack() as until_the_end, writing(Path(out)):
         found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
         run = _Run(task, found, recipe, Path(out), training_device(device), resume, teacher_cache, until_the_end)
