@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from deit.cli import console
-from deit.cli.console import print_table, progress_bar, report_skipped, reports_errors
+from deit.cli.console import _Once, print_table, progress_bar, report_skipped, reports_errors
 from deit.core.image_search import NOT_IMAGES
 from deit.data.sources import SkippedFile
 
@@ -199,3 +199,9 @@ def test_a_line_is_broken_between_words_on_a_terminal_only(monkeypatch, capsys):
     assert f"  {path}" in shown
     assert all(len(each) <= 80 for each in shown if path not in each)
     assert " ".join(" ".join(shown).split()) == " ".join(line.split())
+
+
+def test_a_note_that_two_steps_of_a_command_give_is_shown_once():
+    once = _Once()
+    records = [logging.makeLogRecord({"msg": "%s holds more", "args": (name,)}) for name in ("a", "a", "b", "a")]
+    assert [once.filter(record) for record in records] == [True, False, True, False]

@@ -203,3 +203,18 @@ def test_a_converted_model_remembers_and_so_does_the_comparison_with_a_teacher(p
     found = evaluated(student, photos / "train", "--teacher", teacher)
     assert found["teacher_overlap"]["learnt"] == 24
     assert "The teacher was trained on 24 of these 24 images, so its scores are too good." in found["notes"]
+
+
+def test_the_hint_at_held_out_is_given_where_that_works(photos, student, tmp_path):
+    files = sorted(photos.glob("*/*/*.png"))
+    measured = [file for file in files if file.parent.parent.name == "val"]
+    for name, taken in (("whole", files), ("part", [file for file in files if file != measured[0]])):
+        rows = ["file,label", *(f"{file},{file.parent.name}" for file in taken)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows))
+    notes = " ".join(json.loads(succeeds("evaluate", student, tmp_path / "whole.csv", "--json").stdout)["notes"])
+    assert "--held-out" in notes
+    assert json.loads(succeeds("evaluate", student, tmp_path / "whole.csv", "--json", "--held-out").stdout)
+    notes = " ".join(json.loads(succeeds("evaluate", student, tmp_path / "part.csv", "--json").stdout)["notes"])
+    assert "The model was trained on 24 of these 35 images" in notes
+    assert "--held-out" not in notes
+    is_refused(deit("evaluate", student, tmp_path / "part.csv", "--held-out"), "cannot be told")
