@@ -18,8 +18,13 @@ from deit.models.keras_deit import TFDeiTForImageClassification
 from deit.models.keras_optimizers import WarmupCosine
 from deit.train.keras_optimization import keras_adamw
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
 BACKEND = keras.backend.backend()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
+    pytest.mark.skipif(
+        BACKEND == "jax", reason="Slow there, and the same code; test_contract.py has files on JAX too."
+    ),
+]
 EAGER = BACKEND == "tensorflow"
 SIZES: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,

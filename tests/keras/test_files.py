@@ -173,7 +173,7 @@ def test_a_whole_keras_file_is_refused_unless_its_code_is_allowed(tmp_path):
         deit.TFDeiTModel.from_pretrained(tmp_path / "none.keras")
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="The code is the same, and others take seconds to start.")
+@pytest.mark.skipif(BACKEND != "torch", reason="The code is the same, and other backends take seconds to start.")
 def test_a_model_saved_is_the_same_in_a_new_process(tmp_path):
     model = Teacher.from_pretrained(CASES / "teacher", data_format="channels_last")
     model.save(tmp_path / "model.keras")

@@ -18,6 +18,8 @@ from deit.models.keras_deit import (
 from deit.models.keras_losses import classification_loss, distillation_loss, problem_loss
 
 EAGER = keras.backend.backend() == "tensorflow"
+# JAX compiles for seconds: there a step of `fit` is compared, with all that it is made of.
+parts_of_a_step = pytest.mark.skipif(keras.backend.backend() == "jax", reason="a step of fit has all of it")
 SIZES: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
     "image_size": 16, "patch_size": 8, "encoder_stride": 8, "num_labels": 5, "initializer_range": 0.2,
@@ -47,6 +49,7 @@ def crossentropy(**options: Any) -> Any:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)
 
 
+@parts_of_a_step
 def test_the_losses_with_weights_are_those_of_keras():
     wanted = {
         "single_label_classification": (Y, crossentropy()),
@@ -70,6 +73,7 @@ def test_the_losses_with_weights_are_those_of_keras():
         problem_loss(LOGITS, Y, "single_label_classification", WEIGHTS[:3])
 
 
+@parts_of_a_step
 @pytest.mark.parametrize("kind", [TFDeiTForImageClassification, TFDeiTForImageClassificationWithTeacher])
 def test_weights_of_samples_reach_the_loss_wherever_the_labels_are(kind):
     model = tiny(kind)
@@ -116,6 +120,7 @@ def test_weights_act_in_validation_and_need_labels():
             model.fit(data, class_weight={0: 2.0})
 
 
+@parts_of_a_step
 def test_a_teacher_beside_the_labels_is_weighted_too():
     model = tiny(TFDeiTForImageClassificationWithTeacher, distillation_kind="soft", distillation_weight=0.3)
     output = model(X)
@@ -128,6 +133,7 @@ def test_a_teacher_beside_the_labels_is_weighted_too():
     assert model.evaluate(inputs, sample_weight=WEIGHTS, verbose=0) == pytest.approx(wanted, rel=1e-5)
 
 
+@parts_of_a_step
 def test_the_masked_loss_is_weighted_by_image():
     model = tiny(TFDeiTForMaskedImageModeling)
     inputs = {"pixel_values": X, "bool_masked_pos": MASK}
