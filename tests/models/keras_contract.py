@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 HIDDEN = {
     "tensorflow": ("torch", "torchvision", "timm", "jax", "transformers"),
     "jax": ("torch", "torchvision", "timm", "tensorflow", "transformers"),
-    "torch": ("tensorflow", "jax"),
+    "torch": (),
 }
 # JAX compiles every operation of a call outside of jit: these tests need many small ones, and none to be fast.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
