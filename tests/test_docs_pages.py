@@ -135,7 +135,6 @@ def test_every_code_block_runs(page: str, place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("keras") is None or find_spec("tensorflow") is None, reason="TensorFlow is not installed")
-@pytest.mark.skipif("import keras\n" not in PAGES["keras.md"], reason="its block of training is not whole yet")
 def test_the_blocks_of_the_page_on_keras_run_as_they_are_written(place: Path) -> None:
     """In a process of their own, one after the other: TensorFlow and torchvision in one abort."""
     (page,) = (BLOCKS[name] for name in BLOCKS if name == "keras.md")
