@@ -171,6 +171,19 @@ def test_the_tables_of_classes_are_those_of_transformers() -> None:
             assert named[0] == named[1]
 
 
+def test_hidden_states_can_be_asked_for_by_their_numbers(saved: Path) -> None:
+    model = deit.DeiTForImageClassification.from_pretrained(saved)
+    whole = model(PIXELS, output_hidden_states=True).hidden_states
+    for wanted in ([0, -1], [1], (2,)):
+        found = model(PIXELS, output_hidden_states=wanted).hidden_states
+        assert len(found) == len(whole) == 3
+        for number, state in enumerate(found):
+            assert (state is not None) == (number in {each % 3 for each in wanted})
+            assert state is None or torch.equal(state, whole[number])
+    with pytest.raises(IndexError):
+        model(PIXELS, output_hidden_states=[3])
+
+
 # --- transformers' own auto classes -------------------------------------------------------------------
 
 

@@ -97,16 +97,24 @@ def encode(
         interpolate=bool(interpolate_pos_encoding),
         attention_mask=attention_mask,
         head_mask=head_mask,
-        need_hidden_states=decide(output_hidden_states, config.output_hidden_states),
+        need_hidden_states=bool(decide(output_hidden_states, config.output_hidden_states)),
         need_attentions=decide(output_attentions, config.output_attentions),
         prefix_only=prefix_only,
     )
     return BaseModelOutputWithPooling(
         last_hidden_state=result.tokens,
         pooler_output=None if pooler is None else pooler(result.tokens),
-        hidden_states=result.hidden_states,
+        hidden_states=_chosen(result.hidden_states, output_hidden_states),
         attentions=result.attentions,
     )
+
+
+def _chosen(states: tuple[Tensor, ...] | None, wanted: Any) -> Any:
+    """Leaves None in the place of hidden states that were not asked for by their numbers, as transformers."""
+    if states is None or not isinstance(wanted, (list, tuple)):
+        return states
+    kept = {range(len(states))[number] for number in wanted}  # negative ones count from the end
+    return tuple(state if number in kept else None for number, state in enumerate(states))
 
 
 def prefix_alone(base_model: nn.Module, original: type[nn.Module]) -> dict[str, bool]:
