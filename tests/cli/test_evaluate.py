@@ -144,7 +144,9 @@ def test_a_table_of_several_labels_is_scored_by_what_the_model_is_for(tmp_path, 
     found = json.loads(succeeds("evaluate", model, table, "--json").stdout)
     assert found["problem_type"] == "multi_label_classification"
     assert [row["images"] for row in found["per_class"]] == [9, 6, 3]
-    assert set(found["heads"]["both"]) == {"images", "unanswered", "micro_f1", "macro_f1", "exact_match", "loss"}
+    assert set(found["heads"]["both"]) == {
+        "images", "unanswered", "micro_f1", "macro_f1", "exact_match", "exact_match_interval", "loss",
+    }  # fmt: skip
     report = tmp_path / "r.html"
     shown = succeeds("evaluate", model, table, "--report", report).stdout
     assert f"Mean average precision: {100 * found['mean_average_precision']:.2f} %" in shown
