@@ -217,6 +217,12 @@ def _patient_group() -> Any:
     return _patient[1]
 
 
+def _forget_patient_group() -> None:
+    """Lets go of it: a group that lives on after the end of PyTorch's own has threads, and they abort the process."""
+    global _patient
+    _patient = None
+
+
 def current_processes() -> Processes:
     """Returns the place of this process in the group that is open, or a place alone."""
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -253,4 +259,5 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
         error.within_group = True  # type: ignore[attr-defined]  # it may be this process's alone
         raise
     finally:
+        _forget_patient_group()
         distributed.destroy_process_group()
