@@ -113,7 +113,7 @@ def test_images_need_not_be_square():
 @pytest.mark.parametrize("size", [100, (96, 100), (100, 96)])
 def test_an_image_size_that_the_patches_do_not_fill_is_refused(size):
     with pytest.raises(ValueError, match=r"image_size 100 is not a multiple of patch_size 16\. Use 96 or 112"):
-        build_student(TINY_DISTILLED, ["a"], tiny.recipe(), image_size=size)
+        build_student(TINY_DISTILLED, ["a", "b"], tiny.recipe(), image_size=size)
 
 
 def test_an_image_size_that_is_none_is_refused():
