@@ -120,7 +120,7 @@ def test_options_win_over_the_recipe(dry, photos) -> None:
 
 def test_a_size_that_leaves_pixels_over_is_the_recipes_alone(dry, photos) -> None:
     run = dry("train", photos, "--recipe", "deit3-huge", "--image-size", 160)
-    is_refused(run["result"], "image_size 160 is not a multiple of patch_size 14")
+    is_refused(run["result"], "--image-size 160 is not a multiple of patch_size 14")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from deit.cli.console import OUT, json_text
+from deit.cli.console import OUT, json_array, say_cells, say_lines
 from deit.core.printable import printable
 
 if TYPE_CHECKING:
@@ -67,15 +65,15 @@ class Rows:
             return
         found = [f"{p.label} {100 * p.score:.1f} %" for p in result.predictions]
         if not OUT.is_terminal:
-            typer.echo("\t".join(printable(cell, _MOST_CHARACTERS) for cell in (result.name, *found)))
+            say_cells((result.name, *found), _MOST_CHARACTERS)
             return
         name = printable(result.name, _MOST_CHARACTERS)
         if self._own_line:
-            typer.echo(name)
+            say_lines(name)
             name, indent = " " * 4, 4
         else:
             name, indent = f"{name:<{self._width}}  ", self._width + 2
-        typer.echo("\n".join(_filled(name, [printable(cell) for cell in found], indent, OUT.width)))
+        say_lines("\n".join(_filled(name, [printable(cell) for cell in found], indent, OUT.width)))
 
 
 def _filled(line: str, cells: Sequence[str], indent: int, width: int) -> Iterator[str]:
@@ -100,15 +98,8 @@ def _filled(line: str, cells: Sequence[str], indent: int, width: int) -> Iterato
 @contextmanager
 def json_rows() -> Iterator[list[Take]]:
     """Prints one JSON array, whose items appear as they are ready."""
-    begun = False
-
-    def take(result: Classified) -> None:
-        nonlocal begun
-        typer.echo(("," if begun else "[") + "\n" + textwrap.indent(json_text(result.to_dict()), "  "), nl=False)
-        begun = True
-
-    yield [take]
-    typer.echo("\n]" if begun else "[]")
+    with json_array() as say_item:
+        yield [lambda result: say_item(result.to_dict())]
 
 
 # --- into a file --------------------------------------------------------------------------------------
@@ -184,7 +175,7 @@ def _is_formula(text: str) -> bool:
 @contextmanager
 def _json_lines(path: Path, top_k: int) -> Iterator[Take]:
     with path.open("w", encoding="utf-8") as file:
-        yield lambda result: print(json.dumps(result.to_dict()), file=file)
+        yield lambda result: file.writelines([json.dumps(result.to_dict()), "\n"])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import signal
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
 
@@ -153,9 +153,28 @@ def say_lines(text: str, *, err: bool = False) -> None:
     typer.echo(printable_lines(text.removesuffix("\n")), err=err)
 
 
+def say_cells(cells: Iterable[str], most_characters: int) -> None:
+    """Prints a row for programs: cells with tabs between, each with whatever is in it made visible."""
+    typer.echo("\t".join(printable(cell, most_characters) for cell in cells))
+
+
 def say_json(value: Any) -> None:
     """Prints JSON, whose strings are escaped; what is not a finite number becomes null."""
     typer.echo(json_text(value))
+
+
+@contextmanager
+def json_array() -> Iterator[Callable[[Any], None]]:
+    """Prints one JSON array; yields a function that prints its next item."""
+    begun = False
+
+    def say_item(value: Any) -> None:
+        nonlocal begun
+        typer.echo(("," if begun else "[") + "\n" + textwrap.indent(json_text(value), "  "), nl=False)
+        begun = True
+
+    yield say_item
+    typer.echo("\n]" if begun else "[]")
 
 
 def json_text(value: Any) -> str:
