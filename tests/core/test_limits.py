@@ -36,9 +36,10 @@ def test_a_size_beyond_any_model_is_refused_without_being_made(tiny_fields, fiel
     tracemalloc.stop()
 
 
-def test_too_many_patches_are_refused(tiny_fields):
+def test_too_many_patches_are_refused_by_a_model(tiny_fields):
+    config = DeiTConfig(**{**tiny_fields, "image_size": 16_000, "patch_size": 4})
     with pytest.raises(ValueError, match="more than 262144 patches"):
-        DeiTConfig(**{**tiny_fields, "image_size": 16_000, "patch_size": 4})
+        deit.DeiTModel(config)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
