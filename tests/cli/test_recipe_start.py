@@ -19,6 +19,7 @@ import deit.cli.train
 import deit.train.start
 import deit.train.students
 import deit.train.teacher
+import deit.train.trial
 from deit.core.variants import VARIANTS
 from deit.train.recipe import Recipe
 from deit.train.recipes import list_recipes, named_recipe
@@ -61,7 +62,8 @@ def dry(monkeypatch, tmp_path) -> Any:
             with torch.device("meta"):
                 return build(*args, **options)
 
-        monkeypatch.setattr(deit.train.students, name, on_meta)
+        for module in (deit.train.students, deit.train.trial):
+            monkeypatch.setattr(module, name, on_meta)
     monkeypatch.setattr(deit.cli.train, "run_fit", stop)
     monkeypatch.setattr(deit.cli.pretrain, "run_fit", stop)
 
