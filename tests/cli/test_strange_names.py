@@ -22,8 +22,9 @@ NAMES = {
 BYTES = os.fsdecode(b"\xff\xfe.png")  # a name of a file that is no UTF-8
 
 
-def is_shown_plainly(result: Result) -> None:
-    text = (result.stdout + result.stderr).replace("\n", "")
+def is_shown_plainly(result: Result, own: str = "\n") -> None:
+    """Checks that nothing acts on a terminal but the characters that the command prints by itself."""
+    text = (result.stdout + result.stderr).translate(dict.fromkeys(map(ord, own)))
     assert not [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs")], ascii(text)
 
 
@@ -75,11 +76,13 @@ def test_evaluate(model, strange, more, tmp_path):
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_classify(model, strange, more):
     result = deit("classify", model, strange / "val" / NAMES["red"], *more)
-    is_shown_plainly(result)
+    is_shown_plainly(result, "\n" if more else "\n\t")
     if more:
         assert {p["label"] for row in json.loads(result.stdout) for p in row.get("predictions", ())} <= {
             *NAMES.values()
         }
+    else:
+        assert {row.count("\t") for row in result.stdout.splitlines()} == {3}  # a cell for each class
 
 
 def test_embed(model, strange, tmp_path):
