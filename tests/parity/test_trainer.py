@@ -160,6 +160,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.address)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # an earlier test may have made it
         monkeypatch.setenv("HF_TOKEN", "secret")
         server.files["me/x"] = {"main": {}}
         yield server
