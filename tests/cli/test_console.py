@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import logging
 import subprocess
@@ -143,18 +144,25 @@ def test_a_command_prints_by_the_functions_that_make_everything_visible(file):
     assert not called & {"print", "typer.echo", "typer.secho", "OUT.print", "ERR.print", "sys.stdout.write"}
 
 
+@contextlib.contextmanager
+def no_handlers():
+    """As in a new process: pytest has handlers of its own, and beside others a command adds none."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+
+
 def test_notes_and_warnings_are_one_visible_line(capsys):
     @reports_errors
     def command() -> None:
         logging.getLogger("deit.x").warning("a\x1b[31m\nb")
         print(warnings.formatwarning("two\n lines\x1b", UserWarning, "file.py", 1), end="", file=sys.stderr)
 
-    root = logging.getLogger()
-    handlers, root.handlers = root.handlers, []
-    try:
+    with no_handlers():
         command()
-    finally:
-        root.handlers = handlers
     assert capsys.readouterr().err == "Note: a\\x1b[31m\\nb\nNote: two lines\\x1b\n"
 
 
@@ -205,3 +213,17 @@ def test_a_note_that_two_steps_of_a_command_give_is_shown_once():
     once = _Once()
     records = [logging.makeLogRecord({"msg": "%s holds more", "args": (name,)}) for name in ("a", "a", "b", "a")]
     assert [once.filter(record) for record in records] == [True, False, True, False]
+
+
+def test_a_note_is_printed_where_errors_go_when_it_comes(capsys):
+    """A progress bar puts a stream of its own in place of standard error, which prints above the bar."""
+
+    @reports_errors
+    def command() -> None:
+        with contextlib.redirect_stderr(io.StringIO()) as above_the_bar:
+            logging.getLogger("deit.z").warning("a note")
+        assert above_the_bar.getvalue() == "Note: a note\n"
+
+    with no_handlers():
+        command()
+    assert capsys.readouterr().err == ""

@@ -73,7 +73,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        notes = logging.StreamHandler()
+        notes = _Notes()
         notes.setFormatter(_OneLine("Note: %(message)s", parameters))
         notes.addFilter(lambda record: record.name != "deit.data.sources")  # `report_skipped` says it with names
         notes.addFilter(_Once())
@@ -104,6 +104,13 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
+
+
+class _Notes(logging.Handler):
+    """Prints above a progress bar, too: a stream that was there before the bar would print into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), err=True)
 
 
 class _Once:
@@ -294,16 +301,18 @@ class _ProgressLines:
         self._label = label
         self._started = self._told = time.monotonic()
         self._first: int | None = None
+        self._last = 0
 
     def __call__(self, done: int, total: int, text: str = "", /) -> None:
         now = time.monotonic()
-        if self._first is None:  # what an earlier run did, or a cache knew, took no time
-            self._first = done
+        if self._first is None or done < self._last:  # what an earlier run did, or a cache knew, took no time
+            self._first, self._started = done, now
+        self._last = done
         since = now - self._started
         if now - self._told < min(max(_LINE_SECONDS, since / 20), _MOST_LINE_SECONDS) or done >= total:
             return
         self._told = now
-        pace = (done - self._first) / since
+        pace = (done - self._first) / since if since else 0.0
         left = f", about {_duration((total - done) / pace)} left" if pace else ""
         say(f"{self._label}: {done} of {total}{left}{text and ', '}{text}", err=True)
 

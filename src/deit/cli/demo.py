@@ -24,13 +24,18 @@ def demo(
     """Train a teacher and two students on handwritten digits, compare, report, classify."""
     from deit.demo.journey import run_journey
     from deit.demo.report import write_report
+    from deit.train.interrupts import TrainingInterrupted
 
-    with progress_bar("Training") as update:
+    try:
+        with progress_bar("Training") as update:
 
-        def on_step(name: str, event: StepEvent) -> None:
-            update(event.step, event.total_steps, f"{name}: {event.images_per_second:.0f} images/s")
+            def on_step(name: str, event: StepEvent) -> None:
+                update(event.step, event.total_steps, f"{name}: {event.images_per_second:.0f} images/s")
 
-        journey = run_journey(out, seed=seed, on_step=on_step)
+            journey = run_journey(out, seed=seed, on_step=on_step)
+    except TrainingInterrupted as stop:
+        say(f"Stopped. To see the whole demo, remove {out} or take another --out, and run it again.", err=True)
+        raise typer.Exit(stop.exit_code) from stop
     rows = [(name, head, f"{top1:.2f}", f"{loss:.3f}") for name, head, top1, loss in journey.table()]
     print_table("Handwritten digits", ("model", "head", "top-1 %", "loss"), rows)
     said = ", ".join(f"{p.label} ({100 * p.score:.1f} %)" for p in journey.answer.predictions)
