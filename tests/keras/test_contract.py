@@ -21,20 +21,9 @@ from deit.models.keras_deit import (
     TFDeiTForImageClassificationWithTeacher,
     TFDeiTModel,
 )
+from tests.keras.tiny_models import BACKEND, EAGER, SIZES, X, Y, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
-BACKEND = keras.backend.backend()
-EAGER = BACKEND == "tensorflow"
-SIZES: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-    "image_size": 16, "patch_size": 8, "encoder_stride": 8, "num_labels": 5, "initializer_range": 0.2,
-}  # fmt: skip
-X = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype("float32")
-Y = np.array([0, 1, 2, 3])
-
-
-def tiny(kind: Any = TFDeiTForImageClassification, *, dtype: Any = None, **fields: Any) -> Any:
-    return kind(deit.DeiTConfig(**{**SIZES, **fields}), dtype=dtype)
 
 
 def array(tensor: Any) -> np.ndarray:

@@ -13,29 +13,17 @@ import numpy as np
 import pytest
 from keras import ops
 
-import deit
 from deit.models.keras_deit import TFDeiTForImageClassification
 from deit.models.keras_optimizers import WarmupCosine
 from deit.train.keras_optimization import keras_adamw
+from tests.keras.tiny_models import BACKEND, EAGER, X, Y, tiny
 
-BACKEND = keras.backend.backend()
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning"),
     pytest.mark.skipif(
         BACKEND == "jax", reason="Slow there, and the same code; test_contract.py has files on JAX too."
     ),
 ]
-EAGER = BACKEND == "tensorflow"
-SIZES: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
-    "image_size": 16, "patch_size": 8, "encoder_stride": 8, "num_labels": 5, "initializer_range": 0.2,
-}  # fmt: skip
-X = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype("float32")
-Y = np.array([0, 1, 2, 3])
-
-
-def tiny(kind: Any = TFDeiTForImageClassification, *, dtype: Any = None, **fields: Any) -> Any:
-    return kind(deit.DeiTConfig(**{**SIZES, **fields}), dtype=dtype)
 
 
 def logits(model: Any) -> np.ndarray:
