@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from huggingface_hub import constants
 
 from deit.cli.app import app
 from deit.core.timm_preprocessing import processor_from_timm
 from deit.deploy.predictor import Predictor
 from deit.models.timm_models import create_timm
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
-from tests.core.hub_on_loopback import serve
+from tests.core.hub_on_loopback import serve, use_hub
 from tests.data.pictures import picture
 
 
@@ -38,11 +37,7 @@ def home(monkeypatch, tmp_path, student, photos):
 def hub(monkeypatch, tmp_path):
     """An empty model hub."""
     with serve() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        use_hub(server, monkeypatch, tmp_path / "cache")
         yield server
 
 

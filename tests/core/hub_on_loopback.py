@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+import pytest
+from huggingface_hub import constants
 
 COMMITS = {"main": "a" * 40, "old": "b" * 40}
 
@@ -37,6 +41,15 @@ class Hub:
 
     def downloads(self) -> list[str]:
         return [path.rpartition("/")[2] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path]
+
+
+def use_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Lets huggingface_hub of this process ask a hub of ours, whenever it was imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
 
 def handler_for(hub: Hub) -> type[BaseHTTPRequestHandler]:

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from deit.core import hub as hub_module
 from deit.core.hub import HubOptions, is_hub_name, local_path, upload_folder
 from deit.core.variants import VARIANTS
-from tests.core.hub_on_loopback import COMMITS, Hub, serve
+from tests.core.hub_on_loopback import COMMITS, Hub, serve, use_hub
 
 NAME = "facebook/deit-tiny-patch16-224"
 FILES = {
@@ -32,11 +32,7 @@ FILES = {
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with serve() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        use_hub(server, monkeypatch, tmp_path / "cache")
         monkeypatch.delenv("HF_TOKEN", raising=False)
         server.files[NAME] = {"main": dict(FILES), "old": {**FILES, "model.safetensors": b"old weights"}}
         yield server

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import deit
-from tests.core.hub_on_loopback import Hub, serve
+from tests.core.hub_on_loopback import Hub, serve, use_hub
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -151,14 +151,9 @@ def test_the_best_model_is_in_the_trainer_at_the_end(build: Any, tmp_path: Path)
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     import huggingface_hub
-    from huggingface_hub import constants
 
     with serve() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        use_hub(server, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.address)
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # an earlier test may have made it
         monkeypatch.setenv("HF_TOKEN", "secret")
