@@ -21,7 +21,7 @@ LOWEST_TESTS := tests/lowest_versions.py tests/core $(addprefix tests/,$(addsuff
 	data/test_augment data/test_listings data/test_shards data/test_stores data/test_tables \
 	models/test_deit models/test_timm_models models/test_weights_of_training_scripts parity/test_models \
 	train/test_recipes train/test_state train/test_step train/test_yaml_files \
-	deploy/test_evaluation_report deploy/test_predictor cli/test_classify cli/test_train)) \
+	evaluate/test_report inference/test_predictor cli/test_classify cli/test_train)) \
 	"tests/models/test_keras.py::test_the_contract_holds_on[jax]"
 test-lowest: $(LOWEST)/.lowest
 	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS) $(LOWEST_TESTS)

@@ -21,14 +21,14 @@ import numpy as np
 from harness import report, tells
 
 from deit.data.augment import Augmentation
-from deit.data.opening import open_data
+from deit.data.open_data import open_data
 from deit.data.sources import Data, Subset
-from deit.train.curves import draw_curves
 from deit.train.loop import FitResult, fit
-from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
-from deit.train.students import build_student
+from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.run.curves import draw_curves
+from deit.train.students.deit import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask
-from deit.train.teacher import match_teacher, open_teacher
+from deit.train.teachers.teacher import match_teacher, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)

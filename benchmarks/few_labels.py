@@ -33,15 +33,15 @@ from harness import report, tells
 
 from deit.data.augment import Augmentation
 from deit.data.few_labels import with_fewer_labels
-from deit.data.opening import open_data
+from deit.data.open_data import open_data
 from deit.data.sources import Data
 from deit.data.unlabelled import WithoutLabels
 from deit.train.loop import FitResult, fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
-from deit.train.students import build_masked_student, build_student
+from deit.train.recipes.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
+from deit.train.students.deit import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask, DistillationTask
-from deit.train.teacher import match_teacher, open_teacher
+from deit.train.teachers.teacher import match_teacher, open_teacher
 
 LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mix_rate=0.0)
 STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment, erasing and CutMix

@@ -36,17 +36,17 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchvision import transforms
 
-from deit.data.distributed import current_processes
 from deit.data.loader import Batch
-from deit.data.opening import open_data
-from deit.models.vision_transformer import set_drop_path
+from deit.data.open_data import open_data
+from deit.models.trunk.vision_transformer import set_drop_path
+from deit.runtime.processes import current_processes
 from deit.train.loop import fit
-from deit.train.recipe import Recipe
+from deit.train.recipes.recipe import Recipe
 from deit.train.step import TrainStep, autocast_type
-from deit.train.students import build_student
+from deit.train.students.deit import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
-from deit.train.teacher import Teacher
-from deit.train.teacher_cache import BatchPlace, HardRecords, TeacherCache
+from deit.train.teachers.cache import BatchPlace, HardRecords, TeacherCache
+from deit.train.teachers.teacher import Teacher
 
 CLASSES = [f"{i:04d}" for i in range(1000)]
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}

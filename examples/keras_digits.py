@@ -25,7 +25,7 @@ from deit import (
     KerasTeacher,
     TFDeiTForImageClassificationWithTeacher,
 )
-from deit.train.keras_optimization import WarmupCosine, keras_adamw
+from deit.keras.optimization import WarmupCosine, keras_adamw
 
 SIZE = 16  # the scans have 8 x 8 pixels
 TEST_IMAGES = 360

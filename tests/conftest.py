@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deit.core.configuration import DeiTConfig, ViTConfig
+from deit.core.config.config import DeiTConfig, ViTConfig
 
 with contextlib.suppress(ModuleNotFoundError):  # the tests of the core run without PyTorch
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deit.train import run_folder
+from deit.train.run import folder as run_folder
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused
 from tests.data.pictures import fill
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deit.core.configuration import DeiTConfig
-from deit.data.image_folders import ImageFolder
-from deit.data.opening import open_data, open_labelled
+from deit.core.config.config import DeiTConfig
+from deit.data.open_data import open_data, open_labelled
+from deit.data.readers.image_folder import ImageFolder
 from deit.data.sources import ArraySource
-from deit.deploy.evaluation import TeacherModel
+from deit.evaluate.evaluation import TeacherModel
 from deit.models.deit import DeiTForImageClassification
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, encoded, fill

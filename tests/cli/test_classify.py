@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deit.cli import answers
-from deit.deploy.predictor import Classified, Prediction, Predictor
+from deit.cli.terminal import answers
+from deit.inference.predictor import Classified, Prediction, Predictor
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import picture, write_text, write_truncated_jpeg
 

@@ -15,10 +15,10 @@ import pytest
 import typer
 from rich.console import Console
 
-from deit.cli import console
-from deit.cli.console import _Once, print_table, progress_bar, report_skipped, reports_errors
-from deit.core.image_search import NOT_IMAGES
+from deit.cli.terminal import console
+from deit.cli.terminal.console import _Once, print_table, progress_bar, report_skipped, reports_errors
 from deit.data.sources import SkippedFile
+from deit.data.storage.image_search import NOT_IMAGES
 
 COMMANDS = sorted(Path(console.__file__).parent.glob("*.py"))
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import deit as package
-from deit.models.loading import published_tensors
+from deit.models.weights.loading import published_tensors
 from tests.cli.conftest import deit, is_refused, succeeds
 
 TWO_HEADED = package.DeiTForImageClassificationWithTeacher

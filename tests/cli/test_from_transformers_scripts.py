@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deit.train.recipe import Recipe, differences
+from deit.train.recipes.recipe import Recipe, differences
 from tests.cli.conftest import VARIANT, succeeds
 from tests.data.pictures import COLOURS, encoded, fill, write_parquet
 

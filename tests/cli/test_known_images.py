@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.core.image_processor import DeiTImageProcessor
 from deit.core.known_images import IMAGES_NAME, KnownImages
-from deit.data.opening import open_labelled
-from deit.deploy.embedding import Embedder
-from deit.deploy.evaluation import evaluate_model
-from deit.deploy.feature_evaluation import evaluate_features
-from deit.deploy.runners import open_runner
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.data.open_data import open_labelled
+from deit.evaluate.evaluation import evaluate_model
+from deit.evaluate.features import evaluate_features
+from deit.inference.embedder import Embedder
+from deit.inference.runners import open_runner
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, fill, picture, write_parquet
 

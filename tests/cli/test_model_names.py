@@ -11,9 +11,9 @@ from typing import get_args, get_type_hints
 import pytest
 
 from deit.cli.app import app
-from deit.core.timm_preprocessing import processor_from_timm
-from deit.deploy.predictor import Predictor
-from deit.models.timm_models import create_timm
+from deit.inference.predictor import Predictor
+from deit.models.timm.models import create_timm
+from deit.models.timm.preprocessing import processor_from_timm
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.core.hub_on_loopback import serve, use_hub
 from tests.data.pictures import picture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deit.train.recipe import Recipe
+from deit.train.recipes.recipe import Recipe
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import picture
 

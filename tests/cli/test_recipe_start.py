@@ -16,15 +16,14 @@ from safetensors.torch import load_file
 
 import deit.cli.pretrain
 import deit.cli.train
-import deit.train.start
-import deit.train.students
-import deit.train.teacher
+import deit.train.students.deit
 import deit.train.trial
-from deit.core.variants import VARIANTS
-from deit.train.recipe import Recipe
-from deit.train.recipes import list_recipes, named_recipe
-from tests.cli.conftest import RATE, SHORT, VARIANT, is_refused, succeeds
-from tests.cli.conftest import deit as command
+from deit.core.published import VARIANTS
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.recipe_table import list_recipes, named_recipe
+from deit.train.students import start
+from deit.train.teachers import teacher
+from tests.cli.conftest import RATE, SHORT, VARIANT, deit as command, is_refused, succeeds
 
 DOCS = Path(__file__).parents[2] / "docs"
 START = ("student", "config", "image_size", "partial_patches", "init", "teacher")
@@ -53,16 +52,16 @@ def dry(monkeypatch, tmp_path) -> Any:
 
         return opened
 
-    monkeypatch.setattr(deit.train.start, "open_checkpoint", without_hub(deit.train.start.open_checkpoint))
-    monkeypatch.setattr(deit.train.teacher, "open_teachers", without_hub(deit.train.teacher.open_teachers))
+    monkeypatch.setattr(start, "open_checkpoint", without_hub(start.open_checkpoint))
+    monkeypatch.setattr(teacher, "open_teachers", without_hub(teacher.open_teachers))
     for name in ("build_student", "build_masked_student"):
-        build = getattr(deit.train.students, name)
+        build = getattr(deit.train.students.deit, name)
 
         def on_meta(*args: Any, build: Any = build, **options: Any) -> Any:
             with torch.device("meta"):
                 return build(*args, **options)
 
-        for module in (deit.train.students, deit.train.trial):
+        for module in (deit.train.students.deit, deit.train.trial):
             monkeypatch.setattr(module, name, on_meta)
     monkeypatch.setattr(deit.cli.train, "run_fit", stop)
     monkeypatch.setattr(deit.cli.pretrain, "run_fit", stop)

@@ -19,13 +19,13 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from deit.core.image_processor import DeiTImageProcessor
-from deit.data.image_folders import ImageFolder
-from deit.deploy.runners import open_runner
-from deit.train.recipe import Recipe
-from deit.train.state import load_state
-from deit.train.students import build_student
-from deit.train.teacher import open_teacher
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.data.readers.image_folder import ImageFolder
+from deit.inference.runners import open_runner
+from deit.train.recipes.recipe import Recipe
+from deit.train.run.state import load_state
+from deit.train.students.deit import build_student
+from deit.train.teachers.teacher import open_teacher
 from tests.cli.conftest import RATE, SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, fill, picture, write_text, write_truncated_jpeg
 

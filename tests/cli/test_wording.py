@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deit.cli.wording import in_options
+from deit.cli.terminal.wording import in_options
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused
 
 TRAIN = ["data", "out", "init", "teacher", "epochs", "batch_size", "seed", "image_size", "freeze", "set_", "device"]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deit.core.calibration import (
+from deit.core.scores.calibration import (
     TEMPERATURE_RANGE,
     confidences,
     expected_calibration_error,
@@ -15,7 +15,7 @@ from deit.core.calibration import (
     mean_cross_entropy,
     reliability,
 )
-from deit.core.metrics import softmax
+from deit.core.scores.metrics import softmax
 
 
 def slow_calibration_error(confidence, right, bins=15):
@@ -115,7 +115,7 @@ def test_large_logits_and_excluded_classes_do_no_harm():
 def test_data_in_several_parts_gives_what_one_part_gives(monkeypatch):
     logits, labels = drawn(6)
     whole = fit_temperature(logits, labels), confidences(logits, 2.0)
-    monkeypatch.setattr("deit.core.calibration._VALUES_AT_ONCE", 50)
+    monkeypatch.setattr("deit.core.scores.calibration._VALUES_AT_ONCE", 50)
     assert fit_temperature(logits, labels) == pytest.approx(whole[0], rel=1e-9)
     np.testing.assert_array_equal(confidences(logits, 2.0), whole[1])
     np.testing.assert_allclose(whole[1], softmax(logits.astype(np.float64) / 2).max(1), rtol=1e-6)

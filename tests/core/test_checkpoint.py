@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from deit.core.checkpoint import (
+from deit.core.weights.files import find_weights
+from deit.core.weights.names import (
     DIALECTS,
     Part,
     detect_dialect,
@@ -18,7 +19,6 @@ from deit.core.checkpoint import (
     name_in_trunk,
     places,
 )
-from deit.core.weight_files import find_weights
 
 # Every kind of name, written down from a published file.
 NAMES = {

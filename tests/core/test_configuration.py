@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from deit.core.configuration import DeiTConfig, ViTConfig, read_config
-from deit.core.field_checks import height_and_width
+from deit.core.config.config import DeiTConfig, ViTConfig, read_config
+from deit.core.config.field_checks import height_and_width
 
 
 def test_the_defaults_are_those_of_deit_base():

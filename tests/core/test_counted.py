@@ -6,7 +6,7 @@ import pytest
 
 from deit.core.printable import counted
 from deit.train.optimization import describe_rates
-from deit.train.recipe import Recipe
+from deit.train.recipes.recipe import Recipe
 
 
 @pytest.mark.parametrize(

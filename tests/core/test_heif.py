@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from deit.core import heif_files
-from deit.core.av1_sizes import largest_picture
 from deit.core.errors import ImageError
-from deit.core.heif_files import MOST_ITEMS, read_heif
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.image_search import find_image_files
-from deit.core.images import check_image, load_image
+from deit.core.images import heif_files
+from deit.core.images.av1_sizes import largest_picture
+from deit.core.images.heif_files import MOST_ITEMS, read_heif
+from deit.core.images.reading import check_image, load_image
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.data.storage.image_search import find_image_files
 
 try:
     from pillow_heif import HeifImageFile, from_pillow
@@ -245,7 +245,7 @@ def test_without_the_package_a_message_names_the_extra(tmp_path):
     (tmp_path / "a.heic").write_bytes(struct.pack(">I4s4sI4s", 20, b"ftyp", b"heic", 0, b"mif1") + box)
     code = (
         "import sys; sys.modules['pillow_heif'] = None\n"
-        "from deit.core.images import load_image\n"
+        "from deit.core.images.reading import load_image\n"
         "try: load_image(sys.argv[1])\n"
         "except ValueError as error: print(error)"
     )

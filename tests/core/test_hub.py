@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from deit.core import hub as hub_module
 from deit.core.hub import HubOptions, is_hub_name, local_path, upload_folder
-from deit.core.variants import VARIANTS
+from deit.core.published import VARIANTS
 from tests.core.hub_on_loopback import COMMITS, Hub, serve, use_hub
 
 NAME = "facebook/deit-tiny-patch16-224"
@@ -259,7 +259,7 @@ def test_a_model_opens_by_its_name_and_its_short_name(hub, tiny_vit_config, redr
 
 
 def test_a_configuration_opens_by_its_name(hub):
-    from deit.core.configuration import ViTConfig
+    from deit.core.config.config import ViTConfig
 
     hub.files[NAME]["old"]["config.json"] = b'{"model_type": "vit", "hidden_size": 24}'
     config, unused = ViTConfig.from_pretrained(NAME, revision="old", odd=1, return_unused_kwargs=True)

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from deit.core import images
-from deit.core.decoding_share import DecodingShare
-from deit.core.image_files import MOST_FILE_BYTES, exif_orientation
-from deit.core.images import ImageError, check_image, load_image
+from deit.core.images import reading as images
+from deit.core.images.decoding_share import DecodingShare
+from deit.core.images.image_files import MOST_FILE_BYTES, exif_orientation
+from deit.core.images.reading import ImageError, check_image, load_image
 
 
 def photo() -> Image.Image:

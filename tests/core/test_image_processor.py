@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.core.batch_feature import BatchFeature
-from deit.core.image_processor import (
+from deit.core.images.reading import ImageError, load_image
+from deit.core.processing.batch_feature import BatchFeature
+from deit.core.processing.image_processor import (
     DeiTFeatureExtractor,
     DeiTImageProcessor,
     ViTImageProcessor,
     evaluation_processor,
     open_image_processor,
 )
-from deit.core.images import ImageError, load_image
-from deit.core.processor_options import size_dict
+from deit.core.processing.options import size_dict
 
 WHITE = (255, 255, 255)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deit.core.image_search import (
+from deit.data.open_data import open_data, open_labelled, open_unlabelled
+from deit.data.storage.image_search import (
     SkippedFile,
     describe_found,
     find_image_files,
@@ -15,7 +16,6 @@ from deit.core.image_search import (
     find_loose_files,
     is_hidden,
 )
-from deit.data.opening import open_data, open_labelled, open_unlabelled
 from tests.data.pictures import fill, picture, write_text
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.core.images import ImageError, check_image, load_image
+from deit.core.images.reading import ImageError, check_image, load_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy.stats import binomtest
 
-from deit.core.intervals import share_interval
+from deit.core.scores.intervals import share_interval
 
 
 @pytest.mark.parametrize(

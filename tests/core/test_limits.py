@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import deit
-from deit.core.configuration import DeiTConfig, read_config
+from deit.core.config.config import DeiTConfig, read_config
 from deit.core.errors import DamagedFileError, read_json, shown
-from deit.core.weight_files import find_weights, read_header, read_index
+from deit.core.weights.files import find_weights, read_header, read_index
 
 CLAIMS = {
     "num_labels": 100_000_000,

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from deit.core.metrics import (
+from deit.core.scores.metrics import (
     MultiLabelCounter,
     RegressionCounter,
     ScoreCounter,

@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from deit.core.configuration import DeiTConfig
-from deit.core.image_processor import DeiTImageProcessor
+from deit.core.config.config import DeiTConfig
 from deit.core.model_directory import (
     is_model_directory,
     kind_of_model,
     read_image_processor,
     read_training_record,
 )
+from deit.core.processing.image_processor import DeiTImageProcessor
 
 
 def test_a_folder_with_configuration_and_weights_is_a_model_directory(tmp_path):

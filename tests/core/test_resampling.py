@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.core import pixels
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import ImageError
-from deit.core.processor_options import size_dict
-from deit.core.resampling import resized_part
+from deit.core.images.reading import ImageError
+from deit.core.processing import operations as pixels
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.processing.options import size_dict
+from deit.core.processing.resampling import resized_part
 
 
 @pytest.mark.parametrize("resample", [1, 2, 3])

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from deit.core.errors import ValueRangeError
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import ImageError, check_image, load_image
-from deit.core.sample_values import checked_range
+from deit.core.images.reading import ImageError, check_image, load_image
+from deit.core.images.sample_values import checked_range
+from deit.core.processing.image_processor import DeiTImageProcessor
 
 SHORT, LONG = 3, 4
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deit.core.configuration import DeiTConfig
-from deit.core.variants import (
-    VARIANTS,
-    find_variant,
-    list_models,
-    preprocessing_fields,
-    same_architecture,
-    variant_config,
-)
+from deit.core.config.config import DeiTConfig
+from deit.core.published import VARIANTS, find_variant, list_models
+from deit.core.variants import preprocessing_fields, same_architecture, variant_config
 
 # Number of parameters of the published files with 1000 classes (DeiT: model zoo of the paper's code; DeiT III: its
 # table of results in millions, the exact numbers counted in timm's models).

@@ -21,8 +21,8 @@ from torchvision.transforms import functional as tvf
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.data.augment import Augmentation, BatchMixer, build_transform
-from deit.data.distributed import Processes
-from deit.data.random_state import seeded
+from deit.runtime.processes import Processes
+from deit.runtime.random_state import seeded
 from tests.data.pictures import COLOURS, picture
 
 PLAIN = {"flip_rate": 0.0, "rand_augment": "", "erase_rate": 0.0}

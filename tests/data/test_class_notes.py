@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deit.data.class_notes import alike_classes
-from deit.data.opening import open_data
+from deit.data.labels.class_notes import alike_classes
+from deit.data.open_data import open_data
 from tests.data.pictures import COLOURS, encoded, fill, write_parquet, write_shard
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.data import contents
-from deit.data.contents import SWITCH, content_hash, file_stamp
-from deit.data.image_folders import ImageFolder
-from deit.data.opening import open_labelled
+from deit.data.open_data import open_labelled
+from deit.data.readers.image_folder import ImageFolder
 from deit.data.sources import ArraySource, Subset, contents_of
+from deit.data.storage import contents
+from deit.data.storage.contents import SWITCH, content_hash, file_stamp
 
 LONG_AGO = 60 * 10**9
 

@@ -18,8 +18,8 @@ import pytest
 
 from deit.data import downloads
 from deit.data.downloads import fetch_shards
-from deit.data.shards import expand_braces, shard_part
-from deit.data.stores import StoredImages
+from deit.data.readers.image_stores import StoredImages
+from deit.data.readers.webdataset import expand_braces, shard_part
 from tests.data.pictures import colour_members, picture, write_shard
 
 

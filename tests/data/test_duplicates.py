@@ -11,7 +11,7 @@ from deit.core.labels import NO_LABEL
 from deit.data.divisions import split_indices
 from deit.data.duplicates import contradictions, count_shared, split_contents
 from deit.data.few_labels import choose_labelled
-from deit.data.opening import open_data, open_unlabelled
+from deit.data.open_data import open_data, open_unlabelled
 from deit.data.sources import ArraySource, contents_of
 from tests.data.pictures import COLOURS, fill, picture
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.data.label_cells import are_switches, listed, read_switch, split_labels
-from deit.data.opening import open_data, open_labelled
+from deit.data.labels.cells import are_switches, listed, read_switch, split_labels
+from deit.data.open_data import open_data, open_labelled
 from tests.data.pictures import encoded, picture, write_parquet, write_shard
 
 pytest.importorskip("pyarrow")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.data.label_columns import EncodedLabels, LabelColumn, encode_labels, zeros_and_ones
+from deit.data.labels.label_columns import EncodedLabels, LabelColumn, encode_labels, zeros_and_ones
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 

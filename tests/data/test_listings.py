@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.core.images import ImageError
-from deit.data.listings import listed_parts
-from deit.data.stores import StoredImages
+from deit.core.images.reading import ImageError
+from deit.data.readers.csv_files import listed_parts
+from deit.data.readers.image_stores import StoredImages
 from tests.data.pictures import COLOURS, fill, picture, write_truncated_jpeg
 
 MULTI, REGRESSION = "multi_label_classification", "regression"

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from deit.core.image_processor import evaluation_processor
-from deit.core.images import ImageError
+from deit.core.images.reading import ImageError
+from deit.core.processing.image_processor import evaluation_processor
 from deit.data.augment import Augmentation, build_transform
 from deit.data.loader import Batch, EvaluationBatches, StepOrder, default_workers, training_batches, view_key
-from deit.data.random_state import seeded
 from deit.data.sources import ArraySource
+from deit.runtime.random_state import seeded
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

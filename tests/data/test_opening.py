@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from deit.core.labels import NO_LABEL
-from deit.data.image_folders import ImageFolder
-from deit.data.opening import open_data, open_labelled, open_unlabelled
+from deit.data.open_data import open_data, open_labelled, open_unlabelled
+from deit.data.readers.image_folder import ImageFolder
+from deit.data.readers.image_stores import StoredImages
 from deit.data.sources import Data, Subset
-from deit.data.stores import StoredImages
 from tests.data.pictures import (
     COLOURS,
     colour_members,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.data.opening import open_data, open_labelled, open_unlabelled
-from deit.data.part_names import divide_rows, name_parts, part_of, part_within
+from deit.data.labels.split_names import divide_rows, name_parts, part_of, part_within
+from deit.data.open_data import open_data, open_labelled, open_unlabelled
 from tests.data.pictures import (
     COLOURS,
     colour_members,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deit.data.random_state import random_state_kept, seeded, set_random_state
+from deit.runtime.random_state import random_state_kept, seeded, set_random_state
 
 
 def draw() -> tuple[float, float, float]:

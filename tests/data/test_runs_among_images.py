@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deit.core.image_search import find_image_files, find_images
-from deit.data.image_folders import ImageFolder
-from deit.data.opening import open_data, open_labelled, open_unlabelled
+from deit.data.open_data import open_data, open_labelled, open_unlabelled
+from deit.data.readers.image_folder import ImageFolder
+from deit.data.storage.image_search import find_image_files, find_images
 from tests.data.pictures import COLOURS, fill, picture, write_text, write_truncated_jpeg
 
 

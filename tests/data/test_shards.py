@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.core.images import ImageError
-from deit.data import shards
-from deit.data.shards import expand_braces, shard_part
-from deit.data.stores import StoredImages
+from deit.core.images.reading import ImageError
+from deit.data.readers import webdataset as shards
+from deit.data.readers.image_stores import StoredImages
+from deit.data.readers.webdataset import expand_braces, shard_part
 from tests.data.pictures import COLOURS, colour_members, encoded, picture, truncated_jpeg, write_shard, write_text
 from tests.hostile import table_cases
 from tests.hostile.kit import Kit

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from deit.data.divisions import split_indices
-from deit.data.image_folders import ImageFolder, class_folders
+from deit.data.readers.image_folder import ImageFolder, class_folders
 from deit.data.sources import ArraySource, Data, Subset
 from tests.data.pictures import COLOURS, fill, picture, write_text, write_truncated_jpeg
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.core.images import ImageError
-from deit.data.cache_folder import cache_folder
-from deit.data.label_columns import LabelColumn
+from deit.core.images.reading import ImageError
+from deit.data.labels.label_columns import LabelColumn
+from deit.data.readers.image_stores import Part, StoredImages
 from deit.data.sources import SkippedFile
-from deit.data.stores import Part, StoredImages
+from deit.data.storage.cache_folder import cache_folder
 from tests.data.pictures import encoded, picture
 
 

@@ -10,10 +10,11 @@ import tarfile
 import pytest
 
 from deit.core.errors import UserError
-from deit.core.images import ImageError
-from deit.data import label_columns, listings, parquet_limits, shards
-from deit.data.opening import open_data
-from deit.data.parquet_tables import parquet_part
+from deit.core.images.reading import ImageError
+from deit.data.labels import label_columns
+from deit.data.open_data import open_data
+from deit.data.readers import csv_files as listings, parquet_limits, webdataset as shards
+from deit.data.readers.parquet import parquet_part
 from tests.data.pictures import COLOURS, encoded, fill, write_colours
 
 pa = pytest.importorskip("pyarrow")
@@ -112,7 +113,7 @@ def test_a_shard_of_headers_is_refused(tmp_path, monkeypatch):
 
 
 def test_more_classes_than_any_label_set_has_are_refused(tmp_path, monkeypatch):
-    from deit.data import label_columns
+    from deit.data.labels import label_columns
 
     monkeypatch.setattr(label_columns, "MOST_LABELS", 2)
     fill(tmp_path, 2)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.core.images import ImageError
-from deit.data import parquet_tables
-from deit.data.parquet_tables import parquet_part
-from deit.data.saved_datasets import dataset_part, is_saved_dataset, load_saved_dataset
-from deit.data.stores import StoredImages
+from deit.core.images.reading import ImageError
+from deit.data.readers import parquet as parquet_tables
+from deit.data.readers.hf_datasets import dataset_part, is_saved_dataset, load_saved_dataset
+from deit.data.readers.image_stores import StoredImages
+from deit.data.readers.parquet import parquet_part
 from tests.data.pictures import COLOURS, encoded, picture, truncated_jpeg, write_colours, write_parquet, write_text
 
 datasets = pytest.importorskip("datasets")

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deit.core.images import ImageError
-from deit.data import contents
-from deit.data.opening import open_data, open_unlabelled
+from deit.core.images.reading import ImageError
+from deit.data.open_data import open_data, open_unlabelled
 from deit.data.sources import contents_of, place_of
-from tests.cli.conftest import SHORT, VARIANT, is_refused, succeeds
-from tests.cli.conftest import deit as run_deit
+from deit.data.storage import contents
+from tests.cli.conftest import SHORT, VARIANT, deit as run_deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, encoded, fill, write_colours, write_shard, write_truncated_jpeg
 
 

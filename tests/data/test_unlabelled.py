@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deit.core.labels import NO_LABEL
-from deit.data.opening import open_data, open_unlabelled
+from deit.data.open_data import open_data, open_unlabelled
 from tests.data.pictures import COLOURS, colour_members, encoded, fill, picture, write_parquet, write_shard, write_text
 
 

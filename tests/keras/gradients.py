@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from deit.models.keras_weights import Slot, network_slots
+from deit.keras.weights import Slot, network_slots
 
 
 def objective(output: Any) -> Any:

@@ -16,7 +16,7 @@ import pytest
 from keras import ops
 
 import deit
-from deit.models.keras_deit import (
+from deit.keras.deit import (
     TFDeiTForImageClassification,
     TFDeiTForImageClassificationWithTeacher,
     TFDeiTModel,
@@ -386,8 +386,8 @@ def test_the_other_names_of_transformers(tmp_path, monkeypatch):
         sent.update(name=name, **options, there=sorted(file.name for file in Path(folder).iterdir()))
         return "address"
 
-    for place in ("keras_files", "keras_pretrained"):
-        monkeypatch.setattr(f"deit.models.{place}.upload_folder", upload)
+    for place in ("files", "pretrained"):
+        monkeypatch.setattr(f"deit.keras.{place}.upload_folder", upload)
     assert model.push_to_hub("me/mine", commit_message="First", private=True) == "address"
     assert (sent["name"], sent["commit_message"], sent["private"]) == ("me/mine", "First", True)
     assert sorted(sent["files"]) == sent["there"] == ["config.json", "model.safetensors"]

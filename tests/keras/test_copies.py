@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deit.models.keras_deit import TFDeiTForImageClassification
-from deit.models.keras_optimizers import WarmupCosine
-from deit.train.keras_optimization import keras_adamw
+from deit.keras.deit import TFDeiTForImageClassification
+from deit.keras.optimization import keras_adamw
+from deit.keras.optimizers import WarmupCosine
 from tests.keras.tiny_models import BACKEND, EAGER, X, Y, tiny
 
 pytestmark = [

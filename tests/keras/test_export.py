@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.core.configuration import DeiTConfig
-from deit.core.image_processor import DeiTImageProcessor, open_image_processor
-from deit.deploy.graph_preprocessing import preprocessing_in_graph
-from deit.deploy.keras_export import _answers, export_saved_model
-from deit.models.keras_deit import (
+from deit.core.config.config import DeiTConfig
+from deit.core.processing.image_processor import DeiTImageProcessor, open_image_processor
+from deit.keras.deit import (
     TFDeiTForImageClassification,
     TFDeiTForImageClassificationWithTeacher,
     TFDeiTModel,
 )
+from deit.keras.export import _answers, export_saved_model
+from deit.keras.graph_preprocessing import preprocessing_in_graph
 
 STUDENT = Path(os.environ["DEIT_KERAS_CASES"]) / "student"
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"

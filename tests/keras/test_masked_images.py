@@ -13,7 +13,7 @@ import pytest
 from keras import ops
 
 import deit
-from deit.models.keras_heads import KerasPixelDecoder
+from deit.keras.heads import KerasPixelDecoder
 from tests.keras.gradients import derivative, gradients
 from tests.keras.model_cases import BATCH, MASKED_MODELS, MODELS, fields_of, pixels
 

@@ -14,9 +14,9 @@ import pytest
 from keras import ops
 
 import deit
-from deit.models.keras_activations import ACTIVATIONS
-from deit.models.keras_losses import classification_loss, distillation_loss, problem_loss
-from deit.models.keras_vision_transformer import DropPath, bicubic_matrix
+from deit.keras.activations import ACTIVATIONS
+from deit.keras.losses import classification_loss, distillation_loss, problem_loss
+from deit.keras.vision_transformer import DropPath, bicubic_matrix
 from tests.keras.gradients import gradients
 from tests.keras.model_cases import ACTIVATION_INPUTS, CALLS, GRADIENTS, MASK, MODELS, TINY, fields_of, pixels
 

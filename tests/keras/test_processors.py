@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.core.image_processor import DeiTImageProcessor, ViTImageProcessor
+from deit.core.processing.image_processor import DeiTImageProcessor, ViTImageProcessor
 from tests.keras.samples import ON_ARRAYS, ONE, PILLOW, REFUSED, SAMPLES
 
 BACKEND = keras.backend.backend()
@@ -50,7 +50,7 @@ def test_tensors_are_images_too(name):
 def test_a_model_takes_the_tensors_of_its_own_backend():
     if BACKEND == "torch":
         pytest.skip("the tensors of PyTorch are tested with its own models")
-    from deit.models.keras_deit import TFDeiTForImageClassificationWithTeacher
+    from deit.keras.deit import TFDeiTForImageClassificationWithTeacher
 
     model = TFDeiTForImageClassificationWithTeacher.from_pretrained(os.environ["DEIT_KERAS_CASES"] + "/student")
     processor = DeiTImageProcessor(size=18, crop_size=16)

@@ -10,12 +10,12 @@ import pytest
 from keras import ops
 
 import deit
-from deit.models.keras_deit import (
+from deit.keras.deit import (
     TFDeiTForImageClassification,
     TFDeiTForImageClassificationWithTeacher,
     TFDeiTForMaskedImageModeling,
 )
-from deit.models.keras_losses import classification_loss, distillation_loss, problem_loss
+from deit.keras.losses import classification_loss, distillation_loss, problem_loss
 
 EAGER = keras.backend.backend() == "tensorflow"
 # JAX compiles for seconds: there a step of `fit` is compared, with all that it is made of.

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deit.core.configuration import DeiTConfig, ViTConfig
-from deit.core.image_processor import DeiTImageProcessor
-from deit.models.keras_deit import (
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.keras.deit import (
     TFDeiTForImageClassification,
     TFDeiTForImageClassificationWithTeacher,
     TFDeiTForMaskedImageModeling,
 )
-from deit.models.keras_vit import TFViTForImageClassification
-from deit.train.keras_fit import KerasDistillation
-from deit.train.keras_optimization import WarmupCosine, keras_adamw
-from deit.train.keras_teacher import KerasTeacher
+from deit.keras.distillation import KerasDistillation
+from deit.keras.optimization import WarmupCosine, keras_adamw
+from deit.keras.teacher import KerasTeacher
+from deit.keras.vit import TFViTForImageClassification
 
 CASES = Path(os.environ["DEIT_KERAS_CASES"])
 BACKEND = keras.backend.backend()

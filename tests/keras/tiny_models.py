@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 import deit
-from deit.models.keras_deit import TFDeiTForImageClassification
+from deit.keras.deit import TFDeiTForImageClassification
 
 BACKEND = keras.backend.backend()
 EAGER = BACKEND == "tensorflow"

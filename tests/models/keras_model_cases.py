@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 import deit
-from deit.models.activations import ACTIVATIONS
 from deit.models.losses import NO_LABEL, classification_loss, distillation_loss
+from deit.models.trunk.activations import ACTIVATIONS
 from tests.keras.model_cases import ACTIVATION_INPUTS, CALLS, GRADIENTS, MODELS, fields_of, pixels
 
 
@@ -83,7 +83,7 @@ def _write_dialects(model: Any, folder: Path) -> None:
     """The model of two heads as timm and the original write it, as a pickle, in two files and in half precision."""
     from safetensors.torch import save_file
 
-    from deit.models.loading import published_tensors
+    from deit.models.weights.loading import published_tensors
 
     state = model.state_dict()
     for dialect in ("timm", "original", "transformers"):

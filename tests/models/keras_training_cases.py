@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deit.core.configuration import DeiTConfig
-from deit.core.image_processor import DeiTImageProcessor
+from deit.core.config.config import DeiTConfig
+from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.models.deit import DeiTForImageClassificationWithTeacher
 from deit.train.optimization import build_optimizer, learning_rate
-from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
 from deit.train.tasks import DistillationTask
 
 STEPS = 4

@@ -14,10 +14,10 @@ from deit import (
     ViTConfig,
     ViTForImageClassification,
 )
-from deit.models import vision_transformer
-from deit.models.block_shortcuts import can_compute_prefix
-from deit.models.cpu_kernels import _packs, linear, linear_activation, linear_rows, pack
-from deit.models.vision_transformer import _FORWARDS
+from deit.models.trunk import vision_transformer
+from deit.models.trunk.block_shortcuts import can_compute_prefix
+from deit.models.trunk.cpu_kernels import _packs, linear, linear_activation, linear_rows, pack
+from deit.models.trunk.vision_transformer import _FORWARDS
 from tests.conftest import TINY
 
 

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import deit
 from deit.cli.app import app
-from deit.core.image_processor import DeiTImageProcessor
-from deit.deploy.embedding import Embedder
-from deit.deploy.predictor import Predictor
-from deit.models.finiteness import refuse_non_finite
-from deit.train.teacher import Teacher, TeacherEnsemble, open_teacher
-from deit.train.teacher_cache import BatchPlace, HardRecords, SoftRecords, TeacherCache
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.inference.embedder import Embedder
+from deit.inference.predictor import Predictor
+from deit.models.weights.finiteness import refuse_non_finite
+from deit.train.teachers.cache import BatchPlace, HardRecords, SoftRecords, TeacherCache
+from deit.train.teachers.teacher import Teacher, TeacherEnsemble, open_teacher
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 NAMED = "deit.embeddings.cls_token"

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.models import gradients
-from deit.models.gradients import attend_by_hand, attend_of_few, backward_by_hand, can_attend
-from deit.models.vision_transformer import VisionTransformer
+from deit.models.trunk import gradients
+from deit.models.trunk.gradients import attend_by_hand, attend_of_few, backward_by_hand, can_attend
+from deit.models.trunk.vision_transformer import VisionTransformer
 
 
 def projection(dtype: torch.dtype = torch.float32, batch: int = 3) -> Tensor:

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import deit
 from deit.cli.app import app
-from deit.core.image_processor import DeiTImageProcessor
-from deit.deploy.predictor import Predictor
-from deit.deploy.runners import open_runner
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.inference.predictor import Predictor
+from deit.inference.runners import open_runner
 
 
 @pytest.fixture

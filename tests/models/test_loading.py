@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deit
-from deit.models.loading import published_tensors, read_network, resolve_device
 from deit.models.pretrained import DeiTPreTrainedModel
-from deit.models.tensor_source import DictSource
+from deit.models.weights.loading import published_tensors, read_network, resolve_device
+from deit.models.weights.tensor_source import DictSource
 
 Model = deit.DeiTForImageClassificationWithTeacher
 
@@ -286,7 +286,7 @@ def test_an_unknown_argument_of_saving_is_refused(model, tmp_path):
 
 
 def published(model: nn.Module) -> dict[str, Tensor]:
-    from deit.models.loading import published_tensors
+    from deit.models.weights.loading import published_tensors
 
     return {name: tensor.clone() for name, tensor in published_tensors(model.state_dict()).items()}
 

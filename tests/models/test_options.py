@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deit.models import attention
-from deit.models.activations import ACTIVATIONS, LEARNT_ACTIVATIONS, XIELU, find_activation
 from deit.models.deit import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -22,6 +20,8 @@ from deit.models.deit import (
     DeiTModel,
 )
 from deit.models.losses import problem_loss
+from deit.models.trunk import attention
+from deit.models.trunk.activations import ACTIVATIONS, LEARNT_ACTIVATIONS, XIELU, find_activation
 from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 CLASSES = (
@@ -55,7 +55,7 @@ def build(tiny_fields, redraw):
 def said(caplog):
     """What the log says of attention; what was said before may be said again."""
     attention._warn.cache_clear()
-    caplog.set_level(logging.WARNING, logger="deit.models.attention")
+    caplog.set_level(logging.WARNING, logger="deit.models.trunk.attention")
     return caplog
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from deit.models.position_embedding import resize_position_embedding
+from deit.models.trunk.position_embedding import resize_position_embedding
 
 timm_layers = pytest.importorskip("timm.layers.pos_embed")
 

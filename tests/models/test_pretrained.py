@@ -21,7 +21,7 @@ from deit.models.deit import (
     DeiTForMaskedImageModeling,
     DeiTModel,
 )
-from deit.models.loading import load_published_tensors, published_tensors
+from deit.models.weights.loading import load_published_tensors, published_tensors
 
 CLASSES = (DeiTModel, DeiTForImageClassification, DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling)
 
@@ -131,7 +131,7 @@ def test_an_error_while_saving_leaves_the_old_model(saved, redraw, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("deit.models.loading.save_file", write_half)
+    monkeypatch.setattr("deit.models.weights.loading.save_file", write_half)
     model.config.drop_path_rate = 0.5
     with pytest.raises(OSError, match="disk full"):
         redraw(model, seed=1).save_pretrained(folder)

@@ -11,9 +11,9 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from deit.deploy.runners import open_runner
-from deit.models.timm_models import create_timm, open_published_timm, open_timm_folder
-from deit.train.teacher import open_teacher
+from deit.inference.runners import open_runner
+from deit.models.timm.models import create_timm, open_published_timm, open_timm_folder
+from deit.train.teachers.teacher import open_teacher
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_timm_never_opens_a_weight_file(folder, monkeypatch):
     }
     (folder / "config.json").write_text(json.dumps(values))
     assert open_timm_folder(folder).num_classes == 3
-    monkeypatch.setattr("deit.models.timm_models.local_path", lambda name: folder)
+    monkeypatch.setattr("deit.models.timm.models.local_path", lambda name: folder)
     assert open_published_timm("test_resnet.r160_in1k").num_classes == 3
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deit.core.configuration import DeiTConfig, ViTConfig
+from deit.core.config.config import DeiTConfig, ViTConfig
 from deit.models.deit import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.models.activations import ACTIVATIONS, find_activation
 from deit.models.deit import DeiTForImageClassification
-from deit.models.vision_transformer import DropPath, VisionTransformer, initialize_layer, set_drop_path
+from deit.models.trunk.activations import ACTIVATIONS, find_activation
+from deit.models.trunk.vision_transformer import DropPath, VisionTransformer, initialize_layer, set_drop_path
 
 
 def pixels(batch: int = 2, height: int = 16, width: int = 16, seed: int = 1) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from timm.models import load_state_dict as timm_reads
 
 import deit
-from deit.models.opening import FileOptions, open_checkpoint
+from deit.models.weights.from_pretrained import FileOptions, open_checkpoint
 
 Model = deit.DeiTForImageClassificationWithTeacher
 
@@ -33,7 +33,7 @@ def tensors(model) -> dict[str, torch.Tensor]:
 
 
 def _in_timm(model):
-    from deit.models.loading import published_tensors
+    from deit.models.weights.loading import published_tensors
 
     return published_tensors(model.state_dict(), "timm")
 
@@ -144,7 +144,7 @@ def test_the_architecture_is_read_off_wrapped_names(tmp_path, redraw, kind):
 @pytest.mark.parametrize("dialect", ["huggingface", "transformers", "deit"])
 @pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.module.", "net."])
 def test_every_dialect_may_be_wrapped(tmp_path, model, dialect, prefix):
-    from deit.models.loading import published_tensors
+    from deit.models.weights.loading import published_tensors
 
     state = model.state_dict() if dialect == "deit" else published_tensors(model.state_dict(), dialect)
     torch.save({"state_dict": under(prefix, state)}, tmp_path / "a.ckpt")

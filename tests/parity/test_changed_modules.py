@@ -266,7 +266,7 @@ def test_whoever_watches_what_stands_around_the_blocks_sees_every_token(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_with_drop_path_a_changed_module_sees_the_whole_batch(models: Any, part: str) -> None:
-    from deit.models.vision_transformer import set_drop_path
+    from deit.models.trunk.vision_transformer import set_drop_path
 
     ours = models[1]
     set_drop_path(ours, 0.9, shape="constant")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import deit
 from deit.models.conversion import convert
-from deit.models.loading import published_tensors
+from deit.models.weights.loading import published_tensors
 
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")

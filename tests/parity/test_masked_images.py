@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deit.data.masks import BlockMasks
-from deit.models.loading import published_tensors
+from deit.models.weights.loading import published_tensors
 from tests.data.test_masks import run_mim
 
 MODELS = ("DeiTForMaskedImageModeling", "ViTForMaskedImageModeling")

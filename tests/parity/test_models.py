@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import deit
-from deit.models.activations import ACTIVATIONS, LEARNT_ACTIVATIONS
-from deit.models.loading import published_tensors
+from deit.models.trunk.activations import ACTIVATIONS, LEARNT_ACTIVATIONS
+from deit.models.weights.loading import published_tensors
 
 transformers = pytest.importorskip("transformers")
 

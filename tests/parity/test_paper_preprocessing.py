@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
-from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, VARIANTS, list_models, preprocessing_fields
+from deit.core.processing.image_processor import DeiTImageProcessor, evaluation_processor
+from deit.core.published import VARIANTS, list_models
+from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, preprocessing_fields
 
 transforms = pytest.importorskip("torchvision.transforms")
 timm_data = pytest.importorskip("timm.data")

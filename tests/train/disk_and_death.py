@@ -33,10 +33,10 @@ import torch
 import typer
 from safetensors import SafetensorError
 
-import deit.train.state
-from deit.cli.console import reports_errors
-from deit.cli.settings import run_fit
-from deit.data.distributed import Processes
+import deit.train.run.state
+from deit.cli.terminal.console import reports_errors
+from deit.cli.terminal.settings import run_fit
+from deit.runtime.processes import Processes
 from tests.train import tiny, together
 
 KILLS_OF_ONE = 3  # before a run goes on to its end
@@ -101,7 +101,7 @@ def fail_at_write(number: int, sent: list[int], folder: Path, dies_after: float 
     builtins.open = io.open = counted(io.open, full, for_writing)
     tempfile.mkstemp = counted(tempfile.mkstemp, full, always)
     tempfile.mkdtemp = counted(tempfile.mkdtemp, full, always)
-    for module in (safetensors.torch, deit.train.state):
+    for module in (safetensors.torch, deit.train.run.state):
         module.save_file = counted(module.save_file, rust, always)
 
 

@@ -12,8 +12,8 @@ import sys
 from PIL import Image
 
 from deit.cli import main
-from deit.core.images import ImageError
-from deit.data.image_folders import ImageFolder
+from deit.core.images.reading import ImageError
+from deit.data.readers.image_folder import ImageFolder
 
 _read = ImageFolder.image
 

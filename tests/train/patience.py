@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from torch import distributed
 
-from deit.data.distributed import current_processes
+from deit.runtime.processes import current_processes
 
 LIMIT = 1.0  # seconds
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deit.data.augment import Augmentation
-from deit.train.batch_norm import check_batch_norm, fold_batch_norms
+from deit.train.teachers.batch_norm import check_batch_norm, fold_batch_norms
 from tests.train import tiny
 
 timm = pytest.importorskip("timm")

@@ -8,7 +8,7 @@ import matplotlib.figure
 import pytest
 from PIL import Image
 
-from deit.train.curves import draw_curves
+from deit.train.run.curves import draw_curves
 
 
 def rows(epochs: int, *, flat: bool = False, **more: Any) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deit.data.distributed import Processes, current_processes
-from deit.train.state import load_state
+from deit.runtime.processes import Processes, current_processes
+from deit.train.run.state import load_state
 from deit.train.whole_step import ShareOfStep
 from tests.train import together
 

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 
 from deit.core.errors import UserError
 from deit.core.files import remove_leftovers, replace_folder_content, replaced_file
-from deit.core.images import ImageError
+from deit.core.images.reading import ImageError
 from deit.core.writing import WritingError, why_unwritten, writing
 from deit.data.sources import ArraySource, Data
-from deit.train.folder_lock import FolderInUseError, folder_lock
-from deit.train.interrupts import TrainingInterrupted, interrupts
+from deit.runtime.folder_lock import FolderInUseError, folder_lock
+from deit.runtime.signals import TrainingInterrupted, interrupts
 from deit.train.loop import fit
-from deit.train.run_folder import check_run_folder
-from deit.train.state import newest_state
+from deit.train.run.folder import check_run_folder
+from deit.train.run.state import newest_state
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 from tests.train.test_distributed import REPOSITORY, torchrun
@@ -263,7 +263,7 @@ def test_of_two_new_runs_that_begin_at_once_one_has_the_folder(tmp_path) -> None
 
 
 def test_the_lock_of_a_process_that_was_killed_is_gone_with_it(tmp_path) -> None:
-    code = "import sys,time;from pathlib import Path;from deit.train.folder_lock import folder_lock\n"
+    code = "import sys,time;from pathlib import Path;from deit.runtime.folder_lock import folder_lock\n"
     code += "with folder_lock(Path(sys.argv[1])): print('has it', flush=True); time.sleep(100)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,

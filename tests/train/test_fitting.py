@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deit.data.masks import BlockMasks
-from deit.train.fitting import fitting_batch, fitting_mask_patch
+from deit.train.recipes.fitting import fitting_batch, fitting_mask_patch
 
 
 @pytest.mark.parametrize(

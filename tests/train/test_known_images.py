@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit.data.image_folders import ImageFolder
+from deit.data.readers.image_folder import ImageFolder
 from deit.data.sources import Data
 from deit.train.loop import fit
-from deit.train.recipe import Distillation
+from deit.train.recipes.recipe import Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask
-from deit.train.teacher import Teacher
+from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from deit.train.label_matching import head_rows, imagenet_labels, match_labels
+from deit.train.teachers.label_matching import head_rows, imagenet_labels, match_labels
 
 
 @pytest.mark.parametrize(

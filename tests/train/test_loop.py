@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from deit.core.image_processor import evaluation_processor
+from deit.core.processing.image_processor import evaluation_processor
 from deit.data.augment import Augmentation
-from deit.deploy.predictor import Predictor
-from deit.train.curves import CURVES_NAME
-from deit.train.history import History
-from deit.train.interrupts import TrainingInterrupted
+from deit.inference.predictor import Predictor
+from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import NonFiniteLossError, fit
 from deit.train.optimization import learning_rate
-from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
-from deit.train.state import load_state
+from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.run.curves import CURVES_NAME
+from deit.train.run.history import History
+from deit.train.run.state import load_state
 from deit.train.tasks import ClassificationTask, DistillationTask
-from deit.train.teacher import Teacher
+from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
 HOW = Distillation(kind="soft", temperature=1.0, weight=0.5)

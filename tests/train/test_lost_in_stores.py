@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from deit.data import parquet_tables
-from deit.data.opening import open_data
+from deit.data.open_data import open_data
+from deit.data.readers import parquet as parquet_tables
 from deit.data.sources import Data, place_of
-from deit.train.folder_lock import FolderInUseError, folder_lock
+from deit.runtime.folder_lock import FolderInUseError, folder_lock
 from deit.train.loop import fit
-from deit.train.recipe import DataOptions, Distillation
+from deit.train.recipes.recipe import DataOptions, Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask
-from deit.train.teacher import Teacher
+from deit.train.teachers.teacher import Teacher
 from tests.data.pictures import COLOURS, encoded, write_colours, write_parquet, write_shard
 from tests.train import tiny
 from tests.train.test_unreadable_images import fading, weights

@@ -14,23 +14,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision import transforms
 
-from deit.core.configuration import DeiTConfig, ViTConfig
-from deit.core.image_processor import evaluation_processor
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.processing.image_processor import evaluation_processor
 from deit.data.augment import Augmentation, build_transform
-from deit.data.random_state import seeded
 from deit.data.sources import ArraySource, place_of
 from deit.data.unlabelled import ImageFiles, WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.vit import ViTForMaskedImageModeling
-from deit.train.interrupts import TrainingInterrupted
+from deit.runtime.random_state import seeded
+from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipe import Masking, Optimizer, Recipe, Schedule
-from deit.train.recipes import named_recipe
+from deit.train.recipes.recipe import Masking, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe_table import named_recipe
 from deit.train.reconstructions import varied
-from deit.train.students import build_masked_student, build_student
+from deit.train.students.deit import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask
-from deit.train.teacher_cache import BatchPlace
+from deit.train.teachers.cache import BatchPlace
 from tests.train import tiny
 
 MASKING = Masking(patch=8, ratio=0.5, picture_steps=4, pictures=3)

@@ -14,8 +14,8 @@ from deit.data.unlabelled import WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.model_card import CARD_NAME, model_card
-from deit.train.recipe import Masking
+from deit.train.recipes.recipe import Masking
+from deit.train.run.model_card import CARD_NAME, model_card
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 

@@ -10,7 +10,7 @@ from timm.optim import param_groups_layer_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
-from deit.core.configuration import ViTConfig
+from deit.core.config.config import ViTConfig
 from deit.models.vit import ViTForImageClassification
 from deit.train.optimization import (
     all_finite,
@@ -20,8 +20,8 @@ from deit.train.optimization import (
     parameter_groups,
     trained_parameters,
 )
-from deit.train.recipe import Optimizer, Recipe, Schedule
-from deit.train.state import optimizer_tensors, restore_optimizer
+from deit.train.recipes.recipe import Optimizer, Recipe, Schedule
+from deit.train.run.state import optimizer_tensors, restore_optimizer
 from tests.train import tiny
 
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from deit.train.recipe import DataOptions, Optimizer, Recipe, Schedule, differences
+from deit.train.recipes.recipe import DataOptions, Optimizer, Recipe, Schedule, differences
 
 
 def test_the_defaults_are_the_papers() -> None:

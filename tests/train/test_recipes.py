@@ -11,10 +11,10 @@ import torch
 import typer
 
 from deit.cli.app import app
-from deit.core.variants import VARIANTS
+from deit.core.published import VARIANTS
 from deit.train.loop import fit
-from deit.train.recipe import Recipe, differences
-from deit.train.recipes import NOT_PUBLISHED, list_recipes, named_recipe, open_recipe
+from deit.train.recipes.recipe import Recipe, differences
+from deit.train.recipes.recipe_table import NOT_PUBLISHED, list_recipes, named_recipe, open_recipe
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 

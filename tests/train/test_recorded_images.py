@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deit.core.errors import UserError
-from deit.data.opening import open_data
+from deit.data.open_data import open_data
 from deit.data.sources import Data, contents_of, place_of
-from deit.train.interrupts import TrainingInterrupted
+from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import fit
-from deit.train.recipe import DataOptions, Schedule
+from deit.train.recipes.recipe import DataOptions, Schedule
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 

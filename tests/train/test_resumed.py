@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from deit.train.loop import fit
 from deit.train.optimization import learning_rate
-from deit.train.recipe import Recipe
+from deit.train.recipes.recipe import Recipe
 from tests.train import tiny
 from tests.train.test_loop import classification_task
 
@@ -40,7 +40,7 @@ def test_a_longer_run_keeps_what_was_done_and_follows_the_longer_schedule_from_t
     assert [row["epoch"] for row in after] == [1, 2, 3, 4]
     rates = [learning_rate(step, steps_per_epoch=3, recipe=recipe(4)) for step in range(6, 12)]
     assert [lr for _, lr in steps] == pytest.approx(rates)
-    (note,) = [record.getMessage() for record in caplog.records if record.name == "deit.train.resumed"]
+    (note,) = [record.getMessage() for record in caplog.records if record.name == "deit.train.run.resumed"]
     end = learning_rate(6, steps_per_epoch=3, recipe=recipe(2))
     assert note.startswith("The run goes on to epoch 4 in place of 2. What was done stays; from step 6 on ")
     assert f"({rates[0]:.3g}, {end:.3g} before)" in note

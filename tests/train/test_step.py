@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import deit.train.state
-from deit.core.images import ImageError
+import deit.train.run.state
+from deit.core.images.reading import ImageError
 from deit.data.augment import Augmentation
-from deit.data.distributed import Processes
 from deit.data.loader import StepOrder
 from deit.data.sources import ArraySource, Data
+from deit.runtime.processes import Processes
 from deit.train.loop import fit
-from deit.train.recipe import DataOptions, Optimizer
-from deit.train.state import load_state
+from deit.train.recipes.recipe import DataOptions, Optimizer
+from deit.train.run.state import load_state
 from deit.train.step import NonFiniteLossError, TrainStep, autocast_type, check_division
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
@@ -198,7 +198,7 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch_ends_a_strict_run_with_i
 
 
 def test_a_full_disk_while_saving_keeps_the_last_state_and_says_so(tmp_path, monkeypatch) -> None:
-    real = deit.train.state.save_file
+    real = deit.train.run.state.save_file
     saved = []
 
     def save(tensors, path) -> None:
@@ -208,7 +208,7 @@ def test_a_full_disk_while_saving_keeps_the_last_state_and_says_so(tmp_path, mon
         saved.append(path)
         real(tensors, path)
 
-    monkeypatch.setattr(deit.train.state, "save_file", save)
+    monkeypatch.setattr(deit.train.run.state, "save_file", save)
     with pytest.raises(OSError, match=r"(?s)step-00000006 .*the disk is full.*last good state is .*step-00000003"):
         train(tmp_path / "run")
     monkeypatch.undo()

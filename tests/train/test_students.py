@@ -6,12 +6,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import deit
-from deit.core.configuration import DeiTConfig, ViTConfig
-from deit.core.image_processor import evaluation_processor
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.processing.image_processor import evaluation_processor
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 from deit.models.classifier import head_logits
-from deit.models.loading import published_tensors
-from deit.train.students import build_student
+from deit.models.weights.loading import published_tensors
+from deit.train.students.deit import build_student
 from tests.train import tiny
 
 timm = pytest.importorskip("timm")

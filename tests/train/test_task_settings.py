@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from deit.train.loop import fit
-from deit.train.recipe import Distillation, Recipe
+from deit.train.recipes.recipe import Distillation, Recipe
 from deit.train.tasks import ClassificationTask, DistillationTask
-from deit.train.teacher import Teacher
+from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from deit.models.deit import DeiTForImageClassification
-from deit.train.recipe import Distillation
+from deit.train.recipes.recipe import Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask
-from deit.train.teacher import Teacher
+from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
 

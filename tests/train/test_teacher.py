@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
-from deit.models.timm_models import create_timm
-from deit.train.teacher import Teacher, TeacherEnsemble, match_teacher, open_teacher, open_teachers
+from deit.models.timm.models import create_timm
+from deit.train.teachers.teacher import Teacher, TeacherEnsemble, match_teacher, open_teacher, open_teachers
 from tests.train import tiny
 
 
@@ -148,7 +148,7 @@ def test_a_published_convnet_of_timm_speaks_of_imagenets_classes(monkeypatch, tm
     from timm.models import save_for_hf
 
     save_for_hf(create_timm("test_resnet"), str(tmp_path), safe_serialization=not pickled)
-    monkeypatch.setattr("deit.models.timm_models.local_path", lambda name: tmp_path)  # no network
+    monkeypatch.setattr("deit.models.timm.models.local_path", lambda name: tmp_path)  # no network
     names = open_teacher("timm/test_resnet").label_names
     assert names is not None
     assert (len(names), names[0], names[-1]) == (1000, "n01440764", "n15075141")

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from deit.data.augment import Augmentation
 from deit.train.loop import fit
-from deit.train.recipe import Distillation
+from deit.train.recipes.recipe import Distillation
 from deit.train.tasks import DistillationTask
-from deit.train.teacher import Teacher
-from deit.train.teacher_cache import BatchPlace, HardRecords, SoftRecords, TeacherCache
+from deit.train.teachers.cache import BatchPlace, HardRecords, SoftRecords, TeacherCache
+from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
 MIXED = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, num_repeats=2)

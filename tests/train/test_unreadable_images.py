@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from deit.core.images import ImageError
+from deit.core.images.reading import ImageError
 from deit.data.sources import Data, Source
 from deit.train.loop import TrainingInterrupted, fit
-from deit.train.recipe import DataOptions
-from deit.train.state import load_state
+from deit.train.recipes.recipe import DataOptions
+from deit.train.run.state import load_state
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 

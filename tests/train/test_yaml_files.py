@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from deit.core.errors import DamagedFileError
-from deit.train.recipe import Recipe
+from deit.train.recipes.recipe import Recipe
 
 
 def laughs(depth: int) -> str:

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from deit.core.configuration import DeiTConfig
-from deit.core.image_processor import DeiTImageProcessor, evaluation_processor
+from deit.core.config.config import DeiTConfig
+from deit.core.processing.image_processor import DeiTImageProcessor, evaluation_processor
 from deit.data.augment import Augmentation
 from deit.data.sources import ArraySource, Data
 from deit.models.deit import DeiTForImageClassificationWithTeacher
-from deit.train.recipe import Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Optimizer, Recipe, Schedule
 
 SIDE = 16
 SIZES = {

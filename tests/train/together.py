@@ -10,18 +10,18 @@ import timm.layers
 import torch
 from torch import nn
 
-from deit.core.configuration import DeiTConfig
+from deit.core.config.config import DeiTConfig
 from deit.data.augment import Augmentation
-from deit.data.distributed import process_group
 from deit.data.few_labels import with_fewer_labels
-from deit.data.random_state import random_state_kept
 from deit.data.sources import Data
 from deit.models.deit import DeiTForMaskedImageModeling
+from deit.runtime.processes import process_group
+from deit.runtime.random_state import random_state_kept
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
-from deit.train.teacher import Teacher
+from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
 PLAIN = tiny.PLAIN

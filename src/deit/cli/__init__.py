@@ -39,8 +39,8 @@ def main() -> None:
 
 def _show_usage(error: Exception) -> None:
     """Prints what is wrong with the command line; its words may be names of files that a shell put there."""
-    from deit.cli.console import say_lines
-    from deit.cli.endings import speaks
+    from deit.cli.terminal.console import say_lines
+    from deit.cli.terminal.endings import speaks
 
     if not speaks():
         return

@@ -8,7 +8,6 @@ import typer
 
 import deit
 from deit.cli.classify import classify
-from deit.cli.console import say
 from deit.cli.convert import convert
 from deit.cli.demo import demo
 from deit.cli.embed import embed
@@ -17,6 +16,7 @@ from deit.cli.launch import launch
 from deit.cli.pretrain import pretrain
 from deit.cli.push import push
 from deit.cli.recipes import recipes
+from deit.cli.terminal.console import say
 from deit.cli.train import train
 
 app = typer.Typer(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from deit.cli.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
-from deit.cli.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
-from deit.cli.parameters import Average, Device, Model, Strict, ValueRange, path, place
+from deit.cli.terminal.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
+from deit.cli.terminal.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
+from deit.cli.terminal.parameters import Average, Device, Model, Strict, ValueRange, path, place
 
 if TYPE_CHECKING:
-    from deit.deploy.predictor import Classified
+    from deit.inference.predictor import Classified
 
 
 @reports_errors
@@ -43,9 +43,9 @@ def classify(
     strict: Strict = False,
 ) -> None:
     """Name what is in images; files that cannot be read are left out and reported (exit code 3)."""
-    from deit.core.image_files import MOST_FILE_BYTES
-    from deit.core.image_search import SkippedFile, find_images
-    from deit.deploy.predictor import Predictor
+    from deit.core.images.image_files import MOST_FILE_BYTES
+    from deit.data.storage.image_search import SkippedFile, find_images
+    from deit.inference.predictor import Predictor
 
     if out is not None:
         check_predictions_path(out)

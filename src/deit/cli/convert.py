@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.console import reports_errors, say
-from deit.cli.parameters import path, place
+from deit.cli.terminal.console import reports_errors, say
+from deit.cli.terminal.parameters import path, place
 
 
 @reports_errors

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.console import print_table, progress_bar, reports_errors, say
-from deit.cli.parameters import path
+from deit.cli.terminal.console import print_table, progress_bar, reports_errors, say
+from deit.cli.terminal.parameters import path
 
 if TYPE_CHECKING:
     from deit.train.loop import StepEvent
@@ -24,7 +24,7 @@ def demo(
     """Train a teacher and two students on handwritten digits, compare, report, classify."""
     from deit.demo.journey import run_journey
     from deit.demo.report import write_report
-    from deit.train.interrupts import TrainingInterrupted
+    from deit.runtime.signals import TrainingInterrupted
 
     try:
         with progress_bar("Training") as update:

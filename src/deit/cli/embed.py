@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import PARTLY, counted, print_table, progress_bar, report_found, reports_errors, say, say_json
-from deit.cli.parameters import Device, Strict, ValueRange, path, place
-from deit.cli.settings import open_on_first
+from deit.cli.terminal.console import (
+    PARTLY,
+    counted,
+    print_table,
+    progress_bar,
+    report_found,
+    reports_errors,
+    say,
+    say_json,
+)
+from deit.cli.terminal.parameters import Device, Strict, ValueRange, path, place
+from deit.cli.terminal.settings import open_on_first
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
-    from deit.deploy.embedding import Embedder
-    from deit.deploy.feature_evaluation import FeatureEvaluation
+    from deit.evaluate.features import FeatureEvaluation
+    from deit.inference.embedder import Embedder
 
 
 @reports_errors
@@ -44,8 +53,8 @@ def embed(
     strict: Strict = False,
 ) -> None:
     """Write the features of images; files that cannot be read are left out and reported (exit code 3)."""
-    from deit.core.image_search import SkippedFile, find_images
-    from deit.deploy.embedding import Embedder, embed_files, write_features
+    from deit.data.storage.image_search import SkippedFile, find_images
+    from deit.inference.embedder import Embedder, embed_files, write_features
 
     found = find_images(images, strict=strict)
     paths = [path for path in found.paths if path is not None]
@@ -79,9 +88,9 @@ def evaluate_features_of(
     as_json: bool,
 ) -> None:
     """Prints how well the features of `data` are told apart by those of `known`; processes of torchrun share both."""
-    from deit.data.distributed import process_group
-    from deit.deploy.embedding import Embedder
-    from deit.deploy.feature_evaluation import NEIGHBOURS, evaluate_features
+    from deit.evaluate.features import NEIGHBOURS, evaluate_features
+    from deit.inference.embedder import Embedder
+    from deit.runtime.processes import process_group
 
     with process_group(device) as processes:
         opened: list[Embedder] = []
@@ -125,7 +134,7 @@ def _notes(result: FeatureEvaluation) -> list[str]:
 def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
     """Opens known images as `train` and others as `val`: two data sets, or one that is divided."""
     from deit.data.duplicates import count_shared
-    from deit.data.opening import open_data, open_labelled
+    from deit.data.open_data import open_data, open_labelled
     from deit.data.sources import Data
 
     if _is_same_path(known, data):

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import counted, print_table, progress_bar, report_found, reports_errors, say, say_json
-from deit.cli.parameters import Average, Column, Device, LabelledImages, Model, Strict, ValueRange, path, place
+from deit.cli.terminal.console import counted, print_table, progress_bar, report_found, reports_errors, say, say_json
+from deit.cli.terminal.parameters import Average, Column, Device, LabelledImages, Model, Strict, ValueRange, path, place
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
-    from deit.deploy.evaluation import TeacherModel
-    from deit.deploy.evaluation_results import Evaluation, HeadResult
-    from deit.deploy.runners import TorchRunner
+    from deit.evaluate.evaluation import TeacherModel
+    from deit.evaluate.results import Evaluation, HeadResult
+    from deit.inference.runners import TorchRunner
 
 
 @reports_errors
@@ -55,10 +55,10 @@ def evaluate(
     if knn is not None:
         _score_features(context, knn)
         return
-    from deit.data.distributed import process_group
-    from deit.deploy.evaluation import evaluate_model
-    from deit.deploy.evaluation_report import check_report_path
-    from deit.deploy.runners import open_model
+    from deit.evaluate.evaluation import evaluate_model
+    from deit.evaluate.report import check_report_path
+    from deit.inference.runners import open_model
+    from deit.runtime.processes import process_group
 
     if report is not None:
         check_report_path(report)
@@ -124,15 +124,15 @@ def _score_features(context: typer.Context, known: str) -> None:
 def _open_teacher(name_or_path: str | None, device: str, precision: str) -> TeacherModel | None:
     if name_or_path is None:
         return None
-    from deit.deploy.evaluation import TeacherModel
-    from deit.deploy.runners import open_model
+    from deit.evaluate.evaluation import TeacherModel
+    from deit.inference.runners import open_model
 
     opened = open_model(name_or_path, device, precision=precision)
     return TeacherModel(runner=opened.runner, processor=opened.processor)
 
 
 def _open(data: str, runner: TorchRunner, options: dict[str, Any], *, silent: bool) -> Source:
-    from deit.data.opening import open_labelled
+    from deit.data.open_data import open_labelled
 
     with _bar("Checking images", shown=not silent) as update:
         source = open_labelled(
@@ -153,7 +153,7 @@ def _bar(label: str, *, shown: bool) -> AbstractContextManager[Any]:
 
 
 def _held_out(model: Path, source: Source) -> Source:
-    from deit.deploy.recorded_scores import held_out
+    from deit.evaluate.recorded_scores import held_out
 
     part = held_out(model, source)
     if part is None:
@@ -176,7 +176,7 @@ def _readable(source: Source, result: Evaluation) -> Source:
 
 def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
     from deit.data.duplicates import contradictions, describe_contradictions
-    from deit.deploy.recorded_scores import held_out, read_recorded_scores
+    from deit.evaluate.recorded_scores import held_out, read_recorded_scores
 
     notes = []
     if result.left_out:
@@ -211,7 +211,7 @@ def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
 def _write_report(
     path: Path, result: Evaluation, source: Source, context: typer.Context, notes: list[str], folder: Path
 ) -> None:
-    from deit.deploy.evaluation_report import write_evaluation_report
+    from deit.evaluate.report import write_evaluation_report
 
     write_evaluation_report(
         path,
@@ -254,7 +254,7 @@ def _print(result: Evaluation, title: str, notes: list[str]) -> None:
     if result.teacher is not None:
         results["teacher"] = result.teacher
     single = bool(result.heads[result.head].bins)
-    from deit.core.metrics import score_title
+    from deit.core.scores.metrics import score_title
 
     scores = list(result.heads[result.head].scores.as_dict())
     columns = ["head", *map(score_title, scores), *(["ECE %"] * single), "images"]
@@ -264,7 +264,7 @@ def _print(result: Evaluation, title: str, notes: list[str]) -> None:
 
 
 def _row(name: str, head: HeadResult, single: bool) -> list[str]:
-    from deit.core.metrics import score_text
+    from deit.core.scores.metrics import score_text
 
     shown = [score_text(key, value) for key, value in head.scores.as_dict().items()]
     return [name, *shown, *([f"{100 * head.calibration_error:.2f}"] * single), str(head.scores.images)]

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from deit.cli.console import USER_ERROR, say
+from deit.cli.terminal.console import USER_ERROR, say
 
 SHARING = ("train", "pretrain", "evaluate")  # the commands whose processes share the work
 

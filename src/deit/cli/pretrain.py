@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import counted, reports_errors, say, say_lines
-from deit.cli.parameters import (
+from deit.cli.terminal.console import counted, reports_errors, say, say_lines
+from deit.cli.terminal.parameters import (
     BatchSize,
     Device,
     Epochs,
@@ -18,7 +18,7 @@ from deit.cli.parameters import (
     Seed,
     place,
 )
-from deit.cli.settings import (
+from deit.cli.terminal.settings import (
     check_freeze,
     describe_start,
     named_settings,
@@ -34,11 +34,11 @@ from deit.cli.settings import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from deit.data.distributed import Processes
     from deit.data.sources import Data
+    from deit.runtime.processes import Processes
     from deit.train.masked_images import MaskedImageTask
-    from deit.train.recipe import Recipe
-    from deit.train.students import Student
+    from deit.train.recipes.recipe import Recipe
+    from deit.train.students.deit import Student
 
 DEFAULT_RECIPE, DEFAULT_STUDENT = "simmim-100", "deit-tiny-distilled-patch16-224"
 
@@ -81,9 +81,9 @@ def pretrain(
 
     Then: deit train DATA --init OUT --out CLASSIFIER
     """
-    from deit.data.distributed import process_group
+    from deit.runtime.processes import process_group
     from deit.train.masked_images import PICTURE_NAME, MaskedImageTask
-    from deit.train.run_folder import check_run_folder, refuse_inside_data
+    from deit.train.run.folder import check_run_folder, refuse_inside_data
     from deit.train.trial import try_start
 
     student, init = named_start(student, init, set_ or [])
@@ -111,7 +111,7 @@ def pretrain(
 
 def _left_to_the_data(name_or_path: str | None, chosen: Iterable[str]) -> list[str]:
     """Returns the settings that follow from the data: those of a recipe that is meant for large ones, not of a file."""
-    from deit.train.recipes import is_recipe_file
+    from deit.train.recipes.recipe_table import is_recipe_file
 
     if name_or_path is not None and is_recipe_file(name_or_path):
         return []
@@ -120,7 +120,7 @@ def _left_to_the_data(name_or_path: str | None, chosen: Iterable[str]) -> list[s
 
 def _fitted(recipe: Recipe, images: Data, built: Student, free: list[str], processes: Processes) -> Recipe:
     """Returns the recipe with the batch size and the mask patch that fit the data, and says so."""
-    from deit.train.fitting import fitting_batch, fitting_mask_patch
+    from deit.train.recipes.fitting import fitting_batch, fitting_mask_patch
 
     count, size = len(images.train.labels), built.processor.output_size
     patch_size: Any = built.model.config.grid_patch_size  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ def _print_plan(images: Data, recipe: Recipe, built: Student, task: MaskedImageT
 
 
 def _open_recipe(name_or_path: str | None, init: str | None, config: str) -> Recipe:
-    from deit.train.recipes import named_recipe
+    from deit.train.recipes.recipe_table import named_recipe
 
     if name_or_path is None:  # the settings alone: their student is meant for many GPUs
         recipe = named_recipe(DEFAULT_RECIPE).recipe.with_settings({"student": "", "image_size": 0})
@@ -168,7 +168,7 @@ def _open_recipe(name_or_path: str | None, init: str | None, config: str) -> Rec
 
 def _resolved(recipe: Recipe, student: str | None, init: str | None, image_size: int | None) -> Recipe:
     """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
-    from deit.train.start import resolved_start
+    from deit.train.students.start import resolved_start
 
     resolved = resolved_start(recipe, student=student, init=init, image_size=image_size, open_weights=True)
     _check_settings(resolved)
@@ -186,7 +186,7 @@ def _check_settings(recipe: Recipe) -> None:
 
 def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
     from deit.data.few_labels import limited
-    from deit.data.opening import open_unlabelled
+    from deit.data.open_data import open_unlabelled
 
     options = recipe.data
     opened = open_unlabelled(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from deit.cli.console import counted, reports_errors, say
-from deit.cli.parameters import path
+from deit.cli.terminal.console import counted, reports_errors, say
+from deit.cli.terminal.parameters import path
 
 _MOST_NAMED = 10
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deit.cli.console import reports_errors, say, say_json, say_lines
+from deit.cli.terminal.console import reports_errors, say, say_json, say_lines
 
 if TYPE_CHECKING:
-    from deit.train.named_recipe import NamedRecipe
+    from deit.train.recipes.named_recipe import NamedRecipe
 
 
 @reports_errors
@@ -22,7 +22,7 @@ def recipes(
 
     A recipe of your own: deit recipes NAME --yaml > my.yaml, then deit train DATA --recipe my.yaml
     """
-    from deit.train.recipes import list_recipes, named_recipe
+    from deit.train.recipes.recipe_table import list_recipes, named_recipe
 
     if yaml and as_json:
         raise ValueError("--yaml and --json cannot both be printed. Received both. Leave one out.")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deit.cli.console import counted, reports_errors, say, say_lines
-from deit.cli.parameters import (
+from deit.cli.terminal.console import counted, reports_errors, say, say_lines
+from deit.cli.terminal.parameters import (
     BatchSize,
     Device,
     Epochs,
@@ -20,7 +20,7 @@ from deit.cli.parameters import (
     path,
     place,
 )
-from deit.cli.settings import (
+from deit.cli.terminal.settings import (
     check_freeze,
     describe_start,
     named_settings,
@@ -35,8 +35,8 @@ from deit.cli.settings import (
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
-    from deit.train.recipe import Recipe
-    from deit.train.students import Student
+    from deit.train.recipes.recipe import Recipe
+    from deit.train.students.deit import Student
 
 DEFAULT_STUDENT = "deit-tiny-distilled-patch16-224"
 
@@ -91,7 +91,7 @@ def train(
 
     On several GPUs or machines: torchrun --nproc-per-node N -m deit train DATA ...
     """
-    from deit.data.distributed import process_group
+    from deit.runtime.processes import process_group
     from deit.train.trial import try_start
 
     student, init = named_start(student, init, set_ or [])
@@ -118,7 +118,7 @@ def train(
 
 
 def _open_recipe(name_or_path: str | None, init: str | None) -> Recipe:
-    from deit.train.recipe import Recipe
+    from deit.train.recipes.recipe import Recipe
 
     recipe = Recipe() if name_or_path is None else open_named_recipe(name_or_path, "train")
     needs_one = not (recipe.student or recipe.init or init)
@@ -129,8 +129,8 @@ def _resolved(
     recipe: Recipe, student: str | None, init: str | None, image_size: int | None, teachers: list[str]
 ) -> Recipe:
     """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
-    from deit.core.variants import VARIANTS
-    from deit.train.start import resolved_start
+    from deit.core.published import VARIANTS
+    from deit.train.students.start import resolved_start
 
     resolved = resolved_start(
         recipe, student=student, init=init, image_size=image_size, teachers=teachers, open_weights=True
@@ -143,8 +143,8 @@ def _resolved(
 
 
 def _check_folders(data: str, out: Path, teacher_cache: Path | None, recipe: Recipe, *, resume: bool) -> None:
-    from deit.train.run_folder import check_run_folder, refuse_inside_data
-    from deit.train.teacher_cache import is_cache
+    from deit.train.run.folder import check_run_folder, refuse_inside_data
+    from deit.train.teachers.cache import is_cache
 
     refuse_inside_data(out, data, "--out")
     if teacher_cache is not None and not is_cache(teacher_cache):
@@ -162,8 +162,8 @@ def _no_distillation_head(student: str) -> ValueError:
 
 def _open_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> Any:
     """Opens the teachers; a cache that was written speaks for the recipe's."""
-    from deit.train.teacher import open_teachers
-    from deit.train.teacher_cache import is_cache
+    from deit.train.teachers.cache import is_cache
+    from deit.train.teachers.teacher import open_teachers
 
     if not recipe.teacher or (cache is not None and not given and is_cache(cache)):
         return None
@@ -197,7 +197,7 @@ def _label_settings(text: str | None) -> dict[str, Any]:
 
 def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> Data:
     from deit.data.few_labels import limited, with_fewer_labels
-    from deit.data.opening import open_data
+    from deit.data.open_data import open_data
 
     options = recipe.data
     opened = open_data(
@@ -224,9 +224,9 @@ def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> D
 
 
 def _build_task(teachers: Any, images: Data, recipe: Recipe, *, taught: bool) -> tuple[Student, Any]:
-    from deit.train.students import build_student
+    from deit.train.students.deit import build_student
     from deit.train.tasks import ClassificationTask, DistillationTask
-    from deit.train.teacher import match_teacher
+    from deit.train.teachers.teacher import match_teacher
 
     classes = images.train.classes
     built = build_student(None, classes, recipe)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from deit.core.printable import markdown_text
-from deit.core.variants import VARIANTS
+from deit.core.published import VARIANTS
 
 _CONFIG_FILES = ("config.json",)
 _CARD_NAME = "README.md"

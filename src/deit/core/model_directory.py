@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deit.core.configuration import CONFIG_NAME, read_config
+from deit.core.config.config import CONFIG_NAME, read_config
 from deit.core.errors import DamagedFileError, read_json, shown
-from deit.core.image_processor import DeiTImageProcessor, open_image_processor
 from deit.core.known_images import KnownImages
-from deit.core.processor_settings import PREPROCESSOR_NAME
-from deit.core.weight_files import PICKLE_NAME, WEIGHTS_NAME
+from deit.core.processing.image_processor import DeiTImageProcessor, open_image_processor
+from deit.core.processing.settings import PREPROCESSOR_NAME
+from deit.core.weights.files import PICKLE_NAME, WEIGHTS_NAME
 
 TRAINING_NAME, STATE_NAME, RECIPE_NAME = "training.json", "state", "recipe.yaml"
 

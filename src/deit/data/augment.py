@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from deit.core.images import MOST_PIXELS, ImageError
+from deit.core.images.reading import MOST_PIXELS, ImageError
 from deit.core.labels import NO_LABEL
-from deit.core.library_order import make_order_safe
-from deit.data.distributed import Processes
-from deit.data.random_state import seeded
+from deit.runtime.library_order import make_order_safe
+from deit.runtime.processes import Processes
+from deit.runtime.random_state import seeded
 
 make_order_safe()
 from timm.data.auto_augment import rand_augment_transform  # noqa: E402

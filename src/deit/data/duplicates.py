@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.labels import NO_LABEL
-from deit.core.metrics import SINGLE_LABEL
-from deit.data.contents import Hashes
+from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.divisions import split_indices
 from deit.data.sources import Data, Labels, Source, contents_of, place_of
+from deit.data.storage.contents import Hashes
 
 logger = logging.getLogger(__name__)
 

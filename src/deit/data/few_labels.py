@@ -11,11 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from deit.core.labels import NO_LABEL
-from deit.core.metrics import SINGLE_LABEL
-from deit.data.class_notes import note_empty_classes
-from deit.data.contents import Hashes
+from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.duplicates import first_copies
+from deit.data.labels.class_notes import note_empty_classes
 from deit.data.sources import Data, Labels, Source, Subset, contents_of, former_fingerprint, place_of
+from deit.data.storage.contents import Hashes
 
 _LIMIT_KEY = 5  # first number of the random key of `limited`
 

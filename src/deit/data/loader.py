@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.core.errors import UserError
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import DECODING, ImageError
-from deit.data.random_state import forget_other_threads, random_state_kept, set_random_state
+from deit.core.images.reading import DECODING, ImageError
+from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.sources import Source
+from deit.runtime.random_state import forget_other_threads, random_state_kept, set_random_state
 
 if TYPE_CHECKING:  # it brings timm, which evaluation does without
     from deit.data.augment import ViewTransform

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.image_search import SkippedFile as SkippedFile
-from deit.core.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
-from deit.data.contents import Hashes, content_hash
+from deit.core.scores.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
+from deit.data.storage.contents import Hashes, content_hash
+from deit.data.storage.image_search import SkippedFile as SkippedFile
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deit.core.image_search import find_image_files
-from deit.core.images import IMAGE_SUFFIXES, ValueRange, load_image
+from deit.core.images.reading import IMAGE_SUFFIXES, ValueRange, load_image
 from deit.core.labels import NO_LABEL
-from deit.core.metrics import SINGLE_LABEL
-from deit.data.contents import Hashes, unexamined
-from deit.data.image_folders import examine_files
+from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.readers.image_folder import examine_files
 from deit.data.sources import (
     Labels,
     Progress,
@@ -25,6 +23,8 @@ from deit.data.sources import (
     place_of,
     refuse_skipped,
 )
+from deit.data.storage.contents import Hashes, unexamined
+from deit.data.storage.image_search import find_image_files
 
 
 class ImageFiles:

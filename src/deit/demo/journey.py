@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.files import replaced_file
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.metrics import Scores
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.scores.metrics import Scores
 from deit.data.augment import Augmentation
 from deit.data.sources import ArraySource, Data, Subset
-from deit.deploy.predictor import Classified, Predictor
+from deit.inference.predictor import Classified, Predictor
 from deit.train.loop import FitResult, StepEvent, fit
-from deit.train.recipe import Distillation, Optimizer, Recipe, Schedule
-from deit.train.students import build_student
+from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.students.deit import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
-from deit.train.teacher import match_teacher, open_teacher
+from deit.train.teachers.teacher import match_teacher, open_teacher
 
 LABELS_PER_CLASS = 10
 TEACHER = "timm/resnet10t"

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.intervals import share_interval
-from deit.core.metrics import softmax
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.scores.intervals import share_interval
+from deit.core.scores.metrics import softmax
 from deit.demo.journey import LABELS_PER_CLASS, Journey, preprocess
-from deit.deploy.html_page import image_uri, png_uri, write_page
-from deit.deploy.runners import TorchRunner, open_runner
-from deit.train.curves import draw_curves
+from deit.evaluate.html_page import image_uri, png_uri, write_page
+from deit.inference.runners import TorchRunner, open_runner
+from deit.train.run.curves import draw_curves
 
 _GRID_IMAGES = 40
 _MAP_IMAGES = 5

@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from deit.core import configuration
-from deit.core.architecture import infer_config
-from deit.core.configuration import read_config
+from deit.core.config import config as configuration
+from deit.core.config.config import read_config
 from deit.core.hub import HubOptions, local_path
+from deit.core.weights.inferred_config import infer_config
 from deit.models.auto_openers import (
     CONFIGURATIONS,
     WITHOUT_EFFECT,
@@ -21,7 +21,7 @@ from deit.models.auto_openers import (
     refuse_second,
     take_common,
 )
-from deit.models.opening import FileOptions, open_checkpoint
+from deit.models.weights.from_pretrained import FileOptions, open_checkpoint
 
 # Model type of config.json -> module of the networks, and the class for each task. Of several classes the one that
 # `architectures` names is taken, else the first.

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deit.core import configuration
-from deit.core.configuration import CONFIG_NAME, read_config
+from deit.core.config import config as configuration
+from deit.core.config.config import CONFIG_NAME, read_config
 from deit.core.hub import HubOptions, local_path
-from deit.core.image_processor import processor_family
-from deit.core.library_order import torchvision_is_loaded
-from deit.core.processor_settings import ImageProcessor, read_preprocessor_config, whole_processor
+from deit.core.processing.image_processor import processor_family
+from deit.core.processing.settings import ImageProcessor, read_preprocessor_config, whole_processor
+from deit.runtime.library_order import torchvision_is_loaded
 
 CONFIGURATIONS = {"deit": "DeiTConfig", "vit": "ViTConfig"}  # model type of config.json -> class
 BACKENDS = ("pil", "torchvision")
@@ -22,9 +22,9 @@ _CONFIGURATIONS_OF_USERS: dict[str, type[Any]] = {}
 _PROCESSORS_OF_USERS: dict[str, dict[str, type[Any]]] = {}
 _WHOLE_PROCESSORS_OF_USERS: dict[str, type[Any]] = {}
 _PROCESSORS = {
-    ("deit", "pil"): ("deit.core.image_processor", "DeiTImageProcessor"),
+    ("deit", "pil"): ("deit.core.processing.image_processor", "DeiTImageProcessor"),
     ("deit", "torchvision"): ("deit.models.fast_image_processor", "DeiTImageProcessorFast"),
-    ("vit", "pil"): ("deit.core.image_processor", "ViTImageProcessor"),
+    ("vit", "pil"): ("deit.core.processing.image_processor", "ViTImageProcessor"),
     ("vit", "torchvision"): ("deit.models.fast_image_processor", "ViTImageProcessorFast"),
 }
 WITHOUT_EFFECT = ("trust_remote_code", "code_revision", "_from_auto", "_from_pipeline")  # no code is ever fetched

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from deit.models.auto import CLASSIFICATION, AutoModelForImageClassification, names_of
 from deit.models.auto_openers import AutoConfig
-from deit.models.finiteness import refuse_non_finite_model
 from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput, ImageClassifierOutput
+from deit.models.weights.finiteness import refuse_non_finite_model
 
 BOTH, CLASS, DISTILLATION = "both", "class", "distillation"
 

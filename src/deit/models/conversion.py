@@ -11,26 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.core.architecture import infer_config, timm_config
-from deit.core.checkpoint import HUGGINGFACE, ORIGINAL, TIMM, detect_dialect
-from deit.core.configuration import read_config
+from deit.core.config.config import read_config
 from deit.core.files import replace_folder_content
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.library_order import make_order_safe
 from deit.core.model_directory import read_image_processor, read_known_images
-from deit.core.timm_preprocessing import processor_from_timm, says_preprocessing, timm_preprocessing
-from deit.core.variants import find_variant, preprocessing_fields, same_architecture, variant_config
-from deit.core.weight_files import WEIGHTS_NAME
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.published import find_variant
+from deit.core.variants import preprocessing_fields, same_architecture, variant_config
+from deit.core.weights.files import WEIGHTS_NAME
+from deit.core.weights.inferred_config import infer_config, timm_config
+from deit.core.weights.names import HUGGINGFACE, ORIGINAL, TIMM, detect_dialect
 from deit.models.deit import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTForMaskedImageModeling,
     DeiTModel,
 )
-from deit.models.loading import published_tensors, write_tensors
-from deit.models.opening import Checkpoint, FileOptions, build_and_fill, open_checkpoint
 from deit.models.pretrained import PreTrainedModel
+from deit.models.timm.preprocessing import processor_from_timm, says_preprocessing, timm_preprocessing
 from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from deit.models.weights.from_pretrained import Checkpoint, FileOptions, build_and_fill, open_checkpoint
+from deit.models.weights.loading import published_tensors, write_tensors
+from deit.runtime.library_order import make_order_safe
 
 TARGETS = (HUGGINGFACE, TIMM, ORIGINAL)
 

@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deit.core.configuration import DeiTConfig
-from deit.models.construction import construct
-from deit.models.cpu_kernels import linear
+from deit.core.config.config import DeiTConfig
 from deit.models.head_average import average_heads
 from deit.models.heads import (
     Pooler,
@@ -25,7 +23,9 @@ from deit.models.heads import (
 from deit.models.losses import classification_loss, distillation_loss
 from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput
 from deit.models.pretrained import DeiTPreTrainedModel
-from deit.models.vision_transformer import VisionTransformer
+from deit.models.trunk.construction import construct
+from deit.models.trunk.cpu_kernels import linear
+from deit.models.trunk.vision_transformer import VisionTransformer
 
 
 class DeiTModel(DeiTPreTrainedModel):

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deit.core import pixels as px
-from deit.core.batch_feature import BatchFeature
-from deit.core.images import MOST_PIXELS, ImageError
-from deit.core.library_order import make_order_safe
-from deit.core.processor_options import CHANNELS_LAST, checked_option, resized_size, size_dict
-from deit.core.processor_parts import is_replaced, parts_of
-from deit.core.processor_settings import VIT_DEFAULTS, ImageProcessor
+from deit.core.images.reading import MOST_PIXELS, ImageError
+from deit.core.processing import operations as px
+from deit.core.processing.batch_feature import BatchFeature
+from deit.core.processing.options import CHANNELS_LAST, checked_option, resized_size, size_dict
+from deit.core.processing.parts import is_replaced, parts_of
+from deit.core.processing.settings import VIT_DEFAULTS, ImageProcessor
+from deit.runtime.library_order import make_order_safe
 
 make_order_safe()
 from torchvision.transforms.v2 import functional as tv  # noqa: E402

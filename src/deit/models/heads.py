@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.configuration import VisionTransformerConfig
-from deit.models.activations import find_activation
-from deit.models.construction import construct, new_linear
-from deit.models.cpu_kernels import is_untouched, linear
+from deit.core.config.config import VisionTransformerConfig
 from deit.models.outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
     ModelOutput,
 )
-from deit.models.vision_transformer import VisionTransformer
+from deit.models.trunk.activations import find_activation
+from deit.models.trunk.construction import construct, new_linear
+from deit.models.trunk.cpu_kernels import is_untouched, linear
+from deit.models.trunk.vision_transformer import VisionTransformer
 
 
 class Pooler(nn.Module):

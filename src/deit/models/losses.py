@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.core.configuration import VisionTransformerConfig
+from deit.core.config.config import VisionTransformerConfig
 from deit.core.labels import NO_LABEL
 
 CLASSIFICATION_LOSSES = ("ce", "bce")

@@ -12,18 +12,18 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deit.core.configuration import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
 from deit.core.hub import upload_folder
 from deit.core.model_directory import published_files
-from deit.core.weight_files import number_of_bytes
-from deit.models.attention import require_implementation
-from deit.models.construction import mark_as_initialized, modules_to_initialize, waits_for_values
-from deit.models.cpu_kernels import pack
-from deit.models.loading import published_tensors, refuse_incompatible, save_model, translate_state
+from deit.core.weights.files import number_of_bytes
 from deit.models.losses import configured_loss
-from deit.models.opening import open_model
-from deit.models.split_qkv import join_tensors, split_model, split_tensors
-from deit.models.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
+from deit.models.trunk.attention import require_implementation
+from deit.models.trunk.construction import mark_as_initialized, modules_to_initialize, waits_for_values
+from deit.models.trunk.cpu_kernels import pack
+from deit.models.trunk.split_qkv import join_tensors, split_model, split_tensors
+from deit.models.trunk.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
+from deit.models.weights.from_pretrained import open_model
+from deit.models.weights.loading import published_tensors, refuse_incompatible, save_model, translate_state
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -489,9 +489,9 @@ class PreTrainedModel(nn.Module):
             ignore_mismatched_sizes: Let tensors of another shape (a new number of classes) start anew.
             output_loading_info: Also return what did not match: a dict of sets.
             **kwargs: Fields of the configuration that override it; `state_dict`, `subfolder`, `variant`,
-                `use_safetensors` (see `deit.models.opening.FileOptions`); `revision`, `token`, `cache_dir`,
-                `local_files_only`, `force_download` (see `deit.core.hub.HubOptions`); others are passed to the
-                constructor. `low_cpu_mem_usage=False` reads every tensor; else, on the CPU, those that need no
+                `use_safetensors` (see `deit.models.weights.from_pretrained.FileOptions`); `revision`, `token`,
+                `cache_dir`, `local_files_only`, `force_download` (see `deit.core.hub.HubOptions`); others are passed to
+                the constructor. `low_cpu_mem_usage=False` reads every tensor; else, on the CPU, those that need no
                 change are views of the file, read when they are first used: the file may then be replaced or removed
                 while the model lives, but not changed in place. `trust_remote_code` changes nothing: no code is loaded.
 

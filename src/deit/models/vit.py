@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deit.core.configuration import ViTConfig
-from deit.models.construction import construct
+from deit.core.config.config import ViTConfig
 from deit.models.heads import (
     Pooler,
     as_asked,
@@ -24,7 +23,8 @@ from deit.models.heads import (
     require_equal_stride,
 )
 from deit.models.pretrained import ViTPreTrainedModel
-from deit.models.vision_transformer import VisionTransformer
+from deit.models.trunk.construction import construct
+from deit.models.trunk.vision_transformer import VisionTransformer
 
 
 class ViTModel(ViTPreTrainedModel):

@@ -18,31 +18,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.images import ImageError
+from deit.core.images.reading import ImageError
 from deit.core.model_directory import STATE_NAME
 from deit.core.writing import writing
 from deit.data.augment import build_transform
-from deit.data.distributed import FirstProcessError, current_processes
 from deit.data.few_labels import count_unlabelled, labelled_again
 from deit.data.loader import Batch, StepOrder, refuse_import_by_worker, training_batches
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
-from deit.models.vision_transformer import set_drop_path
-from deit.train.batch_norm import check_batch_norm
-from deit.train.history import History
-from deit.train.interrupts import Interrupt, TrainingInterrupted, interrupts
-from deit.train.left_out import LeftOut
+from deit.models.trunk.vision_transformer import set_drop_path
+from deit.runtime.processes import FirstProcessError, current_processes
+from deit.runtime.signals import Interrupt, TrainingInterrupted, interrupts
+from deit.runtime.training_device import training_device
 from deit.train.optimization import describe_rates, learning_rate, planned_rates
-from deit.train.recipe import Recipe
-from deit.train.recorded_images import images_of_run, record_images
-from deit.train.resumed import Resumed, differing, plain_settings
-from deit.train.run_folder import hardware_and_versions, open_run_folder, write_model
-from deit.train.run_images import keep_run_images
-from deit.train.state import State, load_state, newest_state, remove_states, save_state, state_folder
+from deit.train.recipes.recipe import Recipe
+from deit.train.run.folder import hardware_and_versions, open_run_folder, write_model
+from deit.train.run.history import History
+from deit.train.run.known_images import keep_run_images
+from deit.train.run.left_out import LeftOut
+from deit.train.run.recorded_images import images_of_run, record_images
+from deit.train.run.resumed import Resumed, differing, plain_settings
+from deit.train.run.state import State, load_state, newest_state, remove_states, save_state, state_folder
 from deit.train.step import NonFiniteLossError, StepResult, TrainStep, check_division
 from deit.train.tasks import DistillationTask, Task
-from deit.train.teacher_cache import open_cache
-from deit.train.training_device import training_device
+from deit.train.teachers.batch_norm import check_batch_norm
+from deit.train.teachers.cache import open_cache
 
 logger = logging.getLogger(__name__)
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.files import replaced_file
-from deit.core.image_processor import DeiTImageProcessor
+from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.writing import writing
-from deit.data.distributed import Processes
 from deit.data.loader import EvaluationBatches
 from deit.data.masks import BlockMasks
 from deit.data.sources import Data, Source, Subset
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.heads import require_equal_stride
 from deit.models.vit import ViTForMaskedImageModeling
-from deit.train.recipe import Masking, Recipe
+from deit.runtime.processes import Processes
+from deit.train.recipes.recipe import Masking, Recipe
 from deit.train.reconstructions import side_by_side, varied
 from deit.train.tasks import Task, chosen, evaluation_mode
-from deit.train.teacher_cache import BatchPlace
+from deit.train.teachers.cache import BatchPlace
 
 RECONSTRUCTION = "reconstruction"
 PICTURE_NAME, PICTURES_NAME = "reconstruction.png", "pictures"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from deit.core.library_order import make_order_safe
 from deit.core.printable import counted
-from deit.train.recipe import Optimizer, Recipe
+from deit.runtime.library_order import make_order_safe
+from deit.train.recipes.recipe import Optimizer, Recipe
 
 make_order_safe()
 from timm.models import group_parameters  # noqa: E402

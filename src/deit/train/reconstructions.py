@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from deit.core.chart_style import INK
+from deit.core.scores.chart_style import INK
 from deit.data.sources import Source, place_of
 
 HEADINGS = ("original", "what the model sees", "what it makes of it")

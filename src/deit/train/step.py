@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deit.data.augment import BatchMixer
-from deit.data.distributed import Processes
 from deit.data.loader import Batch
-from deit.data.random_state import random_state_kept, set_random_state
-from deit.train.freezing import freeze
+from deit.runtime.processes import Processes
+from deit.runtime.random_state import random_state_kept, set_random_state
 from deit.train.optimization import all_finite, build_average, build_optimizer, learning_rate, trained_parameters
-from deit.train.recipe import Recipe
-from deit.train.state import optimizer_tensors, restore_optimizer
+from deit.train.recipes.recipe import Recipe
+from deit.train.run.state import optimizer_tensors, restore_optimizer
+from deit.train.students.freezing import freeze
 from deit.train.tasks import Task
-from deit.train.teacher_cache import BatchPlace
+from deit.train.teachers.cache import BatchPlace
 from deit.train.whole_step import ShareOfStep
 
 logger = logging.getLogger(__name__)

@@ -16,20 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.image_processor import DeiTImageProcessor
-from deit.core.images import ImageError
-from deit.core.metrics import SINGLE_LABEL, evaluate
-from deit.core.variants import VARIANTS, closest_variant, fits_variant
-from deit.data.distributed import Processes, current_processes
+from deit.core.images.reading import ImageError
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.published import VARIANTS
+from deit.core.scores.metrics import SINGLE_LABEL, evaluate
+from deit.core.variants import closest_variant, fits_variant
 from deit.data.few_labels import count_unlabelled
 from deit.data.loader import EvaluationBatches
 from deit.data.sources import Data, Source
 from deit.models.classifier import CLASS, DISTILLATION, head_logits
 from deit.models.losses import classification_loss, distillation_loss, label_weights, problem_loss
 from deit.models.pretrained import PreTrainedModel
-from deit.train.recipe import Distillation, Recipe
-from deit.train.teacher import Teacher, TeacherEnsemble
-from deit.train.teacher_cache import BatchPlace, TeacherCache
+from deit.runtime.processes import Processes, current_processes
+from deit.train.recipes.recipe import Distillation, Recipe
+from deit.train.teachers.cache import BatchPlace, TeacherCache
+from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 
 logger = logging.getLogger(__name__)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from deit.core.metrics import REGRESSION
-from deit.data.distributed import Processes
-from deit.train.batch_norm import check_batch_norm
-from deit.train.freezing import freeze
-from deit.train.recipe import Recipe
+from deit.core.scores.metrics import REGRESSION
+from deit.runtime.processes import Processes
+from deit.runtime.training_device import training_device
+from deit.train.recipes.recipe import Recipe
 from deit.train.step import check_division
-from deit.train.students import Student, build_masked_student, build_student
-from deit.train.training_device import training_device
+from deit.train.students.deit import Student, build_masked_student, build_student
+from deit.train.students.freezing import freeze
+from deit.train.teachers.batch_norm import check_batch_norm
 
 
 def try_start(

@@ -17,9 +17,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from deit.core.library_order import make_order_safe
-from deit.data.distributed import Processes
-from deit.models.vision_transformer import Attention, DropPath
+from deit.models.trunk.vision_transformer import Attention, DropPath
+from deit.runtime.library_order import make_order_safe
+from deit.runtime.processes import Processes
 
 make_order_safe()
 from timm.layers.drop import DropPath as TimmDropPath  # noqa: E402

@@ -34,17 +34,17 @@ _WORDS = {
 
 def install() -> None:
     """Puts the answers in place."""
-    from deit.core.configuration import VisionTransformerConfig
-    from deit.core.processor_settings import ImageProcessor
+    from deit.core.config.config import VisionTransformerConfig
+    from deit.core.processing.settings import ImageProcessor
     from deit.models.pretrained import PreTrainedModel
-    from deit.models.vision_transformer import Block
+    from deit.models.trunk.vision_transformer import Block
 
     for name, value in _FLAGS.items():
         setattr(PreTrainedModel, name, value)
     VisionTransformerConfig.base_model_tp_plan = None  # type: ignore[attr-defined]
     ImageProcessor.valid_kwargs = ImagesKwargs  # type: ignore[attr-defined]
     common.GradientCheckpointingLayer = Block
-    common.logging = SimpleNamespace(get_logger=lambda name: logging.getLogger("deit.models.loading"))
+    common.logging = SimpleNamespace(get_logger=lambda name: logging.getLogger("deit.models.weights.loading"))
 
 
 class InOurWords:

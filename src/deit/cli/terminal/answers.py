@@ -1,0 +1,201 @@
+"""What `deit classify` says of images: rows on a terminal or in a pipe, JSON, and files of predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deit.cli.terminal.console import OUT, json_array, say_cells, say_lines
+from deit.core.printable import printable
+
+if TYPE_CHECKING:
+    from deit.inference.predictor import Classified
+
+KINDS = (".csv", ".parquet", ".jsonl")
+
+_MOST_CHARACTERS = 4096  # of a name in a pipe: the longest path that systems take
+_ROW_GROUP = 10_000  # rows of a Parquet file that are written together
+_NARROW = 0.5  # share of a line above which names get lines of their own
+
+Take = Callable[["Classified"], None]
+
+
+def check_predictions_path(path: Path) -> None:
+    """Checks that predictions can be written to a file of this name, before anything is computed.
+
+    Raises:
+        ValueError: Its ending is not known.
+        FileNotFoundError: Its folder does not exist.
+        IsADirectoryError: It is a folder.
+    """
+    if path.suffix.lower() not in KINDS:
+        raise ValueError(f"Predictions are written to a file that ends in {', '.join(KINDS)}. Received: {path}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}. Make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Pass the name of a file.")
+
+
+# --- on the screen ------------------------------------------------------------------------------------
+
+
+class Rows:
+    """Prints a row for each image as soon as its answer is there; no name is cut.
+
+    In a pipe or a file a row is a line: the image, then each class with its probability, with tabs between. On a
+    terminal the columns are aligned; what does not fit continues below, and where names leave no room they get a line
+    of their own.
+
+    Args:
+        names: Of all images, for the width of their column.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._width = max((len(printable(name)) for name in names), default=0)
+        self._own_line = self._width > _NARROW * OUT.width
+
+    def __call__(self, result: Classified) -> None:
+        """Prints the row of an image, if it has an answer."""
+        if result.error:
+            return
+        found = [f"{p.label} {100 * p.score:.1f} %" for p in result.predictions]
+        if not OUT.is_terminal:
+            say_cells((result.name, *found), _MOST_CHARACTERS)
+            return
+        name = printable(result.name, _MOST_CHARACTERS)
+        if self._own_line:
+            say_lines(name)
+            name, indent = " " * 4, 4
+        else:
+            name, indent = f"{name:<{self._width}}  ", self._width + 2
+        say_lines("\n".join(_filled(name, [printable(cell) for cell in found], indent, OUT.width)))
+
+
+def _filled(line: str, cells: Sequence[str], indent: int, width: int) -> Iterator[str]:
+    """Yields lines of cells, two blanks between; a cell that is longer than a line is broken between words."""
+    used = full = False
+    for cell in cells:
+        if used and (full or len(line) + 2 + len(cell) > width):
+            yield line
+            line, used = " " * indent, False
+        line += "  " * used + cell
+        used, full = True, len(line) > width
+        if full:
+            indented = " " * (indent + 2)
+            broken = textwrap.wrap(
+                line, width, subsequent_indent=indented, break_long_words=False, break_on_hyphens=False
+            )
+            yield from broken[:-1]
+            line = broken[-1]
+    yield line
+
+
+@contextmanager
+def json_rows() -> Iterator[list[Take]]:
+    """Prints one JSON array, whose items appear as they are ready."""
+    with json_array() as say_item:
+        yield [lambda result: say_item(result.to_dict())]
+
+
+# --- into a file --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_predictions(path: Path, top_k: int) -> Iterator[list[Take]]:
+    """Writes a row for each image, whole or not at all; images without an answer have an error in their row.
+
+    `.csv` and `.parquet` have the columns image, label_1, score_1, ..., error, scores between 0 and 1; `.jsonl` has
+    what `--json` prints, an object a line.
+
+    Args:
+        path: Of the file, which is replaced.
+        top_k: Classes of each image.
+
+    Raises:
+        WritingError: It cannot be written.
+        ModuleNotFoundError: It is Parquet, and pyarrow is not installed.
+    """
+    from deit.core.files import replaced_file
+
+    write = {".csv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _json_lines}[path.suffix.lower()]
+    with replaced_file(path) as temporary, write(temporary, top_k) as take:
+        yield [take]
+
+
+def _columns(top_k: int) -> list[str]:
+    pairs = [name for number in range(1, top_k + 1) for name in (f"label_{number}", f"score_{number}")]
+    return ["image", *pairs, "error"]
+
+
+def _cells(result: Classified, top_k: int) -> list[Any]:
+    """Returns the row of an image, None where there is nothing."""
+    found: list[Any] = [value for p in result.predictions for value in (_as_unicode(p.label), p.score)]
+    found += [None] * (2 * top_k - len(found))
+    return [_as_unicode(result.name), *found, _as_unicode(result.error) or None]
+
+
+def _as_unicode(name: str) -> str:
+    r"""Returns a text as files hold it: a byte of a file name that is no UTF-8 becomes `\udcNN`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@contextmanager
+def _csv_rows(path: Path, top_k: int) -> Iterator[Take]:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_columns(top_k))
+
+        def take(result: Classified) -> None:
+            name, *others = _cells(result, top_k)
+            writer.writerow([f"./{name}" if _is_formula(name) else name, *map(_not_computed, others)])
+
+        yield take
+
+
+def _not_computed(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would compute a cell: classes and names may be a stranger's."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
+@contextmanager
+def _json_lines(path: Path, top_k: int) -> Iterator[Take]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda result: file.writelines([json.dumps(result.to_dict()), "\n"])
+
+
+@contextmanager
+def _parquet_rows(path: Path, top_k: int) -> Iterator[Take]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.float64() if name.startswith("score_") else pa.string()) for name in _columns(top_k)])
+    rows: list[list[Any]] = []
+    with pq.ParquetWriter(path, schema) as writer:
+
+        def write() -> None:
+            columns = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(schema)]
+            writer.write_table(pa.table(columns, schema=schema))
+            rows.clear()
+
+        def take(result: Classified) -> None:
+            rows.append(_cells(result, top_k))
+            if len(rows) == _ROW_GROUP:
+                write()
+
+        yield take
+        write()

@@ -1,0 +1,190 @@
+"""What the commands that train share: the recipe of the options, the checked images, the progress of the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deit.cli.terminal.console import counted, print_table, progress_bar, report_found, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from deit.data.sources import Data
+    from deit.runtime.processes import Processes
+    from deit.train.loop import FitResult, StepEvent
+    from deit.train.recipes.recipe import Recipe
+
+_LARGEST_WARMUP = 0.1  # share of the epochs
+
+
+def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
+    """Returns a recipe of a file, or by its name, which must be one of a command's.
+
+    Raises:
+        FileNotFoundError: See `open_recipe`.
+        ValueError: See `open_recipe`; or the recipe is another command's.
+    """
+    from deit.train.recipes.recipe_table import is_recipe_file, named_recipe, open_recipe
+
+    recipe = open_recipe(name_or_path)
+    if not is_recipe_file(name_or_path) and named_recipe(name_or_path).verb != verb:
+        other = named_recipe(name_or_path).verb
+        raise ValueError(f"{name_or_path} is a recipe of deit {other}. Received: deit {verb}. See `deit recipes`.")
+    return recipe
+
+
+def recipe_settings(
+    recipe: Recipe, *, epochs: int | None, batch_size: int | None, seed: int | None, given: list[str]
+) -> dict[str, Any]:
+    """Returns the settings that options ask for; `given` are the texts of --set.
+
+    Fewer epochs have no more of them as warm-up than a tenth, or the recipe's share where that is larger: five of ten
+    would leave the learning rate no time at its height.
+    """
+    settings: dict[str, Any] = {}
+    if epochs is not None:
+        settings["schedule.epochs"] = epochs
+        warmup = recipe.schedule.warmup_epochs
+        share = max(warmup / recipe.schedule.epochs, _LARGEST_WARMUP)
+        settings["schedule.warmup_epochs"] = min(warmup, round(share * epochs, 3))
+    if batch_size is not None:
+        settings["batch_size"] = batch_size
+    if seed is not None:
+        settings["seed"] = seed
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"--set needs NAME=VALUE. Received: {text!r}.")
+        settings[name.strip()] = value.strip()
+    return settings
+
+
+def named_settings(epochs: int | None, given: list[str]) -> set[str]:
+    """Returns the names of settings that --epochs and --set name."""
+    return {text.partition("=")[0].strip() for text in given} | ({"schedule.epochs"} if epochs is not None else set())
+
+
+def named_start(student: str | None, init: str | None, given: list[str]) -> tuple[str | None, str | None]:
+    """Returns student and weights of the options --student and --init, or as --set names them: it means the same.
+
+    Raises:
+        ValueError: Both name one.
+    """
+    found = dict(text.partition("=")[::2] for text in given)
+    names = {"student": student, "init": init}
+    for name, option in names.items():
+        setting = found.get(name, "").strip()
+        if option and name in found:
+            raise ValueError(
+                f"--{name} and --set {name}= say the same. Received both: {option} and {setting}. Pass one."
+            )
+        names[name] = option or setting or None
+    return names["student"], names["init"]
+
+
+def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: Iterable[str] = ()) -> Recipe:
+    """Returns the recipe of a run that goes on: what follows from others and nobody chose is as it was.
+
+    Args:
+        out: Folder of the run.
+        recipe: Of the command line.
+        chosen: Names of settings that were named there.
+        free: Names of settings that were fitted to the data, or the run's own if it goes on.
+
+    Raises:
+        ValueError: The run has another number of epochs, and none was named.
+    """
+    from deit.core.model_directory import RECIPE_NAME
+    from deit.train.recipes.recipe import Recipe
+    from deit.train.recipes.values import flat
+
+    if not (out / RECIPE_NAME).is_file():
+        return recipe
+    began = Recipe.load(out / RECIPE_NAME)
+    epochs = began.schedule.epochs
+    if "schedule.epochs" not in chosen and recipe.schedule.epochs != epochs:
+        raise ValueError(
+            f"The run in {out} is one of {counted(epochs, 'epoch')}. Pass --epochs {epochs} to go on as it began, or "
+            "the number to go on to."
+        )
+    own = flat(began.to_dict())
+    names = [*free, *({"schedule.warmup_epochs"} - set(chosen))]
+    return recipe.with_settings({name: own[name] for name in names})
+
+
+def check_freeze(recipe: Recipe) -> None:
+    """Refuses to keep weights that were drawn at random."""
+    if recipe.freeze and not recipe.init:
+        raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+
+
+def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:
+    """Returns what a training starts from and how its learning rate will go, in lines."""
+    from deit.train.optimization import describe_rates
+
+    height, width = processor.output_size
+    steps = max(len(images.train.labels) // recipe.batch_size, 1)
+    return [
+        f"Input: {height} x {width} pixels. Starts from: {recipe.init or 'random weights'}.",
+        *describe_rates(recipe, steps_per_epoch=steps),
+    ]
+
+
+def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> Data:
+    """Opens images on the first process, with a progress bar, and says what was left out."""
+
+    def opened() -> Data:
+        with progress_bar("Checking images") as update:
+            return open_images(update)
+
+    images = processes.on_first(opened)
+    if processes.is_first:
+        report_found(images.used, images.skipped, images.ignored)
+    return images
+
+
+def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **options: Any) -> FitResult:
+    """Trains, with a progress bar and a line for each evaluation; Ctrl-C ends it with a hint."""
+    from deit.runtime.signals import TrainingInterrupted
+    from deit.train.loop import fit
+
+    try:
+        with progress_bar("Training", shown=processes.is_first) as update:
+
+            def on_step(event: StepEvent) -> None:
+                text = f"{event.images_per_second:.0f} images/s, epoch {event.epoch}, loss {event.loss:.3f}"
+                update(event.step, event.total_steps, text)
+
+            on_epoch = _print_epoch if processes.is_first else None
+            return fit(task, images, recipe, on_step=on_step, on_epoch=on_epoch, **options)
+    except TrainingInterrupted as stop:
+        if processes.is_first:
+            say(f"{stop} To go on, run the same command with --resume.", err=True)
+        raise typer.Exit(stop.exit_code) from stop
+
+
+def _print_epoch(row: dict[str, Any]) -> None:
+    parts = [f"epoch {row['epoch']}", f"loss {row['train_loss']:.3f}"]
+    for prefix, label in (("val_", ""), ("ema_", "average ")):
+        name = next((key for key in row if key.startswith(prefix)), None)
+        if name == f"{prefix}top1":
+            parts.append(f"{label or 'top-1 '}{row[name]:.2f} %")
+        elif name is not None:
+            what = "validation loss" if name == f"{prefix}loss" else name.removeprefix(prefix).replace("_", " ")
+            parts.append(f"{label}{what} {row[name]:.4g}")
+    say(", ".join(parts))
+
+
+def print_result(result: FitResult) -> None:
+    """Prints the scores and where the model is."""
+    columns = list(next(iter(result.scores.values())).as_dict())
+    titles = {"top1": "top-1 %", "top5": "top-5 %"}
+    rows = [
+        (head, *(f"{value:.2f}" if name in titles else f"{value:.3f}" for name, value in scores.as_dict().items()))
+        for head, scores in result.scores.items()
+    ]
+    print_table("Validation", ("head", *(titles.get(name, name.replace("_", " ")) for name in columns)), rows)
+    say(f"Model: {result.out}  (curves: {result.out / 'curves.png'})")

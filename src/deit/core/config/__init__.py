@@ -1,0 +1,1 @@
+"""Configurations of models: their fields, checks and files."""

@@ -1,0 +1,32 @@
+"""Defaults that follow another setting, the same in PyTorch and in Keras."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FollowingDefault(float):
+    """A default that follows another setting: it is worked out anew when that setting changes, chosen numbers are not.
+
+    A number like any other otherwise, so that it survives `dataclasses.replace` and copies.
+    """
+
+
+# Its default in the code: the number is that of the setting which it follows.
+FOLLOWS: Any = None
+
+# Settings that follow another: the numbers for each of its values.
+FOLLOWING: dict[str, tuple[str, dict[str, float]]] = {
+    # The paper, section 4: hard distillation has no temperature and weighs as much as the labels.
+    "distillation.temperature": ("distillation.kind", {"hard": 1.0, "soft": 3.0}),
+    "distillation.weight": ("distillation.kind", {"hard": 0.5, "soft": 0.1}),
+    # DeiT III: the binary loss counts every class above 0 as present.
+    "label_smoothing": ("loss", {"ce": 0.1, "bce": 0.0}),
+}
+
+
+def following(name: str, value: float | None, followed: str) -> float:
+    """Returns the value of a setting of `FOLLOWING`: the one chosen, or else the one that belongs to `followed`."""
+    if value is None or isinstance(value, FollowingDefault):
+        return FollowingDefault(FOLLOWING[name][1].get(followed, 1.0))  # an unknown one is refused by who asks
+    return value

@@ -1,0 +1,1 @@
+"""Image files: which can be read, how, and what their samples mean."""

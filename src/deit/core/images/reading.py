@@ -1,0 +1,279 @@
+"""Image files into upright RGB: decoding, and the one conversion of colours that everything uses."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, TypeAlias, cast
+
+from PIL import Image, UnidentifiedImageError, features
+from PIL.AvifImagePlugin import AvifImageFile
+
+from deit.core.errors import ImageError as ImageError, ValueRangeError as ValueRangeError
+from deit.core.images.decoding_share import DecodingShare
+from deit.core.images.heif_files import AVIF, HEIF, MOST_HEIF_PIXELS, begins_like_heif
+from deit.core.images.image_files import MOST_FILE_BYTES, ImageBytes, read_image_bytes
+from deit.core.images.image_inputs import is_file_object, name_of
+from deit.core.images.sample_values import Samples, ValueRange as ValueRange, in_8_bits, samples_of
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jpe", ".jfif", ".mpo", ".apng", ".dib", ".pbm", ".pnm"),
+    *(".avif", ".heic", ".heif", ".hif"),
+)
+# What Pillow may decode: formats that people keep photos in. Others (PSD, EPS, FITS, ...) have a history of
+# decoder bugs and are refused.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG brings MPO (two-lens photos)
+KNOWN_FORMATS = (*IMAGE_FORMATS, "AVIF", "HEIC")  # whose files are looked through first, see `heif_files`
+# 8192 x 8192: 256 MiB once decoded, and twice that while colours are converted. Cameras of 61 megapixels fit.
+MOST_PIXELS = 2**26
+# Of formats that Pillow decodes in Python, a value at a time.
+MOST_PIXELS_IN_PYTHON = 2**23
+_SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
+
+ImageFile: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes]
+
+# Threads together decode as much as one image of the largest size.
+DECODING = DecodingShare(MOST_PIXELS)
+
+_LONGEST_PATH = 4096  # characters; what is longer can only be base64
+_STRIP_PIXELS = 1 << 22  # laid on white together
+# How files of the formats above begin. Text that decodes to something else is a path that does not exist.
+IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", b"P4", b"P5", b"P6")
+_WORK_OF_HEIF = 2  # what decodes it holds twice as much as other decoders
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def begins_like_an_image(head: bytes) -> bool:
+    """Whether the first 12 bytes of a file are those of a format that is read."""
+    return head.startswith(IMAGE_SIGNATURES) or begins_like_heif(head)
+
+
+def load_image(
+    source: ImageFile | Image.Image, *, mode: str | None = "RGB", value_range: ValueRange | None = None
+) -> Image.Image:
+    """Reads an image upright and converts it to a colour mode.
+
+    The conversion for every mode: turned as its EXIF tag says; of several frames the first; grey of more than 8 bits
+    is brought to 8 by the rule in `sample_values`; transparency is laid on white; then Pillow's own conversion to
+    `mode`. What a file carries beside pixels (EXIF, XMP, colour profiles, comments) is never decoded but for the
+    orientation, and may be damaged.
+
+    Args:
+        source: A path, the bytes of a file, base64 text of them ("data:image/png;base64,..." or bare), an open file,
+            which is read from its beginning, or an image.
+            Addresses on the web are refused: whoever names an image could make this computer ask any other.
+        mode: "RGB", "L" for one channel, or None: "L" for grey images and "RGB" for all others.
+        value_range: The values that become black and white in grey images of more than 8 bits.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: It is not an image of a known format, is truncated, claims too many pixels, or is not a file.
+        ValueRangeError: It has more than 8 bits, and `value_range` is needed to know what they mean.
+    """
+    if isinstance(source, Image.Image):
+        samples = samples_of(source)
+        source.load()  # which turns a TIFF
+        orientation = _orientation(source)
+        return _turned(_converted(source, samples, mode, value_range), orientation)
+    return _read(source, mode, value_range, small=False)
+
+
+def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> None:
+    """Does what `load_image` does, as cheaply as the format allows, to find out whether it will succeed.
+
+    Args:
+        source: See `load_image`.
+        value_range: See `load_image`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: See `load_image`.
+        ValueRangeError: See `load_image`.
+    """
+    _read(source, "RGB", value_range, small=True)  # JPEG: an eighth of the size, but every byte is read
+
+
+def convert_image(
+    image: Image.Image, mode: str | None = "RGB", *, value_range: ValueRange | None = None
+) -> Image.Image:
+    """Converts the colours of an image as `load_image` does, without turning it.
+
+    Args:
+        image: Of any mode.
+        mode: See `load_image`.
+        value_range: See `load_image`.
+
+    Raises:
+        ImageError: Pixels are NaN or infinite.
+        ValueRangeError: See `load_image`.
+    """
+    return _converted(image, samples_of(image), mode, value_range)
+
+
+def _converted(image: Image.Image, samples: Samples, mode: str | None, value_range: ValueRange | None) -> Image.Image:
+    image = in_8_bits(image, samples, value_range)
+    if image.mode in ("La", "RGBa"):  # Pillow knows only this way out of them
+        image = image.convert(image.mode.upper())
+    if mode is None:
+        mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
+    if "A" in image.getbands() or "transparency" in image.info:
+        return _on_white(image, mode)
+    if image.mode == "LAB" and mode != "RGB":  # likewise
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """Lays an image on white, some rows after the other: whole, each of the three steps would be as large as it."""
+    rows = max(_STRIP_PIXELS // max(image.width, 1), 1)
+    result = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        result.paste(strip.convert(mode), (0, top))
+    return result
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001  # damaged EXIF raises nearly every type, and costs no image
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def _read(source: ImageFile, mode: str | None, value_range: ValueRange | None, *, small: bool) -> Image.Image:
+    source, name = _resolved(source)
+    found = read_image_bytes(source, name)
+    with _opened(found, name) as image:
+        samples = samples_of(image)  # before anything is decoded
+        if small and not found.kind and not image.info.get("progressive"):  # which is held whole in any case
+            with _pillow_errors(name):
+                image.draft(None, (1, 1))
+        with DECODING.of(image.width * image.height * (_WORK_OF_HEIF if found.kind else 1)):
+            with _pillow_errors(name):
+                image.load()
+            try:
+                turn = found.orientation or _orientation(image)
+                return _turned(_converted(image, samples, mode, value_range), turn)
+            except ImageError as error:
+                text = str(error)
+                raise type(error)(f"{name} cannot be read: {text[:1].lower()}{text[1:]}") from error
+
+
+@contextmanager
+def _opened(found: ImageBytes, name: str) -> Iterator[Image.Image]:
+    if found.kind:
+        image, limit = _opened_heif(found, name), MOST_HEIF_PIXELS
+    else:
+        with _pillow_errors(name):
+            image = Image.open(found.file, formats=IMAGE_FORMATS)
+        limit = MOST_PIXELS_IN_PYTHON if any(tile[0] in _SLOW_DECODERS for tile in image.tile) else MOST_PIXELS
+    with image:
+        if image.width * image.height > limit:
+            raise ImageError(
+                f"{name} claims more pixels than are safe to decode: {image.width} x {image.height}, at most {limit} "
+                "are read. Make it smaller."
+            )
+        yield image
+
+
+def _opened_heif(found: ImageBytes, name: str) -> Image.Image:
+    """Opens HEIC, which is turned while it is decoded, or AVIF, whose orientation Pillow says as EXIF."""
+    if found.kind == AVIF and not features.check("avif"):
+        raise ImageError(f"{name} is an AVIF image, and this Pillow was built without AVIF. Convert it to JPEG.")
+    opener: Any = AvifImageFile
+    if found.kind == HEIF:
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError as error:
+            raise ImageError(
+                f"{name} is a HEIC image, which needs the 'pillow-heif' package. Install it with: "
+                'pip install "deit[heic]". Or convert it to JPEG.'
+            ) from error
+        opener = HeifImageFile
+    with _pillow_errors(name):
+        image: Image.Image = opener(found.file)
+    return image
+
+
+@contextmanager
+def _pillow_errors(name: str) -> Iterator[None]:
+    """Turns what Pillow raises on broken files into `ImageError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged tags
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image (known: {', '.join(KNOWN_FORMATS)}).") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} claims more pixels than are safe to decode ({error}).") from error
+    except Exception as error:  # decoders of hostile bytes raise nearly every type
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ImageError(f"{name} cannot be read as an image ({reason}). It may be truncated.") from error
+
+
+def _contents(file: IO[bytes]) -> bytes:
+    """Reads an open file from its beginning, where it has one; what is too large is not read whole."""
+    with suppress(AttributeError, OSError):
+        file.seek(0)
+    contents = file.read(MOST_FILE_BYTES + 1)
+    if not isinstance(contents, bytes):
+        raise ImageError(f"{name_of(file)} is open as text. Open it with open(path, 'rb').")
+    return contents
+
+
+def _resolved(source: ImageFile) -> tuple[str | os.PathLike[str] | bytes, str]:
+    """Returns what Pillow shall open and how to call it in a message."""
+    if isinstance(source, bytes):
+        return source, "the given bytes"
+    if is_file_object(source):
+        return _contents(cast("IO[bytes]", source)), name_of(source)
+    if not isinstance(source, str):
+        path = cast("os.PathLike[str]", source)
+        return path, os.fspath(path)
+    if source.lower().startswith(("http://", "https://", "ftp://", "file://")):
+        raise ImageError(f"{source} is an address: images are not fetched. Download the file and pass its path.")
+    header, comma, text = source.partition(",")
+    if header.startswith("data:image/") and comma:
+        if not header.endswith(";base64"):
+            raise ImageError(f"{header!r} is not base64. Pass 'data:image/png;base64,...', a path or bytes.")
+        return _decoded(text), "the given base64 text"
+    if len(source) > _LONGEST_PATH or not os.path.exists(source):
+        try:
+            decoded = _decoded(source)
+        except ImageError:
+            if len(source) > _LONGEST_PATH:
+                raise
+        else:
+            if begins_like_an_image(decoded[:12]):
+                return decoded, "the given base64 text"
+    return source, source
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"The text {text[:40]!r}... is neither a path nor base64 ({error}).") from error

@@ -1,0 +1,1 @@
+"""From an image to normalized pixel values, without a framework."""

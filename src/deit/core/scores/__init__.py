@@ -1,0 +1,1 @@
+"""Numbers about predictions: metrics, intervals, calibration, and how charts of them look."""

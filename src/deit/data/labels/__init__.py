@@ -1,0 +1,1 @@
+"""Columns of labels: cells, names of splits, classes."""

@@ -1,0 +1,453 @@
+"""Labels as data sets write them (names, numbers of names, lists of them, plain numbers), turned into arrays."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deit.core.config.field_checks import MOST_LABELS
+from deit.core.labels import repeated_names, several_classes
+from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deit.data.labels.cells import (
+    are_switches,
+    is_missing,
+    likely_several,
+    listed,
+    plain_number,
+    read_switch,
+    split_labels,
+)
+from deit.data.sources import Labels, check_problem_type
+
+# Given in place of a problem type, it says that labels are not asked for: a table needs no column of them.
+UNLABELLED = "unlabelled"
+
+_CHOOSE = "Choose it with --set data.problem_type="
+
+
+def column_option(option: str, name: str = "NAME") -> str:
+    """Returns how a column is chosen on the command line, for a message: option is "image_column" or "label_column"."""
+    return f"--set data.{option}={name} (deit evaluate: --{option.replace('_', '-')} {name})"
+
+
+_OTHER_COLUMN = f"another column: {column_option('label_column')}"
+_WORDS_FOR_NONE = ("None", "null", "NULL", "NA", "N/A")
+_TRUTH = ("False", "True")
+_NUMBER = re.compile(r"-?\d+(\.0*)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelColumn:
+    """The labels of one part of a data set, as they were found.
+
+    Attributes:
+        name: Of the column.
+        values: One for each row: a number, a text, a list of either, or None where there is none.
+        class_names: What whole numbers in `values` stand for, where the data set says so.
+        zeros_and_ones: Whether each value is a row of zeros and ones, one for each of `class_names`.
+        notes: What the user should know of how the column was read.
+    """
+
+    name: str
+    values: Sequence[Any]
+    class_names: tuple[str, ...] | None = None
+    zeros_and_ones: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def ignored_labels(count: int) -> LabelColumn:
+    """Returns a column for images whose labels are not asked for."""
+    return LabelColumn(name="", values=[0] * count, class_names=("image",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedLabels:
+    """Labels as a `Source` has them.
+
+    Attributes:
+        classes: Class names, or the one name of a regression's number.
+        labels: (N,) int64, (N, K) float32 or (N,) float32; zeros where there is no label.
+        missing: (N,) bool, True where there is no label.
+        notes: What the user should know of how the labels were read.
+    """
+
+    classes: list[str]
+    labels: Labels
+    missing: npt.NDArray[np.bool_]
+    notes: tuple[str, ...] = ()
+
+
+def encode_labels(
+    column: LabelColumn,
+    problem_type: str,
+    *,
+    place: Callable[[int], str],
+    classes: Sequence[str] | None = None,
+    numbers_fit: bool = False,
+    separator: str = "",
+) -> EncodedLabels:
+    """Turns a column of labels into an array; every kind of file has its labels read here.
+
+    A missing label is None, NaN, an empty text or "nan". For single classes -1 is one too, as published test sets have
+    it, unless a class is called "-1". Whole numbers without names are names themselves ("0", "1", ...), sorted by
+    value; 1.0 is 1, whether number or text. Lists may be written as text; for what separates several classes in a text
+    see `split_labels`.
+
+    Args:
+        column: The labels.
+        problem_type: One of `PROBLEM_TYPES`.
+        place: Names a row in a message.
+        classes: Names and order of the classes; those of the column when None: its own list, else the sorted names.
+        numbers_fit: Take whole numbers without names as positions in `classes` if none of those is a number.
+        separator: What separates several classes in a text; empty finds it.
+
+    Classes are numbers: where several have one name, numbers that stand for the same list find them, and the name none.
+
+    Raises:
+        ValueError: The values do not fit the problem type, or name a class that `classes` lacks or has several of.
+    """
+    check_problem_type(problem_type)
+    if problem_type == REGRESSION:
+        return _encode_numbers(column, place, classes)
+    shown_classes = classes if classes is not None else column.class_names
+    column, classes = replace(column, class_names=_told_apart(column.class_names)), _told_apart(classes)
+    known_names = classes if classes is not None else column.class_names
+    if problem_type == SINGLE_LABEL:
+        column, minus_one = _prepare_single(column, known_names)
+        named: list[Any] = [_one_name(value, column, row, place, minus_one) for row, value in enumerate(column.values)]
+    else:
+        column = _prepare_several(column, known_names, separator)
+        named = [_several_names(value, column, row, place) for row, value in enumerate(column.values)]
+    missing = np.array([names is None for names in named], dtype=bool)
+    found = _sorted_names({name for names in named if names for name in names})
+    known = list(classes) if classes is not None else list(column.class_names or found)
+    if numbers_fit and _are_positions(column, found, known):
+        known_as = {name: int(name) for name in found}
+    else:
+        known_as = {name: i for i, name in enumerate(known)}
+    _refuse_unknown(found, known_as, known, column)
+    if problem_type == SINGLE_LABEL:
+        labels: Labels = np.array([known_as[names[0]] if names else 0 for names in named], dtype=np.int64)
+    else:
+        labels = np.zeros((len(named), len(known)), dtype=np.float32)
+        for row, names in enumerate(named):
+            labels[row, [known_as[name] for name in names or ()]] = 1.0
+    notes = column.notes
+    if problem_type == MULTI_LABEL and classes is None and len(labels) > 1 and labels.sum(1).max() <= 1:
+        notes = (*notes, _never_two(column))
+    shown = known if shown_classes is None else list(shown_classes)
+    return EncodedLabels(classes=shown, labels=labels, missing=missing, notes=notes)
+
+
+def _never_two(column: LabelColumn) -> str:
+    example = next((value for value in column.values if not is_missing(value) and value), "")
+    example = example[0] if isinstance(example, list) and len(example) == 1 else example
+    shown = "" if column.zeros_and_ones else f" (such as {example!r})"
+    return (
+        f"No image has two labels in column {column.name!r}{shown}. If some should, say what separates them: "
+        "--set data.label_separator=, (or space, none, any text)."
+    )
+
+
+# --- before names are looked up -----------------------------------------------------------------------
+
+
+def _prepare_single(column: LabelColumn, known: Collection[str] | None) -> tuple[LabelColumn, bool]:
+    """Returns a column of single classes in plain spelling and with its notes, and whether -1 is a class."""
+    _refuse_many_values(column)
+    names = set(known or ())
+    texts = [value.strip() for value in column.values if isinstance(value, str) and not is_missing(value)]
+    values = list(column.values)
+    if texts and all(text not in names and listed(text) is not None for text in texts):
+        values = [listed(value) if isinstance(value, str) and not is_missing(value) else value for value in values]
+    values = [value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value for value in values]
+    values = [None if isinstance(value, (list, tuple)) and not value else value for value in values]
+    values = _plain(values, names)
+    notes = list(column.notes)
+    if known is None and (several := likely_several([value for value in values if isinstance(value, str)])):
+        notes.append(
+            f"Column {column.name!r} holds {several[0]!r}, taken as one class. If an image may have several "
+            f"({', '.join(several[1])}): --set data.problem_type={MULTI_LABEL}"
+        )
+    if none := next((value for value in values if value in _WORDS_FOR_NONE), None) if not names else None:
+        notes.append(f"Column {column.name!r} has a class called {none!r}. If it means no label, leave the cell empty.")
+    count = sum(value in (-1, "-1") for value in values if not isinstance(value, (list, tuple)))
+    as_class = "-1" in names
+    if count and not as_class:
+        notes.append(
+            f"{count} of {len(values)} images have the label -1 in column {column.name!r}: it stands for no label, as "
+            "in published test sets. If it is a class, write a name in its place."
+        )
+    return replace(column, values=values, notes=tuple(notes)), as_class
+
+
+def _plain(values: Sequence[Any], known: Collection[str]) -> list[Any]:
+    """Returns class numbers and truth values in one spelling, where all texts of a column are such, and names as is."""
+    texts = {value.strip() for value in values if isinstance(value, str) and not is_missing(value)} - set(known)
+    spelled = {text: text for text in texts}
+    if all(text.lower() in ("true", "false") for text in texts):
+        spelled = {text: text.capitalize() for text in texts}
+    elif all(_NUMBER.fullmatch(text) for text in texts):
+        spelled = {text: plain_number(text) for text in texts}
+
+    def one(value: Any) -> Any:
+        if isinstance(value, (bool, np.bool_)):
+            return _TRUTH[int(value)]
+        return spelled.get(value.strip(), value.strip()) if isinstance(value, str) else value
+
+    return [one(value) for value in values]
+
+
+def _prepare_several(column: LabelColumn, known: Collection[str] | None, separator: str) -> LabelColumn:
+    """Returns a column of several classes with lists in place of texts, or with rows of zeros and ones."""
+    if column.zeros_and_ones:
+        return column
+    values, notes = split_labels(column.values, separator=separator, classes=known, column=column.name)
+    notes = [*column.notes, *notes]
+    lists = all(value is None or isinstance(value, (list, tuple)) for value in values)
+    if lists and (zeros_and_ones(values) or _one_of_two(values, column)):
+        width = next(len(value) for value in values if value is not None)
+        names = column.class_names or tuple(str(i) for i in range(width))
+        return replace(column, values=values, class_names=names, zeros_and_ones=True, notes=tuple(notes))
+    flat = [each for value in values for each in (value if isinstance(value, (list, tuple)) else [value])]
+    plain = iter(_plain(flat, set(known or ())))
+    values = [[next(plain) for _ in value] if isinstance(value, (list, tuple)) else next(plain) for value in values]
+    return replace(column, values=values, notes=tuple(notes))
+
+
+def _one_of_two(values: Sequence[Any], column: LabelColumn) -> bool:
+    """Whether lists that could each name classes 0 and 1 are rows of zeros and ones: [0, 1] as well as [1, 0].
+
+    Raises:
+        ValueError: It cannot be told, because all are equal.
+    """
+    found = {tuple(value) for value in values if value is not None}
+    if not found or not found <= {(0, 1), (1, 0)}:
+        return False
+    if len(found) == 1:
+        raise ValueError(
+            f"Column {column.name!r} holds {list(found.pop())} in every row: two class numbers, or a zero and a one? "
+            "Write the names of the classes."
+        )
+    return True
+
+
+def switch_columns(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Returns the columns that hold zeros and ones in any spelling: each may be a class of its own.
+
+    Args:
+        columns: Values by name.
+    """
+    return [name for name, values in columns.items() if are_switches(values)]
+
+
+def switch_labels(columns: Mapping[str, Sequence[Any]], origin: str) -> LabelColumn:
+    """Makes a column of labels of columns of zeros and ones, a class for each.
+
+    -1 is a zero where the columns hold -1 and 1 alone. A row with an empty cell has no label.
+
+    Args:
+        columns: Values by name.
+        origin: The table, for messages.
+
+    Raises:
+        ValueError: A column holds something else, or -1, 0 and 1.
+    """
+    read: dict[str, list[int | None]] = {}
+    for name, values in columns.items():
+        if not are_switches(values):
+            raise ValueError(f"Column {name!r} of {origin} does not hold zeros and ones. Leave it out.")
+        read[name] = [None if is_missing(value) else read_switch(value) for value in values]
+    seen = {value for values in read.values() for value in values}
+    notes = []
+    if -1 in seen and 0 in seen:
+        name = next(name for name, values in read.items() if -1 in values)
+        raise ValueError(
+            f"Columns of {origin} hold -1, 0 and 1 ({name!r} has -1), and what -1 means cannot be told. "
+            "Replace it by 0 or 1, or by an empty cell, which leaves the image out."
+        )
+    if -1 in seen:
+        notes.append(f"-1 in the columns {_shown(list(read))} of {origin} stands for 0: the image is not of the class.")
+        read = {name: [0 if value == -1 else value for value in values] for name, values in read.items()}
+    empty = sum(None in row for row in zip(*read.values(), strict=True))
+    if empty:
+        notes.append(f"{empty} rows of {origin} have an empty cell among {_shown(list(read))}: they have no label.")
+    return LabelColumn(
+        name=", ".join(read),
+        values=list(zip(*read.values(), strict=True)),
+        class_names=tuple(read),
+        zeros_and_ones=True,
+        notes=tuple(notes),
+    )
+
+
+# --- names of one cell --------------------------------------------------------------------------------
+
+
+def _are_positions(column: LabelColumn, found: Sequence[str], known: Sequence[str]) -> bool:
+    numbers = column.class_names is None and all(name.isdecimal() for name in found)
+    return numbers and not any(name.isdecimal() for name in known) and all(int(name) < len(known) for name in found)
+
+
+def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Returns names of which each is another: one that several classes have is followed by a zero byte and a number."""
+    if names is None:
+        return None
+    repeated = repeated_names(names)
+    return tuple(f"{name}\0{number}" if name in repeated else name for number, name in enumerate(names))
+
+
+def _refuse_many_values(column: LabelColumn) -> None:
+    """Refuses more different names than classes may be, before anything is made of each."""
+    seen: set[Any] = set()
+    names: set[Any] = set()
+    for value in column.values:
+        if not isinstance(value, (str, int)) or value in seen:
+            continue
+        seen.add(value)
+        if not is_missing(value):  # of some numbers there are several spellings
+            names.add(plain_number(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value)
+        if len(names) > MOST_LABELS:
+            raise ValueError(f"Column {column.name!r} holds more than {MOST_LABELS} classes. Is it another one?")
+
+
+def _refuse_too_many(known: Collection[Any], column: LabelColumn) -> None:
+    if len(known) > MOST_LABELS:
+        raise ValueError(
+            f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it another one?"
+        )
+
+
+def _refuse_unknown(found: Sequence[str], known_as: dict[str, int], known: Sequence[str], column: LabelColumn) -> None:
+    _refuse_too_many(known, column)
+    unknown = [name for name in found if name not in known_as]
+    plain = [_plain_name(name) for name in known]
+    repeated = repeated_names(plain)
+    for name in map(_plain_name, unknown):
+        if name in repeated:
+            raise ValueError(f"Column {column.name!r}: {several_classes(name, repeated[name], plain)}")
+    if unknown:
+        raise ValueError(
+            f"Column {column.name!r} has labels that are not among the {len(known)} classes: {_shown(unknown)}. "
+            f"Known: {_shown(known)}. Correct the labels, or choose {_OTHER_COLUMN}."
+        )
+
+
+def _plain_name(name: str) -> str:
+    return name.partition("\0")[0]  # see `_told_apart`
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(map(_plain_name, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _sorted_names(names: set[str]) -> list[str]:
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _one_name(
+    value: Any, column: LabelColumn, row: int, place: Callable[[int], str], minus_one: bool
+) -> tuple[str] | None:
+    if is_missing(value):
+        return None
+    if isinstance(value, (list, tuple)):
+        raise ValueError(
+            f"Column {column.name!r} holds several labels for an image ({place(row)}). {_CHOOSE}{MULTI_LABEL}, "
+            f"or {_OTHER_COLUMN}."
+        )
+    if value in (-1, "-1"):
+        return ("-1",) if minus_one else None
+    return (_name(value, column, row, place),)
+
+
+def _name(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]) -> str:
+    """Returns the class name that a text or number stands for."""
+    if isinstance(value, str):
+        if column.class_names is None and re.fullmatch(r"-?\d*\.\d+|-\d+", value):
+            raise ValueError(_not_a_class(value, column, place(row)))
+        return value
+    if not isinstance(value, (int, float, np.integer)) or value % 1 != 0 or value < 0:
+        raise ValueError(_not_a_class(value, column, place(row)))
+    if column.class_names is None:
+        return str(int(value))
+    if value >= len(column.class_names):
+        raise ValueError(
+            f"{place(row)} has the label {int(value)}, but column {column.name!r} names {len(column.class_names)} "
+            "classes. Correct the labels."
+        )
+    return column.class_names[int(value)]
+
+
+def _not_a_class(value: Any, column: LabelColumn, where: str) -> str:
+    return (
+        f"{where} has the label {value!r} in column {column.name!r}, which is neither a name nor a class number. "
+        f"Are the labels plain numbers? {_CHOOSE}{REGRESSION}"
+    )
+
+
+def _several_names(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]) -> list[str] | None:
+    if is_missing(value):
+        return None
+    if not isinstance(value, (list, tuple)):
+        value = [value]
+    if not column.zeros_and_ones:
+        return [_name(each, column, row, place) for each in value if not is_missing(each)]
+    names = column.class_names or ()
+    if len(value) != len(names):
+        raise ValueError(f"{place(row)} has {len(value)} zeros and ones for {len(names)} classes. Correct the labels.")
+    if any(is_missing(each) for each in value):
+        return None
+    return [name for name, each in zip(names, value, strict=True) if each]
+
+
+def _encode_numbers(column: LabelColumn, place: Callable[[int], str], classes: Sequence[str] | None) -> EncodedLabels:
+    if column.class_names is not None:
+        raise ValueError(
+            f"Column {column.name!r} holds classes ({_shown(column.class_names)}), not numbers to learn. "
+            f"Choose {_OTHER_COLUMN}."
+        )
+    if classes is not None and len(classes) != 1:
+        raise ValueError(f"A regression has one number for each image. Received: {len(classes)} classes.")
+    numbers = [_number(value, column, row, place) for row, value in enumerate(column.values)]
+    missing = np.array([number is None for number in numbers], dtype=bool)
+    labels = np.array([0.0 if number is None else number for number in numbers], dtype=np.float32)
+    return EncodedLabels(classes=[column.name] if classes is None else list(classes), labels=labels, missing=missing)
+
+
+def _number(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]) -> float | None:
+    if is_missing(value):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.inf
+    if math.isnan(number):
+        return None
+    if abs(number) > float(np.finfo(np.float32).max):
+        raise ValueError(f"{place(row)} has {value!r} in column {column.name!r}, which is not a finite number.")
+    return number
+
+
+def zeros_and_ones(values: Sequence[Any]) -> bool:
+    """Whether lists of numbers are rows of zeros and ones rather than lists of class numbers.
+
+    They are when all are equally long and hold only 0 and 1, and as class numbers at least one would name a class
+    twice or, being fractions or truth values, could not be class numbers at all.
+    """
+    lists = [value for value in values if value is not None]
+    if not lists or any(len(each) != len(lists[0]) for each in lists):
+        return False
+    flat = [number for each in lists for number in each]
+    if not flat or any(isinstance(number, str) or number not in (0, 1) for number in flat):
+        return False
+    return any(isinstance(number, (bool, float)) for number in flat) or any(
+        len(set(each)) < len(each) for each in lists
+    )

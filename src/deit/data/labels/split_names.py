@@ -1,0 +1,227 @@
+"""What the parts of a data set are called: the one table, for folders, files, keys of a data set and columns.
+
+The words are those by which the `datasets` package of Hugging Face tells splits.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from deit.data.labels.cells import is_missing, read_switch
+
+logger = logging.getLogger(__name__)
+
+PART_NAMES = {  # what a part may be called, in any case, and what it is then
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+PARTS = ("train", "val", "test")
+# Words that add nothing to the name of a part: "Training Set", "train_images".
+_FILLING = (
+    "data",
+    "dataset",
+    "folder",
+    "images",
+    "image",
+    "img",
+    "part",
+    "photos",
+    "pictures",
+    "samples",
+    "set",
+    "split",
+)
+_SPLIT_NAMES = ("split", "splits", "data_split", "dataset_split", "split_name", "train_test_split")
+# Columns of these names divide the rows if all of their values name a part.
+_PERHAPS_SPLIT_NAMES = ("subset", "set", "partition", "part", "phase", "usage", "fold", "dataset", "mode", "group")
+
+
+def part_of(name: str) -> str:
+    """Returns the part that a name is: "Train", "train_images", "val2017", "Test Set"; "" where it says more, or less.
+
+    Args:
+        name: Of a folder or part, or a value of a column.
+    """
+    words = [word for word in _words(name) if word not in _FILLING]
+    return PART_NAMES.get(words[0], "") if len(words) == 1 else ""
+
+
+def part_within(name: str) -> str:
+    """Returns the part that one word of a name tells: "imagenet-train-0001", "seg_train"; "" for none or several."""
+    told = {PART_NAMES[word] for word in _words(name) if word in PART_NAMES}
+    return told.pop() if len(told) == 1 else ""
+
+
+def _words(text: str) -> list[str]:
+    """Returns the words of a name in small letters, split at what is no letter and at capitals: "seg_trainSet"."""
+    found = []
+    for letters in re.findall(r"[^\W\d_]+", text):
+        for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+|[A-Z]", letters):
+            word = word.lower()
+            found.append(word.removesuffix("set") if word.removesuffix("set") in PART_NAMES else word)
+    return found
+
+
+def name_parts(names: Sequence[str], origin: str) -> dict[str, str]:
+    """Tells which of several names, of folders or of keys, stand for parts of a data set.
+
+    A name is that of a part, as `part_of` has it; where none is, names that differ in the word of the part alone are
+    ("seg_train" beside "seg_test"). A plain name goes before one with more to it ("train" before "train_small").
+
+    Args:
+        names: Of all folders or keys.
+        origin: Where, for messages.
+
+    Returns:
+        The names by part, in the order train, val, test.
+
+    Raises:
+        ValueError: Two names are equally good for one part.
+    """
+    told = {name: part_of(name) for name in names if part_of(name)} or _alike(names)
+    found = {}
+    for part in PARTS:
+        members = [name for name, its in told.items() if its == part]
+        plain = [name for name in members if name.lower() in PART_NAMES]
+        members = plain or members
+        if len(members) > 1:
+            raise ValueError(
+                f"{origin} has {members[0]!r} and {members[1]!r}, which are both for {part}. Rename or remove one."
+            )
+        if members:
+            found[part] = members[0]
+    return found
+
+
+def _alike(names: Sequence[str]) -> dict[str, str]:
+    told = {name: part_within(name) for name in names if part_within(name)}
+    rests = {name: tuple(word for word in _words(name) if word not in PART_NAMES) for name in told}
+    alike = {name for name in told if any(rests[name] == rests[other] and told[name] != told[other] for other in told)}
+    return {name: part for name, part in told.items() if name in alike}
+
+
+# --- columns that divide the rows ---------------------------------------------------------------------
+
+
+def split_columns(names: Sequence[str]) -> list[str]:
+    """Returns the columns whose names say that they may divide the rows: "split", "subset", "is_valid", ..."""
+    return [name for name in names if _is_split(name) or _perhaps_split(name) or _switch_of(name)]
+
+
+def divide_rows(
+    columns: Mapping[str, Sequence[Any]], *, origin: str, place: Callable[[int], str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Reads the columns that divide the rows of a table.
+
+    `split` and the like must name a part in each row; `subset`, `set`, `partition`, ... may hold something else.
+    `is_valid`, `is_test`, `is_train`, ... hold zeros and ones in any spelling; a row of which none is true is for what
+    they leave over, for training first.
+
+    Args:
+        columns: The values of `split_columns`, None where there is none.
+        origin: The table, for messages.
+        place: Names a row in a message.
+
+    Returns:
+        The part of each row, or an empty list where nothing divides them; the names of the columns that do; and notes
+        for the user.
+
+    Raises:
+        ValueError: A value names no part, or two columns divide the rows differently.
+    """
+    found: dict[str, list[str]] = {}
+    notes = []
+    for name, values in columns.items():
+        if _switch_of(name):
+            continue
+        parts = ["" if is_missing(value) else part_of(str(value)) for value in values]
+        if not any(parts) and not _is_split(name):
+            notes.append(f"Column {name!r} of {origin} names no parts ({values[0]!r}, ...) and divides nothing.")
+            continue
+        if not all(parts):
+            row = parts.index("")
+            raise ValueError(
+                f"{place(row)} has the {name.lower()} {values[row]!r}. "
+                "Use train, val (or validation) or test in each row."
+            )
+        found[name] = parts
+    switches = {name: values for name, values in columns.items() if _switch_of(name)}
+    if switches:
+        found[", ".join(switches)] = _switched(switches, place)
+    if not found:
+        return [], [], notes
+    (first, parts), *others = found.items()
+    for name, others_parts in others:
+        if others_parts != parts:
+            raise ValueError(f"Columns {first!r} and {name!r} of {origin} divide the rows differently. Remove one.")
+    if first.lower() != "split":
+        counts = Counter(parts)
+        shown = ", ".join(f"{counts[part]} {part}" for part in PARTS if part in counts)
+        notes.append(f"Column {first!r} of {origin} divides the rows: {shown}.")
+    return parts, [name for key in found for name in key.split(", ") if name in columns], notes
+
+
+def _is_split(name: str) -> bool:
+    return name.strip().lower().replace(" ", "_").replace("-", "_") in _SPLIT_NAMES
+
+
+def _perhaps_split(name: str) -> bool:
+    return name.strip().lower() in _PERHAPS_SPLIT_NAMES
+
+
+def _switch_of(name: str) -> str:
+    """Returns the part that a column such as "is_valid" or "isTrainingImage" is true for."""
+    words = _words(name)
+    if len(words) > 1 and words[0] == "is":
+        words = [word for word in words[1:] if word not in _FILLING]
+        return PART_NAMES.get(words[0], "") if len(words) == 1 else ""
+    return PART_NAMES.get(words[0].removeprefix("is"), "") if len(words) == 1 and words[0].startswith("is") else ""
+
+
+def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str]) -> list[str]:
+    told = {name: _switch_of(name) for name in columns}
+    rest = next((part for part in PARTS if part not in told.values()), "")
+    parts = []
+    for row in range(len(next(iter(columns.values())))):
+        true = set()
+        for name, values in columns.items():
+            switch = read_switch(values[row])
+            if switch is None:
+                raise ValueError(f"{place(row)} has {values[row]!r} in column {name!r}. Write 0 or 1 in each row.")
+            if switch > 0:
+                true.add(told[name])
+        part = true.pop() if true else rest
+        if true or not part:
+            raise ValueError(f"{place(row)} is for no part, or for two, by {', '.join(columns)}. Correct the row.")
+        parts.append(part)
+    return parts
+
+
+def note_parts_in_paths(origin: str, paths: Sequence[str]) -> None:
+    """Tells where images lie in folders of several parts that nothing else divides.
+
+    Args:
+        origin: The table or shard.
+        paths: Of the images, as they stand in it.
+    """
+    folders = {name.replace("\\", "/").rpartition("/")[0] for name in paths}
+    named = {part for folder in folders for step in folder.split("/") if (part := part_of(step))}
+    if len(named) > 1:
+        logger.warning(
+            "The paths in %s lie in folders of the parts %s, but no column or key divides them: they are taken "
+            "together. Add a split to keep the parts.",
+            origin,
+            ", ".join(sorted(named)),
+        )

@@ -1,0 +1,212 @@
+"""Images listed in a CSV or TSV file: a column of paths, a column of labels, perhaps one that names the part."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from deit.core.images.image_files import read_content
+from deit.core.images.reading import IMAGE_SUFFIXES, ImageError
+from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.labels.columns import MOST_COLUMNS, PATH_NAMES, choose_column, choose_labels, described, not_an_image
+from deit.data.labels.split_names import divide_rows, note_parts_in_paths, split_columns
+from deit.data.readers.image_stores import Part, divided
+from deit.data.sources import SkippedFile
+from deit.data.storage.contents import file_stamp
+
+# A line names an image and its labels; the reader of Python takes fields of 128 KiB.
+MOST_LINE_CHARACTERS = 2**20
+# Spreadsheets save some below the last row.
+MOST_EMPTY_LINES = 2_000_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """The rows that have as many cells as the header, by columns: a million rows are no million objects.
+
+    Attributes:
+        columns: Cells by the names of the header.
+        lines: Where each row is.
+        skipped: The other rows.
+    """
+
+    columns: dict[str, list[str]]
+    lines: array[int]
+    skipped: list[SkippedFile]
+
+
+def listed_parts(
+    path: Path, *, image_column: str = "", label_column: str = "", problem_type: str = SINGLE_LABEL
+) -> dict[str, Part]:
+    """Opens a table of image files.
+
+    The first line names the columns. Paths are relative to the table's folder. Several classes for an image stand in
+    one cell, or are written as zeros and ones in several columns. A column `split`, or another that
+    `deit.data.labels.split_names` knows, divides the rows into train, val (validation) and test.
+
+    Args:
+        path: The file; .tsv is separated by tabs, .csv by commas, or by semicolons where its header is.
+        image_column: Column of paths; the one whose cells end like image files when empty.
+        label_column: Column of labels, or several of zeros and ones as "cat,dog"; found by name, or as the only other
+            one, when empty.
+        problem_type: What the labels are for.
+
+    Returns:
+        The parts by name: "train", "val", "test"; or all rows as one of the name "".
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is empty, not a table, or its columns cannot be found.
+    """
+    table = _read(path)
+    header, columns = list(table.columns), table.columns
+    if not table.lines:
+        names = described(dict.fromkeys(header, ""))
+        raise ValueError(f"{path} has no rows under its header ({names}). It needs one for each image.")
+    images = _image_column(path, columns, image_column)
+    store = ListedFiles(path, columns[images], table.lines)
+    others = [name for name in header if name != images]
+    may_divide = {name: columns[name] for name in split_columns(others) if name != label_column}
+    split, dividing, notes = divide_rows(
+        may_divide, origin=str(path), place=lambda row: f"{path} line {table.lines[row]}"
+    )
+    labels = choose_labels(
+        {name: columns[name] for name in others if name not in dividing},
+        header,
+        asked=label_column,
+        problem_type=problem_type,
+        origin=str(path),
+        count=len(table.lines),
+    )
+    for note in notes:
+        logger.warning("%s", note)
+    if not split:
+        note_parts_in_paths(str(path), columns[images])
+    return divided(
+        Part(name="", origin=str(path), store=store, labels=labels, skipped=tuple(table.skipped), split=split)
+    )
+
+
+class ListedFiles:
+    """Image files named in a table.
+
+    Args:
+        table: The table; the paths are relative to its folder.
+        paths: As they were written.
+        lines: Where.
+    """
+
+    def __init__(self, table: Path, paths: Sequence[str], lines: Sequence[int]) -> None:
+        self._table = table
+        self._folder = os.path.abspath(table.parent)
+        self._paths = paths
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, row: int) -> bytes:
+        """Returns the content of an image file."""
+        name = self._paths[row]
+        if not name:
+            raise ImageError("it names no file.")
+        try:
+            return read_content(self._table.parent / name, f"the file {name!r}")
+        except FileNotFoundError:
+            raise ImageError(f"there is no file {name!r}.") from None
+
+    def stamp(self, row: int) -> bytes | None:
+        """Stands for the file as it is now."""
+        name = self._paths[row]
+        return file_stamp(os.path.join(self._folder, name)) if name else None
+
+    def cache_place(self) -> str:
+        """Returns the table's path."""
+        return os.path.join(self._folder, self._table.name)
+
+    def place(self, row: int) -> str:
+        """Names table, line and file."""
+        return f"{self._table} line {self._lines[row]} ({self._paths[row]})"
+
+
+def _read(path: Path) -> _Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline(MOST_LINE_CHARACTERS)
+            file.seek(0)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            if delimiter not in first and ";" in first:  # what spreadsheets write where the comma is in the numbers
+                delimiter = ";"
+            reader = csv.reader(_bounded_lines(file), delimiter=delimiter, strict=True)
+            rows = _filled(reader)
+            header = _header(path, next(rows, None))
+            columns: list[list[str]] = [[] for _ in header]
+            appends = [column.append for column in columns]
+            lines: array[int] = array("q")
+            skipped: list[SkippedFile] = []
+            for row in rows:
+                if len(row) == len(header):
+                    lines.append(reader.line_num)
+                    for append, cell in zip(appends, row, strict=True):
+                        append(cell.strip())
+                else:
+                    reason = f"it has {len(row)} cells and the header {len(header)}."
+                    skipped.append(SkippedFile(path=f"{path} line {reader.line_num}", reason=reason))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a table ({error}). Save it as UTF-8 text.") from error
+    return _Table(columns=dict(zip(header, columns, strict=True)), lines=lines, skipped=skipped)
+
+
+def _header(path: Path, first: Sequence[str] | None) -> list[str]:
+    if first is None:
+        raise ValueError(f"{path} is empty. Its first line must name the columns, such as: path,label")
+    header = [cell.strip() for cell in first]
+    if len(header) > MOST_COLUMNS:
+        raise ValueError(f"{path} has {len(header)} columns. At most {MOST_COLUMNS} are read.")
+    if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header):
+        raise ValueError(f"{path} has no header: its first line must name the columns, such as: path,label")
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path} names a column twice: {', '.join(header)}. Give each its own name.")
+    return header
+
+
+def _bounded_lines(file: TextIO) -> Iterator[str]:
+    """Gives the lines of a table, and raises an error in place of one that would fill the memory."""
+    while line := file.readline(MOST_LINE_CHARACTERS + 1):
+        if len(line) > MOST_LINE_CHARACTERS:
+            raise csv.Error(f"a line has more than {MOST_LINE_CHARACTERS} characters")
+        yield line
+
+
+def _filled(rows: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Passes over empty rows, as many as a table may have."""
+    empty = 0
+    for row in rows:
+        if any(row):
+            yield row
+        else:
+            empty += 1
+            if empty > MOST_EMPTY_LINES:
+                raise csv.Error(f"more than {MOST_EMPTY_LINES} of its lines are empty")
+
+
+def _image_column(path: Path, columns: Mapping[str, Sequence[str]], asked: str) -> str:
+    images = [name for name, cells in columns.items() if any(map(_is_image_name, cells[:100]))]
+    types = dict.fromkeys(columns, "")
+    name = choose_column(types, images, PATH_NAMES, option="image_column", origin=str(path), asked=asked)
+    cells = columns[name]
+    if name not in images and not any((path.parent / cell).is_file() for cell in cells):
+        raise not_an_image(str(path), name, f"text such as {cells[0]!r}, which names no file", images)
+    return name
+
+
+def _is_image_name(cell: str) -> bool:
+    return cell.lower().endswith(IMAGE_SUFFIXES)

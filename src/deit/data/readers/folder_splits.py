@@ -1,0 +1,132 @@
+"""Which sub-folders of a folder of images are parts of the data set, and which are classes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deit.data.labels.split_names import PARTS, name_parts, part_of
+from deit.data.storage.image_search import holds_images, is_image_name, visible_folders
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderParts:
+    """A folder that is divided into parts.
+
+    Attributes:
+        parts: "train", "val", "test", those there are, and their folders.
+        unlabelled: Folders of images without a label.
+        others: Folders that are not used.
+    """
+
+    parts: dict[str, Path]
+    unlabelled: list[Path]
+    others: list[Path]
+
+
+def folder_parts(root: Path, *, labelled: bool = True) -> FolderParts | None:
+    """Returns the parts of a folder, or None where its sub-folders are classes, or (not labelled) anything.
+
+    Sub-folders with the name of a split (see `deit.data.labels.split_names`) are splits if they hold class folders. If
+    they hold images, beside folders with other names, they are classes: "test" beside "cat" and "dog".
+
+    Args:
+        root: The folder.
+        labelled: Whether its images must have classes.
+
+    Raises:
+        ValueError: What the sub-folders are cannot be told.
+    """
+    folders = visible_folders(root)
+    found = {part: root / name for part, name in name_parts([f.name for f in folders], str(root)).items()}
+    unlabelled = [folder for folder in folders if folder.name.lower() in UNLABELLED_FOLDERS]
+    others = [folder for folder in folders if folder not in (*found.values(), *unlabelled) and holds_images(folder)]
+    if not found:
+        if labelled:
+            refuse_same_sub_folders(root)
+        return None
+    parts = {part: _unwrapped(folder, part) for part, folder in found.items()}
+    with_classes = [part for part, folder in parts.items() if _holds_classes(folder)]
+    if not labelled:
+        divided = "train" in parts and len(parts) > 1 and (bool(with_classes) or not others)
+        return FolderParts(parts=parts, unlabelled=unlabelled, others=others) if divided else None
+    shown = ", ".join(f"{folder.name}/" for folder in found.values())
+    if others and not with_classes:
+        if len(found) < len(folders):
+            logger.warning("%s: %s beside other folders is taken as a class.", root, shown)
+        return None
+    if others and "train" not in with_classes:
+        raise ValueError(
+            f"{root} has class folders ({others[0].name}/) and {shown} with class folders of its own. "
+            "Move the others into train/, or pass one folder."
+        )
+    if len(parts) > 1 and not with_classes:
+        raise ValueError(
+            f"{root} has {shown} with no class folders in them: what the images show cannot be told. Make a sub-folder "
+            "for each class, list them in a .csv file, or use deit pretrain, which needs no labels."
+        )
+    for folder in parts.values():
+        refuse_same_sub_folders(folder)
+    return FolderParts(
+        parts={part: parts[part] for part in PARTS if part in parts}, unlabelled=unlabelled, others=others
+    )
+
+
+def _unwrapped(folder: Path, part: str) -> Path:
+    """Goes into a folder that holds nothing but one of the same meaning: "seg_train/seg_train", as archives unpack."""
+    while True:
+        inside = visible_folders(folder)
+        same = len(inside) == 1 and (inside[0].name == folder.name or part_of(inside[0].name) == part)
+        if not same or _holds_images(folder) or folder.resolve() == inside[0].resolve():
+            return folder
+        folder = inside[0]
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether images lie in a folder, not in a sub-folder of it."""
+    with os.scandir(folder) as entries:
+        return any(is_image_name(entry.name) and os.path.isfile(entry.path) for entry in entries)
+
+
+def _holds_classes(folder: Path) -> bool:
+    return any(_holds_images(inside) or visible_folders(inside) for inside in visible_folders(folder))
+
+
+def refuse_same_sub_folders(root: Path) -> None:
+    """Refuses class folders that all hold the same sub-folders and no images: those, then, are the classes or parts.
+
+    Args:
+        root: A folder whose sub-folders are taken as classes.
+
+    Raises:
+        ValueError: They do.
+    """
+    folders = [folder for folder in visible_folders(root) if holds_images(folder)]
+    inside = [{sub.name for sub in visible_folders(folder)} for folder in folders]
+    if not folders or not all(inside) or any(_holds_images(folder) for folder in folders):
+        return
+    same = sorted(set.intersection(*inside))
+    if not same:
+        return
+    if len(folders) == 1:
+        hint = f"Pass {folders[0]}."
+    elif all(part_of(name) for name in same):
+        hint = "Put the parts outside and the classes inside: train/CLASS/, val/CLASS/."
+    else:
+        hint = (
+            "If those are the classes, pass one of the folders, or name them train and val. If the folders above them "
+            "are, put the images there, or list them in a .csv file."
+        )
+    which = "one folder" if len(folders) == 1 else "folders with the same sub-folders"
+    raise ValueError(f"{root} holds {which} ({_some([f.name for f in folders])}: {_some(same)}) and no images. {hint}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,311 @@
+"""Images in Parquet files."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deit.core.images.reading import ImageError
+from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.labels.split_names import note_parts_in_paths, split_columns
+from deit.data.readers.arrow_columns import (
+    ArrowTable,
+    class_names_of,
+    column_features,
+    image_bytes,
+    image_column_of,
+    is_text,
+    labels_and_split,
+)
+from deit.data.readers.image_stores import Part
+from deit.data.readers.parquet_limits import check_columns, check_parquet, joined, rows_together
+from deit.data.sources import Progress
+from deit.data.storage.cache_folder import cache_folder
+from deit.data.storage.contents import file_stamp, part_stamp
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
+
+# Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
+# once and mapped from there, one copy for all processes: a single row cannot be read from a Parquet file without
+# unpacking many.
+IN_MEMORY = 2**28
+_BATCH = 1000  # rows that are unpacked together
+
+
+def parquet_part(
+    name: str,
+    paths: Sequence[Path],
+    *,
+    image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
+    progress: Progress | None = None,
+) -> Part:
+    """Opens Parquet files that together are one part of a data set.
+
+    Args:
+        name: Of the part.
+        paths: The files, in order.
+        image_column: Column of images: bytes, or a struct of bytes and path; found by its type when empty.
+        label_column: Column of labels; found by type and name when empty.
+        problem_type: What the labels are for.
+        progress: Called with (rows unpacked, rows in all), for tables that are too large for the memory.
+
+    Raises:
+        ValueError: A file is not Parquet or lacks a column, or the columns cannot be found.
+        ModuleNotFoundError: pyarrow is not installed.
+    """
+    import pyarrow.parquet as pq
+
+    if not paths:
+        raise ValueError("No Parquet files were given.")
+    schemas, counts = [], []
+    for path in paths:
+        with _readable(path), pq.ParquetFile(path) as file:
+            check_parquet(path, file.metadata)
+            schemas.append(file.schema_arrow)
+            counts.append(file.metadata.num_rows)
+    image = image_column_of(schemas[0], str(paths[0]), image_column)
+    store = ParquetStore(paths, counts, image)
+
+    def read(names: Sequence[str]) -> dict[str, list[Any]]:
+        _require_same_columns(paths, schemas, [image, *names])
+        values: dict[str, list[Any]] = {each: [] for each in names}
+        for path in paths if names else ():
+            with _readable(path), pq.ParquetFile(path) as file:
+                check_columns(path, file.metadata, names)
+                table = file.read(columns=list(names))
+                for each in names:
+                    values[each] += table.column(each).to_pylist()
+        return values
+
+    origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    table = ArrowTable(schema=schemas[0], origin=str(paths[0]), read=read, place=store.place)
+    labels, split = labels_and_split(table, len(store), label_column, problem_type)
+    store.load(progress)
+    if not split:
+        note_parts_in_paths(str(paths[0]), store.folders())
+    return Part(name=name, origin=origin, store=store, labels=labels, split=split)
+
+
+def _require_same_columns(paths: Sequence[Path], schemas: Sequence[pa.Schema], names: Sequence[str]) -> None:
+    """Refuses files that lack one of some columns, name its classes differently, or have a column of parts more."""
+
+    def shape(schema: pa.Schema) -> list[Any]:
+        features = column_features(schema)
+        return [
+            split_columns(schema.names),
+            *((name in schema.names, class_names_of(features.get(name))) for name in names),
+        ]
+
+    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+        if shape(schema) != shape(schemas[0]):
+            raise ValueError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
+
+
+class ParquetStore:
+    """The images of Parquet files.
+
+    Args:
+        paths: The files.
+        counts: Rows of each.
+        column: The column of images.
+    """
+
+    def __init__(self, paths: Sequence[Path], counts: Sequence[int], column: str) -> None:
+        self._paths = list(paths)
+        self._column = column
+        self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+        self._sizes = [path.stat().st_size for path in paths]
+        self._stamps = [file_stamp(os.path.abspath(path)) for path in paths]
+        self._rows: pa.ChunkedArray | None = None
+        self._broken: list[tuple[range, str]] = []
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}  # another process opens the files for itself
+
+    def load(self, progress: Progress | None = None) -> None:
+        """Reads the column of images into memory, or unpacks it into the cache and maps it.
+
+        Args:
+            progress: Called with (rows unpacked, rows in all).
+
+        Raises:
+            ValueError: A file has changed or cannot be read.
+            OSError: The cache cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._broken = []
+        for path, size in zip(self._paths, self._sizes, strict=True):
+            if path.stat().st_size != size:
+                raise ValueError(f"{path} has changed since it was opened. Start again.")
+        described = [pq.read_metadata(path) for path in self._paths]
+        for path, metadata in zip(self._paths, described, strict=True):
+            check_columns(path, metadata, [self._column])
+        total = sum(_unpacked_size(metadata, self._column) for metadata in described)
+        parts: list[pa.Array] = []
+        for start, path in zip(self._starts, self._paths, strict=False):
+
+            def report(done: int, start: int = start) -> None:
+                if progress is not None:
+                    progress(start + done, len(self))
+
+            batches = self._read(path, start)
+            if total <= IN_MEMORY:
+                parts += batches
+            else:
+                parts += _mapped(path, self._column, batches, report)
+        self._rows = pa.chunked_array(parts) if parts else pa.chunked_array([], type=pa.binary())
+
+    def _read(self, path: Path, start: int) -> Iterator[pa.Array]:
+        """Reads a column piece by piece; a group of rows that is broken becomes empty cells."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        unpacked = [0]
+        with pq.ParquetFile(path, memory_map=True) as file:
+            kind = file.schema_arrow.field(self._column).type
+            for group in range(file.num_row_groups):
+                found, done = file.metadata.row_group(group), 0
+                expected, together = found.num_rows, rows_together(found, self._column, _BATCH)
+                try:
+                    batches = file.iter_batches(together, row_groups=[group], columns=[self._column])
+                    for rows in joined(batches, _BATCH, path, unpacked):
+                        done += len(rows)
+                        yield rows
+                except (pa.ArrowException, OSError) as error:
+                    reason = f"its part of the Parquet file cannot be read ({_first_line(error)})."
+                    self._broken.append((range(start + done, start + expected), reason))
+                    yield pa.nulls(expected - done, kind)
+                start += expected
+
+    def folders(self) -> list[str]:
+        """Returns the folders of the images' paths, each once and with a slash at its end, where cells have paths."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if self._rows is None:
+            return []
+        kind = self._rows.type
+        if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0 or not is_text(kind.field("path").type):
+            return []
+        paths = pc.struct_field(self._rows, "path")
+        found = pc.unique(pc.replace_substring_regex(paths, r"[^/\\]*$", ""))
+        return [folder for folder in found.to_pylist() if folder]
+
+    def read(self, row: int) -> bytes:
+        """Returns the content of an image file."""
+        if self._rows is None:
+            self.load()
+        assert self._rows is not None
+        for rows, reason in self._broken:
+            if row in rows:
+                raise ImageError(reason)
+        return image_bytes(self._rows[row].as_py(), self._paths[self._file(row)].parent)
+
+    def _file(self, row: int) -> int:
+        return bisect.bisect_right(self._starts, row) - 1
+
+    def stamp(self, row: int) -> bytes | None:
+        """Stands for a cell of the file as that was when it was opened; None for a cell that names another file."""
+        if self._rows is None:
+            self.load()
+        assert self._rows is not None
+        cell = self._rows[row]
+        content = cell["bytes"] if cell.is_valid and hasattr(cell, "keys") else cell
+        file = self._file(row)
+        return (
+            part_stamp(self._stamps[file], f"{self._column} {row - self._starts[file]}") if content.is_valid else None
+        )
+
+    def cache_place(self) -> str:
+        """Returns the paths of the files."""
+        return "\0".join(os.path.abspath(path) for path in self._paths)
+
+    def place(self, row: int) -> str:
+        """Names file and row, counted from 0."""
+        file = self._file(row)
+        return f"{self._paths[file]} row {row - self._starts[file]}"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns pyarrow's errors into one of ours."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _unpacked_size(metadata: Any, column: str) -> int:
+    size = 0
+    for group in range(metadata.num_row_groups):
+        chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
+        size += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+    return size
+
+
+def _mapped(path: Path, column: str, batches: Iterator[pa.Array], report: Any) -> list[pa.Array]:
+    """Returns the column from an Arrow file in the cache, mapped into memory; writes that file where there is none."""
+    import pyarrow as pa
+
+    stat = path.stat()
+    stamp = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{column}"
+    key = hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()
+    unpacked = cache_folder() / "parquet" / f"{key[:32]}.arrow"
+    if not unpacked.exists():
+        try:
+            _write(unpacked, batches, report)
+        except OSError as error:
+            raise OSError(
+                f"{path} cannot be unpacked into {unpacked.parent} ({error.strerror or error}). "
+                "Free some space, or choose another folder with the environment variable DEIT_CACHE."
+            ) from error
+    with pa.memory_map(str(unpacked)) as mapped:
+        return list(pa.ipc.open_file(mapped).read_all().column(0).chunks)
+
+
+def _write(path: Path, batches: Iterator[pa.Array], report: Any) -> None:
+    """Writes an Arrow file whole or not at all."""
+    import pyarrow as pa
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        writer, done = None, 0
+        with pa.OSFile(temporary, "wb") as sink:
+            for batch in batches:
+                record = pa.record_batch([batch], names=["image"])
+                writer = writer or pa.ipc.new_file(sink, record.schema)
+                writer.write_batch(record)
+                done += len(batch)
+                report(done)
+            if writer is None:
+                writer = pa.ipc.new_file(sink, pa.schema([("image", pa.binary())]))
+            writer.close()
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

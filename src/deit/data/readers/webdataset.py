@@ -1,0 +1,315 @@
+"""Images in tar shards as WebDataset lays them out."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deit.core.images.reading import IMAGE_SUFFIXES, ImageError
+from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.labels.columns import choose_column
+from deit.data.labels.split_names import note_parts_in_paths
+from deit.data.readers.image_stores import Part
+from deit.data.readers.webdataset_labels import LABEL_ENDINGS, Labelled
+from deit.data.sources import Progress, SkippedFile
+from deit.data.storage.contents import file_stamp, part_stamp
+from deit.data.storage.image_search import HIDDEN, NOT_IMAGES, OTHER_FORMATS, is_hidden
+
+IMAGE_ENDINGS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+_BLOCK = tarfile.BLOCKSIZE
+# Long names have some hundred bytes, labels with captions some thousand.
+MOST_TAR_READ_BYTES = 2**20
+# A sample has an image and a few labels or files more. Headers alone compress a thousandfold and take time each.
+MOST_MEMBERS_IN_A_ROW = 20_000
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Returns the names that a pattern stands for, as a shell does: "a-{000..002}.tar", "{train,val}.tar".
+
+    Raises:
+        ValueError: Braces do not match, or a range runs backwards.
+    """
+    opening = pattern.find("{")
+    if opening < 0:
+        if "}" in pattern:
+            raise ValueError(f"The braces of {pattern!r} do not match.")
+        return [pattern]
+    depth, commas = 0, [opening]
+    for end in range(opening, len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[end], 0)
+        if depth == 0:
+            break
+        if depth == 1 and pattern[end] == ",":
+            commas.append(end)
+    else:
+        raise ValueError(f"The braces of {pattern!r} do not match.")
+    inside = [pattern[a + 1 : b] for a, b in itertools.pairwise([*commas, end])]
+    found = _RANGE.fullmatch(inside[0])
+    if len(inside) == 1 and found:
+        first, last = found.groups()
+        if int(last) < int(first):
+            raise ValueError(f"The range of {pattern!r} runs backwards.")
+        width = len(first) if first.startswith("0") else 0
+        middles = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        middles = [name for part in inside for name in expand_braces(part)]
+    return [pattern[:opening] + middle + end_ for middle in middles for end_ in expand_braces(pattern[end + 1 :])]
+
+
+# --- what is in a shard -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)  # slots: there can be millions
+class _Member:
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(kw_only=True, slots=True)
+class _Sample:
+    key: str
+    shard: int
+    images: dict[str, _Member] = field(default_factory=dict)  # by ending: all that follows the first dot
+    labels: dict[str, bytes] = field(default_factory=dict)
+
+
+def shard_part(
+    name: str,
+    paths: Sequence[Path],
+    *,
+    image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
+    progress: Progress | None = None,
+) -> Part:
+    """Opens tar shards that together are one part of a data set.
+
+    Neighbours in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Where all its
+    images and labels have longer endings ("0.25.jpg", "0.25.cls"), names with dots are meant, and each is a sample. A
+    key `split` of the .json, or another that `deit.data.labels.split_names` knows, divides the samples. Headers are
+    read once; an image is later read by its position, in any order. A shard that ends too early gives the samples that
+    it holds whole, and the rest is reported as left out.
+
+    Args:
+        name: Of the part.
+        paths: The shards, in order.
+        image_column: Ending of the images where a sample has several: "jpg", "png", ..., or "depth.png".
+        label_column: "cls" (a number), "txt" (a name), or a key of the "json" ("label" or the like when empty), or
+            several keys of zeros and ones as "cat,dog"; found in this order, "json" before "txt", when empty.
+        problem_type: What the labels are for.
+        progress: Called with (shards read, shards in all).
+
+    Raises:
+        ValueError: A file is not a tar archive, or has no images or labels of these names.
+    """
+    samples: list[_Sample] = []
+    skipped: list[SkippedFile] = []
+    ignored: Counter[str] = Counter()
+    for number, path in enumerate(paths):
+        found, problem = _read_shard(path, number, skipped, ignored)
+        if problem:
+            found = [sample for sample in found if sample is not found[-1] or (sample.images and sample.labels)]
+            reason = f"{problem} Its {len(found)} whole samples are used."
+            skipped.append(SkippedFile(path=str(path), reason=reason, kind="damaged shards"))
+        samples += [each for sample in found for each in _separated(sample, image_column)]
+        if progress is not None:
+            progress(number + 1, len(paths))
+    if skipped and not any(sample.images for sample in samples):
+        raise ValueError(f"{skipped[0].path} gives no samples. {skipped[0].reason}")
+    origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    kind = _image_kind(samples, origin, image_column)
+    members = [_chosen_image(sample, kind) for sample in samples]
+    store = TarImages(paths, [sample.shard for sample in samples], members, [sample.key for sample in samples])
+    names = [f"{paths[sample.shard]}: {sample.key}" for sample in samples]
+    labelled = Labelled([sample.labels for sample in samples], origin, names)
+    split = labelled.split(label_column)
+    if not split:
+        note_parts_in_paths(origin, [sample.key for sample in samples])
+    labels = labelled.labels(label_column, problem_type)
+    return Part(
+        name=name, origin=origin, store=store, labels=labels, skipped=tuple(skipped), ignored=ignored, split=split
+    )
+
+
+class TarImages:
+    """The images of tar archives.
+
+    Args:
+        paths: The archives.
+        shards: Which of them, for each image.
+        members: Where in it; None where a sample has no image.
+        keys: Names of the samples, for messages.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], shards: Sequence[int], members: Sequence[_Member | None], keys: Sequence[str]
+    ) -> None:
+        self._paths = list(paths)
+        self._stamps = [file_stamp(os.path.abspath(path)) for path in paths]
+        self._shards = np.array(shards, dtype=np.int32)
+        self._offsets = np.array([0 if m is None else m.offset for m in members], dtype=np.int64)
+        self._sizes = np.array([-1 if m is None else m.size for m in members], dtype=np.int64)
+        self._names = [key if member is None else member.name for key, member in zip(keys, members, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, row: int) -> bytes:
+        """Returns the content of an image file."""
+        size = int(self._sizes[row])
+        if size < 0:
+            raise ImageError(f"it has no image ({', '.join(IMAGE_ENDINGS[:4])}, ...).")
+        with self._paths[self._shards[row]].open("rb", buffering=0) as file:
+            file.seek(int(self._offsets[row]))
+            data = file.read(size)
+        if len(data) != size:
+            raise ImageError(f"the shard ends inside of it, after {len(data)} of {size} bytes.")
+        return data
+
+    def stamp(self, row: int) -> bytes | None:
+        """Stands for the member of the shard as that was when it was opened."""
+        return part_stamp(self._stamps[self._shards[row]], f"{self._offsets[row]} {self._sizes[row]}")
+
+    def cache_place(self) -> str:
+        """Returns the paths of the shards."""
+        return "\0".join(os.path.abspath(path) for path in self._paths)
+
+    def place(self, row: int) -> str:
+        """Names shard and member."""
+        return f"{self._paths[self._shards[row]]}: {self._names[row]}"
+
+
+def _read_shard(
+    path: Path, number: int, skipped: list[SkippedFile], ignored: Counter[str]
+) -> tuple[list[_Sample], str]:
+    """Returns the samples of a shard, and what is wrong with it, or an empty string; adds to what is left out."""
+    samples: list[_Sample] = []
+    size = path.stat().st_size
+    file = _BoundedFile(path.open("rb", buffering=0))
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # closed by the `with` below
+    except (tarfile.TarError, RecursionError) as error:
+        file.close()
+        hint = " Unpack it first: a compressed shard cannot be read in any order." if _is_compressed(path) else ""
+        return [], f"It is not a tar archive ({error}).{hint}"
+    with file, archive:
+        try:
+            position, without = -1, 0
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
+                if member.size < 0 or archive.offset <= position:  # else the same would be read for ever
+                    return samples, f"It is damaged in {member.name!r}."
+                position = archive.offset
+                without = 0 if _is_image(member) else without + 1
+                if without > MOST_MEMBERS_IN_A_ROW:
+                    return samples, f"It has more than {MOST_MEMBERS_IN_A_ROW} members in a row that are no images."
+                if member.isreg() and member.sparse is None:
+                    if member.offset_data + member.size > size:
+                        return samples, f"It is truncated in {member.name!r}."
+                    if not _add(samples, archive, member, number):
+                        ignored[HIDDEN if _is_hidden(member.name) else NOT_IMAGES] += 1
+                elif not member.isdir():
+                    reason = "it is a link or another thing without content of its own."
+                    skipped.append(SkippedFile(path=f"{path}: {member.name}", reason=reason, kind="links in shards"))
+        except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+            return samples, f"It is truncated or damaged after byte {archive.offset} ({error})."
+        file.seek(archive.offset)
+        tail = file.read(2 * _BLOCK)
+    if len(tail) < _BLOCK or tail.strip(b"\0"):
+        return samples, f"It is truncated or damaged after byte {archive.offset}: the end mark is missing."
+    return samples, ""
+
+
+def _is_image(member: tarfile.TarInfo) -> bool:
+    return member.size > 0 and member.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+class _BoundedFile(io.BufferedReader):
+    """A file that gives little at a time: `tarfile` reads a name whole, however long its header says it is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0 or size > MOST_TAR_READ_BYTES:
+            raise tarfile.ReadError(f"a name or label of {size} bytes; at most {MOST_TAR_READ_BYTES} are read")
+        return super().read(size)
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(is_hidden(part) for part in name.removeprefix("./").split("/"))
+
+
+def _add(samples: list[_Sample], archive: tarfile.TarFile, member: tarfile.TarInfo, shard: int) -> bool:
+    """Adds a member to its sample; returns False for what belongs to none."""
+    folder, slash, name = member.name.rpartition("/")
+    stem, _, ending = name.partition(".")
+    last = ending.lower().rpartition(".")[2]
+    if not stem or _is_hidden(member.name) or not ending:
+        return False
+    if last not in (*IMAGE_ENDINGS, *LABEL_ENDINGS) and f".{last}" not in OTHER_FORMATS:
+        return bool(samples) and samples[-1].key == folder + slash + stem  # what else a sample may have
+    key, ending = folder + slash + stem, ending.lower()
+    former = samples[-1] if samples else None
+    if former is None or former.key != key or ending in former.images or ending in former.labels:
+        samples.append(_Sample(key=key, shard=shard))
+    sample = samples[-1]
+    if last in LABEL_ENDINGS:
+        if member.size > MOST_TAR_READ_BYTES:
+            raise tarfile.ReadError(f"the label {member.name!r} has {member.size} bytes")
+        content = archive.extractfile(member)
+        assert content is not None  # it is a regular file
+        sample.labels[ending] = content.read()
+    elif last in IMAGE_ENDINGS:
+        sample.images[ending] = _Member(name=member.name, offset=member.offset_data, size=member.size)
+    return True
+
+
+def _separated(sample: _Sample, asked: str) -> list[_Sample]:
+    """Takes a sample apart whose name has more dots than one; what follows the first dot is no ending then."""
+    plain = {ending: member for ending, member in sample.images.items() if "." not in ending}
+    labels = {ending: content for ending, content in sample.labels.items() if "." not in ending}
+    if plain or labels or not (sample.images or sample.labels):
+        images = sample.images if "." in asked or not plain else plain
+        return [_Sample(key=sample.key, shard=sample.shard, images=images, labels=labels)]
+    apart: dict[str, _Sample] = {}
+
+    def part(ending: str) -> _Sample:
+        stem = ending.rpartition(".")[0]
+        return apart.setdefault(stem, _Sample(key=f"{sample.key}.{stem}", shard=sample.shard))
+
+    for ending, member in sample.images.items():
+        part(ending).images[ending.rpartition(".")[2]] = member
+    for ending, content in sample.labels.items():
+        part(ending).labels[ending.rpartition(".")[2]] = content
+    return list(apart.values())
+
+
+def _image_kind(samples: Sequence[_Sample], origin: str, asked: str) -> str:
+    """Returns the ending to take where a sample has images of several; empty where none has."""
+    found = sorted({ending for sample in samples for ending in sample.images})
+    if asked or any(len(sample.images) > 1 for sample in samples):
+        endings = dict.fromkeys(found, "")
+        return choose_column(endings, found, (), option="image_column", origin=origin, asked=asked)
+    if not found:
+        raise ValueError(
+            f"{origin} has no images. A sample needs one of: {', '.join('.' + kind for kind in IMAGE_ENDINGS)}."
+        )
+    return ""
+
+
+def _chosen_image(sample: _Sample, kind: str) -> _Member | None:
+    return sample.images.get(kind) if kind else next(iter(sample.images.values()), None)

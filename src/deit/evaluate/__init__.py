@@ -1,0 +1,1 @@
+"""Scores of a model on labelled images, and the report of them."""

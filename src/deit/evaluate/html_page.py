@@ -1,0 +1,85 @@
+"""One HTML file with everything in it: templates, and pictures as data addresses."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from deit.core.files import write_text_atomically
+from deit.core.printable import printable
+
+# A larger picture becomes this many pixels wide or high; a smaller one stays as it is.
+_THUMBNAIL = 192
+
+
+def write_page(path: Path, package: str, template: str, /, **values: Any) -> Path:
+    """Fills a template and writes the page; what is missing in `values` is an error, and all text is escaped.
+
+    Args:
+        path: Of the page; its folder must exist.
+        package: Name of the package that holds the template, below `deit`.
+        template: Its file name.
+        values: For the template.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ModuleNotFoundError: Jinja is not installed.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader("deit", name) for name in dict.fromkeys([package, "evaluate"])])  # the style
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=_visible,
+    )  # fmt: skip
+    write_text_atomically(path, environment.get_template(template).render(**values))
+    return path
+
+
+def _visible(value: Any) -> Any:
+    """Makes what is hidden in a text visible; a picture is a text too, of any length, and has nothing hidden."""
+    return printable(value, 10 * len(value) + 10) if type(value) is str else value
+
+
+def figure_uri(figure: Any) -> str:
+    """Returns a figure of matplotlib as an address that holds the picture itself."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box for a letter: its font is not ours
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return png_uri(buffer.getvalue())
+
+
+def image_uri(image: Image.Image) -> str:
+    """Returns an image, made small if it is large, as an address that holds the picture itself."""
+    small = image.convert("RGB")
+    buffer = io.BytesIO()
+    if max(image.size) > _THUMBNAIL:
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        small.save(buffer, format="JPEG", quality=85)
+        return _uri(buffer.getvalue(), "jpeg")
+    small.save(buffer, format="PNG")
+    return png_uri(buffer.getvalue())
+
+
+def picture_uri(image: Image.Image) -> str:
+    """Returns an image in its size as an address that holds the picture itself, and nothing else of its file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return png_uri(buffer.getvalue())
+
+
+def png_uri(content: bytes) -> str:
+    """Returns the bytes of a PNG file as an address that holds the picture itself."""
+    return _uri(content, "png")
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")

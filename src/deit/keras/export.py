@@ -1,0 +1,169 @@
+"""Serving the TensorFlow way: a SavedModel from 8-bit images to labels and scores, without this package."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.files import replace_folder_content
+from deit.core.labels import names_in_order
+from deit.core.model_directory import read_image_processor
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.scores.metrics import MULTI_LABEL, REGRESSION
+from deit.keras.graph_preprocessing import preprocessing_in_graph
+
+# Classifiers by the name of their PyTorch class, which `config.json` holds.
+_CLASSIFIERS = {
+    "DeiTForImageClassification": ("deit.keras.deit", "TFDeiTForImageClassification"),
+    "DeiTForImageClassificationWithTeacher": ("deit.keras.deit", "TFDeiTForImageClassificationWithTeacher"),
+    "ViTForImageClassification": ("deit.keras.vit", "TFViTForImageClassification"),
+}
+
+
+def export_saved_model(
+    model: Any,
+    folder: str | os.PathLike[str],
+    *,
+    processor: DeiTImageProcessor | None = None,
+    top_k: int | None = 5,
+) -> Path:
+    """Writes a SavedModel that TensorFlow and TensorFlow Serving open without this package and without Keras.
+
+    It has two signatures:
+
+    * "serving_default": `images`, uint8 (B, H, W, 3) of any size, all of one size in a batch; to `labels`, strings
+      (B, k), and `scores`, float32 (B, k), the best first. The preprocessing is part of the graph and gives the bits
+      that the processor gives; rounding in the network leaves differences of about 1e-6 in the scores.
+    * "pixels": `pixels`, float32 (B, 3, H, W) as the processor returns them, or (B, H, W, 3) for a model whose data
+      format is channels last; to `logits`, float32 (B, K).
+
+    Scores are probabilities over all classes (softmax), for each class (sigmoid) in a multi-label model, and the plain
+    numbers, in the order of the model, in a regression.
+
+    Args:
+        model: A Keras classifier of this package, or a model directory.
+        folder: New or empty; appears whole or not at all.
+        processor: The preprocessing that the weights were scored with; None reads it from the model directory.
+        top_k: Labels for each image, at most the number of classes; None gives all.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: `folder` holds files already.
+        FileNotFoundError: The model directory is incomplete.
+        ModuleNotFoundError: TensorFlow or Keras is not installed.
+        RuntimeError: Keras runs on another backend than TensorFlow.
+        TypeError: The model is no Keras classifier of this package.
+        ValueError: The processor does not fit the model, or `top_k` is smaller than 1.
+
+    Example:
+        >>> export_saved_model("runs/pets", "served/pets/1")                                    # doctest: +SKIP
+        >>> served = tf.saved_model.load("served/pets/1").signatures["serving_default"]         # doctest: +SKIP
+        >>> served(images=tf.io.decode_jpeg(tf.io.read_file("cat.jpg"))[None])["labels"][0, 0]  # doctest: +SKIP
+    """
+    _require_tensorflow()
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None for all. Received: {top_k}.")
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise FileExistsError(f"{place} holds files already. Pass a new folder.")
+    if isinstance(model, (str, os.PathLike)):
+        processor = processor or read_image_processor(Path(model))
+        model = _open_classifier(Path(model))
+    _check(model, processor)
+    assert processor is not None
+    with replace_folder_content(place) as temporary:
+        _write(model, processor, temporary, top_k)
+    return place
+
+
+def _require_tensorflow() -> None:
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"A SavedModel is written on the backend TensorFlow. Keras runs on {keras.backend.backend()!r} here. Save "
+            "the model with save_pretrained, and export it in a process with KERAS_BACKEND=tensorflow."
+        )
+
+
+def _open_classifier(folder: Path) -> Any:
+    names = read_config(folder).get("architectures") or []
+    known = [name for name in names if name in _CLASSIFIERS]
+    if not known:
+        raise ValueError(f"{folder} holds {names}, which is no image classifier. Known: {', '.join(_CLASSIFIERS)}.")
+    module, name = _CLASSIFIERS[known[0]]
+    return getattr(importlib.import_module(module), name).from_pretrained(folder)
+
+
+def _check(model: Any, processor: DeiTImageProcessor | None) -> None:
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "data_format") or type(model).__name__ not in _names_of_classes():
+        raise TypeError(
+            f"model must be a Keras classifier of this package, or a model directory. Received: {type(model).__name__}."
+        )
+    if config.num_labels == 0:
+        raise ValueError("This model has no classifier (num_labels is 0).")
+    if processor is None:
+        raise ValueError(
+            f"Which preprocessing? Pass processor=, or a model directory with {CONFIG_NAME} and its preprocessing."
+        )
+    size = processor.output_size
+    if processor.do_pad and processor.pad_size is not None:
+        size = processor.pad_size["height"], processor.pad_size["width"]
+    if (processor.do_resize or processor.do_center_crop) and size != config.grid_image_size:
+        raise ValueError(f"The processor gives images of {size}, and the model takes {config.grid_image_size}.")
+
+
+def _names_of_classes() -> set[str]:
+    return {name for _, name in _CLASSIFIERS.values()}
+
+
+def _write(model: Any, processor: DeiTImageProcessor, folder: Path, top_k: int | None) -> None:
+    import keras
+    import tensorflow as tf
+
+    height, width = model.config.grid_image_size
+    shape = (None, 3, height, width) if model.data_format == "channels_first" else (None, height, width, 3)
+    preprocess = preprocessing_in_graph(processor, model.data_format)
+    answer = _answers(tf, model, top_k)
+
+    def logits_of(pixels: Any) -> Any:
+        output = model(tf.ensure_shape(pixels, shape), training=False, return_dict=True)
+        return tf.cast(output["logits"], tf.float32)
+
+    def serve(images: Any) -> Mapping[str, Any]:
+        return answer(logits_of(preprocess(images)))
+
+    def serve_pixels(pixels: Any) -> Mapping[str, Any]:
+        return {"logits": logits_of(pixels)}
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    images = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
+    archive.add_endpoint("serving_default", serve, input_signature=[images])
+    archive.add_endpoint("pixels", serve_pixels, input_signature=[tf.TensorSpec(shape, tf.float32, name="pixels")])
+    archive.write_out(str(folder), verbose=False)
+
+
+def _answers(tf: Any, model: Any, top_k: int | None) -> Callable[[Any], Mapping[str, Any]]:
+    """Returns the function from logits (B, K) to labels and scores (B, k)."""
+    config = model.config
+    names = names_in_order(config.id2label)
+    count = len(names) if top_k is None else min(top_k, len(names))
+    problem = config.problem_type or (REGRESSION if len(names) == 1 else None)
+
+    def answer(logits: Any) -> Mapping[str, Any]:
+        labels = tf.constant(names)
+        if problem == REGRESSION:
+            return {"labels": tf.tile(labels[None], [tf.shape(logits)[0], 1]), "scores": logits}
+        scores = tf.sigmoid(logits) if problem == MULTI_LABEL else tf.nn.softmax(logits)
+        best = tf.math.top_k(scores, k=count)
+        return {"labels": tf.gather(labels, best.indices), "scores": best.values}
+
+    return answer

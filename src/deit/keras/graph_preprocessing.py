@@ -1,0 +1,201 @@
+"""An image processor inside a TensorFlow graph: 8-bit images to pixels, with the bytes of Pillow.
+
+`tf.image.resize` works in floats and rounds differently, by up to some 8-bit levels. So the resize is done as
+Pillow does it: two passes with whole-number coefficients of 22 bits. Nothing is left to differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.processing.operations import rescale_and_normalize
+
+_BITS = 22  # of Pillow's coefficients: 32, less 8 of the pixel and 2 to spare for sums
+
+# How far a filter reaches at scale 1, in pixels.
+_REACH = {
+    Image.Resampling.BOX: 0.5,
+    Image.Resampling.BILINEAR: 1.0,
+    Image.Resampling.HAMMING: 1.0,
+    Image.Resampling.BICUBIC: 2.0,
+    Image.Resampling.LANCZOS: 3.0,
+}
+
+
+def preprocessing_in_graph(processor: DeiTImageProcessor, data_format: str) -> Callable[[Any], Any]:
+    """Returns a TensorFlow function that does what a processor does, for images of any one size.
+
+    Args:
+        processor: Its settings at this moment are used.
+        data_format: "channels_first" or "channels_last", of the result.
+
+    Returns:
+        From uint8 (B, H, W, 3) to float32 (B, 3, h, w) or (B, h, w, 3), the bits that the processor gives.
+
+    Raises:
+        ValueError: The settings leave the size of the result open, or are for other than three channels.
+    """
+    import tensorflow as tf
+
+    height, width = processor.output_size
+    size, resample = processor.size, processor.resample
+    crops, crop = processor.do_center_crop, processor.crop_size
+    table = tf.constant(_table_of_levels(processor).reshape(-1))
+    resizes = processor.do_resize
+    pads = processor.pad_size if processor.do_pad else None
+
+    def process(images: Any) -> Any:
+        if resizes:
+            wanted = _resized_size(tf, size, tf.shape(images)[1], tf.shape(images)[2])
+            images = _resize(tf, images, wanted, resample)
+        if crops:
+            images = _center_crop(tf, images, crop["height"], crop["width"])
+        pixels = tf.gather(table, tf.cast(images, tf.int32) + 256 * tf.range(3))
+        if pads is not None:
+            missing = [[0, 0], [0, pads["height"] - height], [0, pads["width"] - width], [0, 0]]
+            pixels = tf.pad(pixels, missing)
+        if resizes or crops:
+            whole = (height, width) if pads is None else (pads["height"], pads["width"])
+            pixels = tf.ensure_shape(pixels, (None, *whole, 3))
+        return pixels if data_format == "channels_last" else tf.transpose(pixels, (0, 3, 1, 2))
+
+    return process
+
+
+def _table_of_levels(processor: DeiTImageProcessor) -> Any:
+    """What becomes of each 8-bit value of each channel, (3, 256)."""
+    levels = np.tile(np.arange(256, dtype=np.uint8), (3, 1))[:, None]  # (3, 1, 256)
+    factor = processor.rescale_factor if processor.do_rescale else None
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
+    return rescale_and_normalize(levels, factor, mean, std)[:, 0].astype(np.float32)
+
+
+def _resized_size(tf: Any, size: Any, height: Any, width: Any) -> tuple[Any, Any]:
+    """`processor_options.resized_size`, for sizes known when the graph runs."""
+    if "height" in size:
+        return size["height"], size["width"]
+    tall, wide = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    if "max_height" in size:
+        scale = tf.minimum(size["max_height"] / tall, size["max_width"] / wide)
+        return tf.maximum(tf.cast(tall * scale, tf.int32), 1), tf.maximum(tf.cast(wide * scale, tf.int32), 1)
+    low, high = tf.minimum(tall, wide), tf.maximum(tall, wide)
+    exact = shortest = tf.constant(size["shortest_edge"], tf.float64)
+    if "longest_edge" in size:
+        too_long = high / low * shortest > size["longest_edge"]
+        exact = tf.where(too_long, size["longest_edge"] * low / high, exact)
+        shortest = tf.where(too_long, tf.maximum(tf.round(exact), 1.0), shortest)
+    other = tf.where(low == shortest, high, tf.maximum(tf.floor(exact * high / low), 1.0))
+    short, long = tf.cast(shortest, tf.int32), tf.cast(other, tf.int32)
+    return tf.where(height <= width, short, long), tf.where(height <= width, long, short)
+
+
+def _center_crop(tf: Any, images: Any, height: int, width: int) -> Any:
+    """`pixels.center_crop` of (B, H, W, C)."""
+    padding, starts = [[0, 0]], [0]
+    for axis, side in ((1, height), (2, width)):
+        full = tf.shape(images)[axis]
+        missing = tf.maximum(side - full, 0)
+        before = (missing + 1) // 2
+        padding.append([before, missing - before])
+        starts.append(tf.maximum(full - side, 0) // 2)
+    images = tf.pad(images, [*padding, [0, 0]])
+    return images[:, starts[1] : starts[1] + height, starts[2] : starts[2] + width]
+
+
+def _resize(tf: Any, images: Any, size: tuple[Any, Any], resample: Image.Resampling) -> Any:
+    height, width = size
+    if resample == Image.Resampling.NEAREST:
+        return _take_nearest(tf, _take_nearest(tf, images, 2, width), 1, height)
+
+    def columns_first() -> Any:
+        return _one_pass(tf, _one_pass(tf, images, 2, width, resample), 1, height, resample)
+
+    def rows_first() -> Any:
+        return _one_pass(tf, _one_pass(tf, images, 1, height, resample), 2, width, resample)
+
+    if not _rows_can_come_first():
+        return columns_first()
+    fewer_rows, fewer_columns = tf.shape(images)[1] - height, tf.shape(images)[2] - width
+    return tf.cond((fewer_rows > 0) & (fewer_rows > 2 * fewer_columns), rows_first, columns_first)
+
+
+def _rows_can_come_first() -> bool:
+    """Whether the Pillow that is installed starts with the rows where that is faster, as 13 does and older ones do not.
+
+    Rounding between the two passes makes the order matter.
+    """
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 30), dtype=np.uint8))
+    rows_first = noise.resize((30, 20), Image.Resampling.BICUBIC).resize((20, 20), Image.Resampling.BICUBIC)
+    at_once = noise.resize((20, 20), Image.Resampling.BICUBIC)
+    return at_once.tobytes() == rows_first.tobytes()
+
+
+def _take_nearest(tf: Any, images: Any, axis: int, side: Any) -> Any:
+    step = tf.cast(tf.shape(images)[axis], tf.float64) / tf.cast(side, tf.float64)
+    # Pillow adds the steps up, and so must this, to round alike.
+    steps = tf.concat([[step * 0.5], tf.fill([side - 1], step)], axis=0)
+    return tf.gather(images, tf.cast(tf.cumsum(steps), tf.int32), axis=axis)
+
+
+def _one_pass(tf: Any, images: Any, axis: int, side: Any, resample: Image.Resampling) -> Any:
+    """Resizes one axis of uint8 (B, H, W, C)."""
+    full = tf.shape(images)[axis]
+    first, coefficients = _coefficients(tf, full, side, resample)
+    shape = (1, 1, -1, 1) if axis == 2 else (1, -1, 1, 1)
+    start = tf.gather(tf.cast(images, tf.int32), first, axis=axis)
+    total = start * tf.reshape(coefficients[:, 0], shape) + (1 << (_BITS - 1))
+
+    def add(tap: Any, total: Any) -> tuple[Any, Any]:
+        place = tf.minimum(first + tap, full - 1)  # what lies beyond has the coefficient 0
+        values = tf.cast(tf.gather(images, place, axis=axis), tf.int32)
+        return tap + 1, total + values * tf.reshape(coefficients[:, tap], shape)
+
+    count = tf.shape(coefficients)[1]
+    _, total = tf.while_loop(lambda tap, _: tap < count, add, (tf.constant(1), total))
+    return tf.cast(tf.clip_by_value(tf.bitwise.right_shift(total, _BITS), 0, 255), tf.uint8)
+
+
+def _coefficients(tf: Any, full: Any, side: Any, resample: Image.Resampling) -> tuple[Any, Any]:
+    """Returns the first pixel that each new one is made of, (side,), and the coefficients from there on."""
+    scale = tf.cast(full, tf.float64) / tf.cast(side, tf.float64)
+    stretch = tf.maximum(scale, 1.0)
+    reach = _REACH[resample] * stretch
+    center = (tf.cast(tf.range(side), tf.float64) + 0.5) * scale
+    first = tf.maximum(tf.cast(center - reach + 0.5, tf.int32), 0)  # (side,)
+    count = tf.minimum(tf.cast(center + reach + 0.5, tf.int32), full) - first
+    taps = tf.range(2 * tf.cast(tf.math.ceil(reach), tf.int32) + 1)
+    place = tf.cast(first[:, None] + taps, tf.float64)  # (side, taps)
+    weights = _filter(tf, resample, (place - center[:, None] + 0.5) * (1.0 / stretch))
+    weights = tf.where(taps < count[:, None], weights, 0.0)
+    weights /= tf.reduce_sum(weights, axis=1, keepdims=True)
+    whole = weights * (1 << _BITS)
+    return first, tf.cast(whole + tf.where(whole < 0, tf.constant(-0.5, tf.float64), 0.5), tf.int32)
+
+
+def _filter(tf: Any, resample: Image.Resampling, x: Any) -> Any:
+    if resample == Image.Resampling.BOX:
+        return tf.cast((x > -0.5) & (x <= 0.5), tf.float64)
+    inside = x
+    x = tf.abs(x)
+    zero = tf.zeros_like(x)
+    if resample == Image.Resampling.BILINEAR:
+        return tf.maximum(1.0 - x, 0.0)
+    if resample == Image.Resampling.BICUBIC:
+        a = -0.5
+        near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+        far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+        return tf.where(x < 1.0, near, tf.where(x < 2.0, far, zero))
+    if resample == Image.Resampling.HAMMING:
+        return tf.where(x < 1.0, _sinc(tf, x) * (0.54 + 0.46 * tf.cos(x * math.pi)), zero)
+    return tf.where((inside >= -3.0) & (inside < 3.0), _sinc(tf, inside) * _sinc(tf, inside / 3.0), zero)
+
+
+def _sinc(tf: Any, x: Any) -> Any:
+    angle = x * math.pi
+    return tf.where(x == 0.0, tf.ones_like(x), tf.math.divide_no_nan(tf.sin(angle), angle))

@@ -1,0 +1,40 @@
+"""The paper's optimizer for a Keras model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from deit.keras.optimizers import (
+    PaperAdamW,
+    WarmupCosine as WarmupCosine,  # its place in the documentation
+)
+
+
+def keras_adamw(
+    model: keras.Model, learning_rate: float | Any, *, weight_decay: float = 0.05, clip_grad: float = 0.0
+) -> keras.optimizers.Optimizer:
+    """Returns AdamW as the paper uses it: norms, biases, tokens and position embeddings are not decayed.
+
+    Keras adds Adam's eps before it corrects the bias, PyTorch after: weights whose gradient is near 0 move a little
+    less in the first steps.
+
+    Args:
+        model: Whose weights are trained: a model, or a `KerasDistillation`.
+        learning_rate: A number or a schedule, such as `WarmupCosine`.
+        weight_decay: 0.05 in the paper.
+        clip_grad: Largest norm of the gradient of all weights; 0 for no limit (the paper's choice).
+
+    Raises:
+        ValueError: The model has no trainable weights, or a number is out of range.
+    """
+    if weight_decay < 0 or clip_grad < 0:
+        raise ValueError(f"weight_decay and clip_grad must be at least 0. Received: {weight_decay}, {clip_grad}.")
+    if not model.trainable_variables:
+        raise ValueError(
+            "The model has no trainable weights. Build it, or set trainable=True on what shall be trained."
+        )
+    optimizer = PaperAdamW(learning_rate, weight_decay=weight_decay, epsilon=1e-8, global_clipnorm=clip_grad or None)
+    optimizer.leave_out(model.trainable_variables)  # when it is built it does so itself; here for those who look before
+    return optimizer

@@ -1,0 +1,562 @@
+"""What all Keras models share: inputs, loading and saving of model directories, and losses under `fit`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.hub import upload_folder
+from deit.core.model_directory import published_files
+from deit.keras.adapters import enable_adapters, load_adapters, save_adapters, without_adapters
+from deit.keras.files import (
+    is_keras_file,
+    open_keras_file,
+    open_tensors,
+    push_model,
+    save_model,
+    torch_class_name,
+)
+from deit.keras.inputs import DATA_FORMATS, check_backend, check_inputs, labels_to_weight, name_arguments
+from deit.keras.label_checks import check_labels, checked_data, class_ranges, plain_errors
+from deit.keras.layer_states import layer_states, restore_layer_states
+from deit.keras.optimizers import leave_undecayed, undecayed
+from deit.keras.outputs import KerasModelOutput
+from deit.keras.pruning import prune
+from deit.keras.targets import for_loss, for_metrics, main_output
+
+# Arguments that are accepted because callers of transformers pass them; they change nothing.
+_WITHOUT_EFFECT = ("trust_remote_code", "from_pt", "low_cpu_mem_usage", "device_map", "attn_implementation")
+
+
+class KerasPreTrainedModel(keras.Model):
+    """What all Keras models share: a configuration, loading and saving.
+
+    `TFDeiTPreTrainedModel` and `TFViTPreTrainedModel` are its kinds. All weights exist as soon as it is built.
+
+    Args:
+        config: Sizes, rates and labels.
+        data_format: Order of the pixels' axes: "channels_first" (B, C, H, W), as in transformers, whatever Keras's own
+            setting is; or "channels_last" (B, H, W, C).
+        **options: Of `keras.Model`: `name`, `dtype` (a policy such as "mixed_bfloat16"), `trainable`.
+
+    Raises:
+        TypeError: `config` is not of the model's class of configuration.
+        ValueError: The data format is unknown.
+        RuntimeError: KERAS_BACKEND names another backend than the one that runs in this process.
+    """
+
+    config_class: ClassVar[type[VisionTransformerConfig]]
+    base_model_prefix: ClassVar[str]
+    main_input_name = "pixel_values"
+    # The arguments of `call` that are tensors, besides pixel_values.
+    tensor_arguments: ClassVar[tuple[str, ...]] = ("bool_masked_pos", "head_mask", "labels", "teacher_logits")
+
+    def __init__(self, config: VisionTransformerConfig, *, data_format: str = "channels_first", **options: Any) -> None:
+        check_backend()
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}. Received: {type(config).__name__}."
+            )
+        if data_format not in DATA_FORMATS:
+            raise ValueError(f"data_format must be 'channels_first' or 'channels_last'. Received: {data_format!r}.")
+        config.validate()
+        options["name"] = options.get("name") or _new_name(type(self).__name__)
+        # Labels and pixels reach the model as they are; its layers convert what they take.
+        super().__init__(**{"autocast": False, **options})
+        self.config = config
+        self.data_format = data_format
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model; see `call`. Wrong inputs are refused here, before Keras converts them."""
+        args, kwargs = name_arguments(self.call, args, kwargs, self.tensor_arguments)
+        args, kwargs = check_inputs(self, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Does nothing: the model is built by its constructor."""
+        self.built = True
+
+    def network_parts(self) -> dict[str, Any]:
+        """Returns the model's parts by their names in the network."""
+        raise NotImplementedError
+
+    def __dir__(self) -> Iterable[str]:
+        # Keras's files name a layer by the first attribute that leads to it; this one leads there twice.
+        return [name for name in super().__dir__() if name != "base_model"]
+
+    # --- what the model is ---------------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes K."""
+        return self.config.num_labels
+
+    @property
+    def base_model(self) -> Any:
+        """The bare model inside a model with heads; a bare model itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @property
+    def dummy_inputs(self) -> dict[str, np.ndarray]:
+        """Pixels that the model takes: one image of zeros."""
+        return {"pixel_values": np.zeros((1, *self.pixel_shape), np.float32)}
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Shape of one image of the trained size, in the order of axes that the model takes."""
+        size, channels = self.config.grid_image_size, self.config.num_channels
+        return (channels, *size) if self.data_format == "channels_first" else (*size, channels)
+
+    def get_input_embeddings(self) -> Any:
+        """Returns the patch embedding."""
+        return self.base_model.trunk.patch_embed
+
+    def get_output_embeddings(self) -> None:
+        """Returns None: there are no tokens to predict."""
+
+    def can_generate(self) -> bool:
+        """Returns False: the models generate nothing."""
+        return False
+
+    def output_model(self, output: str | None = None) -> keras.Model:
+        """Returns a functional Keras model from pixels to one output, which shares this model's weights.
+
+        Tools that expect one tensor take it, such as `keras.distillation.Distiller` and `keras.Sequential`.
+
+        Args:
+            output: Such as "logits" (the default of a classifier), "pooler_output" or "last_hidden_state".
+
+        Raises:
+            ValueError: The model has no such output.
+        """
+        pixels = keras.Input(self.pixel_shape, dtype="float32", name="pixel_values")
+        outputs = self(pixels)
+        name = main_output(outputs) if output is None else output
+        if name not in outputs:
+            raise ValueError(f"The model has no output {name!r}. Known: {', '.join(outputs)}.")
+        return keras.Model(pixels, outputs[name], name=f"{self.name}_{name}")
+
+    # --- changes of the network ----------------------------------------------------------------------
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Removes attention heads for good; the configuration remembers them.
+
+        Args:
+            heads_to_prune: Number of a block -> numbers of heads, counted as in the whole model.
+
+        Raises:
+            ValueError: There is no such block or head, none would be left, a layer is quantized or has adapters, or
+                the optimizer already holds numbers about the weights.
+        """
+        if getattr(getattr(self, "optimizer", None), "built", False):
+            raise ValueError("The optimizer knows weights that would be pruned. Prune before the training.")
+        table = prune(self.base_model.trunk, heads_to_prune)
+        for part in (self, self.base_model, self.base_model.trunk):
+            part.config.update({"pruned_heads": table})
+        self.train_function = self.test_function = self.predict_function = None  # compiled for the old weights
+
+    def enable_lora(
+        self, rank: int, target_layer_names: Iterable[str] = ("qkv",), *, lora_alpha: float | None = None
+    ) -> None:
+        """Gives linear layers low-rank adapters and freezes all else but the heads, for training with few weights.
+
+        `.keras` and `.weights.h5` files keep matrices and adapters apart; `save_pretrained` writes their sum. Call
+        `compile` after it.
+
+        Args:
+            rank: Of the adapters.
+            target_layer_names: Names of the layers: "qkv" (query, key and value in one), "proj", "fc1", "fc2", ...
+            lora_alpha: The adapters are multiplied by lora_alpha / rank; None takes the rank.
+
+        Raises:
+            ValueError: The rank is smaller than 1, no layer has such a name, or one has adapters already.
+        """
+        enable_adapters(self, rank, target_layer_names, alpha=lora_alpha, trunk=[self.base_model])
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Returns the number of parameters.
+
+        Args:
+            only_trainable: Leave out those that are frozen.
+        """
+        variables = self.trainable_variables if only_trainable else self.variables
+        return sum(int(np.prod(v.shape)) for v in variables if "seed_generator" not in v.path)
+
+    # --- Keras's own configuration -------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `from_config` needs, as Keras writes it into `.keras` files, pickles and clones.
+
+        Raises:
+            ValueError: A value, such as an activation given as a function, cannot be written as JSON.
+        """
+        self.config.to_json_string()
+        return {
+            "config": self.config.to_dict(),
+            "data_format": self.data_format,
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "layer_states": layer_states(self),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any] | VisionTransformerConfig, custom_objects: Any = None) -> Any:
+        """Builds the model that `get_config` described, with what was frozen, cast or quantized since it was built.
+
+        As in transformers, a configuration of the network gives a new model.
+        """
+        if isinstance(config, VisionTransformerConfig):
+            return cls(config)
+        values = dict(config)
+        states = values.pop("layer_states", {})  # files of earlier versions have none
+        values["dtype"] = keras.dtype_policies.deserialize(values["dtype"])
+        model = cls(cls.config_class.from_dict(values.pop("config")), **values)
+        restore_layer_states(model, states)
+        return model
+
+    def get_build_config(self) -> None:
+        """Returns None: a model is built by its constructor, from its configuration."""
+
+    def save_own_variables(self, store: Any) -> None:
+        """Writes what Keras's own files hold of the model beside that of its layers: adapters."""
+        super().save_own_variables(store)
+        save_adapters(self, store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Reads what `save_own_variables` wrote."""
+        super().load_own_variables(without_adapters(store))
+        load_adapters(self, store)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what the model was compiled with, and what its optimizer does not decay."""
+        config = super().get_compile_config()
+        plain = undecayed(self) if config else []
+        return {**config, "undecayed": plain} if plain else config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles as `get_compile_config` described."""
+        values = dict(config)
+        plain = values.pop("undecayed", None)
+        if not plain or type(self).compile is not keras.Model.compile:
+            super().compile_from_config(values)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(values))
+        leave_undecayed(self, plain)
+        self.optimizer.build(self.trainable_variables)
+
+    # --- training ------------------------------------------------------------------------------------
+
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
+        """Trains as `keras.Model.fit`; weights of samples and classes also act on labels that are in the inputs.
+
+        Raises:
+            ValueError: There are weights and no labels, or a class number is out of range.
+        """
+        weights = {name: options.get(name) for name in ("sample_weight", "class_weight")}
+        y = labels_to_weight(x, y, **weights)
+        validation = options.get("validation_data")
+        if isinstance(validation, (tuple, list)) and len(validation) >= 2:
+            inputs, labels, *weight = validation
+            check_labels(inputs, labels, self._class_ranges())
+            if weight:
+                labels = labels_to_weight(inputs, labels, sample_weight=weight[0], class_weight=None)
+                options["validation_data"] = (inputs, labels, weight[0])
+        elif validation is not None:
+            options["validation_data"] = checked_data(validation, self._class_ranges())
+        with self._checked(x, y) as x:
+            return super().fit(x, y, *args, **options)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
+        """Scores as `keras.Model.evaluate`; weights and errors as in `fit`."""
+        y = labels_to_weight(x, y, sample_weight=options.get("sample_weight"), class_weight=None)
+        with self._checked(x, y) as x:
+            return super().evaluate(x, y, *args, **options)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """Takes one step as `keras.Model.train_on_batch`; weights and errors as in `fit`."""
+        y = labels_to_weight(x, y, sample_weight=sample_weight, class_weight=class_weight)
+        check_labels(x, y, self._class_ranges())
+        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        """Scores one batch as `keras.Model.test_on_batch`; errors as in `fit`."""
+        check_labels(x, y, self._class_ranges())
+        return super().test_on_batch(x, y, sample_weight, return_dict)
+
+    def _class_ranges(self) -> dict[Any, Any]:
+        if "labels" not in self.call_signature_parameters:  # has no classifier
+            return {}
+        loss = None if self._compile_loss is None else self.loss
+        return class_ranges(self.config.num_labels, self.config.problem_type, loss)
+
+    @contextmanager
+    def _checked(self, x: Any, y: Any) -> Iterator[Any]:
+        """Checks labels that are there, and gives a data set that checks those of its batches."""
+        ranges = self._class_ranges()
+        check_labels(x, y, ranges)
+        with plain_errors(self):
+            yield x if y is not None else checked_data(x, ranges)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """Returns the loss of `fit` and `evaluate`.
+
+        A loss given to `compile` compares `y` (or labels beside the pixels) with the logits; losses by the names of
+        outputs, `{"logits": ..., "cls_logits": ...}`, compare each with its targets, or all with `y` when it is one
+        array. Without one the model's own is taken: the one that it returns when the inputs hold labels (or, to
+        reconstruct, a mask), else the one of its problem type. Weights of samples (and of classes, which Keras turns
+        into them) multiply the losses of images before their mean.
+
+        Raises:
+            ValueError: There are no labels, a name is no output's, or the weights are not one for each image.
+        """
+        if self._compile_loss is not None or not isinstance(y_pred, KerasModelOutput):
+            y = x.get("labels") if y is None and isinstance(x, Mapping) else y
+            y, y_pred = for_loss(y, y_pred, self.loss)
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        own = y_pred.get("loss")
+        if own is None and y is None:
+            raise ValueError("There is nothing to learn from. Pass y, or labels beside pixel_values in the inputs.")
+        if own is None:
+            own = self.loss_of_labels(y_pred, y, sample_weight=sample_weight)
+        elif sample_weight is not None:
+            own = self.loss_of_inputs(y_pred, x, sample_weight)
+        return own + ops.sum(ops.stack([ops.sum(loss) for loss in self.losses])) if self.losses else own
+
+    def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
+        """Returns the loss of an output by labels, each image with its weight (B,).
+
+        Raises:
+            TypeError: The model has no such loss.
+        """
+        raise TypeError(f"{type(self).__name__} has no loss of its own. Pass loss= to compile.")
+
+    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+        """Returns the loss of an output by what is in the inputs beside the pixels, each image with its weight (B,)."""
+        return self.loss_of_labels(output, inputs["labels"], sample_weight=sample_weight)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Returns the metrics of `fit` and `evaluate`; what they compare is chosen as in `compute_loss`."""
+        if y is None and isinstance(x, Mapping):
+            y = x.get("labels")
+        if y is None and isinstance(y_pred, KerasModelOutput):
+            return self.get_metrics_result()
+        if self._compile_metrics is not None:
+            asked = (self._compile_metrics._user_metrics, self._compile_metrics._user_weighted_metrics)
+            y, y_pred = for_metrics(y, y_pred, asked)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def predict_step(self, *args: Any) -> Any:
+        """Returns the outputs of one batch without its loss, which `predict` could not join to those of others."""
+        result = super().predict_step(*args)
+        if isinstance(result, KerasModelOutput):
+            return _without_loss(result)
+        outputs, *state = result if isinstance(result, tuple) else (result,)
+        return (_without_loss(outputs), *state) if state else outputs
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", **options: Any) -> None:
+        """Exports for serving, as `keras.Model.export`; the model needs not have been called before.
+
+        Args:
+            filepath: Where to write.
+            format: See Keras.
+            **options: See Keras; `input_signature` is any number of images of the trained size when it is not given.
+        """
+        if options.get("input_signature") is None:
+            options["input_signature"] = [keras.InputSpec(shape=(None, *self.pixel_shape), dtype="float32")]
+        super().export(filepath, format=format, **options)
+
+    # --- files ---------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        saved_model: bool = False,
+        version: int = 1,
+        push_to_hub: bool = False,
+        *,
+        max_shard_size: int | str = "5GB",
+        variant: str | None = None,
+        safe_serialization: bool = True,
+        **upload: Any,
+    ) -> None:
+        """Writes `config.json` and the weights into a folder, the files that the PyTorch class of the same name writes.
+
+        PyTorch, transformers and Keras can all open it. A reader sees the old files or the new ones, never a part of
+        one. Weight files that an earlier call left in the folder are removed. Adapters are added to their matrices.
+
+        Args:
+            save_directory: Folder, made if missing.
+            saved_model: Also write a SavedModel to `saved_model/VERSION`, from pixels to logits; TensorFlow alone. See
+                `deit.keras.export` for one that takes images.
+            version: Of the SavedModel.
+            push_to_hub: Also upload the files of the model in the folder.
+            max_shard_size: Largest size of a file, such as "5GB" or a number of bytes; more goes to several files.
+            variant: Writes `model.VARIANT.safetensors`.
+            safe_serialization: Must be True: pickles are written by PyTorch alone.
+            **upload: Arguments of `push_to_hub`; `repo_id` is the name of the folder when it is not given.
+
+        Raises:
+            NotADirectoryError: There is a file of that name.
+            ValueError: `safe_serialization` is False, or `saved_model` is True on another backend than TensorFlow.
+            TypeError: An argument is unknown.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write a PyTorch pickle. Leave it out: safetensors.")
+        if upload and not push_to_hub:
+            raise TypeError(f"save_pretrained does not know the argument {next(iter(upload))!r}.")
+        folder = Path(save_directory)
+        save_model(
+            self, folder, max_shard_size=max_shard_size, variant=variant, saved_model=saved_model, version=version
+        )
+        if push_to_hub:
+            upload_folder(folder, upload.pop("repo_id", folder.name), files=published_files(folder)[0], **upload)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        commit_description: str = "",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **saving: Any,
+    ) -> str:
+        """Uploads configuration and weights to the model hub; see `deit.models.pretrained.PreTrainedModel.push_to_hub`.
+
+        Args:
+            repo_id: Name on the hub, such as "me/my-deit"; made if it is missing.
+            commit_message: Says what the upload is.
+            commit_description: Says more of it.
+            private: Whether only its owner may see a new repository; None leaves the owner's default.
+            token: Access token; None takes the one stored by `hf auth login`.
+            revision: Branch to upload to, which must exist.
+            create_pr: Propose the upload in place of making it.
+            **saving: `max_shard_size` and `variant` of `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+        """
+        return push_model(
+            self,
+            repo_id,
+            saving,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: VisionTransformerConfig | str | os.PathLike[str] | None = None,
+        dtype: Any = None,
+        data_format: str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        allow_code: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Opens a model directory, a weight file or a model on the hub, in every dialect that PyTorch's class reads.
+
+        PyTorch is not needed, but for `.bin` and `.pth` files. Heads that the file does not hold start anew and are
+        named in a warning; any other missing tensor is an error.
+
+        Args:
+            pretrained_model_name_or_path: Model directory, as `save_pretrained`, transformers or timm writes it; a
+                `.safetensors`, `.bin` or `.pth` file; a name on the hub; a short name of `deit.list_models()`; weights
+                that Keras saved (`.weights.h5`, with `config`), or a whole Keras file (`.keras`, see `allow_code`).
+            config: Replaces the configuration of the directory or file.
+            dtype: Keras's policy, such as "mixed_bfloat16"; None takes `keras.config.dtype_policy()`, "auto" the type
+                of the file. A `.keras` file keeps its own when it is None.
+            data_format: See the class; None takes that of a `.keras` file, else "channels_first".
+            ignore_mismatched_sizes: Let tensors of another shape (a new number of classes) start anew, and a position
+                embedding of another image size be resized.
+            output_loading_info: Also return what did not match, as a dict.
+            allow_code: Whether a `.keras` file may be opened. It is a description that Keras follows when it builds the
+                model, which can name code to run: open only what you wrote yourself. Keras's safe mode stays on.
+            **kwargs: Fields of the configuration that override it; `subfolder`, `variant`, `use_safetensors`;
+                `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` (see
+                `deit.core.hub.HubOptions`); others are passed to the constructor.
+
+        Returns:
+            The model, or (model, loading info).
+
+        Raises:
+            OSError: The folder or a file of it is missing, or the hub cannot be reached.
+            TypeError: An argument is unknown.
+            ValueError: A file is damaged, may hold code or belongs to another architecture, or shapes differ.
+            ModuleNotFoundError: A `.bin` or `.pth` file, and PyTorch is not installed.
+        """
+        for name in _WITHOUT_EFFECT:
+            kwargs.pop(name, None)
+        dtype = kwargs.pop("torch_dtype", dtype)
+        asked = {
+            "config": config,
+            "dtype": dtype,
+            "data_format": data_format,
+            "ignore_mismatched_sizes": ignore_mismatched_sizes,
+            "options": kwargs,
+        }
+        if is_keras_file(pretrained_model_name_or_path):
+            model, info = open_keras_file(cls, pretrained_model_name_or_path, allow_code=allow_code, **asked)
+        else:
+            model, info = open_tensors(cls, pretrained_model_name_or_path, **asked)
+        return (model, vars(info)) if output_loading_info else model
+
+
+def _new_name(class_name: str) -> str:
+    """Returns a name as Keras gives it to layers, one for each model: `deit_model`, `deit_model_1`."""
+    words = torch_class_name(class_name).replace("DeiT", "Deit").replace("ViT", "Vit")
+    name = re.sub(r"(?<=.)([A-Z])", r"_\1", words).lower()
+    count = keras.backend.get_uid(name)
+    return name if count == 1 else f"{name}_{count - 1}"
+
+
+def _without_loss(output: Any) -> Any:
+    if not isinstance(output, KerasModelOutput) or "loss" not in output:
+        return output
+    return type(output)(**{name: value for name, value in output.items() if name != "loss"})
+
+
+class TFDeiTPreTrainedModel(KerasPreTrainedModel):
+    """What all DeiT models in Keras share; see `KerasPreTrainedModel`."""
+
+    config_class = DeiTConfig
+    base_model_prefix = "deit"
+
+
+class TFViTPreTrainedModel(KerasPreTrainedModel):
+    """What all ViT models in Keras share; see `KerasPreTrainedModel`."""
+
+    config_class = ViTConfig
+    base_model_prefix = "vit"
+
+
+KerasDeiTPreTrainedModel = TFDeiTPreTrainedModel
+KerasViTPreTrainedModel = TFViTPreTrainedModel

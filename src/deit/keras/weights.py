@@ -1,0 +1,393 @@
+"""The weights of a Keras model as tensors of the network: names, layout, reading from files and writing.
+
+In memory a Keras layer keeps the matrix of a linear layer the other way round than PyTorch's files; here is the only
+place that knows it. Names are translated by the table in `deit.core.weights.names`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import ml_dtypes
+import numpy as np
+from keras import ops
+from safetensors.numpy import save_file
+
+from deit.core.config.config import VisionTransformerConfig
+from deit.core.weights.files import (
+    WEIGHTS_NAME,
+    TensorEntry,
+    WeightFiles,
+    distribute,
+    read_header,
+    shard_name,
+    with_variant,
+)
+from deit.core.weights.names import Part, detect_dialect, layout
+from deit.core.weights.plan import LoadingInfo, plan_loading, refuse_missing_trunk
+from deit.keras.vision_transformer import FileConvolution, resize_position_embedding
+
+logger = logging.getLogger(__name__)
+
+_NUMPY_TYPES: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+    "U16": np.uint16, "U32": np.uint32, "U64": np.uint64,
+}  # fmt: skip
+_FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+# --- the tensors of a model ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A tensor of the network and the Keras variable that holds it.
+
+    Attributes:
+        variable: The variable.
+        shape: Shape in files.
+        transposed: Whether the variable is a matrix (inputs, outputs), in files (outputs, inputs, ...).
+        layer: The linear layer whose matrix it is. Quantized, or with adapters, it multiplies by something else than
+            its variable.
+    """
+
+    variable: Any
+    shape: tuple[int, ...]
+    transposed: bool = False
+    layer: keras.layers.Dense | None = None
+
+    def value(self) -> np.ndarray:
+        """Returns the tensor as files have it: what inputs are multiplied by, quantized or not, adapters included."""
+        value = ops.convert_to_numpy(self.variable.value) if self.layer is None else _matrix(self.layer)
+        value = np.asarray(value)
+        return np.ascontiguousarray(value.T if self.transposed else value).reshape(self.shape)
+
+    def assign(self, tensor: np.ndarray) -> None:
+        """Sets the variable to a tensor as files have it.
+
+        Raises:
+            ValueError: The variable holds the integers of a quantized layer.
+        """
+        if "int" in keras.backend.standardize_dtype(self.variable.dtype):
+            raise ValueError(
+                "A quantized layer cannot take weights of a file. Open the model in floating point, then call "
+                "model.quantize(...)."
+            )
+        if self.transposed:
+            tensor = tensor.reshape(tensor.shape[0], -1).T
+        kind = keras.backend.standardize_dtype(self.variable.dtype)
+        kind = ml_dtypes.bfloat16 if kind == "bfloat16" else kind
+        self.variable.assign(np.ascontiguousarray(tensor, dtype=kind).reshape(tuple(self.variable.shape)))
+
+    def draw(self, std: float) -> None:
+        """Gives the variable a new initial value: normal for matrices, zeros for all else."""
+        start = keras.initializers.RandomNormal(stddev=std) if self.transposed else keras.initializers.Zeros()
+        self.variable.assign(start(tuple(self.variable.shape), dtype=self.variable.dtype))
+
+
+def network_slots(layer: Any, prefix: str = "") -> dict[str, Slot]:
+    """Returns every tensor of a layer under its name in the network, such as `trunk.blocks.0.attn.qkv.weight`.
+
+    Args:
+        layer: One of this package's models or layers, which say their parts with `network_parts`; or one of Keras.
+        prefix: What stands in front of the names.
+    """
+    if layer is None:
+        return {}
+    if isinstance(layer, FileConvolution):
+        return _convolution_slots(layer, prefix)
+    if isinstance(layer, keras.layers.Dense):
+        weight = _matrix_slot(layer, (layer.units, layer.input_spec.axes[-1]))
+        return {f"{prefix}weight": weight, **({} if layer.bias is None else {f"{prefix}bias": _plain(layer.bias)})}
+    if isinstance(layer, keras.layers.LayerNormalization):
+        return {f"{prefix}weight": _plain(layer.gamma), f"{prefix}bias": _plain(layer.beta)}
+    if isinstance(layer, keras.Variable):
+        return {prefix.rstrip("."): _plain(layer)}
+    slots = {}
+    for name, part in layer.network_parts().items():
+        slots.update(network_slots(part, f"{prefix}{name}."))
+    return slots
+
+
+def _convolution_slots(part: FileConvolution, prefix: str) -> dict[str, Slot]:
+    layer, (height, width) = part.layer, part.kernel_size
+    shape = (layer.units, layer.input_spec.axes[-1] // (height * width), height, width)
+    return {f"{prefix}weight": _matrix_slot(layer, shape), f"{prefix}bias": _plain(layer.bias)}
+
+
+def _matrix_slot(layer: keras.layers.Dense, shape: tuple[int, ...]) -> Slot:
+    # `layer.kernel` is no variable where there are adapters or packed integers.
+    changed = layer.quantization_mode is not None or layer.lora_enabled
+    return Slot(variable=layer._kernel, shape=shape, transposed=True, layer=layer if changed else None)
+
+
+def _matrix(layer: keras.layers.Dense) -> np.ndarray:
+    """Returns what a quantized or adapted linear layer multiplies its inputs by, (inputs, outputs)."""
+    inputs = layer.input_spec.axes[-1]
+    if layer.quantization_mode in (None, "float8"):  # whose matrix is there in full precision, beside the scales
+        matrix = np.asarray(ops.convert_to_numpy(layer._kernel.value))
+        if layer.lora_enabled:
+            low, high = (np.asarray(ops.convert_to_numpy(v.value)) for v in (layer.lora_kernel_a, layer.lora_kernel_b))
+            matrix = matrix + (layer.lora_alpha / layer.lora_rank) * (low @ high)
+    else:  # rows of the unit matrix lose nothing when they are quantized, so the answers are the matrix
+        rows = [ops.zeros((1, inputs), layer.compute_dtype), ops.eye(inputs, dtype=layer.compute_dtype)]
+        bias, matrix = (np.asarray(ops.convert_to_numpy(layer(x, training=False)), dtype=np.float64) for x in rows)
+        matrix = matrix - bias
+    kind = layer.variable_dtype
+    return matrix.astype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+
+
+def _plain(variable: Any) -> Slot:
+    return Slot(variable=variable, shape=tuple(variable.shape))
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+class ArraySource:
+    """Tensors of weight files as NumPy arrays; those of safetensors files are mapped and read when they are needed.
+
+    Args:
+        weights: The files. Pickles (`.bin`, `.pth`) need PyTorch, which reads them as data.
+
+    Raises:
+        ValueError: A file is truncated or damaged, holds code, or has not what the index says.
+        ModuleNotFoundError: The files are pickles and PyTorch is not installed.
+    """
+
+    def __init__(self, weights: WeightFiles) -> None:
+        self._entries: dict[str, TensorEntry] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        if weights.pickled:
+            self._arrays = _read_pickles(weights)
+            self.shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
+            return
+        for file in weights.files:
+            self._entries.update(read_header(file))
+        if weights.index is not None:
+            lost = [name for name, file in weights.index.items() if self._entries.get(name, _NOWHERE).file != file]
+            if lost:
+                raise ValueError(f"{weights.main} says that {lost[0]!r} is in a file that does not hold it.")
+            self._entries = {name: self._entries[name] for name in weights.index}
+        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor.
+
+        Raises:
+            ValueError: Its type is not known to NumPy.
+        """
+        if name in self._arrays:
+            return self._arrays[name]
+        entry = self._entries[name]
+        if entry.dtype not in _NUMPY_TYPES:
+            raise ValueError(f"{entry.file} holds {name!r} as {entry.dtype}, which cannot be read. Convert it.")
+        kind = np.dtype(_NUMPY_TYPES[entry.dtype])
+        if not entry.size:
+            return np.zeros(entry.shape, dtype=kind)
+        return np.memmap(entry.file, dtype=kind, mode="r", offset=entry.offset, shape=entry.shape or (1,)).reshape(
+            entry.shape
+        )
+
+    def main_dtype(self) -> str:
+        """Returns the floating type of most numbers."""
+        counts: dict[str, int] = {}
+        for entry in self._entries.values():
+            if entry.dtype in _FLOATING:
+                counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
+        for array in self._arrays.values():
+            kind = {"float64": "F64", "float16": "F16", "bfloat16": "BF16"}.get(array.dtype.name, "F32")
+            counts[kind] = counts.get(kind, 0) + array.nbytes
+        return _FLOATING[max(counts, key=lambda kind: counts[kind])] if counts else "float32"
+
+
+_NOWHERE = TensorEntry(file=Path(), dtype="", shape=(), offset=0, size=0)
+
+
+def _read_pickles(weights: WeightFiles) -> dict[str, np.ndarray]:
+    try:  # by name, because Keras files never import PyTorch otherwise
+        torch = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{weights.main} is a PyTorch pickle, which needs the 'torch' package. Save the weights as "
+            'model.safetensors where PyTorch is installed, or install it with: pip install "deit[torch]"',
+            name="torch",
+        ) from error
+    source = importlib.import_module("deit.models.weights.tensor_source").open_source(weights)
+    arrays = {}
+    for name, shape in source.shapes.items():
+        tensor = torch.empty(shape, dtype=source.dtypes[name])
+        source.read_into({name: tensor})
+        if tensor.dtype == torch.bfloat16:
+            arrays[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        else:
+            arrays[name] = tensor.numpy()
+    return arrays
+
+
+@dataclass(frozen=True)
+class ArraysInMemory:
+    """Tensors that are in memory, in place of an `ArraySource`.
+
+    Attributes:
+        arrays: Name -> tensor.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor."""
+        return {name: tuple(array.shape) for name, array in self.arrays.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor."""
+        return self.arrays[name]
+
+
+def load_arrays(
+    model: Any,
+    tensors: ArraySource | ArraysInMemory,
+    *,
+    ignore_mismatched_sizes: bool = False,
+    source: object = "the checkpoint",
+) -> LoadingInfo:
+    """Copies tensors of any dialect into a model.
+
+    Args:
+        model: Receives the values.
+        tensors: Where they come from.
+        ignore_mismatched_sizes: See `from_pretrained`.
+        source: Named in messages.
+
+    Raises:
+        ValueError: A tensor other than a head is missing, or shapes differ.
+    """
+    slots = network_slots(model)
+    dialect = detect_dialect(tensors.shapes)
+    plan = plan_loading(tensors.shapes, slots, base_prefix=f"{model.base_model_prefix}.", dialect=dialect)
+    refuse_missing_trunk(plan.missing, type(model).__name__, source)
+    mismatched = _mismatched(plan.found, slots, tensors.shapes)
+    if mismatched and not ignore_mismatched_sizes:
+        shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
+        raise ValueError(
+            f"{len(mismatched)} tensors of {source} have another shape than the model's ({shown}). Pass "
+            "ignore_mismatched_sizes=True to resize the position embedding and start the others anew."
+        )
+    anew = [part.name for part in plan.missing.values()]
+    for name, _, _ in list(mismatched):
+        part = plan.found.pop(name)
+        resized = _resized_positions(model.config, tensors, name, part)
+        if resized is None:
+            anew.append(part.name)
+        else:
+            slots[part.name].assign(resized)
+            mismatched = [row for row in mismatched if row[0] != name]
+            logger.warning("%s: the position embedding of %s is resized.", type(model).__name__, source)
+    for name in dict.fromkeys(anew):
+        slots[name].draw(model.config.initializer_range)
+    _fill(slots, plan.found, tensors)
+    missing = list(plan.missing)
+    for text, keys in (("start anew", missing + [m[0] for m in mismatched]), ("are not used", plan.unexpected)):
+        if keys:
+            logger.warning("%s: of %s, these tensors %s: %s", type(model).__name__, source, text, ", ".join(keys))
+    return LoadingInfo(missing_keys=missing, unexpected_keys=plan.unexpected, mismatched_keys=mismatched)
+
+
+def _fill(slots: Mapping[str, Slot], found: Mapping[str, Part], tensors: ArraySource | ArraysInMemory) -> None:
+    pieces: dict[str, dict[int, str]] = {}
+    for name, part in found.items():
+        pieces.setdefault(part.name, {})[part.index] = name
+    for own, names in pieces.items():
+        arrays = [tensors.read(names[index]) for index in sorted(names)]
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if np.issubdtype(whole.dtype, np.floating) and not np.isfinite(whole).all():
+            logger.warning("The weights hold NaN or infinity in %r: the model's answers will be no numbers.", own)
+        slots[own].assign(whole)
+
+
+def _mismatched(
+    found: Mapping[str, Part], slots: Mapping[str, Slot], shapes: Mapping[str, tuple[int, ...]]
+) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    rows = []
+    for name, part in found.items():
+        whole = slots[part.name].shape
+        expected = (whole[0] // part.count, *whole[1:]) if part.count > 1 else whole
+        if tuple(shapes[name]) != expected:
+            rows.append((name, tuple(shapes[name]), expected))
+    return rows
+
+
+def _resized_positions(
+    config: VisionTransformerConfig, tensors: ArraySource | ArraysInMemory, name: str, part: Part
+) -> np.ndarray | None:
+    """Returns the position embedding of a square image for the model's image, or None where it is something else."""
+    if not part.name.endswith("trunk.pos_embed"):
+        return None
+    prefix = config.num_prefix_tokens if config.pos_embed_prefix else 0
+    _, count, width = tensors.shapes[name]
+    side = round(max(count - prefix, 0) ** 0.5)
+    if side < 1 or side**2 != count - prefix or width != config.hidden_size:
+        return None
+    positions = np.asarray(tensors.read(name), dtype=np.float32)
+    resized = resize_position_embedding(
+        ops.convert_to_tensor(positions), (side, side), config.grid_size, num_prefix_positions=prefix
+    )
+    return np.asarray(ops.convert_to_numpy(resized))
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def published_arrays(model: Any) -> dict[str, np.ndarray]:
+    """Returns the weights of a model under their published names; query, key and value are apart."""
+    slots = network_slots(model)
+    values = {name: slot.value() for name, slot in slots.items()}
+    arrays = {}
+    for name, part in layout(values).items():
+        whole = values[part.name]
+        arrays[name] = np.split(whole, part.count)[part.index] if part.count > 1 else whole
+    return arrays
+
+
+def write_arrays(
+    tensors: Mapping[str, np.ndarray], folder: Path, *, most_bytes: int, variant: str | None = None
+) -> list[str]:
+    """Writes weights as safetensors, in several files with an index when they are larger than one may be.
+
+    Args:
+        tensors: Name in the file -> tensor.
+        folder: Where to write.
+        most_bytes: Of one file.
+        variant: As in `model.VARIANT.safetensors`.
+
+    Returns:
+        Names of the files written.
+    """
+    named = with_variant(WEIGHTS_NAME, variant)
+    groups = distribute({name: tensor.nbytes for name, tensor in tensors.items()}, most_bytes)
+    if len(groups) == 1:
+        _write(tensors, tensors, folder / named)
+        return [named]
+    files, weight_map = [], {}
+    for number, group in enumerate(groups, start=1):
+        file = shard_name(named, number, len(groups))
+        _write(tensors, group, folder / file)
+        files.append(file)
+        weight_map.update(dict.fromkeys(group, file))
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    index_name = with_variant(f"{WEIGHTS_NAME}.index.json", variant)
+    (folder / index_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [*files, index_name]
+
+
+def _write(tensors: Mapping[str, np.ndarray], names: Iterable[str], file: Path) -> None:
+    save_file({name: tensors[name] for name in names}, file, metadata={"format": "pt"})

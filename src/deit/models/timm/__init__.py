@@ -1,0 +1,1 @@
+"""Models of timm, opened and filled by this package's own readers."""

@@ -1,0 +1,1 @@
+"""The vision transformer itself, and its speed on a CPU."""

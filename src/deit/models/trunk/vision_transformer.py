@@ -1,0 +1,496 @@
+"""The transformer of DeiT and ViT: patch embedding, tokens, blocks, norm (paper, section 3 and 4).
+
+Letters in shape comments: B batch, C channels, N tokens, P patches, D embedding dimension, H heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+
+from deit.core.config.config import VisionTransformerConfig
+from deit.models.trunk.activations import find_activation
+from deit.models.trunk.attention import attend, attention_bias, choose_implementation, head_mask_per_block
+from deit.models.trunk.block_shortcuts import can_compute_prefix, compute_prefix, run_block
+from deit.models.trunk.construction import new_linear, new_projection
+from deit.models.trunk.cpu_kernels import Forwards, is_untouched, linear, linear_activation
+from deit.models.trunk.position_embedding import resize_position_embedding
+from deit.runtime.library_order import make_order_safe
+
+DROP_PATH_SHAPES = ("linear", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkOutput:
+    """What the trunk computes.
+
+    Attributes:
+        tokens: (B, N, D) after the final norm; class token, distillation token if any, then patches row by row.
+        hidden_states: Depth + 1 tensors (B, N, D): the embeddings, then each block's output before the final
+            norm; None unless asked for.
+        attentions: Depth tensors (B, H, N, N) of attention probabilities; None unless asked for.
+    """
+
+    tokens: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class DropPath(nn.Module):
+    """Skips a residual branch for some samples while training, and scales the others up (stochastic depth).
+
+    Args:
+        rate: Probability of skipping.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is skipped: in training, unless the rate is 0."""
+        return self.training and self.rate > 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, N, D), in evaluation the input itself."""
+        if not self.is_active:
+            return x
+        kept = x * self.draw(x)
+        return kept / (1.0 - self.rate) if self.rate < 1.0 else kept
+
+    def draw(self, x: Tensor) -> Tensor:
+        """Draws which samples of the batch x (B, ...) are kept: (B, 1, 1), 0 or 1."""
+        return x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
+
+    def extra_repr(self) -> str:
+        """Shows the rate."""
+        return f"rate={self.rate:.3f}"
+
+
+class PatchEmbed(nn.Module):
+    """Cuts the image in patches and projects each to D numbers."""
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.grid_patch_size
+        self.proj = new_projection(config.num_channels, config.hidden_size, self.patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Turns (B, C, H, W) into (B, P, D), row by row; pixels take the type of the weights."""
+        if pixels.ndim != 4 or pixels.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values must have the shape (batch, {self.num_channels}, height, width). "
+                f"Received: {tuple(pixels.shape)}."
+            )
+        return self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection for query, key and value, or with three (see `split`).
+
+    Args:
+        config: Sizes and rates.
+        pruned_heads: Numbers of heads that are left out.
+    """
+
+    def __init__(self, config: VisionTransformerConfig, pruned_heads: Iterable[int] = ()) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.head_width = width // config.num_attention_heads
+        self.heads = sorted(set(range(config.num_attention_heads)) - set(pruned_heads))
+        self.dropout_rate = config.attention_probs_dropout_prob
+        inner = len(self.heads) * self.head_width
+        self.qkv: nn.Linear | None = new_linear(width, 3 * inner, bias=config.qkv_bias)
+        self.qkv_names: tuple[str, ...] = ()  # of the three layers, where they are apart
+        self.proj = new_linear(inner, width)
+
+    def forward(
+        self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends.
+
+        Args:
+            x: (B, N, D).
+            implementation: How; see `deit.models.trunk.attention`.
+            bias: Added to the scores before softmax, broadcast to (B, H, N, N).
+            head_mask: Multiplies the probabilities, (B or 1, H or 1, N or 1, N or 1); pruned heads are counted too.
+
+        Returns:
+            (B, N, D), and the probabilities (B, H, N, N) where the implementation is "eager".
+        """
+        qkv = self.project(x).unflatten(2, (3, len(self.heads), self.head_width))  # (B, N, 3, H, d)
+        if head_mask is not None and head_mask.shape[1] > len(self.heads):
+            head_mask = head_mask[:, self.heads]
+        dropout_rate = self.dropout_rate if self.training else 0.0
+        mixed, probabilities = attend(qkv, implementation, bias, head_mask, dropout_rate)
+        return linear(self.proj, mixed), probabilities
+
+    def project(self, x: Tensor) -> Tensor:
+        """Maps (B, N, D) to query, key and value side by side, (B, N, 3 * H * d)."""
+        if self.qkv is not None:
+            return linear(self.qkv, x)
+        return torch.cat([linear(getattr(self, name), x) for name in self.qkv_names], dim=-1)
+
+    @torch.no_grad()
+    def split(self, names: tuple[str, str, str]) -> None:
+        """Puts three layers with the same values in the place of the fused one, unless that was done before.
+
+        Args:
+            names: Of the layers for query, key and value.
+
+        Raises:
+            ValueError: The module has an attribute of that name.
+        """
+        fused = self.qkv
+        if fused is None:
+            return
+        taken = [name for name in names if hasattr(self, name)]
+        if taken:
+            raise ValueError(f"qkv_names: {taken[0]!r} is taken by another part of the attention. Choose another name.")
+        weights = fused.weight.chunk(3)
+        biases = (None,) * 3 if fused.bias is None else fused.bias.chunk(3)
+        for name, weight, bias in zip(names, weights, biases, strict=True):
+            setattr(self, name, _linear_like(fused, weight, bias))
+        self.qkv, self.qkv_names = None, names
+
+    @torch.no_grad()
+    def prune(self, heads: Iterable[int]) -> None:
+        """Removes heads for good: their rows of the projection to query, key and value, and their columns of the other.
+
+        Args:
+            heads: Numbers as in the whole model; those removed before are ignored.
+        """
+        kept = [head for head in self.heads if head not in set(heads)]
+        places = torch.tensor([self.heads.index(head) for head in kept], device=self.proj.weight.device)
+        within = torch.arange(self.head_width, device=places.device)
+        columns = (places[:, None] * self.head_width + within).flatten()
+        rows = torch.cat([part * len(self.heads) * self.head_width + columns for part in range(3)])
+        for name in self.qkv_names or ("qkv",):
+            setattr(self, name, _with_rows(getattr(self, name), columns if self.qkv_names else rows))
+        self.proj = _linear_like(self.proj, self.proj.weight[:, columns], self.proj.bias)
+        self.heads = kept
+
+
+def _with_rows(layer: nn.Linear, rows: Tensor) -> nn.Linear:
+    return _linear_like(layer, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
+
+
+def _linear_like(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.clone(), requires_grad=old.weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
+    return new.train(old.training)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        super().__init__()
+        self.fc1 = new_linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = new_linear(config.intermediate_size, config.hidden_size)
+        self.activation = find_activation(config.hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, N, D) to (B, N, D)."""
+        return linear(self.fc2, linear_activation(self.fc1, self.activation, x))
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel of a residual branch by a learnt number (DeiT III).
+
+    Args:
+        width: Embedding dimension D.
+        initial_value: What every factor starts with; small, so that a deep network starts near the identity.
+    """
+
+    def __init__(self, width: int, initial_value: float) -> None:
+        super().__init__()
+        self.initial_value = initial_value
+        self.gamma = nn.Parameter(torch.full((width,), initial_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (B, N, D)."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input."""
+
+    def __init__(
+        self, config: VisionTransformerConfig, drop_path_rate: float, pruned_heads: Iterable[int] = ()
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = Attention(config, pruned_heads)
+        self.ls1 = _layer_scale(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+        self.ls2 = _layer_scale(config)
+        self.drop = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(
+        self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Maps (B, N, D) to (B, N, D); arguments and second result as in `Attention`."""
+        mixed, probabilities = self.attn(self.norm1(x), implementation, bias, head_mask)
+        # Under autocast a branch has fewer bits than x: PyTorch is slow to add tensors of two types.
+        x = x + self.drop_path(self.ls1(self.drop(mixed))).to(x.dtype)
+        x = x + self.drop_path(self.ls2(self.drop(self.mlp(self.norm2(x))))).to(x.dtype)
+        return x, probabilities
+
+
+# What a block is made of, each class with what it computes. A shortcut stands for nothing else.
+_FORWARDS: Forwards = {
+    kind: kind.forward
+    for kind in (Block, Attention, Mlp, LayerScale, DropPath, nn.LayerNorm, nn.Linear, nn.Dropout, nn.Identity)
+}
+
+
+def drop_path_rates(rate: float, depth: int, *, shape: str = "linear") -> list[float]:
+    """Returns the drop path of each block, from the first to the last.
+
+    Args:
+        rate: Of the last block.
+        depth: Number of blocks.
+        shape: "linear" rises from 0 to the rate (DeiT; a single block gets 0); "constant" is the same everywhere
+            (DeiT III).
+
+    Raises:
+        ValueError: An unknown shape, or the rate is no probability.
+    """
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"The drop path rate must lie between 0 and 1. Received: {rate}.")
+    if shape not in DROP_PATH_SHAPES:
+        raise ValueError(f"The shape of drop path must be 'linear' or 'constant'. Received: {shape!r}.")
+    if shape == "constant":
+        return [rate] * depth
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def set_drop_path(model: nn.Module, rate: float, *, shape: str = "linear") -> None:
+    """Sets the drop path of a model that is built already, such as one from a file.
+
+    The configuration stays as it is: drop path belongs to a training, not to the weights.
+
+    Args:
+        model: A DeiT or ViT of this package, whole or its trunk.
+        rate: See `drop_path_rates`.
+        shape: See `drop_path_rates`.
+
+    Raises:
+        ValueError: An unknown shape, or the rate is no probability.
+        TypeError: There is no transformer of this package in the model.
+    """
+    trunks = [module for module in model.modules() if isinstance(module, VisionTransformer)]
+    if not trunks:
+        raise TypeError(f"Drop path can be set in a DeiT or ViT of this package. Received: {type(model).__name__}.")
+    for trunk in trunks:
+        rates = drop_path_rates(rate, len(trunk.blocks), shape=shape)
+        for block, own_rate in zip(trunk.blocks, rates, strict=True):
+            block.drop_path.rate = own_rate  # type: ignore[union-attr]
+
+
+def _layer_scale(config: VisionTransformerConfig) -> nn.Module:
+    return LayerScale(config.hidden_size, config.layer_scale_init) if config.layer_scale_init else nn.Identity()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """Gradient checkpointing: blocks forget what is inside them and compute it again in the backward pass.
+
+    Attributes:
+        options: Of `torch.utils.checkpoint.checkpoint`.
+        every: Every how many blocks.
+        offload: Whether what a block keeps, its input, waits in the memory of the CPU.
+    """
+
+    options: dict[str, Any]
+    every: int = 1
+    offload: bool = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs a block; arguments as in `run_block`."""
+        make_order_safe()  # torch.utils.checkpoint loads torch._dynamo
+        with save_on_cpu(pin_memory=arguments[1].is_cuda) if self.offload else nullcontext():
+            return checkpoint(run_block, *arguments, **self.options)
+
+
+class VisionTransformer(nn.Module):
+    """The trunk: pixels to tokens.
+
+    A ViT has a class token before its patches, a DeiT a distillation token as well; the configuration says which.
+    The tensors carry the names of the paper's code: `cls_token`, `dist_token`, `pos_embed`, `patch_embed.proj`,
+    `blocks.3.attn.qkv`, `norm`. Initial values are the paper's code's too (truncated normal for linear layers,
+    tokens and position embedding); transformers starts tokens and positions at zero.
+
+    Args:
+        config: Sizes and rates.
+        use_mask_token: Whether there is a token that stands for masked patches.
+    """
+
+    def __init__(self, config: VisionTransformerConfig, use_mask_token: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.grid_size = config.grid_size
+        self.num_prefix_tokens = config.num_prefix_tokens
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if self.num_prefix_tokens == 2 else None
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if use_mask_token else None
+        self.num_prefix_positions = self.num_prefix_tokens if config.pos_embed_prefix else 0
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_positions + num_patches, width))
+        self.pos_drop = nn.Dropout(config.hidden_dropout_prob)
+        rates = drop_path_rates(config.drop_path_rate, depth)
+        pruned = config.pruned_heads
+        self.blocks = nn.ModuleList(Block(config, rate, pruned.get(i, ())) for i, rate in enumerate(rates))
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.checkpointing: Checkpointing | None = None
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draws new values for tokens and position embedding; layers are drawn by `initialize_layer`."""
+        for token in (self.cls_token, self.dist_token, self.pos_embed):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=self.config.initializer_range)
+        if self.mask_token is not None:
+            nn.init.zeros_(self.mask_token)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        patch_mask: Tensor | None = None,
+        *,
+        interpolate: bool = False,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        need_hidden_states: bool = False,
+        need_attentions: bool = False,
+        prefix_only: bool = False,
+    ) -> TrunkOutput:
+        """Runs the network.
+
+        Args:
+            pixels: (B, C, H, W).
+            patch_mask: (B, P), 1 or True where a patch is replaced by the mask token.
+            interpolate: Whether the position embedding is resized to the image; else its size must be the trained one.
+            attention_mask: (B, N) or (B, 1 or H, N, N); see `attention_bias`.
+            head_mask: (H,) or (depth, H); see `head_mask_per_block`.
+            need_hidden_states: Whether to return every block's output.
+            need_attentions: Whether to return attention maps.
+            prefix_only: Return the prefix tokens alone. The last block is then computed for them only, which is 7 % of
+                the work of 12 blocks less, in training too; numbers and gradients are the same.
+
+        Raises:
+            ValueError: Pixels or masks have the wrong shape.
+        """
+        config = self.config
+        x = self.embed(pixels, patch_mask, interpolate)
+        bias = attention_bias(attention_mask, x)
+        if head_mask is not None:
+            head_mask = head_mask_per_block(head_mask, len(self.blocks), config.num_attention_heads, x.dtype)
+        implementation = choose_implementation(config.attn_implementation, need_attentions, head_mask, bias)
+        hidden_states = [x]
+        attentions = []
+        shortened = prefix_only and implementation == "sdpa" and self._can_shorten(bias, head_mask, need_hidden_states)
+        for i, block in enumerate(self.blocks[:-1] if shortened else self.blocks):
+            run: Any = run_block
+            if self.checkpointing is not None and self.training and i % self.checkpointing.every == 0:
+                run = self.checkpointing
+            x, probabilities = run(
+                block, x, implementation, bias, None if head_mask is None else head_mask[i], _FORWARDS
+            )
+            if need_hidden_states:
+                hidden_states.append(x)
+            if need_attentions:
+                attentions.append(probabilities)
+        if shortened:
+            x = compute_prefix(self.blocks[-1], x, self.num_prefix_tokens)
+        tokens = self.norm(x)
+        return TrunkOutput(
+            tokens=tokens[:, : self.num_prefix_tokens] if prefix_only else tokens,
+            hidden_states=tuple(hidden_states) if need_hidden_states else None,
+            attentions=tuple(attentions) if need_attentions else None,
+        )
+
+    def _can_shorten(self, bias: Tensor | None, head_mask: Tensor | None, need_hidden_states: bool) -> bool:
+        if bias is not None or head_mask is not None or need_hidden_states:
+            return False
+        if self.checkpointing is not None and self.training:
+            return False
+        return can_compute_prefix(self.blocks[-1], _FORWARDS) and is_untouched(self.norm, _FORWARDS)
+
+    def embed(self, pixels: Tensor, patch_mask: Tensor | None = None, interpolate: bool = False) -> Tensor:
+        """Returns the tokens that enter the first block, (B, N, D); arguments as in `forward`."""
+        x = self.patch_embed(pixels)  # (B, P, D)
+        height, width = pixels.shape[-2:]
+        if not interpolate and (height, width) != self.config.grid_image_size:
+            raise ValueError(
+                f"The image is {height} x {width} pixels, the model was made for "
+                f"{self.config.grid_image_size[0]} x {self.config.grid_image_size[1]}. "
+                "Resize the image or pass interpolate_pos_encoding=True."
+            )
+        if patch_mask is not None:
+            x = self._mask(x, patch_mask)
+        positions = self.resized_position_embedding(height, width) if interpolate else self.pos_embed
+        if not self.num_prefix_positions:
+            x = x + positions  # DeiT III: the prefix tokens stand nowhere
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
+        x = torch.cat((*prefix, x), dim=1)
+        return self.pos_drop(x + positions if self.num_prefix_positions else x)
+
+    def _mask(self, patches: Tensor, patch_mask: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise ValueError("This model has no mask token. Build it with use_mask_token=True to pass bool_masked_pos.")
+        if patch_mask.shape != patches.shape[:2]:
+            raise ValueError(
+                f"bool_masked_pos must have the shape (batch, patches) = {tuple(patches.shape[:2])}. "
+                f"Received: {tuple(patch_mask.shape)}."
+            )
+        mask = patch_mask.unsqueeze(-1).to(patches.dtype)
+        return patches * (1.0 - mask) + self.mask_token * mask
+
+    def resized_position_embedding(self, height: int, width: int) -> Tensor:
+        """Returns the position embedding for an image of other size, (1, N, D); at the trained size it is itself.
+
+        Args:
+            height: Of the image, in pixels; a rest that fills no patch is ignored.
+            width: Likewise.
+        """
+        patch_height, patch_width = self.patch_embed.patch_size
+        grid = (height // patch_height, width // patch_width)
+        return resize_position_embedding(
+            self.pos_embed, self.grid_size, grid, num_prefix_positions=self.num_prefix_positions
+        )
+
+
+@torch.no_grad()
+def initialize_layer(module: nn.Module, std: float) -> None:
+    """Draws new values for one layer: truncated normal weights and zero biases for linear layers.
+
+    Convolutions keep PyTorch's own values, as in the paper's code: they are scaled by the size of a patch.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, LayerScale):
+        nn.init.constant_(module.gamma, module.initial_value)
+    elif isinstance(module, nn.Conv2d):
+        module.reset_parameters()

@@ -1,0 +1,1 @@
+"""Where and how code runs: processes, devices, random state, signals, locks."""

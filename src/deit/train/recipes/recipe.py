@@ -1,0 +1,467 @@
+"""All hyper-parameters of a training, as frozen data. The defaults are the paper's (Table 9)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deit.core.files import write_text_atomically
+from deit.core.following_defaults import FOLLOWS, following
+from deit.core.images.sample_values import ValueRange, checked_range
+from deit.core.scores.metrics import PROBLEM_TYPES
+from deit.data.augment import Augmentation
+from deit.models.losses import CLASSIFICATION_LOSSES, DISTILLATION_KINDS, REDUCTIONS
+from deit.models.trunk.vision_transformer import DROP_PATH_SHAPES
+from deit.train.recipes.values import build, flat, plain, require, require_one_of, unknown_setting, without_following
+from deit.train.recipes.yaml_files import read_yaml
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+OPTIMIZERS = ("adamw", "lamb", "sgd")
+UPDATES = ("step", "epoch", "original")
+STUDENT_MODES = ("train", "eval")
+EMA_USES = ("save", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The optimizer; see `deit.train.optimization`.
+
+    Attributes:
+        name: "adamw" (DeiT), "lamb" (DeiT III) or "sgd" (with Nesterov's momentum, as timm's).
+        lr: Learning rate for a batch of `reference_batch_size`; other batch sizes scale it in proportion.
+        reference_batch_size: 512 in the paper; 0 takes `lr` as it is.
+        weight_decay: Of weight matrices and convolutions; norms, biases, tokens and position embeddings have none.
+        betas: Decay rates of the running averages of AdamW and LAMB.
+        eps: Added to the denominator of AdamW and LAMB.
+        momentum: Of SGD.
+        clip_grad: Largest norm of the gradient; 0 for no limit (the paper's choice for DeiT).
+        layer_decay: Factor of the learning rate from one block to the one before it; 1 for one rate everywhere.
+        decay_distillation_token: True decays the weights of the distillation token too, a slip of the paper's code.
+    """
+
+    name: str = "adamw"
+    lr: float = 5e-4
+    reference_batch_size: int = 512
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    clip_grad: float = 0.0
+    layer_decay: float = 1.0
+    decay_distillation_token: bool = False
+
+    def __post_init__(self) -> None:
+        require_one_of("optimizer.name", self.name, OPTIMIZERS)
+        require(self.lr > 0, "optimizer.lr must be positive", self.lr)
+        received = self.reference_batch_size
+        require(received >= 0, "optimizer.reference_batch_size must be at least 0", received)
+        require(self.weight_decay >= 0, "optimizer.weight_decay must be at least 0", self.weight_decay)
+        require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas must lie in [0, 1)", self.betas)
+        require(self.eps > 0, "optimizer.eps must be positive", self.eps)
+        require(0 <= self.momentum < 1, "optimizer.momentum must lie in [0, 1)", self.momentum)
+        require(self.clip_grad >= 0, "optimizer.clip_grad must be at least 0", self.clip_grad)
+        require(0 < self.layer_decay <= 1, "optimizer.layer_decay must lie in (0, 1]", self.layer_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then a cosine.
+
+    Attributes:
+        epochs: Passes over the training images.
+        warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
+        warmup_lr: Where the warm-up begins. Not scaled by the batch size, except where that leaves it at or above the
+            peak: then it keeps its share of `optimizer.lr`. See `Recipe.learning_rates`.
+        min_lr: Where the cosine ends; likewise.
+        updates: When the rate changes: "step" after each step; "epoch" after each epoch; "original" after each epoch
+            and one epoch late, as in the paper's code, whose epochs 0 and 1 both train at `warmup_lr`.
+    """
+
+    epochs: int = 300
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    updates: str = "step"
+
+    def __post_init__(self) -> None:
+        require_one_of("schedule.updates", self.updates, UPDATES)
+        require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
+        object.__setattr__(self, "warmup_epochs", float(self.warmup_epochs))  # a setting of text follows its type
+        require(
+            0 <= self.warmup_epochs <= self.epochs,
+            f"schedule.warmup_epochs must lie in [0, {self.epochs}], the epochs of the training",
+            f"{self.warmup_epochs:g}",
+        )
+        require(self.warmup_lr >= 0, "schedule.warmup_lr must be at least 0", self.warmup_lr)
+        require(self.min_lr >= 0, "schedule.min_lr must be at least 0", self.min_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How the distillation head learns from the teacher (paper, section 4).
+
+    Attributes:
+        kind: "hard" (the teacher's first class; the paper's choice) or "soft" (its distribution).
+        temperature: Of soft distillation. The paper's without a number: 3 (1, which changes nothing, for hard).
+        weight: Share of the distillation loss. The paper's without a number: 0.5 for hard, 0.1 for soft.
+        reduction: "batchmean", or "numel" as in the paper's code, which is K times smaller; see `distillation_loss`.
+        cache_top_k: Largest logits kept for each view of an image when a soft teacher's answers are stored.
+    """
+
+    kind: str = "hard"
+    temperature: float = FOLLOWS
+    weight: float = FOLLOWS
+    reduction: str = "batchmean"
+    cache_top_k: int = 100
+
+    def __post_init__(self) -> None:
+        require_one_of("distillation.kind", self.kind, DISTILLATION_KINDS)
+        for name in ("temperature", "weight"):
+            value = following(f"distillation.{name}", getattr(self, name), self.kind)
+            object.__setattr__(self, name, value)
+        require(self.temperature > 0, "distillation.temperature must be positive", self.temperature)
+        require(0 <= self.weight <= 1, "distillation.weight must lie in [0, 1]", self.weight)
+        require_one_of("distillation.reduction", self.reduction, REDUCTIONS)
+        require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """What a masked-image training hides (SimMIM, arXiv 2111.09886); unused elsewhere.
+
+    Attributes:
+        patch: Side of the hidden blocks in pixels: whole patches of the model, whole blocks in the image.
+        ratio: Share of the blocks that are hidden.
+        picture_steps: Steps between two pictures of reconstructions; 0 for one at the end alone.
+        pictures: Images in such a picture.
+    """
+
+    patch: int = 32
+    ratio: float = 0.6
+    picture_steps: int = 1000
+    pictures: int = 8
+
+    def __post_init__(self) -> None:
+        require(self.patch >= 1, "masking.patch must be at least 1", self.patch)
+        require(0 < self.ratio < 1, "masking.ratio must lie between 0 and 1", self.ratio)
+        require(self.picture_steps >= 0, "masking.picture_steps must be at least 0", self.picture_steps)
+        require(self.pictures >= 1, "masking.pictures must be at least 1", self.pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How the data set is read.
+
+    Attributes:
+        val_fraction: Share kept for validation where the data set has no validation part.
+        strict: True stops at the first image that cannot be used; False leaves it out and says so.
+        check_images: True looks at each image before the start, False at none: for data that is known to be whole. A
+            broken image is then found when it is used, see `max_bad_images`; copies of an image are not known as such,
+            and `deit evaluate` cannot count images that the model has met.
+        max_bad_images: Training images that may become unreadable during a run (deleted, truncated, changed); in place
+            of each stands another image of its batch, and the run tells of it. More stop the run, its state is saved:
+            then a disk or a network fails, and what is left would be another data set. `strict` allows none.
+        image_column: Column of a table that holds the images; empty finds it.
+        label_column: Column of a table that holds the labels; empty finds it.
+        problem_type: What the labels are; transformers' names.
+        label_separator: What separates several classes in one text; see `deit.data.labels.cells.read_separator`.
+        value_range: The values that become black and white in grey images of more than 8 bits; 0, 0 where the type or
+            the file says it. Saved with the model. See `deit.core.images.sample_values`.
+        labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
+        label_fraction: Likewise as a share of each class; 1 for all.
+        label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
+        labelled_share: Least share of labelled images among those shown, where a teacher speaks of unlabelled ones as
+            well: labelled ones come more often for it. A tenth, so that each batch has some and none is learnt by
+            heart; 0 shows all equally often.
+        max_train_images: Largest number of training images, chosen at random; 0 for all.
+        max_val_images: Likewise of validation images.
+    """
+
+    val_fraction: float = 0.2
+    strict: bool = False
+    check_images: bool = True
+    max_bad_images: int = 10
+    image_column: str = ""
+    label_column: str = ""
+    problem_type: str = "single_label_classification"
+    label_separator: str = ""
+    value_range: tuple[float, float] = (0.0, 0.0)
+    labels_per_class: int = 0
+    label_fraction: float = 1.0
+    label_seed: int = 0
+    labelled_share: float = 0.1
+    max_train_images: int = 0
+    max_val_images: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images", "max_bad_images"):
+            require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
+        if self.range is not None:
+            checked_range(self.range, "data.value_range")
+        require(0 <= self.labelled_share < 1, "data.labelled_share must lie in [0, 1)", self.labelled_share)
+        require(0 < self.label_fraction <= 1, "data.label_fraction must lie in (0, 1]", self.label_fraction)
+        require(
+            not (self.labels_per_class and self.label_fraction < 1),
+            "Pass data.labels_per_class or data.label_fraction, not both",
+            f"{self.labels_per_class} and {self.label_fraction}",
+        )
+        require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
+        require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
+
+    @property
+    def tolerated(self) -> int:
+        """How many images may become unreadable: `max_bad_images`, none with `strict`."""
+        return 0 if self.strict else self.max_bad_images
+
+    @property
+    def range(self) -> ValueRange | None:
+        """`value_range`, or None where none is set."""
+        return None if self.value_range == (0, 0) else self.value_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Learning rates of a recipe.
+
+    Attributes:
+        start: Where the warm-up begins.
+        peak: Where it ends.
+        end: Where the cosine ends.
+    """
+
+    start: float
+    peak: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All hyper-parameters of one training.
+
+    Attributes:
+        student: What is trained: a variant of this package or `timm/NAME`; empty leaves it to the caller.
+        config: What is changed of the variant, such as "num_hidden_layers=4"; of masked images alone.
+        image_size: Side of the input in pixels; 0 for the variant's own.
+        partial_patches: True lets the image size be no multiple of the patch size. The last pixels of each row and
+            column, which fill no patch, are then not seen, as in the authors' training of DeiT III huge.
+        init: The weights to begin with: model directory, weight file or hub name; empty for random ones. "<NAME>"
+            stands for the model that the recipe NAME makes, which has to be given.
+        teacher: Whom the student learns from; several are averaged, none leaves the labels alone.
+        batch_size: Images in a step, over all processes and accumulated parts together.
+        accumulate: Parts that each process computes one after the other and sums up to one step, to save memory.
+        seed: Of order, views, mixing, dropout and drop path.
+        precision: "fp32", "bf16" or "fp16" (autocast; weights stay fp32), or "auto": bf16 on GPUs and on CPUs with
+            AMX, which multiply it in hardware; fp32 elsewhere.
+        compile: True compiles the student with torch.compile.
+        loss: "ce", cross-entropy, or "bce", a yes or no for each class (DeiT III); see `classification_loss`.
+        label_smoothing: Share of the target mass spread over all classes. Without a number 0.1, and 0 with "bce".
+        drop_path_rate: Of a student that `build_student` makes; a student made otherwise has its own.
+        drop_path_shape: "linear" rises from 0 to the rate of the last block (DeiT); "constant" is the same in all
+            blocks (DeiT III).
+        student_mode: "train", or "eval", which switches off drop path and dropout, as the paper's code did when it
+            fine-tuned.
+        freeze: What keeps its weights, in evaluation mode: "trunk" (a linear probe), "blocks:N" (embeddings and the
+            first N blocks), or nothing when empty; see `deit.train.students.freezing`.
+        ema_decay: Of the running average of the weights; 0 for none. The first steps use less, so that short trainings
+            are not dominated by the initial values.
+        ema_use: "save": the average is what is evaluated and saved as the model. "keep": it stays in the training state
+            and is not used, as in the paper's code.
+        crop_ratio: Of the evaluation; see `evaluation_processor`.
+        eval_epochs: Epochs between two evaluations; the last epoch is always evaluated.
+        keep_state: True keeps the newest training states after the last epoch too, three times the size of the model
+            each, so that the run can go on; False removes them once the model is written.
+        num_workers: Processes that prepare images; -1 chooses.
+        augment: How training images are varied.
+        optimizer: What turns gradients into steps.
+        schedule: Learning rate over time.
+        distillation: The teacher's loss; unused without a teacher.
+        data: How the data set is read.
+        masking: What a masked-image training hides.
+    """
+
+    student: str = ""
+    config: str = ""
+    image_size: int = 0
+    partial_patches: bool = False
+    init: str = ""
+    teacher: tuple[str, ...] = ()
+    batch_size: int = 64
+    accumulate: int = 1
+    seed: int = 0
+    precision: str = "auto"
+    compile: bool = False
+    loss: str = "ce"
+    label_smoothing: float = FOLLOWS
+    drop_path_rate: float = 0.1
+    drop_path_shape: str = "linear"
+    student_mode: str = "train"
+    freeze: str = ""
+    ema_decay: float = 0.0
+    ema_use: str = "save"
+    crop_ratio: float = 0.875
+    eval_epochs: int = 1
+    keep_state: bool = True
+    num_workers: int = -1
+    augment: Augmentation = field(default_factory=Augmentation)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    distillation: Distillation = field(default_factory=Distillation)
+    data: DataOptions = field(default_factory=DataOptions)
+    masking: Masking = field(default_factory=Masking)
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 0, "image_size must be at least 0", self.image_size)
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"batch_size must be a multiple of accumulate ({self.accumulate})",
+            self.batch_size,
+        )
+        require(self.seed >= 0, "seed must be at least 0", self.seed)
+        require_one_of("precision", self.precision, PRECISIONS)
+        require_one_of("loss", self.loss, CLASSIFICATION_LOSSES)
+        object.__setattr__(self, "label_smoothing", following("label_smoothing", self.label_smoothing, self.loss))
+        require_one_of("drop_path_shape", self.drop_path_shape, DROP_PATH_SHAPES)
+        require_one_of("student_mode", self.student_mode, STUDENT_MODES)
+        require_one_of("ema_use", self.ema_use, EMA_USES)
+        blocks = self.freeze.removeprefix("blocks:")
+        require(
+            self.freeze in ("", "trunk") or (blocks != self.freeze and blocks.isdecimal()),
+            'freeze must be "trunk", "blocks:N" or empty',
+            repr(self.freeze),
+        )
+        require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
+        require(
+            self.loss != "bce" or self.label_smoothing == 0,
+            'label_smoothing must be 0 with loss "bce", which counts every class above 0 as present',
+            self.label_smoothing,
+        )
+        require(0 <= self.ema_decay < 1, "ema_decay must lie in [0, 1)", self.ema_decay)
+        require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
+        require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)
+        require(
+            not (self.augment.mixes and self.batch_size % 2),
+            "Mixup and CutMix pair the images of a batch, so batch_size must be even",
+            self.batch_size,
+        )
+
+    @property
+    def init_made_by(self) -> str | None:
+        """Name of the recipe whose model `init` only stands for, so that it has to be given; else None."""
+        return self.init[1:-1] if self.init.startswith("<") and self.init.endswith(">") else None
+
+    def batch_multiple(self, world_size: int = 1) -> int:
+        """Returns what the batch size must be a multiple of: processes times parts, and two where images are paired."""
+        return math.lcm(world_size * self.accumulate, 2 if self.augment.mixes else 1)
+
+    def learning_rate(self) -> float:
+        """Returns the peak learning rate, scaled to the batch size."""
+        reference = self.optimizer.reference_batch_size
+        return self.optimizer.lr * self.batch_size / reference if reference else self.optimizer.lr
+
+    def learning_rates(self) -> Rates:
+        """Returns where the learning rate begins, its peak and where it ends, for the batch size of this recipe.
+
+        As in the paper's code the batch size scales the peak alone. A beginning or an end that the peak of a small
+        batch does not rise above would leave a flat rate: it keeps its share of `optimizer.lr` instead.
+        """
+        peak, schedule = self.learning_rate(), self.schedule
+        start, end = schedule.warmup_lr, schedule.min_lr
+        if peak <= start < self.optimizer.lr:
+            start = start / self.optimizer.lr * peak
+        if peak <= end:
+            end = min(end / self.optimizer.lr, 1.0) * peak
+        return Rates(start=start, peak=peak, end=end)
+
+    def check_learning_rates(self) -> None:
+        """Refuses a learning rate that could only stay where it is or go the wrong way.
+
+        Raises:
+            ValueError: The schedule begins or ends above `optimizer.lr`.
+        """
+        for name, value, what in (
+            ("warmup_lr", self.schedule.warmup_lr if self.schedule.warmup_epochs else 0.0, "begins"),
+            ("min_lr", self.schedule.min_lr, "ends"),
+        ):
+            require(
+                value <= self.optimizer.lr,
+                f"schedule.{name}, where the learning rate {what}, must be at most optimizer.lr, its peak "
+                f"({self.optimizer.lr:g}); set both",
+                f"{value:g}",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns nested plain values."""
+        return dataclasses.asdict(self)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+        """Returns a recipe with some values replaced.
+
+        Args:
+            settings: Dotted names, such as `{"optimizer.lr": 1e-3}`; text is converted to the value's type. A value
+                that follows another (`FOLLOWING`) changes with it, unless it was chosen.
+
+        Raises:
+            ValueError: A name is unknown, or a value cannot be used.
+
+        Example:
+            >>> Recipe().with_settings({"schedule.epochs": "10"}).schedule.epochs
+            10
+        """
+        values, known = self.to_dict(), flat(self.to_dict())
+        for name, value in settings.items():
+            if name not in known:
+                raise unknown_setting(name, list(known))
+            section, _, last = name.rpartition(".")
+            (values[section] if section else values)[last] = value
+        changed: Recipe = build(Recipe, values)
+        return changed
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Builds a recipe from nested values.
+
+        Raises:
+            ValueError: A name is unknown, or a value cannot be used.
+        """
+        recipe: Recipe = build(cls, without_following(values))
+        return recipe
+
+    def to_yaml(self) -> str:
+        """Returns the recipe as YAML, every setting included."""
+        text: str = yaml.safe_dump(plain(self.to_dict()), sort_keys=False)
+        return text
+
+    def save(self, path: Path) -> None:
+        """Writes the recipe as YAML."""
+        write_text_atomically(path, self.to_yaml())
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Reads a recipe from YAML.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is not YAML, or not a recipe.
+        """
+        return cls.from_dict(read_settings(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings that a YAML file names, as they stand there; see `Recipe.load`."""
+    if not path.exists():
+        raise FileNotFoundError(f"No recipe at {path}.")
+    return read_yaml(path, "a recipe")
+
+
+def differences(first: Recipe, second: Recipe) -> list[str]:
+    """Returns the dotted names of the settings in which two recipes differ."""
+    one, two = flat(first.to_dict()), flat(second.to_dict())
+    return [name for name in one if one[name] != two[name]]

@@ -1,0 +1,142 @@
+"""The values of a recipe: read from text and YAML, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from deit.core.errors import shown
+from deit.core.following_defaults import FOLLOWING, FOLLOWS, FollowingDefault
+
+SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data", "masking")
+_TRUTH = {"true": True, "false": False, "1": True, "0": False}
+
+
+def without_following(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested values of a file without those that are only the default of a kind written beside them.
+
+    A saved recipe writes down everything. Whoever changes the kind of such a file means the numbers of the new one.
+    """
+    kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for name, (other, numbers) in FOLLOWING.items():
+        section, _, last = name.rpartition(".")
+        place: Any = kept.get(section, {}) if section else kept
+        followed = other.rpartition(".")[2]
+        if isinstance(place, dict) and last in place and place[last] == numbers.get(str(place.get(followed))):
+            del place[last]
+    return kept
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values under dotted names."""
+    dotted: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return dotted
+
+
+def plain(value: Any) -> Any:
+    """Returns nested values in the types that YAML knows."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, FollowingDefault):
+        return float(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def unknown_setting(name: Any, known: Sequence[str], prefix: str = "") -> ValueError:
+    """Returns the error for a setting that there is not; it names those that may be meant, not all 80.
+
+    Args:
+        name: Of the setting.
+        known: The names that there are.
+        prefix: What stands before all of them: the section of a file.
+    """
+    last = str(name).rpartition(".")[2]
+    near = [each for each in known if each.rpartition(".")[2] == last] or difflib.get_close_matches(
+        str(name), known, n=1
+    )
+    hint = f" Did you mean {' or '.join(repr(prefix + each) for each in near)}?" if near else ""
+    if not near and prefix:
+        hint = f" Known: {', '.join(known)}."
+    where = "" if hint else " All of them stand in what `deit recipes NAME --yaml` prints."
+    return ValueError(f"Unknown setting {prefix}{shown(name)}.{hint}{where}")
+
+
+def build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Builds a section, or a whole recipe, from nested values.
+
+    Raises:
+        ValueError: A name is unknown, or a value cannot be used.
+    """
+    types = get_type_hints(cls)
+    unknown = set(values) - set(types)
+    if unknown:
+        raise unknown_setting(min(unknown, key=str), list(types), prefix)
+    built = {}
+    for key, value in values.items():
+        kind: Any = types[key]
+        if key in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{prefix}{key} must hold settings. Received: {shown(value)}.")
+            built[key] = build(kind, value, f"{prefix}{key}.")
+        else:
+            default = next(f.default for f in dataclasses.fields(cls) if f.name == key)
+            built[key] = convert(prefix + key, value, default)
+    return cls(**built)
+
+
+def convert(name: str, value: Any, default: Any) -> Any:
+    """Converts text, and YAML's numbers and lists, to the type of the default; no default is a number that follows."""
+    if isinstance(value, FollowingDefault):
+        return value
+    try:
+        if default is FOLLOWS:
+            return None if value is None else _number(value)
+        if default == ():  # texts, as many as there are
+            parts = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
+            return tuple(str(part).strip() for part in parts if str(part).strip())
+        if isinstance(default, tuple):
+            parts = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
+            if len(parts) != len(default):
+                raise ValueError
+            return tuple(float(part) for part in parts)
+        if isinstance(default, bool):
+            return _truth(value)
+        if isinstance(value, bool):  # YAML reads a bare `no` as False; it is neither a number nor a name
+            raise ValueError
+        if isinstance(default, int) and float(value) != int(float(value)):
+            raise ValueError
+        return type(default)(float(value)) if isinstance(default, (int, float)) else str(value)
+    except (TypeError, ValueError, OverflowError):
+        like = "a number" if default is FOLLOWS else f"like {default!r}"
+        raise ValueError(f"{name} must be {like}. Received: {shown(value)}.") from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _truth(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in _TRUTH:
+        raise ValueError
+    return _TRUTH[text]
+
+
+def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises a ValueError unless a value is known."""
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {known}. Received: {shown(value)}.{hint}")
+
+
+def require(condition: bool, message: str, received: Any) -> None:
+    """Raises a ValueError unless a condition holds."""
+    if not condition:
+        raise ValueError(f"{message}. Received: {received}.")

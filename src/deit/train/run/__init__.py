@@ -1,0 +1,1 @@
+"""What a training writes, and reads to go on."""

@@ -1,0 +1,147 @@
+"""The training state: all that a run needs to go on. It is complete on the disk, or it does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deit.core.errors import DamagedFileError, parsing, read_json
+from deit.core.files import replace_folder_content
+from deit.core.weights.files import read_header
+from deit.core.writing import writing
+
+logger = logging.getLogger(__name__)
+
+_TENSORS = "tensors.safetensors"
+_META = "meta.json"
+_MANIFEST = "manifest.json"
+_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A training state.
+
+    Attributes:
+        step: Steps done.
+        tensors: Weights, optimizer state and running averages, by name.
+        meta: Plain values.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def save_state(folder: Path, state: State) -> Path:
+    """Writes a state into `folder/step-N`; the two newest are kept.
+
+    Sequence: files into a temporary folder, a manifest with their hashes, all synced, one rename.
+
+    Returns:
+        The new folder.
+    """
+    target = state_folder(folder, state.step)
+    with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
+    with replace_folder_content(target) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        save_file(tensors, temporary / _TENSORS)
+        (temporary / _META).write_text(json.dumps({"step": state.step, **state.meta}), encoding="utf-8")
+        manifest = {name: _hash(temporary / name) for name in (_TENSORS, _META)}
+        (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    for old in _step_folders(folder)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def state_folder(folder: Path, step: int) -> Path:
+    """Returns where the state after a step is, or would be."""
+    return folder / f"step-{step:08d}"
+
+
+def has_states(folder: Path) -> bool:
+    """Whether there are states, be they damaged."""
+    return bool(_step_folders(folder))
+
+
+def remove_states(folder: Path) -> None:
+    """Removes all states and the list of the run's images, with their folder; what cannot be removed stays."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def newest_state(folder: Path) -> Path | None:
+    """Returns the newest state that was written to its end, or None; its content is not looked at."""
+    complete = [path for path in _step_folders(folder) if (path / _MANIFEST).is_file()]
+    return complete[-1] if complete else None
+
+
+def load_state(folder: Path) -> State | None:
+    """Reads the newest complete state of a folder, or None when none was ever saved.
+
+    A damaged state is passed over with a warning, for the one before it.
+
+    Raises:
+        ValueError: There are states, and all of them are damaged.
+    """
+    paths = _step_folders(folder)
+    for path in reversed(paths):
+        try:
+            manifest = read_json(path / _MANIFEST, "the manifest of a training state")
+            damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
+            if not damaged:
+                return _read(path)
+        except (OSError, ValueError) as error:
+            logger.warning("Passed over the training state %s: %s", path, error)
+            continue
+        logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
+    if paths:
+        raise ValueError(f"Every training state in {folder} is damaged. Begin a new run in another folder.")
+    return None
+
+
+def _read(path: Path) -> State:
+    meta = read_json(path / _META, "the values of a training state")
+    read_header(path / _TENSORS)
+    with parsing(path / _TENSORS, "the tensors of a training state"):
+        return State(step=int(meta.pop("step")), tensors=load_file(path / _TENSORS), meta=meta)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Returns the optimizer's tensors by name. Its settings come from the recipe and are not stored."""
+    return {
+        f"optimizer.{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives an optimizer the tensors that `optimizer_tensors` took from one like it."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith("optimizer."):
+            _, index, name = full_name.split(".", 2)
+            states.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def _hash(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe waits and a device goes on for ever
+        raise DamagedFileError(f"{path} is a folder, a pipe or a device, not a file.")
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,263 @@
+"""The student: a model with its classes, new or started from a checkpoint, and the preprocessing it is used with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deit.core.config.config import (
+    DeiTConfig,
+    VisionTransformerConfig,
+    ViTConfig,
+)
+from deit.core.config.field_checks import height_and_width
+from deit.core.labels import id2label_from_names, names_in_order
+from deit.core.model_directory import read_image_processor
+from deit.core.processing.image_processor import DeiTImageProcessor, evaluation_processor
+from deit.core.published import Variant, find_variant
+from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, variant_config
+from deit.core.weights.plan import refuse_larger_than_file
+from deit.models.deit import DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling
+from deit.models.pretrained import PreTrainedModel
+from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling
+from deit.models.weights.finiteness import refuse_non_finite
+from deit.models.weights.from_pretrained import Checkpoint, FileOptions, open_checkpoint
+from deit.models.weights.initialization import InitReport, initialize_from
+from deit.models.weights.loading import read_network
+from deit.runtime.random_state import random_state_kept
+from deit.train.recipes.recipe import Recipe
+from deit.train.students.start import config_of, folder_values, require_architecture, resolved_start
+from deit.train.students.timm import build_timm, timm_architecture
+from deit.train.teachers.label_matching import head_rows
+
+# What of a checkpoint's configuration is about itself and not about the student.
+_NOT_INHERITED = ("model_type", "architectures", "dtype", "id2label", "label2id", "return_dict", "output_attentions",
+                  "output_hidden_states", "decoder_init")  # fmt: skip
+
+_CLASS_HEADS = ("cls_classifier.weight", "classifier.weight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A student, ready to be trained.
+
+    Attributes:
+        model: A DeiT or ViT of this package, or a model of timm, with float32 weights on the CPU.
+        processor: The preprocessing that it is evaluated and saved with.
+        report: What became of the checkpoint's tensors; None for a student that starts from nothing.
+    """
+
+    model: nn.Module
+    processor: DeiTImageProcessor
+    report: InitReport | None = None
+
+
+def build_student(
+    name: str | None,
+    classes: Sequence[str],
+    recipe: Recipe,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    init: str | Path | None = None,
+) -> Student:
+    """Builds a student, new or from a checkpoint; the same seed gives the same initial values.
+
+    From a checkpoint, the trunk is taken with its kind of layer scale and position embedding, which is resized to the
+    image (bicubic). The variant named may have a distillation token that the checkpoint has not, or the reverse; see
+    `initialize_from`. What is not given is the recipe's; see `resolved_start`.
+
+    Heads are kept when their classes are those of the data: by name, in any order, or, where the
+    checkpoint does not name its classes, by number. Else they start anew. The normalization is the checkpoint's.
+
+    Args:
+        name: A variant of this package, or `timm/NAME` for any architecture of timm, such as a convnet that shall
+            become a teacher. None takes the recipe's; with `init` and none there the architecture is the checkpoint's.
+        classes: Class names; for regression one name, of the number to predict.
+        recipe: Its seed, problem type, drop path rate and evaluation crop are used.
+        image_size: Input in pixels, the side of a square or (height, width). None takes the recipe's, or else the named
+            variant's, or else the checkpoint's; for timm the model's own.
+        init: Model directory, weight file (`.safetensors`, `.pth`) or name on the model hub, in any dialect that
+            `from_pretrained` reads; for `timm/NAME` in timm's. None takes the recipe's.
+
+    Raises:
+        ValueError: An unknown name, an image size that the patches do not fill, a checkpoint of another architecture,
+            or several classes for regression.
+        OSError: The checkpoint cannot be found, or the hub cannot be reached.
+    """
+    if recipe.data.problem_type == "regression" and len(classes) != 1:
+        raise ValueError(f"Regression predicts one number, so it has one class name. Received: {len(classes)}.")
+    recipe, size = _with_choices(recipe, name, init, image_size)
+    name, init = recipe.student or None, recipe.init or None
+    library, _, architecture = (name or "").partition("/")
+    with random_state_kept():
+        torch.manual_seed(recipe.seed)
+        if library == "timm" and architecture:
+            return Student(**build_timm(architecture, classes, recipe, size, init))
+        if init is None:
+            if not name:
+                raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
+            config = _configured(variant_config(name), classes, recipe, size)
+            return Student(
+                model=_build(config, recipe), processor=_processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD)
+            )
+        variant = find_variant(name) if name else None
+        checkpoint = open_checkpoint(init, FileOptions())
+        other = timm_architecture(checkpoint) if variant is None else None
+        if other is not None:
+            return Student(**build_timm(other, classes, recipe, size, init))
+        return _start_from(checkpoint, name, variant, classes, recipe, size)
+
+
+def build_masked_student(
+    name: str | None,
+    recipe: Recipe,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    init: str | Path | None = None,
+    overrides: str = "",
+) -> Student:
+    """Builds a student that reconstructs hidden patches, new or from a checkpoint.
+
+    Args:
+        name: A variant of this package; with `init` it may be None: the architecture is then the checkpoint's.
+        recipe: Its seed, drop path rate and evaluation crop are used.
+        image_size: See `build_student`.
+        init: See `build_student`; mask token and decoder are new where it has none.
+        overrides: Fields of the configuration that replace the variant's: "num_hidden_layers=4,patch_size=8". The
+            encoder stride follows the patch size unless it is given. Not with `init`, whose weights have their sizes.
+
+    Raises:
+        ValueError: See `build_student`; also an unknown field, or a value that cannot be used.
+    """
+    recipe, size = _with_choices(recipe, name, init, image_size)
+    name, init, overrides = recipe.student or None, recipe.init or None, overrides or recipe.config
+    if overrides and init is not None:
+        raise ValueError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
+    with random_state_kept():
+        torch.manual_seed(recipe.seed)
+        if init is not None:
+            variant = find_variant(name) if name else None
+            return _start_from(open_checkpoint(init, FileOptions()), name, variant, None, recipe, size)
+        if not name:
+            raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
+        config = variant_config(name)
+        if overrides:
+            config.update_from_string(overrides)
+            if "encoder_stride" not in overrides:
+                config.encoder_stride = config.grid_patch_size[0]
+            config.validate()
+        own = _configured(config, None, recipe, size)
+        return Student(model=_build_masked(own, recipe), processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
+
+
+def _with_choices(
+    recipe: Recipe, name: str | None, init: str | Path | None, image_size: int | tuple[int, int] | None
+) -> tuple[Recipe, tuple[int, int] | None]:
+    """Returns the recipe with what was chosen, and the input size where one was chosen."""
+    size = None if image_size is None else height_and_width(image_size, "image_size")
+    start = resolved_start(recipe, student=name, init=init, image_size=max(size) if size else None)
+    return start, size or ((start.image_size,) * 2 if start.image_size else None)
+
+
+def _check_patches(config: VisionTransformerConfig, recipe: Recipe) -> None:
+    if recipe.partial_patches:
+        return
+    for side, patch in zip(config.grid_image_size, config.grid_patch_size, strict=True):
+        if side % patch:
+            near = max(side // patch, 1) * patch
+            raise ValueError(
+                f"image_size {side} is not a multiple of patch_size {patch}. Use {near} or {near + patch}."
+            )
+
+
+def _build_masked(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
+    _check_patches(config, recipe)
+    config.decoder_init = "simmim"  # the recipes are measured with it
+    if isinstance(config, ViTConfig):
+        return ViTForMaskedImageModeling(config)
+    assert isinstance(config, DeiTConfig)
+    return DeiTForMaskedImageModeling(config)
+
+
+def _build(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
+    _check_patches(config, recipe)
+    if isinstance(config, ViTConfig):  # without distillation token
+        return ViTForImageClassification(config)
+    assert isinstance(config, DeiTConfig)
+    return DeiTForImageClassificationWithTeacher(config)
+
+
+def _configured(
+    config: VisionTransformerConfig, classes: Sequence[str] | None, recipe: Recipe, size: tuple[int, int] | None
+) -> VisionTransformerConfig:
+    fields = {key: value for key, value in config.to_dict().items() if key not in _NOT_INHERITED}
+    if size is not None:
+        fields["image_size"] = size[0] if size[0] == size[1] else size
+    fields["drop_path_rate"] = recipe.drop_path_rate
+    if classes is not None:
+        fields["id2label"] = id2label_from_names(classes)
+        fields["problem_type"] = recipe.data.problem_type
+    return type(config)(**fields)
+
+
+def _processor(
+    config: VisionTransformerConfig, recipe: Recipe, mean: Sequence[float], std: Sequence[float]
+) -> DeiTImageProcessor:
+    return evaluation_processor(config.grid_image_size, crop_ratio=recipe.crop_ratio, mean=mean, std=std)
+
+
+# --- from a checkpoint --------------------------------------------------------------------------------
+
+
+def _start_from(
+    checkpoint: Checkpoint,
+    name: str | None,
+    variant: Variant | None,
+    classes: Sequence[str] | None,
+    recipe: Recipe,
+    size: tuple[int, int] | None,
+) -> Student:
+    """Builds a classifier of `classes`, or a model of masked images where they are None."""
+    found = config_of(checkpoint)
+    refuse_larger_than_file(found, checkpoint.source.shapes, checkpoint.name)
+    notes: list[str] = []
+    config = found
+    if name is not None and variant is not None:
+        notes += require_architecture(found, variant_config(name), name, checkpoint.name)
+        size = size or (variant.image_size, variant.image_size)
+        fields = {key: value for key, value in found.to_dict().items() if key not in _NOT_INHERITED}
+        config = (DeiTConfig if variant.distilled else ViTConfig)(**fields)
+    own = _configured(config, classes, recipe, size)
+    tensors = read_network(checkpoint.source, source=checkpoint.name)
+    refuse_non_finite(tensors.items(), checkpoint.name)
+    if classes is None and not any(tensor.startswith("decoder.") for tensor in tensors):
+        own.encoder_stride = own.grid_patch_size[0]  # of a decoder that is new
+    model = _build_masked(own, recipe) if classes is None else _build(own, recipe)
+    model.name_or_path = str(checkpoint.path)
+    count = next((tensors[head].shape[0] for head in _CLASS_HEADS if head in tensors), 0)
+    rows, why = (None, ()) if classes is None else head_rows(_class_names(found), count, classes)
+    report = initialize_from(model, tensors, found, head_rows=rows, source=str(checkpoint.name))
+    mean, std, origin = _normalization(checkpoint)
+    report = replace(report, notes=(*notes, *why, *report.notes, *origin))
+    return Student(model=model, processor=_processor(own, recipe, mean, std), report=report)
+
+
+def _class_names(config: VisionTransformerConfig) -> list[str] | None:
+    names = names_in_order(config.id2label)
+    return None if names == [f"LABEL_{i}" for i in range(len(names))] else names
+
+
+def _normalization(checkpoint: Checkpoint) -> tuple[Sequence[float], Sequence[float], tuple[str, ...]]:
+    """Returns mean and std that a checkpoint was trained with, and what to say of them."""
+    path = checkpoint.path
+    if path is not None and (path / "preprocessor_config.json").is_file():
+        processor = read_image_processor(path)
+        return processor.channel_mean, processor.channel_std, ()
+    cfg = folder_values(checkpoint).get("pretrained_cfg")
+    if isinstance(cfg, Mapping) and "mean" in cfg and "std" in cfg:
+        return cfg["mean"], cfg["std"], ()
+    return IMAGENET_MEAN, IMAGENET_STD, ("The checkpoint says no normalization; ImageNet's is taken, as in the paper.",)

@@ -1,0 +1,1 @@
+"""Teachers of a distillation and their recorded answers."""
