@@ -333,6 +333,44 @@ def test_weights_of_something_else_are_refused(saved):
         DeiTForImageClassificationWithTeacher.from_pretrained(folder)
 
 
+STARTS = {"before.weight": 1.0, "after.weight": 1.0, "layernorm.weight": 1.0, "activation": 0.25, "layer_scale": 0.1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lost", ["everything", "one of query, key and value", "a norm and an activation"])
+def test_what_a_file_lacks_starts_anew_where_the_report_is_asked_for(saved, caplog, lost, dtype):
+    model, folder = saved(hidden_act="prelu", layer_scale_init=0.1)
+    tensors = load_file(folder / "model.safetensors")
+    gone = {
+        "everything": set(tensors),
+        "one of query, key and value": {
+            f"deit.encoder.layer.1.attention.attention.key.{k}" for k in ("weight", "bias")
+        },
+        "a norm and an activation": {
+            name for name in tensors if ".layer.0." in name and ("layernorm_after" in name or "activation" in name)
+        },
+    }[lost]
+    save_file(
+        {n: t for n, t in tensors.items() if n not in gone} or {"x": torch.zeros(1)}, folder / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=f"lacks {len([n for n in gone if 'classifier' not in n])} tensors that"):
+        type(model).from_pretrained(folder)
+    with caplog.at_level(logging.WARNING):
+        again, info = type(model).from_pretrained(folder, output_loading_info=True, dtype=dtype)
+    own = dict(model.named_parameters())
+    assert info["missing_keys"] == (set(own) if lost == "everything" else gone)  # such a file has no other names
+    assert all(name in caplog.text for name in info["missing_keys"])
+    for name, tensor in published_tensors(again.state_dict()).items():
+        assert tensor.dtype == dtype
+        if name not in gone:
+            assert torch.equal(tensor, tensors[name].to(dtype)), name
+        elif tensor.ndim > 1 or "projection" in name:
+            assert 0.0 < tensor.float().std() < 0.2, name
+        else:
+            start = next((value for part, value in STARTS.items() if part in name), 0.0)
+            assert (tensor == torch.tensor(start).to(dtype)).all(), name
+
+
 def test_a_configuration_of_another_kind_of_model_is_refused(saved):
     _, folder = saved()
     (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))

@@ -475,8 +475,8 @@ class PreTrainedModel(nn.Module):
         """Opens a model directory, a weight file or a model on the hub; it is returned in evaluation mode.
 
         Weights may be in any dialect: published, transformers', timm's or the original release's. Heads that the file
-        does not hold start anew and are named in a warning; any other missing tensor is an error. The memory that is
-        used is the model's own: no second copy is made.
+        does not hold start anew and are named in a warning; any other missing tensor is an error, unless
+        `output_loading_info` asks for the list. The memory that is used is the model's own: no second copy is made.
 
         Args:
             pretrained_model_name_or_path: Model directory, as `save_pretrained`, transformers or timm writes it; a
@@ -487,7 +487,8 @@ class PreTrainedModel(nn.Module):
             dtype: A torch type or its name; "auto" takes the file's, None float32.
             device_map: The device to load to: its name or number, {"": device}, or "auto".
             ignore_mismatched_sizes: Let tensors of another shape (a new number of classes) start anew.
-            output_loading_info: Also return what did not match: a dict of sets.
+            output_loading_info: Also return what did not match: a dict of sets. Every tensor that is missing from the
+                file then starts anew, as in transformers, and is named in `missing_keys` and in a warning.
             **kwargs: Fields of the configuration that override it; `state_dict`, `subfolder`, `variant`,
                 `use_safetensors` (see `deit.models.weights.from_pretrained.FileOptions`); `revision`, `token`,
                 `cache_dir`, `local_files_only`, `force_download` (see `deit.core.hub.HubOptions`); others are passed to
@@ -507,6 +508,8 @@ class PreTrainedModel(nn.Module):
         """
         dtype = kwargs.pop("torch_dtype", dtype)
         placing = {"dtype": dtype, "device_map": device_map, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+        # Who asks what did not match is told; everybody else is not given a trunk of random weights.
+        placing["may_lack_trunk"] = output_loading_info
         model, info = open_model(cls, pretrained_model_name_or_path, model_args, config, kwargs, **placing)
         mark_as_initialized(model)
         return (model, info.to_dict()) if output_loading_info else model

@@ -57,12 +57,19 @@ class XIELU(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Rounded to bfloat16, as in transformers. The last two are constants that its files hold too.
-        positive, negative = torch.tensor([0.8, 0.8 - 0.5]).bfloat16().expm1().log()
-        self.alpha_p = nn.Parameter(positive[None])
-        self.alpha_n = nn.Parameter(negative[None])
+        # In bfloat16, as in transformers. The last two are constants that its files hold too.
+        self.alpha_p = nn.Parameter(torch.empty(1, dtype=torch.bfloat16))
+        self.alpha_n = nn.Parameter(torch.empty(1, dtype=torch.bfloat16))
         self.beta = nn.Parameter(torch.tensor(0.5).bfloat16(), requires_grad=False)
         self.eps = nn.Parameter(torch.tensor(-1e-6).bfloat16(), requires_grad=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Gives the parameters the values that they start with."""
+        positive, negative = torch.tensor([0.8, 0.8 - 0.5]).bfloat16().expm1().log()
+        for parameter, value in zip(self.parameters(), (positive, negative, 0.5, -1e-6), strict=True):
+            parameter.fill_(value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Acts on each number alone."""

@@ -177,6 +177,7 @@ def origin(name_or_path: str | os.PathLike[str]) -> str:
     return os.path.abspath(name_or_path) if os.path.exists(name_or_path) else os.fspath(name_or_path)
 
 
+@torch.inference_mode(False)  # parameters are ordinary tensors wherever the caller is, and any thread can fill them
 def build_and_fill(
     build: Any,
     checkpoint: Checkpoint,
@@ -184,6 +185,7 @@ def build_and_fill(
     dtype: torch.dtype | str | None,
     device_map: Any,
     ignore_mismatched_sizes: bool,
+    may_lack_trunk: bool = False,
     may_map: bool = True,
 ) -> tuple[Any, LoadingInfo]:
     """Builds a model without initial values and fills it.
@@ -194,24 +196,12 @@ def build_and_fill(
         dtype: See `from_pretrained`.
         device_map: See `from_pretrained`.
         ignore_mismatched_sizes: See `from_pretrained`.
+        may_lack_trunk: See `load_tensors`.
         may_map: Whether parameters may be views of the file.
 
     Raises:
         ValueError: See `load_tensors`.
     """
-    # Parameters are ordinary tensors also where the caller is in inference mode, and can be filled from any thread.
-    with torch.inference_mode(False):
-        return _build_and_fill(build, checkpoint, dtype, device_map, ignore_mismatched_sizes, may_map)
-
-
-def _build_and_fill(
-    build: Any,
-    checkpoint: Checkpoint,
-    dtype: torch.dtype | str | None,
-    device_map: Any,
-    ignore_mismatched_sizes: bool,
-    may_map: bool,
-) -> tuple[Any, LoadingInfo]:
     device = resolve_device(device_map)
     resolved = resolve_dtype(dtype, checkpoint.source)
     with without_initial_values(device, resolved) as parts:
@@ -227,6 +217,7 @@ def _build_and_fill(
         checkpoint.source,
         base_prefix=f"{model.base_model_prefix}.",
         ignore_mismatched_sizes=ignore_mismatched_sizes,
+        may_lack_trunk=may_lack_trunk,
         source=checkpoint.name,
         before_reading=lambda names: _draw_initial_values(model, names, parts),
         may_be_mapped={name for name, empty in names.items() if empty} if may_map else (),

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,10 @@ def load_tensors(
     *,
     base_prefix: str,
     ignore_mismatched_sizes: bool = False,
+    may_lack_trunk: bool = False,
     source: object = "the checkpoint",
     before_reading: Callable[[list[str]], None] | None = None,
-    may_be_mapped: Container[str] = (),
+    may_be_mapped: Collection[str] = (),
 ) -> LoadingInfo:
     """Copies tensors of any dialect into a model.
 
@@ -67,6 +68,7 @@ def load_tensors(
         tensors: Where they come from.
         base_prefix: What stands in front of the trunk in a model with heads, such as `deit.`.
         ignore_mismatched_sizes: See `from_pretrained`.
+        may_lack_trunk: Whether missing tensors of the trunk start anew, too, for a caller who reads the result.
         source: Named in messages.
         before_reading: Called with the names (the model's) of the tensors that will not be filled, in full or in part.
         may_be_mapped: Names (the model's) of parameters that may become views of the file in place of copies.
@@ -76,14 +78,15 @@ def load_tensors(
         ShapeError: Shapes differ.
     """
     state = model.state_dict()
-    dialect = detect_dialect(tensors.shapes)
+    dialect = detect_dialect(tensors.shapes, default=DEIT if may_lack_trunk else HUGGINGFACE)
     plan = plan_loading(tensors.shapes, state, base_prefix=base_prefix, dialect=dialect)
     mismatched = []
     for name, part in list(plan.found.items()):
         expected = tuple(_piece(state, part).shape)
         if tensors.shapes[name] != expected:
             mismatched.append((name, tensors.shapes[name], expected))
-    refuse_missing_trunk(plan.missing, type(model).__name__, source)
+    if not may_lack_trunk:
+        refuse_missing_trunk(plan.missing, type(model).__name__, source)
     if mismatched and not ignore_mismatched_sizes:
         shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
         raise ShapeError(
@@ -94,7 +97,8 @@ def load_tensors(
     if before_reading is not None:
         before_reading(unfilled)
     parameters = dict(model.named_parameters())
-    mapped = _map(parameters, tensors, plan.found, state, may_be_mapped)
+    # A tensor that is filled in part keeps the memory in which its initial values were drawn.
+    mapped = _map(parameters, tensors, plan.found, state, set(may_be_mapped) - set(unfilled))
     for part in plan.found.values():
         if part.name in parameters:  # it may have other memory now
             state[part.name] = parameters[part.name].data
@@ -111,7 +115,7 @@ def _map(
     tensors: TensorSource,
     found: Mapping[str, Part],
     state: Mapping[str, Tensor],
-    may_be_mapped: Container[str],
+    may_be_mapped: Collection[str],
 ) -> set[str]:
     """Lets parameters be views of the file where nothing has to be joined or converted; returns which."""
     wanted = [
