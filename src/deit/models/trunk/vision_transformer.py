@@ -16,7 +16,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from deit.core.config.config import VisionTransformerConfig
-from deit.models.trunk.activations import LEARNT_ACTIVATIONS, find_activation
+from deit.models.trunk.activations import XIELU, find_activation
 from deit.models.trunk.attention import attend, attention_bias, choose_implementation, head_mask_per_block
 from deit.models.trunk.block_shortcuts import can_compute_prefix, compute_prefix, run_block
 from deit.models.trunk.construction import new_linear, new_projection
@@ -492,5 +492,5 @@ def initialize_layer(module: nn.Module, std: float) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, LayerScale):
         nn.init.constant_(module.gamma, module.initial_value)
-    elif isinstance(module, (nn.Conv2d, *LEARNT_ACTIVATIONS.values())):
+    elif isinstance(module, (nn.Conv2d, nn.PReLU, XIELU)):
         module.reset_parameters()
