@@ -113,8 +113,10 @@ def test_the_program_ends_with_one_line_and_code_2_for_a_mistake_of_the_user(tmp
 
 def test_a_traceback_is_shown_on_request(tmp_path, monkeypatch):
     monkeypatch.setenv("DEIT_TRACEBACK", "1")
-    result = deit("classify", tmp_path, "nowhere.png")
-    assert isinstance(result.exception, FileNotFoundError)
+    result = run_program("classify", str(tmp_path), "nowhere.png")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("\nError: No image, folder or match for 'nowhere.png'.\n")
 
 
 @pytest.mark.parametrize("name", ["typer", "rich"])

@@ -17,13 +17,17 @@ from rich.console import Console
 
 from deit.cli.terminal import console
 from deit.cli.terminal.console import _Once, print_table, progress_bar, report_skipped, reports_errors
+from deit.core.errors import UserError, WrongTypeError
 from deit.data.sources import SkippedFile
 from deit.data.storage.image_search import NOT_IMAGES
+from deit.train.step import NonFiniteLossError
 
 COMMANDS = sorted(Path(console.__file__).parent.glob("*.py"))
 
 
-@pytest.mark.parametrize("error", [ValueError, TypeError, FileNotFoundError, ArithmeticError, ModuleNotFoundError])
+@pytest.mark.parametrize(
+    "error", [UserError, WrongTypeError, FileNotFoundError, NonFiniteLossError, ModuleNotFoundError]
+)
 def test_an_error_of_the_library_becomes_one_line(error, capsys):
     @reports_errors
     def command() -> None:
@@ -49,12 +53,13 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(package, extr
     assert capsys.readouterr().err == expected
 
 
-def test_a_mistake_of_our_own_is_not_hidden():
+@pytest.mark.parametrize("error", [AssertionError, ValueError, TypeError, ArithmeticError, RuntimeError])
+def test_a_mistake_of_our_own_is_not_hidden(error):
     @reports_errors
     def command() -> None:
-        raise AssertionError
+        raise error
 
-    with pytest.raises(AssertionError):
+    with pytest.raises(error):
         command()
 
 

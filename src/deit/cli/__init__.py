@@ -5,11 +5,29 @@ from __future__ import annotations
 import io
 import sys
 import traceback
-from types import TracebackType
+
+_PLEASE_REPORT = "This is a bug in deit, not a mistake of yours. Please report it with the text above."
 
 
 def main() -> None:
-    """Runs the command line; errors of the user's making end with one line and exit code 2."""
+    """Runs the command line: a user's error ends in one line and exit code 2, a bug in a traceback and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
+    try:
+        sys.exit(_run())
+    except Exception as error:  # noqa: BLE001  # click's classes, or those of typer's copy of it, by version
+        if type(error).__name__ == "Abort":
+            print("Interrupted.", file=sys.stderr)
+            sys.exit(130)  # 128 + SIGINT, as shells count
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            _show_usage(error)
+            sys.exit(error.exit_code)
+        _show_bug(error)
+        sys.exit(1)
+
+
+def _run() -> int | None:
     try:
         from deit.cli.app import app
     except ModuleNotFoundError as error:
@@ -20,21 +38,9 @@ def main() -> None:
             'pip install "deit[cli]" (or "deit[train]" to train)',
             file=sys.stderr,
         )
-        sys.exit(2)
-    sys.excepthook = _show_mistake
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
-    try:
-        sys.exit(app(standalone_mode=False))
-    except Exception as error:  # whose classes are those of click or of typer's copy of it, by version
-        if type(error).__name__ == "Abort":
-            print("Interrupted.", file=sys.stderr)
-            sys.exit(130)  # 128 + SIGINT, as shells count
-        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
-            raise
-        _show_usage(error)
-        sys.exit(error.exit_code)
+        return 2
+    code: int | None = app(standalone_mode=False)
+    return code
 
 
 def _show_usage(error: Exception) -> None:
@@ -49,8 +55,12 @@ def _show_usage(error: Exception) -> None:
     say_lines(text.getvalue(), err=True)
 
 
-def _show_mistake(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints a traceback, whose last line may quote anything."""
+def _show_bug(error: Exception) -> None:
+    """Prints a traceback, whose last line may quote anything, and asks to report it."""
+    from deit.cli.terminal.endings import leave_time_to_speak, speaks
     from deit.core.printable import printable_lines
 
-    print(printable_lines("".join(traceback.format_exception(kind, error, trace)).rstrip()), file=sys.stderr)
+    if not speaks(error):
+        leave_time_to_speak()
+    print(printable_lines("".join(traceback.format_exception(error)).rstrip()), file=sys.stderr)
+    print(_PLEASE_REPORT, file=sys.stderr)

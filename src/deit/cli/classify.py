@@ -15,6 +15,7 @@ import typer
 from deit.cli.terminal.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
 from deit.cli.terminal.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
 from deit.cli.terminal.parameters import Average, Device, Model, Strict, ValueRange, path, place
+from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from deit.inference.predictor import Classified
@@ -59,7 +60,7 @@ def classify(
             results = predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict)
             used, broken = _tell(results, len(sources), [*write, *show], shown=out is not None or _is_file(sys.stdout))
         if not used:
-            raise ValueError(f"None of {len(sources)} file(s) could be classified.")
+            raise UserError(f"None of {len(sources)} file(s) could be classified.")
     report_found(used, found.skipped, found.ignored, others=[SkippedFile(path=r.name, reason=r.error) for r in broken])
     if out is not None:
         say(f"Predictions of {counted(used, 'image')}: {out}", err=as_json)

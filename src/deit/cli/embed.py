@@ -22,6 +22,7 @@ from deit.cli.terminal.console import (
 )
 from deit.cli.terminal.parameters import Device, Strict, ValueRange, path, place
 from deit.cli.terminal.settings import open_on_first
+from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -59,7 +60,7 @@ def embed(
     found = find_images(images, strict=strict)
     paths = [path for path in found.paths if path is not None]
     if not paths:
-        raise ValueError("Features need the names of image files. Received: standard input.")
+        raise UserError("Features need the names of image files. Received: standard input.")
     embedder = Embedder.open(model, device)
     if value_range is not None:
         embedder.processor.value_range = value_range
@@ -142,7 +143,7 @@ def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
     first = open_labelled(known, part="train", **settings)
     second = open_labelled(data, classes=first.classes, **settings)
     if count_shared(second, first) == len(second.labels):
-        raise ValueError(
+        raise UserError(
             f"{known} and {data} hold the same images, which would be compared with themselves. Pass other images, or "
             "the same path twice to have it divided."
         )

@@ -12,6 +12,7 @@ import typer
 
 from deit.cli.terminal.console import counted, print_table, progress_bar, report_found, reports_errors, say, say_json
 from deit.cli.terminal.parameters import Average, Column, Device, LabelledImages, Model, Strict, ValueRange, path, place
+from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
@@ -107,7 +108,7 @@ def _score_features(context: typer.Context, known: str) -> None:
         unused.append("precision")
     if unused:
         options = ", ".join("--" + name.replace("_", "-") for name in unused)
-        raise ValueError(f"--knn scores features, not answers. Received also: {options}. Leave out one of them.")
+        raise UserError(f"--knn scores features, not answers. Received also: {options}. Leave out one of them.")
     evaluate_features_of(
         given["model"],
         given["data"],
@@ -157,7 +158,7 @@ def _held_out(model: Path, source: Source) -> Source:
 
     part = held_out(model, source)
     if part is None:
-        raise ValueError(
+        raise UserError(
             f"Which of these images {model} was not trained on cannot be told: its training.json is of other images, "
             "or there is none. Pass the data that deit train was given, or leave out --held-out."
         )

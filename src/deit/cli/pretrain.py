@@ -30,6 +30,7 @@ from deit.cli.terminal.settings import (
     resumed_settings,
     run_fit,
 )
+from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -178,7 +179,7 @@ def _resolved(recipe: Recipe, student: str | None, init: str | None, image_size:
 def _check_settings(recipe: Recipe) -> None:
     check_freeze(recipe)
     if recipe.data.labels_per_class or recipe.data.label_fraction < 1:
-        raise ValueError(
+        raise UserError(
             "deit pretrain looks at no labels. Leave out data.labels_per_class and data.label_fraction; for fewer "
             "images pass data.max_train_images."
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deit.cli.terminal.console import reports_errors, say, say_json, say_lines
+from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from deit.train.recipes.named_recipe import NamedRecipe
@@ -25,10 +26,10 @@ def recipes(
     from deit.train.recipes.recipe_table import list_recipes, named_recipe
 
     if yaml and as_json:
-        raise ValueError("--yaml and --json cannot both be printed. Received both. Leave one out.")
+        raise UserError("--yaml and --json cannot both be printed. Received both. Leave one out.")
     if name is None:
         if yaml:
-            raise ValueError("--yaml needs the name of a recipe. Received none. Use: deit recipes NAME --yaml.")
+            raise UserError("--yaml needs the name of a recipe. Received none. Use: deit recipes NAME --yaml.")
         _list([named_recipe(each) for each in list_recipes()], as_json=as_json)
         return
     found = named_recipe(name)

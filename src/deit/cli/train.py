@@ -32,6 +32,7 @@ from deit.cli.terminal.settings import (
     resumed_settings,
     run_fit,
 )
+from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -152,8 +153,8 @@ def _check_folders(data: str, out: Path, teacher_cache: Path | None, recipe: Rec
     check_run_folder(out, recipe, resume=resume)
 
 
-def _no_distillation_head(student: str) -> ValueError:
-    return ValueError(
+def _no_distillation_head(student: str) -> UserError:
+    return UserError(
         f"Distillation needs a student with a distillation head. Received: {student}. Pass a distilled variant as "
         f"--student, such as {DEFAULT_STUDENT}; --init may be an undistilled checkpoint of its size. Or leave out the "
         "teacher (--set teacher= where the recipe has one)."
@@ -189,9 +190,9 @@ def _label_settings(text: str | None) -> dict[str, Any]:
         else:
             settings = {"data.label_fraction": float(number) / 100}
     except ValueError:
-        raise ValueError(f"--labels must be like 10 (of each class) or 1%. Received: {text!r}.") from None
+        raise UserError(f"--labels must be like 10 (of each class) or 1%. Received: {text!r}.") from None
     if float(number) <= 0:
-        raise ValueError(f"--labels must be more than none. Received: {text!r}.")
+        raise UserError(f"--labels must be more than none. Received: {text!r}.")
     return settings
 
 
@@ -239,7 +240,7 @@ def _build_task(teachers: Any, images: Data, recipe: Recipe, *, taught: bool) ->
             problem_type=images.problem_type,
         )
     if images.problem_type != "single_label_classification":
-        raise ValueError(
+        raise UserError(
             f"Distillation is for one class per image. Received: data.problem_type={images.problem_type}. "
             "Leave out the teacher (--set teacher= where the recipe has one)."
         )

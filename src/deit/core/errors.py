@@ -1,4 +1,8 @@
-"""The errors that users cause, and the one way to read a file that may be damaged or hostile."""
+"""Defines the errors that users cause, and reads files that may be damaged or hostile.
+
+Everything that this package raises because of its input is a `UserError` or one of Python's `OSError`s (a missing file,
+a full disk, a lost connection). Every other exception that leaves it is a bug.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,19 @@ _SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 2, 3, 4, 4
 
 
 class UserError(ValueError):
-    """What the user gave cannot be used. A command reports it in one line and exits with code 2."""
+    """The input cannot be used. The `deit` command prints it as one line and exits with code 2."""
+
+
+class WrongTypeError(UserError, TypeError):
+    """An argument has the wrong type or is unknown."""
+
+
+class WrongStateError(UserError, RuntimeError):
+    """The process or the model is not in a state in which this can be done."""
+
+
+class MissingPackageError(ImportError, UserError):
+    """An optional package is not installed. `name` is that of the package."""
 
 
 class DamagedFileError(UserError):
@@ -30,7 +46,7 @@ class DamagedConfigurationError(DamagedFileError, OSError):
 
 
 class ShapeError(UserError, RuntimeError):
-    """Tensors of a file have other shapes than the model's. Also a RuntimeError, which is what transformers raises."""
+    """Tensors have other names or shapes than the model's. Also a RuntimeError, as PyTorch and transformers raise."""
 
 
 def shown(value: object) -> str:

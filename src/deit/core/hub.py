@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from deit.core.errors import UserError
 from deit.core.printable import markdown_text
 from deit.core.published import VARIANTS
 
@@ -313,7 +314,7 @@ def _not_uploaded(name: str, revision: str | None, error: Exception) -> Exceptio
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):
-        return ValueError(f"{name!r} cannot be a name on the hub ({error}). Pass one such as 'me/my-deit'.")
+        return UserError(f"{name!r} cannot be a name on the hub ({error}). Pass one such as 'me/my-deit'.")
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError(f"{name!r} has no branch {revision!r} on the hub. Make it first.")
     status = _status(error)

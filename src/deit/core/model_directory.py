@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.config.config import CONFIG_NAME, read_config
-from deit.core.errors import DamagedFileError, read_json, shown
+from deit.core.errors import DamagedFileError, UserError, read_json, shown
 from deit.core.known_images import KnownImages
 from deit.core.processing.image_processor import DeiTImageProcessor, open_image_processor
 from deit.core.processing.settings import PREPROCESSOR_NAME
@@ -103,7 +103,7 @@ def kind_of_model(path: Path) -> str:
         return "deit"
     if "architecture" in values:  # timm's own hub format
         return "timm"
-    raise ValueError(
+    raise UserError(
         f"The configuration in {path} is of model type {values.get('model_type')!r}. "
         "Needed: 'deit' or 'vit', or a timm model."
     )

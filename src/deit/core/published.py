@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from deit.core.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -145,4 +147,4 @@ def find_variant(name: str) -> Variant:
         return VARIANTS[name]
     near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown variant {name!r}.{hint} Known: {', '.join(VARIANTS)}.")
+    raise UserError(f"Unknown variant {name!r}.{hint} Known: {', '.join(VARIANTS)}.")

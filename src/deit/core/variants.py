@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.errors import UserError
 from deit.core.published import VARIANTS, Variant, find_variant
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -66,7 +67,7 @@ def paper_preprocessing(
         ValueError: The ratio is not in (0, 1].
     """
     if not 0 < crop_ratio <= 1:
-        raise ValueError(f"crop_ratio must lie in (0, 1]. Received: {crop_ratio}.")
+        raise UserError(f"crop_ratio must lie in (0, 1]. Received: {crop_ratio}.")
     height, width = image_size
     return {
         "size": {"shortest_edge": int(max(height, width) / crop_ratio)},

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from deit.core.errors import UserError
 from deit.core.images.reading import MOST_PIXELS, ImageError
 from deit.core.labels import NO_LABEL
 from deit.runtime.library_order import make_order_safe
@@ -79,42 +80,42 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop not in _CROPS:
-            raise ValueError(f"augment.crop must be one of {', '.join(_CROPS)}. Received: {self.crop!r}.")
+            raise UserError(f"augment.crop must be one of {', '.join(_CROPS)}. Received: {self.crop!r}.")
         if self.interpolation not in _INTERPOLATIONS:
             known = ", ".join(_INTERPOLATIONS)
-            raise ValueError(f"augment.interpolation must be one of {known}. Received: {self.interpolation!r}.")
+            raise UserError(f"augment.interpolation must be one of {known}. Received: {self.interpolation!r}.")
         for name in ("flip_rate", "erase_rate", "mix_rate", "color_jitter"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name} must lie between 0 and 1. Received: {getattr(self, name)}.")
+                raise UserError(f"augment.{name} must lie between 0 and 1. Received: {getattr(self, name)}.")
         for name in ("mixup_alpha", "cutmix_alpha"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"augment.{name} must be at least 0. Received: {getattr(self, name)}.")
+                raise UserError(f"augment.{name} must be at least 0. Received: {getattr(self, name)}.")
         if self.num_repeats < 1:
-            raise ValueError(f"augment.num_repeats must be at least 1. Received: {self.num_repeats}.")
+            raise UserError(f"augment.num_repeats must be at least 1. Received: {self.num_repeats}.")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"augment.crop_scale must be 0 < low <= high <= 1. Received: {self.crop_scale}.")
+            raise UserError(f"augment.crop_scale must be 0 < low <= high <= 1. Received: {self.crop_scale}.")
         low, high = self.crop_ratio
         if not 0 < low <= high:
-            raise ValueError(f"augment.crop_ratio must be 0 < low <= high. Received: {self.crop_ratio}.")
+            raise UserError(f"augment.crop_ratio must be 0 < low <= high. Received: {self.crop_ratio}.")
         if self.rand_augment:
             self._check_rand_augment()
 
     def _check_rand_augment(self) -> None:
         if self.three_augment:
-            raise ValueError(
+            raise UserError(
                 "augment.three_augment takes the place of augment.rand_augment. "
                 f"Received both (rand_augment={self.rand_augment!r}). Pass rand_augment='' or three_augment=False."
             )
         if self.color_jitter:
-            raise ValueError(
+            raise UserError(
                 f"augment.color_jitter is not used together with augment.rand_augment, which changes colours itself. "
                 f"Received: {self.color_jitter} and {self.rand_augment!r}. Pass color_jitter=0 or rand_augment=''."
             )
         try:
             rand_augment_transform(self.rand_augment, {})
         except (AssertionError, ValueError, KeyError) as error:  # timm asserts
-            raise ValueError(
+            raise UserError(
                 f"augment.rand_augment must be like 'rand-m9-mstd0.5-inc1', or empty. Received: {self.rand_augment!r}."
             ) from error
 
@@ -289,7 +290,7 @@ class BatchMixer:
         """
         images = len(pixels) * processes.world_size
         if images % 2:
-            raise ValueError(
+            raise UserError(
                 f"Mixing needs an even number of images in a step. Received: {images}. "
                 "Pass another batch size, or augment.mix_rate=0 to mix nothing."
             )

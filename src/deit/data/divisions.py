@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
 from deit.data.sources import Labels
 
 
@@ -27,7 +28,7 @@ def split_indices(labels: Labels, classes: Sequence[str], val_fraction: float, s
         ValueError: The share is not between 0 and 1, or there are fewer than two images (of a class that has any).
     """
     if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction must lie between 0 and 1. Received: {val_fraction}.")
+        raise UserError(f"val_fraction must lie between 0 and 1. Received: {val_fraction}.")
     random = np.random.default_rng(seed)
     if not np.issubdtype(labels.dtype, np.integer):
         return _split_at_random(labels, val_fraction, random)
@@ -35,7 +36,7 @@ def split_indices(labels: Labels, classes: Sequence[str], val_fraction: float, s
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
         if len(members) == 1:
-            raise ValueError(f"Class {name!r} has 1 image(s); dividing it needs at least 2. Add some.")
+            raise UserError(f"Class {name!r} has 1 image(s); dividing it needs at least 2. Add some.")
         if not len(members):  # a name that the labels may have and none has
             continue
         members = random.permutation(members)
@@ -51,7 +52,7 @@ def _share(count: int, fraction: float) -> int:
 
 def _split_at_random(labels: Labels, val_fraction: float, random: np.random.Generator) -> tuple[Labels, Labels]:
     if len(labels) < 2:
-        raise ValueError(f"{len(labels)} image(s) cannot be divided for validation. Add some.")
+        raise UserError(f"{len(labels)} image(s) cannot be divided for validation. Add some.")
     order = random.permutation(len(labels))
     in_second = np.zeros(len(labels), dtype=bool)
     in_second[order[: _share(len(labels), val_fraction)]] = True

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.divisions import split_indices
@@ -65,7 +66,7 @@ def split_contents(
         in_all = np.bincount(labels, minlength=len(classes))
         for name, count, copies in zip(classes, of_class, in_all, strict=True):
             if count == 1 and copies > 1:
-                raise ValueError(
+                raise UserError(
                     f"Class {name!r} has {copies} copies of 1 image; dividing it needs at least 2 different ones. "
                     "Add some."
                 )

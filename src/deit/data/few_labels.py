@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.duplicates import first_copies
@@ -110,7 +111,7 @@ def choose_labelled(
             without any.
     """
     if source.problem_type != SINGLE_LABEL:
-        raise ValueError(
+        raise UserError(
             f"Fewer labels can be asked for where an image has one class. Received: data.problem_type="
             f"{source.problem_type}."
         )
@@ -121,13 +122,13 @@ def choose_labelled(
             continue
         count = labels_per_class or round(len(members) * label_fraction)
         if count > len(members):
-            raise ValueError(
+            raise UserError(
                 f"Class {name!r} has {len(members)} training image(s), fewer than the {count} labels asked for. "
                 "Pass a smaller number."
             )
         if not count:
             least = math.ceil(1000 / len(members)) / 10
-            raise ValueError(
+            raise UserError(
                 f"{100 * label_fraction:g}% of the labels leave class {name!r} without any: it has {len(members)} "
                 f"training image(s). Pass at least {least:g}%, or a number for each class."
             )

@@ -101,14 +101,14 @@ class StepOrder(Sampler[list[View]]):
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
+            raise UserError(f"batch_size must be at least 1. Received: {batch_size}.")
         if num_images < batch_size:
-            raise ValueError(_too_few(num_images, batch_size, math.lcm(multiple, world_size)))
+            raise UserError(_too_few(num_images, batch_size, math.lcm(multiple, world_size)))
         if num_repeats < 1:
-            raise ValueError(f"num_repeats must be at least 1. Received: {num_repeats}.")
+            raise UserError(f"num_repeats must be at least 1. Received: {num_repeats}.")
         _check_rank(rank, world_size)
         if batch_size % world_size:
-            raise ValueError(
+            raise UserError(
                 f"{world_size} processes cannot share a batch of {batch_size} evenly. "
                 f"Pass a batch size that is a multiple of {world_size}, or start another number of processes."
             )
@@ -153,7 +153,7 @@ def _too_few(num_images: int, batch_size: int, multiple: int) -> str:
 
 def _check_rank(rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank must lie in [0, world_size). Received: {rank} of {world_size}.")
+        raise UserError(f"rank must lie in [0, world_size). Received: {rank} of {world_size}.")
 
 
 class _Broken(NamedTuple):
@@ -345,7 +345,7 @@ class EvaluationBatches:
         self, source: Source, processor: DeiTImageProcessor, batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
+            raise UserError(f"batch_size must be at least 1. Received: {batch_size}.")
         _check_rank(rank, world_size)
         self._source = source
         self._processor = processor

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deit.core.errors import UserError
+
 # First numbers of random keys: views take 0, mixing 1, the model 2.
 _TRAINING_KEY, _EVALUATION_KEY = 3, 4
 
@@ -43,20 +45,20 @@ class BlockMasks:
         self, image_size: tuple[int, int], patch_size: tuple[int, int], *, mask_patch: int = 32, ratio: float = 0.6
     ) -> None:
         if mask_patch < 1 or not 0 < ratio < 1:
-            raise ValueError(
+            raise UserError(
                 f"masking.patch must be at least 1 and masking.ratio lie between 0 and 1. Received: {mask_patch} and "
                 f"{ratio}."
             )
         for side in patch_size:
             if mask_patch % side:
                 near = max(mask_patch // side, 1) * side
-                raise ValueError(
+                raise UserError(
                     f"The mask patch {mask_patch} is not a multiple of the model's patch size {side}. "
                     f"Pass masking.patch={near}."
                 )
         for side in image_size:
             if side % mask_patch:
-                raise ValueError(
+                raise UserError(
                     f"The image size {side} is not a multiple of the mask patch {mask_patch}. Pass an image size of "
                     f"{max(side // mask_patch, 1) * mask_patch}, or another masking.patch."
                 )
@@ -65,7 +67,7 @@ class BlockMasks:
         self._count = self._blocks[0] * self._blocks[1]
         self._hidden = math.ceil(self._count * ratio)
         if self._hidden == self._count:
-            raise ValueError(
+            raise UserError(
                 f"A mask would hide all of the image: {image_size[0]} x {image_size[1]} pixels are {self._count} "
                 f"block(s) of {mask_patch}, and a share of {ratio} is rounded up. Pass a smaller masking.patch."
             )

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
 from deit.core.images.reading import ValueRange
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
@@ -178,7 +179,7 @@ def _divided(whole: Source, division: tuple[_Rows, _Rows], skipped: Sequence[Ski
 
 def _require_two_classes(classes: Sequence[str], problem_type: str = SINGLE_LABEL) -> None:
     if problem_type == SINGLE_LABEL and len(classes) < 2:
-        raise ValueError(
+        raise UserError(
             f"All images are of one class, {classes[0]!r}: there is nothing to tell apart. Images without labels are "
             "for deit pretrain."
         )
@@ -197,7 +198,7 @@ def _open_parts(parts: Parts, keep: bool, options: ReadOptions) -> Data:
 
 def _require_two_parts(parts: Parts) -> None:
     if "train" not in parts or not {"val", "test"} & set(parts):
-        raise ValueError(
+        raise UserError(
             f"The parts {', '.join(parts)} cannot be trained with. Name one train and one val, or pass one alone."
         )
 
@@ -242,7 +243,7 @@ def open_labelled(
     """
     check_problem_type(problem_type)
     if part not in ("train", "val"):
-        raise ValueError(f"part must be train or val. Received: {part!r}.")
+        raise UserError(f"part must be train or val. Received: {part!r}.")
     options = ReadOptions(image_column, label_column, problem_type, progress, value_range, label_separator, strict)
     parts = find_parts(path, options)
     if isinstance(parts, Path):
@@ -254,7 +255,7 @@ def open_labelled(
 def _chosen_part(parts: Sequence[str], part: str) -> str:
     wanted = ("train",) if part == "train" else ("val", "test")
     if part == "train" and len(parts) > 1 and "train" not in parts:
-        raise ValueError(f"None of the parts {', '.join(parts)} is for training. Name one train, or pass one alone.")
+        raise UserError(f"None of the parts {', '.join(parts)} is for training. Name one train, or pass one alone.")
     name = next(name for name in (*wanted, *parts) if name in parts)
     if part == "val":
         _tell_measured(name, parts)
@@ -284,7 +285,7 @@ def _labelled_folder(root: Path, part: str, classes: Sequence[str] | None) -> Pa
     classes = folders if classes is None else classes
     unknown = sorted(set(folders) - set(folder_numbers(folder, folders, classes)))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{folder} has class folders that are not among the {len(classes)} classes: {', '.join(unknown)}. "
             f"Known: {', '.join(classes)}. Rename the folders, or take them out."
         )
@@ -365,7 +366,7 @@ def _labels_told(path: DataPath, options: ReadOptions, part: Part, rows: _Rows) 
         found = encode_labels(
             labelled.labels, options.problem_type, place=labelled.store.place, separator=options.label_separator
         )
-    except ValueError:
+    except UserError:
         if options.label_column:
             raise
         return None

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.scores.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from deit.data.storage.contents import Hashes, content_hash
 from deit.data.storage.image_search import SkippedFile as SkippedFile
@@ -89,7 +90,7 @@ def refuse_skipped(skipped: Sequence[SkippedFile], what: str, *, strict: bool) -
     """
     if strict and skipped:
         first = skipped[0]
-        raise ValueError(f"{first.path}: {first.reason} ({len(skipped)} such files; strict is on.)")
+        raise UserError(f"{first.path}: {first.reason} ({len(skipped)} such files; strict is on.)")
     if skipped:
         logger.warning("Left out %d files of %s that cannot be used.", len(skipped), what)
 
@@ -101,7 +102,7 @@ def check_problem_type(problem_type: str) -> None:
         ValueError: It is not one of `PROBLEM_TYPES`.
     """
     if problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"Unknown problem_type {problem_type!r}. Choose one of: {', '.join(PROBLEM_TYPES)}.")
+        raise UserError(f"Unknown problem_type {problem_type!r}. Choose one of: {', '.join(PROBLEM_TYPES)}.")
 
 
 class ArraySource:
@@ -127,15 +128,15 @@ class ArraySource:
         problem_type: str = SINGLE_LABEL,
     ) -> None:
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
-            raise TypeError(
+            raise WrongTypeError(
                 f"images must be uint8 of the shape (N, H, W) or (N, H, W, 3). Received: {images.dtype} {images.shape}."
             )
         check_problem_type(problem_type)
         if problem_type == SINGLE_LABEL and not np.issubdtype(labels.dtype, np.integer):
-            raise TypeError(f"labels must be integers. Received: {labels.dtype}.")
+            raise WrongTypeError(f"labels must be integers. Received: {labels.dtype}.")
         several = problem_type == MULTI_LABEL
         if labels.ndim != 1 + several or labels.shape[:1] != images.shape[:1] or not len(images):
-            raise ValueError(
+            raise UserError(
                 f"One label{' row' * several} for each image is needed. "
                 f"Received: {len(images)} images, {labels.shape} labels."
             )
@@ -174,16 +175,16 @@ def _array_classes(labels: npt.NDArray[Any], problem_type: str) -> list[str]:
 
 def _check_values(labels: npt.NDArray[Any], classes: Sequence[str], problem_type: str) -> None:
     if problem_type == SINGLE_LABEL and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-        raise ValueError(
+        raise UserError(
             f"Labels must lie in [0, {len(classes)}). Received: {int(labels.min())} to {int(labels.max())}."
         )
     if problem_type == MULTI_LABEL and (labels.shape[1] != len(classes) or not np.isin(labels, (0, 1)).all()):
-        raise ValueError(
+        raise UserError(
             f"Labels of several classes must be zeros and ones of the shape (N, {len(classes)}). "
             f"Received: {labels.shape}, {labels.min()} to {labels.max()}."
         )
     if problem_type == REGRESSION and (len(classes) != 1 or not np.isfinite(labels).all()):
-        raise ValueError(f"Regression needs finite numbers and one name. Received: {len(classes)} names: {classes}.")
+        raise UserError(f"Regression needs finite numbers and one name. Received: {len(classes)} names: {classes}.")
 
 
 class Subset:
@@ -296,12 +297,12 @@ class Data:
         if self.used < 0:
             object.__setattr__(self, "used", len(self.train.labels) + len(self.val.labels))
         if self.train.problem_type != self.val.problem_type:
-            raise ValueError(
+            raise UserError(
                 f"Training images are for {self.train.problem_type} and validation images for {self.val.problem_type}. "
                 "Open both with one problem_type."
             )
         if self.train.classes != self.val.classes:
-            raise ValueError(
+            raise UserError(
                 f"Training and validation classes differ: {self.train.classes[:5]} ... and {self.val.classes[:5]} ..."
             )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deit.core.errors import UserError
 from deit.core.images.reading import IMAGE_SUFFIXES, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
@@ -78,7 +79,7 @@ class ImageFiles:
         self.paths = [paths[i] for i in good]
         self.contents = found.hashes[good] if check else None
         if not self.paths:
-            raise ValueError(f"{self.root} holds no usable image ({', '.join(IMAGE_SUFFIXES)}). Add some.")
+            raise UserError(f"{self.root} holds no usable image ({', '.join(IMAGE_SUFFIXES)}). Add some.")
         self.classes: list[str] = []
         self.labels: Labels = np.full(len(self.paths), NO_LABEL, dtype=np.int64)
 

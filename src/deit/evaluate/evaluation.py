@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deit.core.errors import UserError
 from deit.core.known_images import KnownImages, Overlap
 from deit.core.labels import distinct_names, numbers_by_name, repeated_names
 from deit.core.processing.image_processor import DeiTImageProcessor
@@ -66,7 +67,7 @@ class TeacherModel:
             ValueError: It lacks one, or does not choose one class for each image.
         """
         if self.runner.problem_type != SINGLE_LABEL:
-            raise ValueError(f"The teacher must choose one class. Received: a model for {self.runner.problem_type}.")
+            raise UserError(f"The teacher must choose one class. Received: a model for {self.runner.problem_type}.")
         names = self.runner.label_names
         if names == classes:  # names that come twice are then no matter
             return np.arange(len(classes))
@@ -75,7 +76,7 @@ class TeacherModel:
         if missing:
             several = set(missing) & {*repeated, *repeated_names(names)}
             why = " Several classes have one name, and the lists are not the same." if several else ""
-            raise ValueError(
+            raise UserError(
                 f"The teacher lacks {len(missing)} of the model's {len(classes)} classes: {_some(missing)}. "
                 f"It knows: {_some(names)}.{why}"
             )
@@ -193,20 +194,20 @@ def _ask(
 def _check(runner: HeadRunner, source: Source, teacher: TeacherModel | None) -> None:
     kind = getattr(source, "problem_type", SINGLE_LABEL)
     if kind != runner.problem_type:
-        raise ValueError(f"The model is for {runner.problem_type}. Received: labels for {kind}.")
+        raise UserError(f"The model is for {runner.problem_type}. Received: labels for {kind}.")
     if not len(source.labels):
-        raise ValueError("There are no images to evaluate the model on.")
+        raise UserError("There are no images to evaluate the model on.")
     if kind != metrics.REGRESSION and list(source.classes) != list(runner.label_names):
-        raise ValueError(
+        raise UserError(
             f"The images must have the model's classes, in its order: {_some(runner.label_names)}. "
             f"Received: {_some(source.classes)}."
         )
     labels, count = source.labels, len(runner.label_names)
     if kind == SINGLE_LABEL and not 0 <= int(labels.min()) <= int(labels.max()) < count:
-        raise ValueError(f"Labels must lie in [0, {count}). Received: {int(labels.min())} to {int(labels.max())}.")
+        raise UserError(f"Labels must lie in [0, {count}). Received: {int(labels.min())} to {int(labels.max())}.")
     if teacher is not None:
         if kind != SINGLE_LABEL:
-            raise ValueError(f"Agreement with a teacher needs one class for each image. Received: a model for {kind}.")
+            raise UserError(f"Agreement with a teacher needs one class for each image. Received: a model for {kind}.")
         teacher.columns(runner.label_names)
 
 
@@ -299,7 +300,7 @@ class _Pass:
         scores: dict[str, Any] = {}
         try:
             scores = metrics.evaluate(self._watch, labelled(), problem_type=self._problem_type, combine=processes.sum)
-        except ValueError:  # no image was left to count, perhaps
+        except UserError:  # no image was left to count, perhaps
             if not batches.left_out:
                 raise
         marks = np.zeros(len(self._source.labels))
@@ -315,7 +316,7 @@ class _Pass:
         heads = self._predict(pixels)
         self._seen.model_seconds.append(time.perf_counter() - started)
         if self._head and self._head not in heads:
-            raise ValueError(f"The model has no head {self._head!r}. Known: {', '.join(heads)}.")
+            raise UserError(f"The model has no head {self._head!r}. Known: {', '.join(heads)}.")
         if self._problem_type == SINGLE_LABEL:
             for name, logits in heads.items():
                 answered = metrics.has_answer(logits)

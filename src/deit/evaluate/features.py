@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
 from deit.core.images.reading import ImageError
 from deit.core.known_images import Overlap
 from deit.data.loader import EvaluationBatches
@@ -226,9 +227,9 @@ def evaluate_features(
         ImageError: Of the known images or of the queries none can be read any more.
     """
     if known.classes != queries.classes or known.problem_type != queries.problem_type:
-        raise ValueError("Known images and queries must have the same classes. Open both with one list of classes.")
+        raise UserError("Known images and queries must have the same classes. Open both with one list of classes.")
     if known.problem_type != "single_label_classification":
-        raise ValueError(f"Features are scored where an image has one class. Received: {known.problem_type}.")
+        raise UserError(f"Features are scored where an image has one class. Received: {known.problem_type}.")
     asked, left_out = without_known(queries, known)
     processes = processes or Processes()
     place = {"rank": processes.rank, "world_size": processes.world_size}
@@ -281,7 +282,7 @@ def without_known(queries: Source, known: Source) -> tuple[Source, int]:
         return queries, 0
     is_new = ~np.isin(asked, others)
     if not is_new.any():
-        raise ValueError(
+        raise UserError(
             f"All {len(is_new)} images to be asked about are among the known ones, and would be compared with "
             "themselves. Pass other images, or the same path twice to have it divided."
         )

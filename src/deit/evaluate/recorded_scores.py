@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deit.core.errors import UserError
 from deit.core.known_images import LEARNT, MEASURED
 from deit.core.model_directory import read_known_images, read_training_record
 from deit.core.scores.metrics import score_text, score_title
@@ -124,7 +125,7 @@ def held_out(model_directory: Path, source: Source) -> Subset | None:
     settings = record.get("recipe", {}).get("data", {})
     try:
         _, kept = split_indices(source.labels, source.classes, settings.get("val_fraction", 0.2), 0)
-    except ValueError:  # too few images to have been divided
+    except UserError:  # too few images to have been divided
         return None
     part = Subset(source, kept)
     return part if record.get("data", {}).get("val_fingerprint") in _fingerprints(part) else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
 from deit.core.files import replaced_file
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
 from deit.core.known_images import KnownImages, Overlap
@@ -75,7 +76,7 @@ class Embedder:
 
         folder = find_model(name_or_path)
         if kind_of_model(folder) != "deit":
-            raise ValueError(f"{folder} is a model of timm. Features are taken from a DeiT or ViT of this package.")
+            raise UserError(f"{folder} is a model of timm. Features are taken from a DeiT or ViT of this package.")
         from deit.models.auto import CLASSIFICATION, FEATURES, MASKED_IMAGE, find_class, names_of
         from deit.models.auto_openers import AutoConfig
         from deit.models.weights.finiteness import refuse_non_finite_model
@@ -103,9 +104,9 @@ class Embedder:
             ValueError: It has not.
         """
         if token not in self.tokens:
-            raise ValueError(f"token must be one of {', '.join(self.tokens)}. Received: {token!r}.")
+            raise UserError(f"token must be one of {', '.join(self.tokens)}. Received: {token!r}.")
         if block is not None and not 0 <= block <= self.depth:
-            raise ValueError(f"block must lie between 0 (before the first) and {self.depth}. Received: {block}.")
+            raise UserError(f"block must lie between 0 (before the first) and {self.depth}. Received: {block}.")
 
     def embed(
         self, images: Any, *, token: str = "class", block: int | None = None, batch_size: int = 32, strict: bool = False
@@ -240,7 +241,7 @@ def _batches(
     """Reads and embeds images, batch after batch, each in its place."""
     embedder.check(token, block)
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: {batch_size}.")
+        raise UserError(f"batch_size must be at least 1. Received: {batch_size}.")
     remaining = iter(images)
     while chunk := list(islice(remaining, batch_size)):
         read = read_pixels(embedder.processor, chunk, strict=strict)
@@ -296,5 +297,5 @@ def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, st
             if writer is not None:
                 writer.close()
         if not count:
-            raise ValueError(f"None of {len(errors)} file(s) could be read as an image. {' '.join(errors[:1])}")
+            raise UserError(f"None of {len(errors)} file(s) could be read as an image. {' '.join(errors[:1])}")
     return count, errors

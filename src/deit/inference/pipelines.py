@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deit.core.config.config import read_config
+from deit.core.errors import UserError
 from deit.core.hub import HubOptions, local_path, upload_folder
 from deit.core.images.image_inputs import image_of, is_one_image, is_whole, items_of
 from deit.core.model_directory import published_files
@@ -74,12 +75,10 @@ class ImagePipeline(ABC):
     ) -> None:
         names = {c.__name__ for c in type(model).__mro__}
         if names & set(self._other_models):
-            raise ValueError(f"{type(model).__name__} cannot do {self.task!r}.")
+            raise UserError(f"{type(model).__name__} cannot do {self.task!r}.")
         image_processor = feature_extractor if image_processor is None else image_processor
         if image_processor is None:
-            raise ValueError(
-                "The preprocessing is missing: pass image_processor=, or a model directory in place of it."
-            )
+            raise UserError("The preprocessing is missing: pass image_processor=, or a model directory in place of it.")
         self._parameters: Parameters = self._sanitize_parameters(**parameters)
         self.device = model.device if device is None else _resolve_device(device)
         refuse_non_finite_model(model, "The model")
@@ -190,7 +189,7 @@ class ImagePipeline(ABC):
         size = self.batch_size if batch_size is None else _at_least_one("batch_size", batch_size)
         inputs = images if inputs is None else inputs
         if inputs is None:
-            raise ValueError("No image was given.")
+            raise UserError("No image was given.")
         given = self._sanitize_parameters(**parameters)
         steps = tuple({**first, **second} for first, second in zip(self._parameters, given, strict=True))
         if is_one_image(inputs):
@@ -344,7 +343,7 @@ class ImageFeatureExtractionPipeline(ImagePipeline):
             ValueError: There is no pooled output.
         """
         if pool and model_outputs.get("pooler_output") is None:
-            raise ValueError(f"{type(self.model).__name__} has no pooled output. Leave pool=True out.")
+            raise UserError(f"{type(self.model).__name__} has no pooled output. Leave pool=True out.")
         features = model_outputs["pooler_output"] if pool else model_outputs[0]
         return features if return_tensors else features.tolist()
 
@@ -402,7 +401,7 @@ def pipeline(
     if task is None:
         task = _task_of(model, hub) if pipeline_class is None else pipeline_class.task
     if task not in _PIPELINES:
-        raise ValueError(f"Unknown task {task!r}. Known: {', '.join(_PIPELINES)}.")
+        raise UserError(f"Unknown task {task!r}. Known: {', '.join(_PIPELINES)}.")
     kind, auto = _PIPELINES[task]
     given = feature_extractor if image_processor is None else image_processor
     if isinstance(model, (str, os.PathLike)):
@@ -418,11 +417,11 @@ def pipeline(
 
 def _check_choices(model: Any, framework: str | None, pipeline_class: type[Any] | None) -> None:
     if pipeline_class is not None and not issubclass(pipeline_class, ImagePipeline):
-        raise ValueError(f"pipeline_class must be a subclass of one of deit's. Received: {pipeline_class.__name__}.")
+        raise UserError(f"pipeline_class must be a subclass of one of deit's. Received: {pipeline_class.__name__}.")
     if framework not in (None, "pt"):
-        raise ValueError(f"framework must be 'pt'. Received: {framework!r}.")
+        raise UserError(f"framework must be 'pt'. Received: {framework!r}.")
     if model is None:
-        raise ValueError("No model was named. Pass model=: a model directory, a name on the hub, or a model.")
+        raise UserError("No model was named. Pass model=: a model directory, a name on the hub, or a model.")
 
 
 def _task_of(model: Any, hub: Mapping[str, Any]) -> str:
@@ -436,7 +435,7 @@ def _task_of(model: Any, hub: Mapping[str, Any]) -> str:
         return ImageClassificationPipeline.task
     if names & set(names_of(FEATURES)):
         return ImageFeatureExtractionPipeline.task
-    raise ValueError(f"The model does not say what it is for ({sorted(names)}). Pass task=: {', '.join(_PIPELINES)}.")
+    raise UserError(f"The model does not say what it is for ({sorted(names)}). Pass task=: {', '.join(_PIPELINES)}.")
 
 
 # --- arguments ----------------------------------------------------------------------------------------
@@ -444,7 +443,7 @@ def _task_of(model: Any, hub: Mapping[str, Any]) -> str:
 
 def _at_least_one(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1. Received: {value!r}.")
+        raise UserError(f"{name} must be a whole number of at least 1. Received: {value!r}.")
     return value
 
 
@@ -453,7 +452,7 @@ def _check_function(name: Any) -> str | None:
     if plain is None or str(plain).lower() == "default":
         return None
     if str(plain).lower() not in _FUNCTIONS:
-        raise ValueError(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}. Received: {name!r}.")
+        raise UserError(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}. Received: {name!r}.")
     return str(plain).lower()
 
 
@@ -468,12 +467,12 @@ def _resolve_device(device: int | str | torch.device) -> torch.device:
             return torch.device("cpu")
         found = _accelerator()
         if found.type == "cpu":
-            raise ValueError(f"There is no accelerator number {device} here. Pass device='cpu'.")
+            raise UserError(f"There is no accelerator number {device} here. Pass device='cpu'.")
         return torch.device(found.type, device)
     try:
         return torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"Unknown device {device!r}. Pass 'cpu' or 'cuda:0'.") from error
+        raise UserError(f"Unknown device {device!r}. Pass 'cpu' or 'cuda:0'.") from error
 
 
 def _moved_model(model: Any, device: torch.device) -> Any:
@@ -482,4 +481,4 @@ def _moved_model(model: Any, device: torch.device) -> Any:
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # what PyTorch raises for missing drivers
-        raise ValueError(f"The device {str(device)!r} cannot be used ({error}). Pass device='cpu'.") from error
+        raise UserError(f"The device {str(device)!r} cannot be used ({error}). Pass device='cpu'.") from error

@@ -170,7 +170,7 @@ class Predictor:
             ValueError: `top_k` or `batch_size` is smaller than 1.
         """
         if top_k < 1 or batch_size < 1:
-            raise ValueError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
+            raise UserError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
         remaining = iter(images)
         while chunk := list(islice(remaining, batch_size)):
             read = read_pixels(self.processor, chunk, strict=strict)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
 from deit.core.images.image_inputs import image_of, is_array, name_of
 from deit.core.images.reading import DECODING, ImageError, load_image
 from deit.core.processing.image_processor import DeiTImageProcessor
@@ -56,7 +57,7 @@ def read_pixels(processor: DeiTImageProcessor, images: Sequence[Any], *, strict:
             if strict:
                 raise
             errors.append(_reason(given, error))
-        except ValueError as error:
+        except UserError as error:
             if strict or not is_array(given):  # an array that the processor cannot take is as bad as a broken file
                 raise
             errors.append(f"{name_of(given)} cannot be used: {error}")

@@ -51,7 +51,7 @@ class TorchRunner:
         known_images: KnownImages | None = None,
     ) -> None:
         if precision not in PRECISIONS:
-            raise ValueError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
+            raise UserError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
         self.device = chosen_device(device)
         self.model = on_device(model, self.device).eval()
         self.label_names = label_names

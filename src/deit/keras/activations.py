@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from deit.core.errors import UserError
+
 Activation = Callable[[Any], Any]
 
 
@@ -164,5 +166,5 @@ def find_activation(activation: str | Activation, dtype: Any = None) -> Activati
         return layer
     if activation not in ACTIVATIONS:
         known = ", ".join((*ACTIVATIONS, *LEARNT_ACTIVATIONS))
-        raise ValueError(f"Unknown activation {activation!r}. Known: {known}.")
+        raise UserError(f"Unknown activation {activation!r}. Known: {known}.")
     return ACTIVATIONS[activation]

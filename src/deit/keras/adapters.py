@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from deit.core.errors import UserError
 from deit.keras.weights import network_slots
 
 _PREFIX = "adapter:"
@@ -55,16 +56,16 @@ def enable_adapters(
         ValueError: The rank is smaller than 1, no layer has such a name, or one has adapters already.
     """
     if rank < 1:
-        raise ValueError(f"rank must be at least 1. Received: {rank}.")
+        raise UserError(f"rank must be at least 1. Received: {rank}.")
     wanted = {names} if isinstance(names, str) else set(names)
     linear = [layer for _, layer in named_layers(model) if isinstance(layer, keras.layers.Dense)]
     found = [layer for layer in linear if layer.name in wanted]
     unknown = wanted - {layer.name for layer in found}
     if unknown or not found:
         known = ", ".join(sorted({layer.name for layer in linear}))
-        raise ValueError(f"No linear layer is named {min(unknown, default='')!r}. Known: {known}.")
+        raise UserError(f"No linear layer is named {min(unknown, default='')!r}. Known: {known}.")
     if any(layer.lora_enabled for layer in found):
-        raise ValueError("These layers have adapters already.")
+        raise UserError("These layers have adapters already.")
     for part in trunk:
         for slot in network_slots(part).values():
             slot.variable.trainable = False

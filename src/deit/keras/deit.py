@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from deit.core.config.config import DeiTConfig, VisionTransformerConfig
+from deit.core.errors import UserError
 from deit.keras.heads import (
     KerasPixelDecoder,
     KerasPooler,
@@ -265,7 +266,7 @@ class TFDeiTForImageClassificationWithTeacher(TFDeiTPreTrainedModel):
             attentions=encoded.attentions,
         )
         if labels is None and teacher_logits is not None:
-            raise ValueError("teacher_logits need labels. For images without labels pass labels of -100.")
+            raise UserError("teacher_logits need labels. For images without labels pass labels of -100.")
         if labels is not None:
             loss = self.loss_of_labels(output, labels, teacher_logits)
             output = type(output)(loss=loss, **output)

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.following_defaults import following
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.keras.deit import TFDeiTForImageClassificationWithTeacher
@@ -236,7 +237,7 @@ class KerasDistillation(keras.Model):
     def _answers(self, pixels: Any, given: Any, training: bool) -> Any:
         if self.teacher is None:
             if given is None and training:
-                raise ValueError(
+                raise UserError(
                     "Distillation needs a teacher, or its logits with the data: fit(x, y, teacher_logits=...) or a "
                     "data set of (x, y, teacher_logits)."
                 )
@@ -245,7 +246,7 @@ class KerasDistillation(keras.Model):
                 given = ops.cast(given, "float32")
             return given
         if given is not None:
-            raise ValueError(
+            raise UserError(
                 "Both a teacher and a third part of the data came. Leave one of them out; weights of samples are not "
                 "supported."
             )
@@ -257,16 +258,16 @@ class KerasDistillation(keras.Model):
     def _checked_labels(self, labels: Any) -> Any:
         """Returns labels as (B,) or (B, K)."""
         if labels is None:
-            raise ValueError("Labels are missing. For images without labels pass labels of -100.")
+            raise UserError("Labels are missing. For images without labels pass labels of -100.")
         if isinstance(labels, (Mapping, list, tuple)):
-            raise TypeError(f"labels must be one array. Received: {type(labels).__name__}.")
+            raise WrongTypeError(f"labels must be one array. Received: {type(labels).__name__}.")
         shape, kind = tuple(labels.shape), keras.backend.standardize_dtype(labels.dtype)
         if is_integer(labels) and len(shape) == 2 and shape[1] == 1:
             return labels[:, 0]
         if is_integer(labels) and len(shape) != 1:
-            raise ValueError(f"Class numbers must have the shape (batch,). Received: {shape}.")
+            raise UserError(f"Class numbers must have the shape (batch,). Received: {shape}.")
         if not is_integer(labels) and ("float" not in kind or shape[1:] != (self.num_classes,)):
-            raise TypeError(
+            raise WrongTypeError(
                 f"labels must be integers (batch,), or probabilities (batch, {self.num_classes}). "
                 f"Received: {kind} {shape}."
             )
@@ -275,14 +276,14 @@ class KerasDistillation(keras.Model):
     def _check_answers(self, answers: Any) -> None:
         shape, kind = tuple(answers.shape), keras.backend.standardize_dtype(answers.dtype)
         if "float" not in kind:
-            raise TypeError(f"teacher_logits must be floats. Received: {kind}.")
+            raise WrongTypeError(f"teacher_logits must be floats. Received: {kind}.")
         if shape[1:] != (self.num_classes,):
-            raise ValueError(
+            raise UserError(
                 f"Teacher and student must have the same classes: teacher_logits (batch, {self.num_classes}). "
                 f"Received: {shape}."
             )
         if isinstance(answers, np.ndarray) and not np.isfinite(answers).all():
-            raise ValueError("teacher_logits hold NaN or infinity. Leave such images out, or ask another teacher.")
+            raise UserError("teacher_logits hold NaN or infinity. Leave such images out, or ask another teacher.")
 
     def _check_data(self, x: Any, y: Any, answers: Any, *, training: bool) -> None:
         """Checks what can be seen of the data before anything is computed, for errors without a traceback of Keras."""
@@ -314,7 +315,9 @@ class KerasDistillation(keras.Model):
         """
         own = sorted(set(options) & set(_OWN))
         if own:
-            raise TypeError(f"{type(self).__name__} brings its own losses and metrics. Leave out {', '.join(own)}.")
+            raise WrongTypeError(
+                f"{type(self).__name__} brings its own losses and metrics. Leave out {', '.join(own)}."
+            )
         super().compile(optimizer=optimizer, **options)
 
     def fit(self, x: Any = None, y: Any = None, *, teacher_logits: Any = None, **options: Any) -> Any:
@@ -363,25 +366,25 @@ def _is_teacher(teacher: Any) -> bool:
 
 def _check_student(student: Any) -> None:
     if not isinstance(student, TFDeiTForImageClassificationWithTeacher):
-        raise TypeError(
+        raise WrongTypeError(
             f"Distillation needs a student with a distillation head. Received: {type(student).__name__}. Take "
             "TFDeiTForImageClassificationWithTeacher."
         )
     if student.config.num_labels < 2:
-        raise ValueError(f"The student needs at least two classes. Received: {student.config.num_labels}.")
+        raise UserError(f"The student needs at least two classes. Received: {student.config.num_labels}.")
 
 
 def _check_numbers(kind: str, temperature: float, weight: float, reduction: str, label_smoothing: float) -> None:
     if kind not in DISTILLATION_KINDS:
-        raise ValueError(f"kind must be 'hard' or 'soft'. Received: {kind!r}.")
+        raise UserError(f"kind must be 'hard' or 'soft'. Received: {kind!r}.")
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
+        raise UserError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive. Received: {temperature}.")
+        raise UserError(f"temperature must be positive. Received: {temperature}.")
     if not 0 <= weight <= 1:
-        raise ValueError(f"weight must lie in [0, 1]. Received: {weight}.")
+        raise UserError(f"weight must lie in [0, 1]. Received: {weight}.")
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1). Received: {label_smoothing}.")
+        raise UserError(f"label_smoothing must lie in [0, 1). Received: {label_smoothing}.")
 
 
 def _statistics(teacher: Any, processor: DeiTImageProcessor | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -389,7 +392,7 @@ def _statistics(teacher: Any, processor: DeiTImageProcessor | None) -> tuple[tup
     if processor is not None:
         return processor.channel_mean, processor.channel_std
     if teacher is not None and teacher.mean is not None:
-        raise ValueError(
+        raise UserError(
             "A teacher with mean and std needs the student's, to undo them. Pass processor=, the preprocessing of the "
             "student."
         )
@@ -406,7 +409,7 @@ def _parts_of_data_set(data: Any) -> tuple[Any, Any, Any]:
         return None, None, None
     parts = tuple(parts) if isinstance(parts, (tuple, list)) else (parts,)
     if len(parts) not in (2, 3):
-        raise ValueError(f"A data set must give (x, y) or (x, y, teacher_logits). Received: {len(parts)} parts.")
+        raise UserError(f"A data set must give (x, y) or (x, y, teacher_logits). Received: {len(parts)} parts.")
     x, y, *rest = parts
     if y is not None and getattr(y, "shape", None) is not None and getattr(y.shape, "rank", 0) is None:
         return None, None, None  # of unknown shape
@@ -416,4 +419,4 @@ def _parts_of_data_set(data: Any) -> tuple[Any, Any, Any]:
 def _refuse_weights(options: Mapping[str, Any]) -> None:
     for name in ("sample_weight", "class_weight"):
         if options.get(name) is not None:
-            raise TypeError(f"{name} is not supported in distillation. Leave it out.")
+            raise WrongTypeError(f"{name} is not supported in distillation. Leave it out.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.errors import UserError, WrongStateError, WrongTypeError
 from deit.core.files import replace_folder_content
 from deit.core.labels import names_in_order
 from deit.core.model_directory import read_image_processor
@@ -68,7 +69,7 @@ def export_saved_model(
     """
     _require_tensorflow()
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, or None for all. Received: {top_k}.")
+        raise UserError(f"top_k must be at least 1, or None for all. Received: {top_k}.")
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise FileExistsError(f"{place} holds files already. Pass a new folder.")
@@ -86,7 +87,7 @@ def _require_tensorflow() -> None:
     import keras
 
     if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
+        raise WrongStateError(
             f"A SavedModel is written on the backend TensorFlow. Keras runs on {keras.backend.backend()!r} here. Save "
             "the model with save_pretrained, and export it in a process with KERAS_BACKEND=tensorflow."
         )
@@ -96,7 +97,7 @@ def _open_classifier(folder: Path) -> Any:
     names = read_config(folder).get("architectures") or []
     known = [name for name in names if name in _CLASSIFIERS]
     if not known:
-        raise ValueError(f"{folder} holds {names}, which is no image classifier. Known: {', '.join(_CLASSIFIERS)}.")
+        raise UserError(f"{folder} holds {names}, which is no image classifier. Known: {', '.join(_CLASSIFIERS)}.")
     module, name = _CLASSIFIERS[known[0]]
     return getattr(importlib.import_module(module), name).from_pretrained(folder)
 
@@ -104,20 +105,20 @@ def _open_classifier(folder: Path) -> Any:
 def _check(model: Any, processor: DeiTImageProcessor | None) -> None:
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "data_format") or type(model).__name__ not in _names_of_classes():
-        raise TypeError(
+        raise WrongTypeError(
             f"model must be a Keras classifier of this package, or a model directory. Received: {type(model).__name__}."
         )
     if config.num_labels == 0:
-        raise ValueError("This model has no classifier (num_labels is 0).")
+        raise UserError("This model has no classifier (num_labels is 0).")
     if processor is None:
-        raise ValueError(
+        raise UserError(
             f"Which preprocessing? Pass processor=, or a model directory with {CONFIG_NAME} and its preprocessing."
         )
     size = processor.output_size
     if processor.do_pad and processor.pad_size is not None:
         size = processor.pad_size["height"], processor.pad_size["width"]
     if (processor.do_resize or processor.do_center_crop) and size != config.grid_image_size:
-        raise ValueError(f"The processor gives images of {size}, and the model takes {config.grid_image_size}.")
+        raise UserError(f"The processor gives images of {size}, and the model takes {config.grid_image_size}.")
 
 
 def _names_of_classes() -> set[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.files import replace_folder_content
 from deit.core.hub import HubOptions, local_path, upload_folder
 from deit.core.model_directory import published_files
@@ -47,10 +48,10 @@ def build_model(model_class: Any, config: Any, **kwargs: Any) -> Any:
     try:
         return model_class(config, **kwargs)
     except TypeError as error:
-        raise TypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
+        raise WrongTypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
     except ValueError as error:
         if "keyword arguments" in str(error):  # Keras's word for it
-            raise TypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
+            raise WrongTypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
         raise
 
 
@@ -102,7 +103,7 @@ def open_keras_file(
         raise FileNotFoundError(f"No Keras file at {file}.")
     for name in ("subfolder", "variant", "use_safetensors"):
         if options.pop(name, None):
-            raise ValueError(f"{name} is about model directories, and {file.name} is one file. Leave it out.")
+            raise UserError(f"{name} is about model directories, and {file.name} is one file. Leave it out.")
     HubOptions.take_from(options)  # which matter for names on the hub alone
     if isinstance(config, (str, os.PathLike)):
         config = model_class.config_class.from_pretrained(config)
@@ -110,9 +111,9 @@ def open_keras_file(
         held = _whole_model(model_class, file, allow_code)
         return _as_asked(model_class, held, file, config, dtype, data_format, ignore_mismatched_sizes, options)
     if config is None:
-        raise ValueError(f"{file.name} holds weights alone. Pass config=, or save with save_pretrained.")
+        raise UserError(f"{file.name} holds weights alone. Pass config=, or save with save_pretrained.")
     if dtype == "auto":
-        raise ValueError(f"dtype='auto' is not known of {file.name}. Pass a type, such as 'float32'.")
+        raise UserError(f"dtype='auto' is not known of {file.name}. Pass a type, such as 'float32'.")
     data_format = data_format or "channels_first"
     wanted, arguments = _with_fields(model_class, config, options)
     if wanted.to_dict() == config.to_dict():
@@ -128,15 +129,15 @@ def open_keras_file(
 
 def _whole_model(model_class: Any, file: Path, allow_code: bool) -> Any:
     if file.suffix == ".h5":
-        raise ValueError(f"{file.name} is not read: it may hold code. Save weights as .weights.h5 or safetensors.")
+        raise UserError(f"{file.name} is not read: it may hold code. Save weights as .weights.h5 or safetensors.")
     if not allow_code:
-        raise ValueError(
+        raise UserError(
             f"{file.name} is a whole Keras file, which can carry code. Pass allow_code=True if you wrote it "
             "yourself, or use a model directory (save_pretrained) or weights (.weights.h5)."
         )
     model = keras.saving.load_model(file, safe_mode=True)
     if not isinstance(model, model_class):
-        raise ValueError(f"{file.name} holds a {type(model).__name__}, not a {model_class.__name__}.")
+        raise UserError(f"{file.name} holds a {type(model).__name__}, not a {model_class.__name__}.")
     return model
 
 
@@ -162,7 +163,7 @@ def _as_asked(
     if same:
         return held, _nothing_to_tell()
     if any(getattr(layer, "quantization_mode", None) for _, layer in named_layers(held)):
-        raise ValueError(
+        raise UserError(
             f"{file.name} holds a quantized model, which opens as it is alone. Leave out what shall be different, or "
             "save the model before it is quantized."
         )
@@ -198,7 +199,7 @@ def save_model(
 ) -> None:
     """Writes a model directory; arguments as in `save_pretrained`."""
     if saved_model and keras.backend.backend() != "tensorflow":
-        raise ValueError(
+        raise UserError(
             f"saved_model=True needs TensorFlow, and Keras runs on {keras.backend.backend()!r} in this process. Leave "
             "it out, or set KERAS_BACKEND=tensorflow before Keras is imported."
         )

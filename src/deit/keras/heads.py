@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError
 from deit.keras.activations import find_activation
 from deit.keras.inputs import as_pixels, as_tensor, check_patch_mask, check_pixels
 from deit.keras.losses import infer_problem_type, masked_pixel_loss, problem_loss
@@ -169,7 +170,7 @@ def require_classifier(config: VisionTransformerConfig) -> None:
         ValueError: The model has no classifier.
     """
     if config.num_labels == 0:
-        raise ValueError("This model has no classifier (num_labels is 0), so labels give no loss. Leave them out.")
+        raise UserError("This model has no classifier (num_labels is 0), so labels give no loss. Leave them out.")
 
 
 def require_equal_stride(config: VisionTransformerConfig) -> None:
@@ -179,7 +180,7 @@ def require_equal_stride(config: VisionTransformerConfig) -> None:
         ValueError: The encoder stride is not the patch size.
     """
     if config.grid_patch_size != (config.encoder_stride,) * 2:
-        raise ValueError(
+        raise UserError(
             f"encoder_stride {config.encoder_stride} must equal patch_size {config.patch_size}: the "
             "reconstruction must have the size of the image."
         )

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError, WrongStateError, WrongTypeError
 from deit.keras.losses import NO_LABEL
 
 DATA_FORMATS = ("channels_first", "channels_last")
@@ -27,7 +28,7 @@ def check_backend() -> None:
     """
     wanted, active = os.environ.get("KERAS_BACKEND"), keras.backend.backend()
     if wanted and wanted != active:
-        raise RuntimeError(
+        raise WrongStateError(
             f"Keras runs on {active!r} in this process, and KERAS_BACKEND asks for {wanted!r}. The backend is fixed "
             "when Keras is first imported: set KERAS_BACKEND before, or use another process."
         )
@@ -51,20 +52,22 @@ def name_arguments(
     """
     names = list(inspect.signature(call).parameters)
     if len(args) > len(names):
-        raise TypeError(f"The model takes {len(names)} arguments at most: {', '.join(names)}. Received: {len(args)}.")
+        raise WrongTypeError(
+            f"The model takes {len(names)} arguments at most: {', '.join(names)}. Received: {len(args)}."
+        )
     named = dict(zip(names[1:], args[1:], strict=False))
     if args and isinstance(args[0], Mapping):
         inputs = dict(args[0])
         unknown = sorted(set(inputs) - set(names))
         if unknown:
-            raise TypeError(f"The model does not know the input {unknown[0]!r}. Known: {', '.join(names)}.")
+            raise WrongTypeError(f"The model does not know the input {unknown[0]!r}. Known: {', '.join(names)}.")
         options = {name for name in names if name not in ("pixel_values", *tensors)}
         flags = {name: inputs.pop(name) for name in list(inputs) if name in options or inputs[name] is None}
         args = (inputs, *args[1:])
         named.update({name: value for name, value in flags.items() if value is not None})
     twice = named.keys() & kwargs.keys()
     if twice:
-        raise TypeError(f"The argument {sorted(twice)[0]!r} comes twice.")
+        raise WrongTypeError(f"The argument {sorted(twice)[0]!r} comes twice.")
     return args[:1], {**named, **kwargs}
 
 
@@ -116,16 +119,16 @@ def _check_tensor(name: str, value: Any) -> None:
     framework = _FRAMEWORKS.get(type(value).__module__.split(".")[0])
     active = keras.backend.backend()
     if framework is not None and framework != active:
-        raise TypeError(
+        raise WrongTypeError(
             f"{name} is a tensor of {framework!r}, and Keras runs on {active!r} in this process. Pass a NumPy array, "
             f"or set KERAS_BACKEND={framework} before Keras is imported."
         )
     if framework is None and not hasattr(value, "shape"):
-        raise TypeError(f"{name} must be an array of numbers. Received: {value!r}.")
+        raise WrongTypeError(f"{name} must be an array of numbers. Received: {value!r}.")
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
-        raise TypeError(f"{name} must hold numbers. Received: {value.dtype}.")
+        raise WrongTypeError(f"{name} must hold numbers. Received: {value.dtype}.")
     if name == "pixel_values" and keras.backend.standardize_dtype(getattr(value, "dtype", "float32")) == "bool":
-        raise TypeError("pixel_values must hold numbers. Received: bool. Was bool_masked_pos passed first?")
+        raise WrongTypeError("pixel_values must hold numbers. Received: bool. Was bool_masked_pos passed first?")
 
 
 def _check_labels(labels: Any, config: VisionTransformerConfig) -> None:
@@ -148,7 +151,7 @@ def _check_labels(labels: Any, config: VisionTransformerConfig) -> None:
         return
     wrong = seen[((seen < 0) | (seen >= config.num_labels)) & (seen != NO_LABEL)]
     if len(wrong):
-        raise ValueError(
+        raise UserError(
             f"labels must be class numbers from 0 to {config.num_labels - 1} ({NO_LABEL}: no label). "
             f"Received: {wrong[0]}."
         )
@@ -172,15 +175,15 @@ def check_pixels(shape: tuple[int | None, ...], model: Any, interpolate: bool) -
         if len(shape) == 4 and shape[3 if first else 1] == channels:
             now, other = ("last", "channels_last") if first else ("first", "channels_first")
             hint = f" Its channels stand {now}: build the model with data_format={other!r}, or transpose the pixels."
-        raise ValueError(f"pixel_values must have the shape {order}. Received: {shape}.{hint}")
+        raise UserError(f"pixel_values must have the shape {order}. Received: {shape}.{hint}")
     size, own = shape[2:4] if first else shape[1:3], model.config.grid_image_size
     if None not in size and size != own and not interpolate:
-        raise ValueError(
+        raise UserError(
             f"The image is {size[0]} x {size[1]} pixels, the model was made for {own[0]} x {own[1]}. "
             "Resize the image or pass interpolate_pos_encoding=True."
         )
     if any(side is not None and side < patch for side, patch in zip(size, model.config.grid_patch_size, strict=True)):
-        raise ValueError(f"The image is {size[0]} x {size[1]} pixels, smaller than a patch.")
+        raise UserError(f"The image is {size[0]} x {size[1]} pixels, smaller than a patch.")
 
 
 def check_patch_mask(shape: tuple[int | None, ...], patches: tuple[int | None, int], has_mask_token: bool) -> None:
@@ -195,9 +198,9 @@ def check_patch_mask(shape: tuple[int | None, ...], patches: tuple[int | None, i
         ValueError: The shape is wrong, or there is no mask token.
     """
     if not has_mask_token:
-        raise ValueError("This model has no mask token. Build it with use_mask_token=True to pass bool_masked_pos.")
+        raise UserError("This model has no mask token. Build it with use_mask_token=True to pass bool_masked_pos.")
     if len(shape) != 2 or any(a != b for a, b in zip(shape, patches, strict=True) if None not in (a, b)):
-        raise ValueError(f"bool_masked_pos must have the shape (batch, patches) = {patches}. Received: {shape}.")
+        raise UserError(f"bool_masked_pos must have the shape (batch, patches) = {patches}. Received: {shape}.")
 
 
 def as_pixels(pixel_values: Any) -> Any:
@@ -207,7 +210,7 @@ def as_pixels(pixel_values: Any) -> Any:
         ValueError: They are missing.
     """
     if pixel_values is None:
-        raise ValueError("pixel_values is missing: pass an array of the shape (batch, channels, height, width).")
+        raise UserError("pixel_values is missing: pass an array of the shape (batch, channels, height, width).")
     pixel_values = ops.convert_to_tensor(pixel_values)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(pixel_values.dtype)):
         pixel_values = ops.cast(pixel_values, "float32")
@@ -243,7 +246,7 @@ def labels_to_weight(x: Any, y: Any, *, sample_weight: Any, class_weight: Any) -
             return None
     else:
         return None  # Keras refuses weights beside data that cannot take them
-    raise ValueError(
+    raise UserError(
         "sample_weight and class_weight need labels: pass y, labels beside pixel_values in the inputs, or a data set "
         "of (inputs, labels)."
     )

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deit.core.errors import UserError
 from deit.keras.losses import NO_LABEL
 
 _LOGITS = ("logits", "cls_logits", "distillation_logits")
@@ -53,7 +54,7 @@ class ClassRange:
         wrong = array[(array < 0) | (array >= self.classes)]
         wrong = wrong[wrong != self.ignored] if self.ignored is not None else wrong
         if wrong.size:
-            raise ValueError(f"{self.rule}. Received: {wrong.flat[0]}.")
+            raise UserError(f"{self.rule}. Received: {wrong.flat[0]}.")
 
     @property
     def rule(self) -> str:
@@ -245,4 +246,4 @@ def plain_errors(model: Any) -> Iterator[None]:
         found = _FOUND.search(str(error)) if type(error).__name__ == "InvalidArgumentError" else None
         if found is None:
             raise
-        raise ValueError(f"{found[1]}. Received: {found[2]}.") from error
+        raise UserError(f"{found[1]}. Received: {found[2]}.") from error

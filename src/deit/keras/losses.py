@@ -11,6 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from deit.core.errors import UserError, WrongTypeError
+
 CLASSIFICATION_LOSSES = ("ce", "bce")
 DISTILLATION_KINDS = ("hard", "soft")
 REDUCTIONS = ("batchmean", "numel")
@@ -39,10 +41,10 @@ def classification_loss(
     target = ops.convert_to_tensor(target)
     if loss == "bce":
         if label_smoothing:
-            raise ValueError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
+            raise UserError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
         return _binary_loss(logits, target, sample_weight)
     if loss != "ce":
-        raise ValueError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
+        raise UserError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
     classes = logits.shape[-1]
     log_probabilities = ops.log_softmax(logits, axis=-1)
     if len(target.shape) == 2:
@@ -70,7 +72,7 @@ def weighted(terms: Any, sample_weight: Any) -> Any:
     if len(weights.shape) == 2 and weights.shape[1] == 1:
         weights = weights[:, 0]
     if not _same_shape(tuple(weights.shape), tuple(terms.shape)):
-        raise ValueError(
+        raise UserError(
             f"sample_weight must have one number for each image, the shape {tuple(terms.shape)}. "
             f"Received: {tuple(weights.shape)}."
         )
@@ -129,20 +131,20 @@ def distillation_loss(
             the soft loss needs logits.
     """
     if kind not in DISTILLATION_KINDS:
-        raise ValueError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
+        raise UserError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
+        raise UserError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
     student_logits = ops.cast(student_logits, "float32")
     teacher_logits = ops.convert_to_tensor(teacher_logits)
     integers = is_integer(teacher_logits)
     if integers and kind != "hard":
-        raise ValueError(
+        raise UserError(
             f"A teacher's classes suffice for hard distillation alone. Received: {kind!r}. Pass its logits."
         )
     student_shape, teacher_shape = tuple(student_logits.shape), tuple(teacher_logits.shape)
     if not _same_shape(teacher_shape, student_shape[:1] if integers else student_shape):
         what = "one class of the teacher for each image" if integers else "the same number of classes in both"
-        raise ValueError(f"There must be {what}. Received: teacher {teacher_shape}, student {student_shape}.")
+        raise UserError(f"There must be {what}. Received: teacher {teacher_shape}, student {student_shape}.")
     if kind == "hard":
         labels = teacher_logits if integers else ops.argmax(teacher_logits, axis=-1)
         if integers:  # every image has an answer of the teacher: -100 is a mistake here
@@ -176,16 +178,16 @@ def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any
     classes = logits.shape[-1]
     if problem_type == "single_label_classification":
         if classes == 1:
-            raise ValueError("With one label there is nothing to choose. Set num_labels, or problem_type='regression'.")
+            raise UserError("With one label there is nothing to choose. Set num_labels, or problem_type='regression'.")
         if not is_integer(labels):
-            raise TypeError(
+            raise WrongTypeError(
                 f"labels must be class numbers, integers. Received: {keras.backend.standardize_dtype(labels.dtype)}. "
                 "Convert them, or set problem_type in the configuration."
             )
         if len(labels.shape) == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         if not _same_shape(tuple(labels.shape), tuple(logits.shape[:1])):
-            raise ValueError(
+            raise UserError(
                 f"labels must have one class number for each image, the shape {tuple(logits.shape[:1])}. "
                 f"Received: {tuple(labels.shape)}."
             )
@@ -195,7 +197,7 @@ def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any
     if problem_type == "regression" and classes == 1 and len(labels.shape) == 1:
         labels = labels[:, None]
     if not _same_shape(tuple(labels.shape), tuple(logits.shape)):  # backends would spread them to a common shape
-        raise ValueError(
+        raise UserError(
             f"Targets of the problem type {problem_type!r} must have the shape {tuple(logits.shape)}. "
             f"Received: {tuple(labels.shape)}."
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from deit.core.errors import UserError
 from deit.keras.optimizers import (
     PaperAdamW,
     WarmupCosine as WarmupCosine,  # its place in the documentation
@@ -30,11 +31,9 @@ def keras_adamw(
         ValueError: The model has no trainable weights, or a number is out of range.
     """
     if weight_decay < 0 or clip_grad < 0:
-        raise ValueError(f"weight_decay and clip_grad must be at least 0. Received: {weight_decay}, {clip_grad}.")
+        raise UserError(f"weight_decay and clip_grad must be at least 0. Received: {weight_decay}, {clip_grad}.")
     if not model.trainable_variables:
-        raise ValueError(
-            "The model has no trainable weights. Build it, or set trainable=True on what shall be trained."
-        )
+        raise UserError("The model has no trainable weights. Build it, or set trainable=True on what shall be trained.")
     optimizer = PaperAdamW(learning_rate, weight_decay=weight_decay, epsilon=1e-8, global_clipnorm=clip_grad or None)
     optimizer.leave_out(model.trainable_variables)  # when it is built it does so itself; here for those who look before
     return optimizer

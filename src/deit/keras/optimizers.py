@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from deit.core.errors import UserError
 from deit.keras.weights import network_slots
 
 # Tokens and position embeddings are matrices by shape but act like biases; see `optimization.py`.
@@ -50,19 +51,19 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     ) -> None:
         super().__init__()
         if not peak > 0:
-            raise ValueError(f"peak must be positive. Received: {peak}.")
+            raise UserError(f"peak must be positive. Received: {peak}.")
         if steps_per_epoch < 1 or epochs < 1:
-            raise ValueError(f"steps_per_epoch and epochs must be at least 1. Received: {steps_per_epoch}, {epochs}.")
+            raise UserError(f"steps_per_epoch and epochs must be at least 1. Received: {steps_per_epoch}, {epochs}.")
         if not 0 <= warmup_epochs <= epochs:
-            raise ValueError(f"warmup_epochs must lie in [0, {epochs}]. Received: {warmup_epochs}.")
+            raise UserError(f"warmup_epochs must lie in [0, {epochs}]. Received: {warmup_epochs}.")
         if warmup_lr is None:
             warmup_lr = 1e-6 if peak > 1e-6 else 0.002 * peak
         if min_lr is None:
             min_lr = 1e-5 if peak > 1e-5 else 0.02 * peak
         if warmup_lr < 0 or min_lr < 0:
-            raise ValueError(f"warmup_lr and min_lr must be at least 0. Received: {warmup_lr}, {min_lr}.")
+            raise UserError(f"warmup_lr and min_lr must be at least 0. Received: {warmup_lr}, {min_lr}.")
         if min_lr > peak or (warmup_lr > peak and warmup_epochs):
-            raise ValueError(
+            raise UserError(
                 f"warmup_lr and min_lr must be at most the peak, {peak:g}. Received: {warmup_lr:g}, {min_lr:g}."
             )
         self.peak = peak

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.hub import upload_folder
 from deit.core.model_directory import published_files
 from deit.keras.adapters import enable_adapters, load_adapters, save_adapters, without_adapters
@@ -63,11 +64,11 @@ class KerasPreTrainedModel(keras.Model):
     def __init__(self, config: VisionTransformerConfig, *, data_format: str = "channels_first", **options: Any) -> None:
         check_backend()
         if not isinstance(config, self.config_class):
-            raise TypeError(
+            raise WrongTypeError(
                 f"{type(self).__name__} needs a {self.config_class.__name__}. Received: {type(config).__name__}."
             )
         if data_format not in DATA_FORMATS:
-            raise ValueError(f"data_format must be 'channels_first' or 'channels_last'. Received: {data_format!r}.")
+            raise UserError(f"data_format must be 'channels_first' or 'channels_last'. Received: {data_format!r}.")
         config.validate()
         options["name"] = options.get("name") or _new_name(type(self).__name__)
         # Labels and pixels reach the model as they are; its layers convert what they take.
@@ -142,7 +143,7 @@ class KerasPreTrainedModel(keras.Model):
         outputs = self(pixels)
         name = main_output(outputs) if output is None else output
         if name not in outputs:
-            raise ValueError(f"The model has no output {name!r}. Known: {', '.join(outputs)}.")
+            raise UserError(f"The model has no output {name!r}. Known: {', '.join(outputs)}.")
         return keras.Model(pixels, outputs[name], name=f"{self.name}_{name}")
 
     # --- changes of the network ----------------------------------------------------------------------
@@ -158,7 +159,7 @@ class KerasPreTrainedModel(keras.Model):
                 the optimizer already holds numbers about the weights.
         """
         if getattr(getattr(self, "optimizer", None), "built", False):
-            raise ValueError("The optimizer knows weights that would be pruned. Prune before the training.")
+            raise UserError("The optimizer knows weights that would be pruned. Prune before the training.")
         table = prune(self.base_model.trunk, heads_to_prune)
         for part in (self, self.base_model, self.base_model.trunk):
             part.config.update({"pruned_heads": table})
@@ -334,7 +335,7 @@ class KerasPreTrainedModel(keras.Model):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         own = y_pred.get("loss")
         if own is None and y is None:
-            raise ValueError("There is nothing to learn from. Pass y, or labels beside pixel_values in the inputs.")
+            raise UserError("There is nothing to learn from. Pass y, or labels beside pixel_values in the inputs.")
         if own is None:
             own = self.loss_of_labels(y_pred, y, sample_weight=sample_weight)
         elif sample_weight is not None:
@@ -347,7 +348,7 @@ class KerasPreTrainedModel(keras.Model):
         Raises:
             TypeError: The model has no such loss.
         """
-        raise TypeError(f"{type(self).__name__} has no loss of its own. Pass loss= to compile.")
+        raise WrongTypeError(f"{type(self).__name__} has no loss of its own. Pass loss= to compile.")
 
     def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
         """Returns the loss of an output by what is in the inputs beside the pixels, each image with its weight (B,)."""
@@ -420,9 +421,9 @@ class KerasPreTrainedModel(keras.Model):
             TypeError: An argument is unknown.
         """
         if not safe_serialization:
-            raise ValueError("safe_serialization=False would write a PyTorch pickle. Leave it out: safetensors.")
+            raise UserError("safe_serialization=False would write a PyTorch pickle. Leave it out: safetensors.")
         if upload and not push_to_hub:
-            raise TypeError(f"save_pretrained does not know the argument {next(iter(upload))!r}.")
+            raise WrongTypeError(f"save_pretrained does not know the argument {next(iter(upload))!r}.")
         folder = Path(save_directory)
         save_model(
             self, folder, max_shard_size=max_shard_size, variant=variant, saved_model=saved_model, version=version

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deit.core.errors import UserError
 from deit.keras.vision_transformer import Attention, without_initial_values
 
 
@@ -31,16 +32,16 @@ def prune(trunk: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[int, 
     wanted = {int(block): {int(head) for head in heads} for block, heads in heads_to_prune.items()}
     for block, heads in wanted.items():
         if not 0 <= block < len(trunk.blocks):
-            raise ValueError(f"There are blocks 0 to {len(trunk.blocks) - 1}. Received: {block}.")
+            raise UserError(f"There are blocks 0 to {len(trunk.blocks) - 1}. Received: {block}.")
         if not heads <= set(range(config.num_attention_heads)):
-            raise ValueError(f"There are heads 0 to {config.num_attention_heads - 1}. Received: {sorted(heads)}.")
+            raise UserError(f"There are heads 0 to {config.num_attention_heads - 1}. Received: {sorted(heads)}.")
         table[block] = table.get(block, set()) | heads
         if len(table[block]) == config.num_attention_heads:
-            raise ValueError(f"No head would be left in block {block}. Keep one.")
+            raise UserError(f"No head would be left in block {block}. Keep one.")
         attention = trunk.blocks[block].attn
         for layer in (attention.qkv, attention.proj):
             if layer.quantization_mode is not None or layer.lora_enabled:
-                raise ValueError("Heads of a quantized layer, or of one with adapters, cannot be pruned. Prune before.")
+                raise UserError("Heads of a quantized layer, or of one with adapters, cannot be pruned. Prune before.")
     for block, heads in wanted.items():
         _prune(trunk.blocks[block].attn, heads)
     return {block: sorted(heads) for block, heads in table.items()}

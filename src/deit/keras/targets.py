@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from deit.core.errors import UserError
 from deit.keras.outputs import KerasModelOutput
 
 # What a loss without names is about: the first of these that a model returns.
@@ -63,7 +64,7 @@ def for_metrics(y: Any, output: Any, metrics: Iterable[Any]) -> tuple[Any, Any]:
     _check_names(y, output, "y")
     if main not in y and len(y) > 1:
         first = next(iter(y))
-        raise ValueError(f"Metrics must say which output they are of. Pass metrics={{{first!r}: [...]}}.")
+        raise UserError(f"Metrics must say which output they are of. Pass metrics={{{first!r}: [...]}}.")
     name = main if main in y else next(iter(y))
     return y[name], output[name]
 
@@ -74,7 +75,7 @@ def _targets(y: Any, names: Iterable[str], what: str) -> dict[str, Any]:
         return dict.fromkeys(names, y)
     missing = [name for name in names if name not in y]
     if missing:
-        raise ValueError(f"y has no targets of {missing[0]!r}, which {what} names. Received: {', '.join(y)}.")
+        raise UserError(f"y has no targets of {missing[0]!r}, which {what} names. Received: {', '.join(y)}.")
     return {name: y[name] for name in names}
 
 
@@ -82,12 +83,12 @@ def _check_names(names: Iterable[str], output: KerasModelOutput, what: str) -> N
     known = [name for name in output if name not in _NO_TARGETS]
     for name in names:
         if name not in known:
-            raise ValueError(f"{what} names {name!r}, which is no output of the model. Known: {', '.join(known)}.")
+            raise UserError(f"{what} names {name!r}, which is no output of the model. Known: {', '.join(known)}.")
 
 
 def _refuse_list(y: Any) -> None:
     if isinstance(y, (list, tuple)):
-        raise ValueError(
+        raise UserError(
             "The targets of several outputs must be named: y={'logits': ..., ...}. "
             f"Received: a {type(y).__name__} of {len(y)}."
         )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
@@ -68,14 +69,14 @@ class KerasTeacher:
         output: str = "logits",
     ) -> None:
         if not isinstance(model, keras.Model):
-            raise TypeError(
+            raise WrongTypeError(
                 f"A teacher must be a keras.Model. Received: {type(model).__name__}. Logits that were computed before "
                 "go with the data: fit(x, y, teacher_logits=...)."
             )
         if not model.built:
-            raise ValueError(f"The teacher {model.name!r} has no weights yet. Call it on a batch, or load weights.")
+            raise UserError(f"The teacher {model.name!r} has no weights yet. Call it on a batch, or load weights.")
         if (mean is None) != (std is None) or (mean is not None and (len(mean), len(std or ())) != (3, 3)):
-            raise ValueError(f"mean and std must both be left out, or have 3 numbers. Received: {mean}, {std}.")
+            raise UserError(f"mean and std must both be left out, or have 3 numbers. Received: {mean}, {std}.")
         _require_one_of("output", output, OUTPUTS)
         _require_one_of("channel_order", channel_order, ("rgb", "bgr"))
         _require_one_of("data_format", data_format, (None, CHANNELS_FIRST, CHANNELS_LAST))
@@ -137,7 +138,7 @@ class KerasTeacher:
         if isinstance(answer, Mapping):
             answer = answer.get("logits")
         if answer is None or len(getattr(answer, "shape", ())) != 2:
-            raise TypeError(
+            raise WrongTypeError(
                 f"The teacher must return logits (batch, classes). Received: {getattr(answer, 'shape', answer)}."
             )
         answer = ops.stop_gradient(ops.cast(answer, "float32"))
@@ -178,29 +179,29 @@ class KerasTeacher:
             answer = self(ops.array(grey), mean=half, std=half, data_format=CHANNELS_LAST)
         except ValueError as error:
             first = str(error).strip().splitlines()[0]
-            raise ValueError(f"The teacher {self.model.name!r} does not take the student's images: {first}") from error
+            raise UserError(f"The teacher {self.model.name!r} does not take the student's images: {first}") from error
         if answer.shape[1] != num_classes:
-            raise ValueError(
+            raise UserError(
                 f"Teacher and student must have the same classes. Received: teacher {answer.shape[1]}, student "
                 f"{num_classes}."
             )
         values = np.asarray(ops.convert_to_numpy(answer), dtype=np.float64)
         if not np.isfinite(values).all():
-            raise ValueError(
+            raise UserError(
                 f"The teacher {self.model.name!r} answers with NaN or infinity. Its weights may be damaged."
             )
         raw = np.exp(values) if self.output == "probabilities" else values
         is_distribution = bool(num_classes > 1 and (raw >= 0).all() and abs(raw.sum() - 1) < 0.02)
         if is_distribution != (self.output == "probabilities"):
             gives, other = ("probabilities", "logits") if is_distribution else ("logits", "probabilities")
-            raise ValueError(
+            raise UserError(
                 f"The teacher seems to give {gives} and was announced with output={other!r}. Pass output={gives!r}."
             )
 
 
 def _require_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}. Received: {value!r}.")
+        raise UserError(f"{name} must be one of {', '.join(map(repr, allowed))}. Received: {value!r}.")
 
 
 def _own_size(model: keras.Model, data_format: str) -> tuple[int, int] | None:

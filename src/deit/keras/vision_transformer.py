@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError
 from deit.keras.activations import find_activation
 
 _DRAWS_INITIAL_VALUES = ContextVar("draws initial values", default=True)
@@ -540,7 +541,7 @@ def head_mask_per_block(head_mask: Any, depth: int, heads: int) -> Any:
     if shape in ((heads,), (depth, heads)):
         head_mask = ops.reshape(head_mask, (-1, 1, heads, 1, 1))
     elif len(shape) != 5 or shape[0] not in (1, depth) or shape[2] not in (1, heads):
-        raise ValueError(
+        raise UserError(
             f"head_mask must have the shape (heads,) = ({heads},) or (layers, heads) = ({depth}, {heads}), or five "
             f"dimensions (layers, batch, heads, tokens, tokens). Received: {shape}."
         )

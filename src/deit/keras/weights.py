@@ -21,6 +21,7 @@ from keras import ops
 from safetensors.numpy import save_file
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError
 from deit.core.weights.files import (
     WEIGHTS_NAME,
     TensorEntry,
@@ -77,7 +78,7 @@ class Slot:
             ValueError: The variable holds the integers of a quantized layer.
         """
         if "int" in keras.backend.standardize_dtype(self.variable.dtype):
-            raise ValueError(
+            raise UserError(
                 "A quantized layer cannot take weights of a file. Open the model in floating point, then call "
                 "model.quantize(...)."
             )
@@ -175,7 +176,7 @@ class ArraySource:
         if weights.index is not None:
             lost = [name for name, file in weights.index.items() if self._entries.get(name, _NOWHERE).file != file]
             if lost:
-                raise ValueError(f"{weights.main} says that {lost[0]!r} is in a file that does not hold it.")
+                raise UserError(f"{weights.main} says that {lost[0]!r} is in a file that does not hold it.")
             self._entries = {name: self._entries[name] for name in weights.index}
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
@@ -189,7 +190,7 @@ class ArraySource:
             return self._arrays[name]
         entry = self._entries[name]
         if entry.dtype not in _NUMPY_TYPES:
-            raise ValueError(f"{entry.file} holds {name!r} as {entry.dtype}, which cannot be read. Convert it.")
+            raise UserError(f"{entry.file} holds {name!r} as {entry.dtype}, which cannot be read. Convert it.")
         kind = np.dtype(_NUMPY_TYPES[entry.dtype])
         if not entry.size:
             return np.zeros(entry.shape, dtype=kind)
@@ -278,7 +279,7 @@ def load_arrays(
     mismatched = _mismatched(plan.found, slots, tensors.shapes)
     if mismatched and not ignore_mismatched_sizes:
         shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
-        raise ValueError(
+        raise UserError(
             f"{len(mismatched)} tensors of {source} have another shape than the model's ({shown}). Pass "
             "ignore_mismatched_sizes=True to resize the position embedding and start the others anew."
         )

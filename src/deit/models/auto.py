@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from deit.core.config import config as configuration
 from deit.core.config.config import read_config
+from deit.core.errors import UserError
 from deit.core.hub import HubOptions, local_path
 from deit.core.weights.inferred_config import infer_config
 from deit.models.auto_openers import (
@@ -61,7 +62,7 @@ def find_class(task: str, model_type: str | None, architectures: Sequence[str] |
     if own is not None:
         return own
     if model_type not in CLASSES[task]:
-        raise ValueError(f"No class for {task} is registered for {model_type!r}. AutoModel....register names one.")
+        raise UserError(f"No class for {task} is registered for {model_type!r}. AutoModel....register names one.")
     candidates = CLASSES[task][str(model_type)]
     named = [name for name in architectures or () if name in candidates]
     found: type[Any] = getattr(importlib.import_module(_MODULES[str(model_type)]), (named or list(candidates))[0])
@@ -88,7 +89,7 @@ class _AutoModel(NotBuilt):
         model_type = model_type_of(config_class)
         own = getattr(model_class, "config_class", config_class)
         if own is not None and own.__name__ != config_class.__name__:
-            raise ValueError(f"{model_class.__name__}.config_class is {own.__name__}, not {config_class.__name__}.")
+            raise UserError(f"{model_class.__name__}.config_class is {own.__name__}, not {config_class.__name__}.")
         known = model_type in CLASSES[cls.task] or (cls.task, model_type) in _OF_USERS
         refuse_second(known, exist_ok, f"A class of {model_type!r} for {cls.task}")
         _OF_USERS[cls.task, model_type] = model_class

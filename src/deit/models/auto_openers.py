@@ -10,6 +10,7 @@ from typing import Any
 
 from deit.core.config import config as configuration
 from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.hub import HubOptions, local_path
 from deit.core.processing.image_processor import processor_family
 from deit.core.processing.settings import ImageProcessor, read_preprocessor_config, whole_processor
@@ -43,7 +44,7 @@ def check_model_type(model_type: str | None, source: object = None) -> None:
     known = (*CONFIGURATIONS, *_CONFIGURATIONS_OF_USERS)
     if model_type not in known:
         where = f" in {source}" if source else ""
-        raise ValueError(
+        raise UserError(
             f"Unknown model type {model_type!r}{where}. Known: {', '.join(known)}. "
             "AutoConfig.register and AutoModel.register make a type of your own known."
         )
@@ -63,7 +64,7 @@ def model_type_of(config_class: type[Any]) -> str:
     """
     model_type = getattr(config_class, "model_type", "")
     if not model_type:
-        raise ValueError(f"{config_class!r} is no class of configurations: it has no model_type.")
+        raise UserError(f"{config_class!r} is no class of configurations: it has no model_type.")
     return str(model_type)
 
 
@@ -74,14 +75,16 @@ def refuse_second(known: bool, exist_ok: bool, what: str) -> None:
         ValueError: It is registered, and `exist_ok` is off.
     """
     if known and not exist_ok:
-        raise ValueError(f"{what} is known already. Choose another model_type, or pass exist_ok=True to replace it.")
+        raise UserError(f"{what} is known already. Choose another model_type, or pass exist_ok=True to replace it.")
 
 
 class NotBuilt:
     """A class that only opens others."""
 
     def __init__(self) -> None:
-        raise TypeError(f"{type(self).__name__} is not built directly. Use {type(self).__name__}.from_pretrained(...).")
+        raise WrongTypeError(
+            f"{type(self).__name__} is not built directly. Use {type(self).__name__}.from_pretrained(...)."
+        )
 
 
 class AutoConfig(NotBuilt):
@@ -110,7 +113,7 @@ class AutoConfig(NotBuilt):
             ValueError: The types differ, or the type is known and `exist_ok` is off.
         """
         if model_type_of(config) != model_type:
-            raise ValueError(f"{config.__name__}.model_type is {config.model_type!r}, not {model_type!r}.")
+            raise UserError(f"{config.__name__}.model_type is {config.model_type!r}, not {model_type!r}.")
         known = model_type in CONFIGURATIONS or model_type in _CONFIGURATIONS_OF_USERS
         refuse_second(known, exist_ok, f"The model type {model_type!r}")
         _CONFIGURATIONS_OF_USERS[model_type] = config
@@ -137,7 +140,7 @@ class AutoConfig(NotBuilt):
         path = local_path(pretrained_model_name_or_path, need="config", options=options, subfolder=subfolder)
         values = read_config(path)
         if "model_type" not in values:
-            raise ValueError(f"{path} names no model_type. Open it with DeiTConfig or ViTConfig.")
+            raise UserError(f"{path} names no model_type. Open it with DeiTConfig or ViTConfig.")
         check_model_type(values["model_type"], path)
         return configuration_class(values["model_type"]).from_pretrained(path, **kwargs)
 
@@ -219,7 +222,7 @@ class AutoImageProcessor(NotBuilt):
         named.update(image_processor_classes or {})
         given = {name: found for name, found in named.items() if found is not None}
         if not given or set(given) - set(BACKENDS):
-            raise ValueError(f"Pass a class for {' or '.join(BACKENDS)}. Received: {given}.")
+            raise UserError(f"Pass a class for {' or '.join(BACKENDS)}. Received: {given}.")
         model_type = model_type_of(config_class)
         known = model_type in CONFIGURATIONS or model_type in _PROCESSORS_OF_USERS
         refuse_second(known, exist_ok, f"An image processor of {model_type!r}")
@@ -246,7 +249,7 @@ class AutoProcessor(NotBuilt):
             return own.from_pretrained(pretrained_model_name_or_path, **kwargs)
         whole = whole_processor(file, values)
         if whole is not None:
-            raise ValueError(
+            raise UserError(
                 f"{file} belongs to a {whole}, which is more than an image processor and not part of this package. "
                 "AutoImageProcessor opens its preprocessing of images; transformers opens the whole."
             )
@@ -282,7 +285,7 @@ def _of_user(values: Mapping[str, Any], model_type: str | None) -> dict[str, typ
 def _chosen(classes: dict[str, type[Any]], backend: str | None, use_fast: bool | None) -> type[Any]:
     wanted = backend or ("torchvision" if use_fast or (use_fast is None and torchvision_is_loaded()) else "pil")
     if backend is not None and backend not in classes:
-        raise ValueError(f"No class is registered for the backend {backend!r}. Registered: {', '.join(classes)}.")
+        raise UserError(f"No class is registered for the backend {backend!r}. Registered: {', '.join(classes)}.")
     return classes.get(wanted) or next(iter(classes.values()))
 
 
@@ -301,7 +304,7 @@ def processor_class(family: str, backend: str | None = None, use_fast: bool | No
     if backend is None:
         backend = "torchvision" if use_fast or (use_fast is None and torchvision_is_loaded()) else "pil"
     if (family, backend) not in _PROCESSORS:
-        raise ValueError(f"backend must be 'torchvision', 'pil' or None. Received: {backend!r}.")
+        raise UserError(f"backend must be 'torchvision', 'pil' or None. Received: {backend!r}.")
     module, name = _PROCESSORS[family, backend]
     try:
         found: type[ImageProcessor] = getattr(importlib.import_module(module), name)

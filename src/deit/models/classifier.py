@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.models.auto import CLASSIFICATION, AutoModelForImageClassification, names_of
 from deit.models.auto_openers import AutoConfig
 from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput, ImageClassifierOutput
@@ -26,7 +27,7 @@ def open_classifier(folder: Path) -> Any:
     """
     config = AutoConfig.from_pretrained(folder)
     if not set(config.architectures or ()) & set(names_of(CLASSIFICATION)):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {config.architectures}, which is no image classifier. "
             f"Known: {', '.join(names_of(CLASSIFICATION))}."
         )
@@ -57,7 +58,7 @@ def head_logits(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     if isinstance(output, ImageClassifierOutput):
         output = output.logits
     if not isinstance(output, Tensor) or output.ndim != 2:
-        raise TypeError(
+        raise WrongTypeError(
             f"{type(model).__name__} must return logits (batch, classes). Received: {type(output).__name__}."
         )
     return {CLASS: output}

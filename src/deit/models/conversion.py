@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deit.core.config.config import read_config
+from deit.core.errors import UserError
 from deit.core.files import replace_folder_content
 from deit.core.model_directory import read_image_processor, read_known_images
 from deit.core.processing.image_processor import DeiTImageProcessor
@@ -89,16 +90,16 @@ def convert(
             left behind.
     """
     if to not in TARGETS:
-        raise ValueError(f"Unknown dialect {to!r}. Known: {', '.join(TARGETS)}.")
+        raise UserError(f"Unknown dialect {to!r}. Known: {', '.join(TARGETS)}.")
     if destination.exists() or destination.is_symlink():
         raise FileExistsError(f"{destination} exists. Choose another name, or remove it first.")
     if to == ORIGINAL and destination.suffix != ".pth":
-        raise ValueError(f"The original dialect is one file: choose a name that ends in .pth. Received: {destination}.")
+        raise UserError(f"The original dialect is one file: choose a name that ends in .pth. Received: {destination}.")
     checkpoint = open_checkpoint(source, FileOptions())
     model = _open_model(checkpoint, variant)
     processor, origin = _preprocessing(checkpoint, model, variant)
     if to != HUGGINGFACE and not _is_plain(model):
-        raise ValueError(f"{type(model).__name__} has tensors that {to} has no place for. Convert to huggingface.")
+        raise UserError(f"{type(model).__name__} has tensors that {to} has no place for. Convert to huggingface.")
     holder = destination if to != ORIGINAL else destination.with_name(f".{destination.name}.converting")
     with replace_folder_content(holder) as temporary:
         _write(model, processor, temporary, to)
@@ -140,7 +141,7 @@ def _open_model(checkpoint: Checkpoint, variant: str | None) -> PreTrainedModel:
     if "model_type" in values:
         names = [name for name in values.get("architectures") or [] if name in _CLASSES]
         if not names:
-            raise ValueError(f"{checkpoint.name}: its configuration names no class of this package in architectures.")
+            raise UserError(f"{checkpoint.name}: its configuration names no class of this package in architectures.")
         model_class = _CLASSES[names[0]]
         assert checkpoint.path is not None  # it has a configuration
         config = model_class.config_class.from_pretrained(checkpoint.path)
@@ -151,7 +152,7 @@ def _open_model(checkpoint: Checkpoint, variant: str | None) -> PreTrainedModel:
         if variant is not None:
             config = variant_config(variant, id2label=inferred.id2label)
             if config.model_type != inferred.model_type:
-                raise ValueError(f"{checkpoint.name} has the model type {inferred.model_type!r}, {variant!r} has not.")
+                raise UserError(f"{checkpoint.name} has the model type {inferred.model_type!r}, {variant!r} has not.")
     arguments: dict[str, Any] = {}
     if model_class in (DeiTModel, ViTModel):
         arguments = {
@@ -167,7 +168,7 @@ def _open_model(checkpoint: Checkpoint, variant: str | None) -> PreTrainedModel:
     )
     if info.missing_keys or info.unexpected_keys:
         lost = (info.missing_keys + info.unexpected_keys)[0]
-        raise ValueError(f"{checkpoint.name} does not fit {model_class.__name__} whole, because of {lost!r}.")
+        raise UserError(f"{checkpoint.name} does not fit {model_class.__name__} whole, because of {lost!r}.")
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -256,5 +257,5 @@ def _largest_difference(one: Tensor, other: Tensor) -> float:
     if one.dtype != torch.float32:
         most *= 100  # half precision
     if not difference <= most:
-        raise ValueError(f"The copy answers differently: by {difference:.2e}, where {most:.2e} is allowed.")
+        raise UserError(f"The copy answers differently: by {difference:.2e}, where {most:.2e} is allowed.")
     return float(difference)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deit.core.config.config import DeiTConfig
+from deit.core.errors import UserError, WrongTypeError
 from deit.models.head_average import average_heads
 from deit.models.heads import (
     Pooler,
@@ -232,12 +233,12 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel):
     ) -> Tensor | None:
         if labels is None:
             if teacher_logits is not None:
-                raise ValueError("teacher_logits need labels. For images without labels pass labels of -100.")
+                raise UserError("teacher_logits need labels. For images without labels pass labels of -100.")
             return None
         if not isinstance(labels, Tensor):
-            raise TypeError(f"labels must be a tensor. Received: {labels!r}. Pass other options by name.")
+            raise WrongTypeError(f"labels must be a tensor. Received: {labels!r}. Pass other options by name.")
         if self.num_labels == 0:
-            raise ValueError("This model has no classifiers (num_labels is 0), so labels give no loss. Leave them out.")
+            raise UserError("This model has no classifiers (num_labels is 0), so labels give no loss. Leave them out.")
         labels = labels.to(cls_logits.device)
         weight = self.config.distillation_weight
         from_labels = classification_loss(cls_logits, labels)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.images.reading import MOST_PIXELS, ImageError
 from deit.core.processing import operations as px
 from deit.core.processing.batch_feature import BatchFeature
@@ -120,7 +121,7 @@ class DeiTImageProcessorFast(ImageProcessor):
         channels, to_rgb = self._channels, bool(self.do_convert_rgb)
         image = px.in_colours(image, channels, to_rgb, self.value_range)
         if 0 in (image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())):
-            raise ValueError("The image has no pixels.")
+            raise UserError("The image has no pixels.")
         if isinstance(image, Image.Image):
             array = np.array(image)
             tensor = torch.from_numpy(array[..., None] if array.ndim == 2 else array).permute(2, 0, 1)
@@ -174,7 +175,7 @@ class DeiTImageProcessorFast(ImageProcessor):
                 f", more than the {MOST_PIXELS} pixels that are safe. Crop it before, or use DeiTImageProcessor."
             )
         if int(number) not in _INTERPOLATION:
-            raise ValueError(
+            raise UserError(
                 f"torchvision cannot resize tensors with the filter {number!r}. "
                 "Use DeiTImageProcessor, or resample=3 (bicubic)."
             )
@@ -224,7 +225,7 @@ class DeiTImageProcessorFast(ImageProcessor):
             ValueError: There are more or fewer numbers than channels, or one of `std` is 0.
         """
         if not image.is_floating_point():
-            raise TypeError(
+            raise WrongTypeError(
                 f"The image must hold floats. Received: {image.dtype}. Use rescale first, or image.float()."
             )
         values = [checked_option(f"image_{name}", given) for name, given in (("mean", mean), ("std", std))]
@@ -346,7 +347,7 @@ def _per_channel(value: Any, name: str, images: Tensor, factor: float = 1.0) -> 
     """Mean or std, times a factor, as (C or 1, 1, 1)."""
     values = torch.as_tensor(value, dtype=torch.float32, device=images.device).reshape(-1, 1, 1)
     if len(values) not in (1, images.shape[-3]):
-        raise ValueError(f"image_{name} has {len(values)} numbers and the image has {images.shape[-3]} channels.")
+        raise UserError(f"image_{name} has {len(values)} numbers and the image has {images.shape[-3]} channels.")
     return values * factor
 
 
@@ -368,7 +369,7 @@ def _one_batch(images: Sequence[Tensor]) -> Tensor:
 
 def _refuse_bad_values(image: Tensor) -> None:
     if (image.is_floating_point() or image.is_complex()) and not bool(torch.isfinite(image).all()):
-        raise ValueError("The image has pixels that are NaN or infinite. Repair or leave it out.")
+        raise UserError("The image has pixels that are NaN or infinite. Repair or leave it out.")
 
 
 def _to_rgb(image: Tensor) -> Tensor:
@@ -378,7 +379,7 @@ def _to_rgb(image: Tensor) -> Tensor:
     if len(image) == 1:
         return image.expand(3, -1, -1)
     if image.is_floating_point() and not px.is_in_unit_range(image):
-        raise ValueError(f"Transparency needs values in [0, 1] or integers. Received: {image.min()} to {image.max()}.")
+        raise UserError(f"Transparency needs values in [0, 1] or integers. Received: {image.min()} to {image.max()}.")
     colours = tv.to_dtype(image, torch.float32, scale=True)
     mixed = colours[:3] * colours[3:] + (1 - colours[3:])
     return tv.to_dtype(mixed, image.dtype, scale=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError, WrongTypeError
 from deit.models.outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
@@ -82,12 +83,12 @@ def encode(
 ) -> BaseModelOutputWithPooling:
     """Runs the trunk and the pooler; arguments as in `DeiTModel.forward`."""
     if pixel_values is None:
-        raise ValueError("pixel_values is missing: pass a tensor of the shape (batch, channels, height, width).")
+        raise UserError("pixel_values is missing: pass a tensor of the shape (batch, channels, height, width).")
     # A tracer passes a default of False as a boolean tensor without dimensions.
     if isinstance(interpolate_pos_encoding, Tensor) and (
         interpolate_pos_encoding.ndim or interpolate_pos_encoding.dtype != torch.bool
     ):
-        raise TypeError(
+        raise WrongTypeError(
             "interpolate_pos_encoding must be True or False. Received a tensor: name it (labels=, head_mask=)."
         )
     config = trunk.config
@@ -160,7 +161,7 @@ def classify(
     loss = None
     if labels is not None:
         if config.num_labels == 0:
-            raise ValueError("This model has no classifier (num_labels is 0), so labels give no loss. Leave them out.")
+            raise UserError("This model has no classifier (num_labels is 0), so labels give no loss. Leave them out.")
         options = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         loss = loss_function(labels, logits, config, **options)
     return ImageClassifierOutput(
@@ -175,7 +176,7 @@ def require_equal_stride(config: VisionTransformerConfig) -> None:
         ValueError: The encoder stride is not the patch size.
     """
     if config.grid_patch_size != (config.encoder_stride,) * 2:
-        raise ValueError(
+        raise UserError(
             f"encoder_stride {config.encoder_stride} must equal patch_size {config.patch_size}: the "
             "reconstruction must have the size of the image."
         )

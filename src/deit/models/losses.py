@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL
 
 CLASSIFICATION_LOSSES = ("ce", "bce")
@@ -55,14 +56,14 @@ def classification_loss(
     """
     if loss == "bce":
         if label_smoothing:
-            raise ValueError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
+            raise UserError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
         terms = _binary_terms(logits, target, by_share=weights is not None)
     elif loss == "ce":
         terms = F.cross_entropy(
             logits, target.long() if target.ndim == 1 else target, label_smoothing=label_smoothing, reduction="none"
         )
     else:
-        raise ValueError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
+        raise UserError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")
     if weights is not None:
         return (terms * weights).mean()
     return terms.mean() if target.ndim == 2 else terms.sum() / (target != NO_LABEL).sum().clamp(min=1)
@@ -133,16 +134,16 @@ def distillation_loss(
     if teacher_logits.dtype == torch.int64:
         return _loss_to_teacher_labels(student_logits, teacher_logits, kind)
     if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
+        raise UserError(
             f"Teacher and student must have the same number of classes. Received: teacher "
             f"{tuple(teacher_logits.shape)}, student {tuple(student_logits.shape)}."
         )
     if kind == "hard":
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=1))
     if kind != "soft":
-        raise ValueError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
+        raise UserError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
     if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
+        raise UserError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
     divergence = F.kl_div(
         F.log_softmax(student_logits / temperature, dim=1),
         F.log_softmax(teacher_logits / temperature, dim=1),
@@ -155,11 +156,11 @@ def distillation_loss(
 
 def _loss_to_teacher_labels(student_logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     if kind != "hard":
-        raise ValueError(
+        raise UserError(
             f"A teacher's classes suffice for hard distillation alone. Received: {kind!r}. Pass its logits."
         )
     if labels.shape != student_logits.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"There must be one class of the teacher for each image. Received: teacher {tuple(labels.shape)}, "
             f"student {tuple(student_logits.shape)}."
         )
@@ -196,7 +197,7 @@ def problem_loss(
         if problem_type == "regression" and classes == 1 and labels.numel() == logits.numel():
             labels = labels.reshape(logits.shape)
         if labels.shape != logits.shape:  # PyTorch would spread them to a common shape
-            raise ValueError(
+            raise UserError(
                 f"Targets of the problem type {problem_type!r} must have the shape {tuple(logits.shape)}. "
                 f"Received: {tuple(labels.shape)}."
             )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.hub import upload_folder
 from deit.core.model_directory import published_files
 from deit.core.weights.files import number_of_bytes
@@ -64,7 +65,7 @@ class PreTrainedModel(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "config" and not isinstance(value, VisionTransformerConfig):
             kind = f"{type(value).__module__}.{type(value).__name__}"
-            raise TypeError(
+            raise WrongTypeError(
                 f"{type(self).__name__}.config must be a {self.config_class.__name__} of deit. Received: {kind}. "
                 "A model of transformers that takes an encoder (VisionEncoderDecoderModel, VisionTextDualEncoderModel) "
                 "shares its configuration with it, and opens its files with transformers' own layers: save this one "
@@ -142,7 +143,9 @@ class PreTrainedModel(nn.Module):
     @loss_function.setter
     def loss_function(self, function: Callable[..., Tensor]) -> None:
         if not self.accepts_loss_kwargs:
-            raise TypeError(f"{type(self).__name__} does not use a loss_function. Compute the loss from its output.")
+            raise WrongTypeError(
+                f"{type(self).__name__} does not use a loss_function. Compute the loss from its output."
+            )
         self._loss_function = function
 
     # --- what the model is ---------------------------------------------------------------------------
@@ -328,7 +331,7 @@ class PreTrainedModel(nn.Module):
             ValueError: `every_n_layers` is smaller than 1.
         """
         if every_n_layers < 1:
-            raise ValueError(f"every_n_layers must be at least 1. Received: {every_n_layers}.")
+            raise UserError(f"every_n_layers must be at least 1. Received: {every_n_layers}.")
         options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         for trunk in self._trunks():
             trunk.checkpointing = Checkpointing(options=options, every=every_n_layers, offload=offload)
@@ -392,11 +395,11 @@ class PreTrainedModel(nn.Module):
         """
         upload.pop("save_peft_format", None)  # of transformers, about models that are not ours
         if not save_original_format:
-            raise ValueError("save_original_format=False is not supported: files get the published names.")
+            raise UserError("save_original_format=False is not supported: files get the published names.")
         if not push_to_hub:
             upload.pop("token", None)
         if upload and not push_to_hub:
-            raise TypeError(f"save_pretrained does not know the argument {next(iter(upload))!r}.")
+            raise WrongTypeError(f"save_pretrained does not know the argument {next(iter(upload))!r}.")
         if not is_main_process:
             return
         folder = Path(save_directory)

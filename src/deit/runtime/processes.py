@@ -28,6 +28,10 @@ class FirstProcessError(UserError):
     """Another process met an error, which it reports itself; here it only ends the work, as that error does there."""
 
 
+class OtherProcessError(UserError):
+    """Another process met an error, which the first process reports."""
+
+
 @dataclass(frozen=True)
 class _Failure:
     """Takes the place of a process's numbers, when it has none."""
@@ -58,14 +62,15 @@ class Processes:
         """Returns the sum of an array over all processes; each must pass one of the same shape.
 
         Raises:
-            UserError: Another process failed in the meantime, see `sharing`.
+            OtherProcessError: Another process failed in the meantime, see `sharing`.
+            FirstProcessError: Likewise, on processes but the first.
         """
         if self.world_size == 1:
             return counts
         parts = self._gather(counts)
         failed = [part for part in parts if isinstance(part, _Failure)]
         if failed:
-            raise (UserError if self.is_first else FirstProcessError)(failed[0].message)
+            raise (OtherProcessError if self.is_first else FirstProcessError)(failed[0].message)
         # Added in the order of the ranks: every process gets the same bits.
         total: npt.NDArray[np.float64] = np.sum(parts, axis=0)
         return total
@@ -98,20 +103,19 @@ class Processes:
     def sharing(self) -> Iterator[None]:
         """For a block that ends in `sum`: an error of one process ends it in all of them, and the first one tells.
 
+        A bug is not passed on: it ends its own process with a traceback, and by that the others.
+
         Raises:
             FirstProcessError: On processes but the first, in place of an error that the first one raises.
         """
         try:
             yield
-        except (ValueError, OSError) as error:
-            if self.world_size > 1 and not isinstance(error, FirstProcessError) and not self._is_told(error):
+        except (UserError, OSError) as error:
+            if self.world_size > 1 and not isinstance(error, (FirstProcessError, OtherProcessError)):
                 self._gather(_Failure(str(error)))
                 if not self.is_first:
                     raise FirstProcessError(str(error)) from error
             raise
-
-    def _is_told(self, error: Exception) -> bool:
-        return type(error) is UserError  # what `sum` raises: all processes know it
 
     def on_each(self, function: Callable[[], T]) -> T:
         """Runs a function, in which processes do not wait for each other, on every process; all succeed or none.

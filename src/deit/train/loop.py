@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deit.core.errors import UserError
 from deit.core.images.reading import ImageError
 from deit.core.model_directory import STATE_NAME
 from deit.core.writing import writing
@@ -255,11 +256,11 @@ class _Run:
         task = self.task
         if teacher_cache is None:
             if isinstance(task, DistillationTask) and task.teacher is None:
-                raise ValueError("Distillation needs a teacher, or a cache of what one said. Received neither.")
+                raise UserError("Distillation needs a teacher, or a cache of what one said. Received neither.")
             return
         folder = Path(teacher_cache)
         if not isinstance(task, DistillationTask):
-            raise ValueError(f"A teacher cache needs a teacher to cache. Received: {folder}, and labels alone.")
+            raise UserError(f"A teacher cache needs a teacher to cache. Received: {folder}, and labels alone.")
         for turn in (True, False):  # the first process writes the header; then the others find it
             if self.processes.is_first == turn:
                 task.cache = open_cache(
@@ -489,11 +490,11 @@ class _Run:
             if not self._is_same(state.meta, name):
                 what, (found, received) = name.replace("_", " "), differing(state.meta.get(name), value)
                 why = " Images were added, left out or swapped for others." if name in _IMAGES else ""
-                raise ValueError(f"The run in {self.out} has another {what}: {found}. Received: {received}.{why}")
+                raise UserError(f"The run in {self.out} has another {what}: {found}. Received: {received}.{why}")
         try:
             self.take_step.restore(state.tensors)
         except RuntimeError as error:
-            raise ValueError(f"The run in {self.out} has another student. Resume it with the same one.") from error
+            raise UserError(f"The run in {self.out} has another student. Resume it with the same one.") from error
         self.step = state.step
         self._saved = state.step, state_folder(self.out / STATE_NAME, state.step)
         self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.files import replaced_file
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.writing import writing
@@ -76,7 +77,7 @@ class MaskedImageTask(Task):
     ) -> None:
         super().__init__(student, processor)
         if not isinstance(student, (DeiTForMaskedImageModeling, ViTForMaskedImageModeling)):
-            raise TypeError(
+            raise WrongTypeError(
                 f"Masked images need a DeiTForMaskedImageModeling or ViTForMaskedImageModeling. "
                 f"Received: {type(student).__name__}."
             )
@@ -116,7 +117,7 @@ class MaskedImageTask(Task):
             ValueError: The recipe mixes.
         """
         if recipe.augment.mixes:
-            raise ValueError(
+            raise UserError(
                 "Masked images are not mixed. Received: a recipe with Mixup or CutMix. Pass augment.mix_rate=0, or the "
                 "recipe simmim-100."
             )
@@ -158,7 +159,7 @@ class MaskedImageTask(Task):
             totals += len(labels), float(loss) * len(labels)  # every image has the same number of hidden pixels
         count, loss_sum = processes.sum(totals)
         if not count:
-            raise ValueError("No images were evaluated.")
+            raise UserError("No images were evaluated.")
         return {RECONSTRUCTION: ReconstructionScores(loss=float(loss_sum / count), images=int(count))}
 
     def draw(self, student: nn.Module, images: Source, device: torch.device, folder: Path, step: int | None) -> None:

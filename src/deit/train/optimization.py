@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from deit.core.errors import UserError
 from deit.core.printable import counted
 from deit.runtime.library_order import make_order_safe
 from deit.train.recipes.recipe import Optimizer, Recipe
@@ -56,7 +57,7 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
-        raise ValueError("The model has no trainable parameter. Set requires_grad on what shall be trained.")
+        raise UserError("The model has no trainable parameter. Set requires_grad on what shall be trained.")
     scale = _layer_scales(model, settings.layer_decay)
     plain_names = set(_NO_DECAY_NAMES)
     of_timm: Any = getattr(model, "no_weight_decay", set)
@@ -97,7 +98,7 @@ def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
         layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
         last = max(layers.values())
         return lambda name: decay ** (last - layers.get(name, last))
-    raise ValueError(
+    raise UserError(
         f"optimizer.layer_decay needs a model with one row of blocks. Received: {type(model).__name__}, layer_decay "
         f"{decay}. Set optimizer.layer_decay=1."
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deit.core.errors import UserError
 from deit.data.augment import BatchMixer
 from deit.data.loader import Batch
 from deit.runtime.processes import Processes
@@ -29,7 +30,7 @@ _MODEL_KEY = 2  # views take 0, mixing 1
 _MAX_SKIPPED = 20
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(UserError, ArithmeticError):
     """The loss became infinite or NaN; the run's last state is from before that."""
 
 
@@ -249,7 +250,7 @@ def check_division(recipe: Recipe, processes: Processes) -> None:
     if recipe.batch_size % (processes.world_size * recipe.accumulate):
         shares = recipe.batch_multiple(processes.world_size)
         near = max(recipe.batch_size // shares, 1) * shares
-        raise ValueError(
+        raise UserError(
             f"The batch of {recipe.batch_size} images cannot be shared by {processes.world_size} process(es) with "
             f"accumulate={recipe.accumulate}. Pass batch_size={near} or {near + shares}."
         )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deit.core.errors import UserError
 from deit.core.images.reading import ImageError
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.published import VARIANTS
@@ -77,13 +78,13 @@ class Task(nn.Module):
             ValueError: It cannot.
         """
         if recipe.teacher:  # it would be left out without a word
-            raise ValueError(
+            raise UserError(
                 f"The recipe learns from the teacher {', '.join(recipe.teacher)}, and {type(self).__name__} has none. "
                 'Pass a DistillationTask, or recipe.with_settings({"teacher": ()}) to learn from labels alone.'
             )
         unlabelled = count_unlabelled(data.train)
         if unlabelled:
-            raise ValueError(
+            raise UserError(
                 f"{unlabelled} of {len(data.train.labels)} training images have no label, and without a teacher "
                 "nothing can be learnt from them. Pass a teacher, or leave them out."
             )
@@ -127,7 +128,7 @@ class Task(nn.Module):
         with evaluation_mode(student), torch.inference_mode():
             try:
                 return self._score(student, batches, data.problem_type, device, processes)
-            except ValueError as error:  # no image was counted, which all processes find
+            except UserError as error:  # no image was counted, which all processes find
                 if not processes.any(bool(batches.left_out))[0]:
                     raise
                 reason = next(iter(batches.left_out.values()), "another process says why")
@@ -250,7 +251,7 @@ class ClassificationTask(Task):
         """
         super().check(data, recipe)
         if self._given["problem_type"] not in (None, data.problem_type):
-            raise ValueError(
+            raise UserError(
                 f"The task was made for problem_type={self.problem_type!r}, and the labels of the data are "
                 f"{data.problem_type!r}. Leave problem_type out: the data's is taken."
             )
@@ -330,7 +331,7 @@ class DistillationTask(Task):
             ValueError: The labels are not one class per image.
         """
         if data.problem_type != SINGLE_LABEL:
-            raise ValueError(
+            raise UserError(
                 f"Distillation is for one class per image. Received: data of {data.problem_type}. Take a "
                 "ClassificationTask."
             )
@@ -359,7 +360,7 @@ class DistillationTask(Task):
         answers = self.cache.read(place)
         if answers is None:
             if self.teacher is None:
-                raise ValueError(
+                raise UserError(
                     f"The teacher cache {self.cache.folder} has nothing about step {place.step}. Pass the teacher as "
                     "well: it is asked for what is missing."
                 )
@@ -368,7 +369,7 @@ class DistillationTask(Task):
 
     def _ask(self, pixels: Tensor) -> Tensor:
         if self.teacher is None:
-            raise ValueError("Distillation needs a teacher, or a cache of what one said.")
+            raise UserError("Distillation needs a teacher, or a cache of what one said.")
         return self.teacher(pixels, mean=self.processor.channel_mean, std=self.processor.channel_std)
 
     def forward(
@@ -386,7 +387,7 @@ class DistillationTask(Task):
             answers = self._ask(pixels)
         heads = head_logits(self.student, pixels)
         if DISTILLATION not in heads:
-            raise ValueError(
+            raise UserError(
                 "Distillation needs a student with a distillation head. Take DeiTForImageClassificationWithTeacher."
             )
         settings = self.distillation

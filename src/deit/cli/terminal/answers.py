@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deit.cli.terminal.console import OUT, json_array, say_cells, say_lines
+from deit.core.errors import UserError
 from deit.core.printable import printable
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def check_predictions_path(path: Path) -> None:
         IsADirectoryError: It is a folder.
     """
     if path.suffix.lower() not in KINDS:
-        raise ValueError(f"Predictions are written to a file that ends in {', '.join(KINDS)}. Received: {path}.")
+        raise UserError(f"Predictions are written to a file that ends in {', '.join(KINDS)}. Received: {path}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}. Make it first.")
     if path.is_dir():

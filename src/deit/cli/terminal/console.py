@@ -11,6 +11,7 @@ import os
 import signal
 import textwrap
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ from deit.cli.terminal.endings import (
     SignalError,
     ended_by_signals,
     is_lost_process,
+    is_told,
     leave_time_to_speak,
     speaks,
     speaks_of_signal,
 )
 from deit.cli.terminal.wording import in_options
+from deit.core.errors import UserError, shown
 from deit.core.printable import counted as counted, printable, printable_lines
 from deit.core.writing import why_unwritten
 
@@ -54,18 +57,17 @@ _LINE_SECONDS, _MOST_LINE_SECONDS = 30.0, 600.0  # between two lines about progr
 _WIDTH_ELSEWHERE = 4000  # more than a table of a few columns has
 
 USER_ERROR = 2
-PARTLY = 3  # some images were left out; not 1, with which Python ends at a bug
-
-_USER_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, ModuleNotFoundError)
+PARTLY = 3  # some images were left out; not 1, with which a bug ends
 
 # Which extra brings a package that is missing; "train" brings all others.
 _EXTRAS = {"sklearn": "demo", "pyarrow": "parquet", "datasets": "datasets"}
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turns the library's errors into one line on standard error and exit code 2.
+    """Prints a user's errors as one line on standard error and exits with code 2.
 
-    With the environment variable DEIT_TRACEBACK set, the traceback is shown as well.
+    All other errors are bugs and pass: `deit.cli.main` prints their traceback and exits with code 1. With the
+    environment variable DEIT_TRACEBACK set, a user's error has its traceback printed as well.
     """
     taken = inspect.signature(command).parameters.values()
     parameters = tuple(each.name for each in taken if each.default is not each.empty or each.name == "out")
@@ -80,6 +82,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         warnings.formatwarning = _warning_line
         try:
             with ended_by_signals():
+                _refuse_zero_bytes(kwargs)
                 command(*args, **kwargs)
         except BrokenPipeError:  # who reads what is printed has seen enough: typer ends the process quietly
             raise
@@ -89,20 +92,39 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
                 say(f"Stopped ({signal.Signals(stop.number).name}).", err=True)
             raise typer.Exit(128 + stop.number) from error
         except Exception as error:
-            if os.environ.get("DEIT_TRACEBACK"):
-                raise
             if is_lost_process(error):  # which has told why it ended
                 leave_time_to_speak()
                 raise typer.Exit(1) from error
-            if not isinstance(error, _USER_ERRORS) and why_unwritten(error) is None:
+            if not _is_of_user(error):
                 raise
-            if speaks(error):
-                say(f"Error: {in_options(' '.join(_explain(error).split()), parameters)}", err=True)
-            else:
+            if not speaks(error):
                 leave_time_to_speak()
+            if not is_told(error):
+                if os.environ.get("DEIT_TRACEBACK"):
+                    say_lines("".join(traceback.format_exception(error)), err=True)
+                say(f"Error: {in_options(' '.join(_explain(error).split()), parameters)}", err=True)
             raise typer.Exit(USER_ERROR) from error
 
     return wrapped
+
+
+def _refuse_zero_bytes(arguments: Mapping[str, object]) -> None:
+    """Refuses what cannot be the name of a file, and which Python reports without naming it."""
+    for name, value in arguments.items():
+        for text in map(str, value if isinstance(value, list) else [value]):
+            if "\0" in text:
+                raise UserError(f"{name} must not hold a zero byte. Received: {shown(text)}.")
+
+
+def _is_of_user(error: Exception) -> bool:
+    """Whether an error comes from the input or the machine; any other is a bug."""
+    if isinstance(error, ModuleNotFoundError):
+        return not (error.name or "").startswith("deit")
+    return isinstance(error, (UserError, OSError)) or why_unwritten(error) is not None or _lacks_memory(error)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # of PyTorch
 
 
 class _Notes(logging.Handler):
@@ -200,7 +222,10 @@ def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("deit"):
         extra = _EXTRAS.get(error.name.partition(".")[0], "train")
         return f'This command needs the {error.name!r} package. Install it with: pip install "deit[{extra}]"'
-    return " ".join([str(error), *getattr(error, "__notes__", ())])
+    text = str(error)
+    if _lacks_memory(error):
+        text = f"{text.partition('. ')[0] or 'There is not enough memory'}. Use smaller batches or smaller images."
+    return " ".join([text, *getattr(error, "__notes__", ())])
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -50,20 +50,25 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def leave_time_to_speak() -> None:
-    """Waits in a process that has nothing to tell: once one has ended, torchrun ends the others."""
-    if os.environ.get(_RANK, "0") != "0":
+    """Waits for another process to report the error: once that has ended, torchrun ends this one."""
+    if _RANK in os.environ:
         time.sleep(_FIRST_SECONDS)
 
 
-def speaks(error: Exception | None = None) -> bool:
+def speaks(error: BaseException | None = None) -> bool:
     """Whether this process tells of an error.
 
     Of the processes that torchrun started on a machine all meet the errors of their common command line: the first one
     tells. Once they work together, each tells of errors that are its own.
     """
-    if type(error).__name__ == "FirstProcessError":
+    if is_told(error):
         return False
     return os.environ.get(_RANK, "0") == "0" or getattr(error, "within_group", False)
+
+
+def is_told(error: BaseException | None) -> bool:
+    """Whether another process reports the error."""
+    return type(error).__name__ == "FirstProcessError"
 
 
 def speaks_of_signal(error: SignalError) -> bool:

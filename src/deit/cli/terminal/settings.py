@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from deit.cli.terminal.console import counted, print_table, progress_bar, report_found, say
+from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +33,7 @@ def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
     recipe = open_recipe(name_or_path)
     if not is_recipe_file(name_or_path) and named_recipe(name_or_path).verb != verb:
         other = named_recipe(name_or_path).verb
-        raise ValueError(f"{name_or_path} is a recipe of deit {other}. Received: deit {verb}. See `deit recipes`.")
+        raise UserError(f"{name_or_path} is a recipe of deit {other}. Received: deit {verb}. See `deit recipes`.")
     return recipe
 
 
@@ -57,7 +58,7 @@ def recipe_settings(
     for text in given:
         name, separator, value = text.partition("=")
         if not separator:
-            raise ValueError(f"--set needs NAME=VALUE. Received: {text!r}.")
+            raise UserError(f"--set needs NAME=VALUE. Received: {text!r}.")
         settings[name.strip()] = value.strip()
     return settings
 
@@ -78,7 +79,7 @@ def named_start(student: str | None, init: str | None, given: list[str]) -> tupl
     for name, option in names.items():
         setting = found.get(name, "").strip()
         if option and name in found:
-            raise ValueError(
+            raise UserError(
                 f"--{name} and --set {name}= say the same. Received both: {option} and {setting}. Pass one."
             )
         names[name] = option or setting or None
@@ -106,7 +107,7 @@ def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: 
     began = Recipe.load(out / RECIPE_NAME)
     epochs = began.schedule.epochs
     if "schedule.epochs" not in chosen and recipe.schedule.epochs != epochs:
-        raise ValueError(
+        raise UserError(
             f"The run in {out} is one of {counted(epochs, 'epoch')}. Pass --epochs {epochs} to go on as it began, or "
             "the number to go on to."
         )
@@ -118,7 +119,7 @@ def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: 
 def check_freeze(recipe: Recipe) -> None:
     """Refuses to keep weights that were drawn at random."""
     if recipe.freeze and not recipe.init:
-        raise ValueError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
+        raise UserError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
 
 
 def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from deit.core.config.field_checks import MOST_LABELS, check_agreement, check_fields, height_and_width
 from deit.core.config.field_values import parse_like, with_int_keys, with_int_values, with_lists
-from deit.core.errors import DamagedConfigurationError, DamagedFileError, read_json, shown
+from deit.core.errors import DamagedConfigurationError, DamagedFileError, UserError, WrongTypeError, read_json, shown
 from deit.core.files import write_text_atomically
 
 CONFIG_NAME = "config.json"
@@ -167,13 +167,13 @@ class VisionTransformerConfig:
         self._set_labels(kwargs)
         for key, value in kwargs.items():  # inert data, see the class docstring
             if hasattr(type(self), key):
-                raise ValueError(
+                raise UserError(
                     f"A configuration cannot hold a key named {shown(key)}. Remove it from the file or call."
                 )
             setattr(self, key, value)
         check_fields(self)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            raise ValueError(
+            raise UserError(
                 "problem_type 'single_label_classification' needs at least two labels. Set num_labels=2, or "
                 "problem_type='regression' for one number."
             )
@@ -188,9 +188,9 @@ class VisionTransformerConfig:
     @num_labels.setter
     def num_labels(self, count: int) -> None:
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ValueError(f"num_labels must be an integer of at least 0. Received: {shown(count)}.")
+            raise UserError(f"num_labels must be an integer of at least 0. Received: {shown(count)}.")
         if count > MOST_LABELS:
-            raise ValueError(f"num_labels must be at most {MOST_LABELS}. Received: {shown(count)}.")
+            raise UserError(f"num_labels must be at most {MOST_LABELS}. Received: {shown(count)}.")
         self.id2label = {i: f"LABEL_{i}" for i in range(count)}
         self.label2id = {name: i for i, name in self.id2label.items()}
 
@@ -200,7 +200,7 @@ class VisionTransformerConfig:
         label2id = kwargs.pop("label2id", None)
         for name, table in (("id2label", id2label), ("label2id", label2id)):
             if table is not None and not isinstance(table, Mapping):
-                raise TypeError(f"{name} must be a dict. Received: {shown(table)}.")
+                raise WrongTypeError(f"{name} must be a dict. Received: {shown(table)}.")
         if id2label is None:
             self.num_labels = 2 if count is None else count
             if label2id is not None:
@@ -246,7 +246,7 @@ class VisionTransformerConfig:
     @dtype.setter
     def dtype(self, value: Any) -> None:
         if value is not None and not isinstance(value, str) and not str(value).startswith("torch."):
-            raise TypeError(f"dtype must be a torch type or its name. Received: {shown(value)}.")
+            raise WrongTypeError(f"dtype must be a torch type or its name. Received: {shown(value)}.")
         self._dtype = None if value is None else str(value).removeprefix("torch.")
 
     @property
@@ -343,7 +343,7 @@ class VisionTransformerConfig:
             try:
                 json.dumps(value)
             except TypeError as error:
-                raise ValueError(
+                raise UserError(
                     f"{key} cannot be written as JSON ({error}). Replace {value!r} before saving."
                 ) from error
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
@@ -420,12 +420,12 @@ class VisionTransformerConfig:
         values, rest = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
         place = os.fspath(pretrained_model_name_or_path)
         if "architecture" in values and "model_type" not in values:
-            raise ValueError(
+            raise UserError(
                 f"The configuration in {place} is timm's and says too little. Open the model with its class."
             )
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
-            raise ValueError(
+            raise UserError(
                 f"The configuration in {place} is of model type {shown(model_type)}, {cls.__name__} needs "
                 f"{cls.model_type!r}."
             )
@@ -469,7 +469,7 @@ class VisionTransformerConfig:
         if isinstance(config, cls):
             return config
         if getattr(config, "model_type", None) != cls.model_type or not callable(getattr(config, "to_dict", None)):
-            raise TypeError(f"{asker} needs a {cls.__name__}. Received: {type(config).__name__}.")
+            raise WrongTypeError(f"{asker} needs a {cls.__name__}. Received: {type(config).__name__}.")
         taken: Self = cls.from_dict(config.to_dict())
         taken._attn_implementation = getattr(config, "_attn_implementation", None) or "sdpa"
         taken.name_or_path = getattr(config, "name_or_path", "")
@@ -503,7 +503,7 @@ class VisionTransformerConfig:
             elif key == "id2label":
                 value = with_int_keys(key, value)
             elif hasattr(type(self), key) and key not in _PROPERTIES:
-                raise ValueError(f"A configuration cannot hold a key named {shown(key)}.")
+                raise UserError(f"A configuration cannot hold a key named {shown(key)}.")
             setattr(changed, key, value)
         check_fields(changed)
         vars(self).update(vars(changed))
@@ -519,7 +519,7 @@ class VisionTransformerConfig:
         for assignment in update_str.split(","):
             key, equals, text = assignment.partition("=")
             if not equals or (key not in vars(self) and key not in _PROPERTIES) or key.startswith("_"):
-                raise ValueError(
+                raise UserError(
                     f"{assignment!r} names no field of {type(self).__name__}. Write field=value,field=value."
                 )
             values[key] = text if key == "dtype" else parse_like(getattr(self, key), key, text)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from deit.core.errors import shown
+from deit.core.errors import UserError, WrongTypeError, shown
 
 PROBLEM_TYPES = (
     "regression",
@@ -46,26 +46,26 @@ MOST_LABELS = 100_000
 def check_count(name: str, value: Any) -> None:
     """Checks a whole number from 1 to the most that its field may be."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer. Received: {shown(value)}.")
+        raise WrongTypeError(f"{name} must be an integer. Received: {shown(value)}.")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1. Received: {shown(value)}.")
+        raise UserError(f"{name} must be at least 1. Received: {shown(value)}.")
     if value > _MOST.get(name, value):
-        raise ValueError(f"{name} must be at most {_MOST[name]}. Received: {shown(value)}.")
+        raise UserError(f"{name} must be at most {_MOST[name]}. Received: {shown(value)}.")
 
 
 def check_number(name: str, value: Any, *, low: float, high: float | None = None) -> None:
     """Checks a number between two bounds."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number. Received: {shown(value)}.")
+        raise WrongTypeError(f"{name} must be a number. Received: {shown(value)}.")
     if not math.isfinite(value) or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {bounds}. Received: {shown(value)}.")
+        raise UserError(f"{name} must be {bounds}. Received: {shown(value)}.")
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Checks one of several values."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}. Received: {shown(value)}.")
+        raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}. Received: {shown(value)}.")
 
 
 def height_and_width(size: Any, name: str) -> tuple[int, int]:
@@ -80,7 +80,7 @@ def height_and_width(size: Any, name: str) -> tuple[int, int]:
         for side in pair:
             check_count(name, side)
         return int(pair[0]), int(pair[1])
-    raise TypeError(f"{name} must be an integer or a pair (height, width). Received: {shown(size)}.")
+    raise WrongTypeError(f"{name} must be an integer or a pair (height, width). Received: {shown(size)}.")
 
 
 def check_fields(config: Any) -> None:
@@ -103,21 +103,21 @@ def check_fields(config: Any) -> None:
     for name in ("hidden_act", "pooler_act"):
         value = getattr(config, name)
         if not isinstance(value, str) and not callable(value):
-            raise TypeError(f"{name} must be the name of an activation or a function. Received: {shown(value)}.")
+            raise WrongTypeError(f"{name} must be the name of an activation or a function. Received: {shown(value)}.")
     for name in ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"):
         if not isinstance(getattr(config, name), bool):
-            raise TypeError(f"{name} must be True or False. Received: {shown(getattr(config, name))}.")
+            raise WrongTypeError(f"{name} must be True or False. Received: {shown(getattr(config, name))}.")
     check_choice("problem_type", config.problem_type, (None, *PROBLEM_TYPES))
     check_choice("attn_implementation", config.attn_implementation, ATTENTION_IMPLEMENTATIONS)
     check_choice("head_average", config.head_average, HEAD_AVERAGES)
     check_choice("fused_qkv", config.fused_qkv, (True, False))
     names = config.qkv_names
     if len(set(names)) != 3 or not all(isinstance(name, str) and name.isidentifier() for name in names):
-        raise ValueError(f"qkv_names must be three different names of attributes. Received: {shown(names)}.")
+        raise UserError(f"qkv_names must be three different names of attributes. Received: {shown(names)}.")
     check_choice("decoder_init", config.decoder_init, DECODER_STARTS)
     check_choice("distillation_kind", config.distillation_kind, ("hard", "soft"))
     if not isinstance(config.pruned_heads, Mapping):
-        raise TypeError(f"pruned_heads must be a dict of lists. Received: {shown(config.pruned_heads)}.")
+        raise WrongTypeError(f"pruned_heads must be a dict of lists. Received: {shown(config.pruned_heads)}.")
 
 
 def check_agreement(config: Any) -> None:
@@ -127,24 +127,24 @@ def check_agreement(config: Any) -> None:
         ValueError: Two contradict each other.
     """
     if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
+        raise UserError(
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}. "
             "Choose a number of heads that divides it."
         )
     if any(i > p for p, i in zip(config.grid_image_size, config.grid_patch_size, strict=True)):
-        raise ValueError(f"patch_size {config.patch_size} is larger than image_size {config.image_size}.")
+        raise UserError(f"patch_size {config.patch_size} is larger than image_size {config.image_size}.")
     if config.grid_size[0] * config.grid_size[1] > MOST_PATCHES:
-        raise ValueError(
+        raise UserError(
             f"image_size {config.image_size} in patches of {config.patch_size} are more than {MOST_PATCHES} patches. "
             "Take larger patches or smaller images."
         )
     blocks, heads = range(config.num_hidden_layers), range(config.num_attention_heads)
     for block, pruned in config.pruned_heads.items():
         if not isinstance(pruned, (list, tuple, set)) or any(head not in heads for head in pruned):
-            raise ValueError(
+            raise UserError(
                 f"pruned_heads must name heads from 0 to {heads[-1]}. Received for {shown(block)}: {shown(pruned)}."
             )
         if block not in blocks:
-            raise ValueError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {shown(block)}.")
+            raise UserError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {shown(block)}.")
         if len(set(pruned)) == len(heads):
-            raise ValueError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")
+            raise UserError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")

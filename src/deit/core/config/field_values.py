@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deit.core.config.field_checks import MOST_LABELS
-from deit.core.errors import shown
+from deit.core.errors import UserError, WrongTypeError, shown
 
 
 def with_int_keys(name: str, table: Any) -> dict[int, Any]:
@@ -21,13 +21,13 @@ def with_int_keys(name: str, table: Any) -> dict[int, Any]:
         ValueError: A key is no number, or there are too many.
     """
     if not isinstance(table, Mapping):
-        raise TypeError(f"{name} must be a dict. Received: {shown(table)}.")
+        raise WrongTypeError(f"{name} must be a dict. Received: {shown(table)}.")
     if len(table) > MOST_LABELS:
-        raise ValueError(f"{name} must have at most {MOST_LABELS} entries. Received: {len(table)}.")
+        raise UserError(f"{name} must have at most {MOST_LABELS} entries. Received: {len(table)}.")
     try:
         return {int(key): value for key, value in table.items()}
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"The keys of {name} must be numbers. Received: {shown(list(table))}.") from error
+        raise UserError(f"The keys of {name} must be numbers. Received: {shown(list(table))}.") from error
 
 
 def with_int_values(label2id: Mapping[str, Any]) -> dict[str, int]:
@@ -39,7 +39,7 @@ def with_int_values(label2id: Mapping[str, Any]) -> dict[str, int]:
     try:
         return {name: int(number) for name, number in label2id.items()}
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"The values of label2id must be numbers. Received: {dict(label2id)!r}.") from error
+        raise UserError(f"The values of label2id must be numbers. Received: {dict(label2id)!r}.") from error
 
 
 def with_lists(value: Any) -> Any:
@@ -64,11 +64,11 @@ def parse_like(old: Any, name: str, text: str) -> Any:
     if isinstance(old, bool):
         truth = {"true": True, "1": True, "yes": True, "y": True, "false": False, "0": False, "no": False, "n": False}
         if text.lower() not in truth:
-            raise ValueError(f"{name} must be true or false. Received: {shown(text)}.")
+            raise UserError(f"{name} must be true or false. Received: {shown(text)}.")
         return truth[text.lower()]
     if not isinstance(old, (int, float, str)):
-        raise TypeError(f"{name} cannot be given as text: it is {old!r}. Set the attribute instead.")
+        raise WrongTypeError(f"{name} cannot be given as text: it is {old!r}. Set the attribute instead.")
     try:
         return type(old)(text)
     except ValueError as error:
-        raise ValueError(f"{name} must be a number like {old!r}. Received: {shown(text)}.") from error
+        raise UserError(f"{name} must be a number like {old!r}. Received: {shown(text)}.") from error

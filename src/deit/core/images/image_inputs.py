@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image
 
+from deit.core.errors import UserError
+
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array of numpy or a tensor of a framework."""
@@ -41,7 +43,7 @@ def items_of(inputs: Any) -> Iterable[Any]:
         return inputs
     if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
         return (inputs[i] for i in range(len(inputs)))
-    raise ValueError(f"Pass an image, a list of images, an iterator or a data set. Received: {type(inputs).__name__}.")
+    raise UserError(f"Pass an image, a list of images, an iterator or a data set. Received: {type(inputs).__name__}.")
 
 
 def image_of(item: Any) -> Any:
@@ -52,10 +54,10 @@ def image_of(item: Any) -> Any:
     """
     if isinstance(item, Mapping):
         if "image" not in item:
-            raise ValueError(f"A dict needs the key 'image'. Received the keys: {sorted(map(str, item))}.")
+            raise UserError(f"A dict needs the key 'image'. Received the keys: {sorted(map(str, item))}.")
         item = item["image"]
     if not (is_array(item) or is_file_object(item) or isinstance(item, (str, bytes, os.PathLike, Image.Image))):
-        raise ValueError(
+        raise UserError(
             "An image must be a path, bytes, base64 text, an open file, a PIL image, an array or a tensor. "
             f"Received: {type(item).__name__}."
         )

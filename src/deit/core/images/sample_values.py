@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.errors import ImageError, ValueRangeError
+from deit.core.errors import ImageError, UserError, ValueRangeError, WrongTypeError
 
 ValueRange: TypeAlias = tuple[float, float]
 
@@ -66,10 +66,12 @@ def checked_range(value: Any, name: str = "value_range") -> ValueRange:
     """
     numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
     if len(numbers) != 2 or any(isinstance(n, (bool, str)) or not isinstance(n, (int, float)) for n in numbers):
-        raise TypeError(f"{name} must be two numbers, the values that become black and white. Received: {value!r}.")
+        raise WrongTypeError(
+            f"{name} must be two numbers, the values that become black and white. Received: {value!r}."
+        )
     low, high = float(numbers[0]), float(numbers[1])
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{name} must be two finite numbers, the lower one first. Received: {value!r}.")
+        raise UserError(f"{name} must be two finite numbers, the lower one first. Received: {value!r}.")
     return low, high
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deit.core.errors import UserError
 from deit.core.processing.operations import to_tensor
 from deit.core.processing.options import checked_option
 
@@ -101,7 +102,7 @@ def _converted(name: str, value: Any, wanted: str) -> Any:
             return import_module("torch").stack(list(value))  # where they are
         array = np.asarray(_on_the_cpu(value))
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name} cannot become one tensor: its parts have different sizes ({error}). "
             "Pass return_tensors=None, or make them equal: do_center_crop, do_pad, or resize to a fixed size."
         ) from error

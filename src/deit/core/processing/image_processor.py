@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.errors import UserError
 from deit.core.images.image_inputs import is_file_object
 from deit.core.processing import operations as px
 from deit.core.processing.batch_feature import BatchFeature
@@ -239,7 +240,7 @@ class DeiTImageProcessor(ImageProcessor):
 
     def _refuse_other_devices(self) -> None:
         if str(self.device or "cpu").partition(":")[0] != "cpu":
-            raise ValueError(f"{type(self).__name__} works on the CPU. For {self.device}: DeiTImageProcessorFast.")
+            raise UserError(f"{type(self).__name__} works on the CPU. For {self.device}: DeiTImageProcessorFast.")
 
     def _pixels(self, images: list[Any]) -> Any:
         self._refuse_other_devices()
@@ -368,7 +369,7 @@ def processor_family(values: Mapping[str, Any], model_type: str | None, source: 
         return str(model_type)
     if name not in _NAMES:
         what = f"of the type {name!r}" if name else f"of no type, for a model of type {model_type!r}"
-        raise ValueError(f"The image processor in {source} is {what}. Known: {', '.join(_NAMES)}.")
+        raise UserError(f"The image processor in {source} is {what}. Known: {', '.join(_NAMES)}.")
     return _NAMES[name]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deit.core.errors import MissingPackageError, UserError
 from deit.core.images.image_inputs import is_file_object
 from deit.core.images.reading import MOST_PIXELS, ImageError, ValueRange, convert_image, load_image
 from deit.core.processing.options import CHANNELS_LAST
@@ -39,7 +40,7 @@ def flatten(images: ImageLike) -> list[Any]:
     """
     flat = list(_each(images))
     if not flat:
-        raise ValueError("No images were given.")
+        raise UserError("No images were given.")
     return flat
 
 
@@ -99,7 +100,7 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
         ValueError: It is none of these, has pixels that are no numbers, or the channels cannot be told.
     """
     if 0 in (image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())):
-        raise ValueError("The image has no pixels.")
+        raise UserError("The image has no pixels.")
     if isinstance(image, Image.Image):
         return _channels_first(image)
     if hasattr(image, "detach"):  # a PyTorch tensor, without importing PyTorch
@@ -107,7 +108,7 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
     elif hasattr(image, "__array__"):  # a tensor of TensorFlow or JAX
         image = np.asarray(image)
     if not isinstance(image, np.ndarray):
-        raise ValueError(
+        raise UserError(
             f"Images must be PIL images, paths, bytes, numpy arrays or tensors. Received: {type(image).__name__}."
         )
     if image.ndim == 2:
@@ -115,9 +116,9 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
     elif layout_of(image.shape, input_data_format) == CHANNELS_LAST:
         image = np.moveaxis(image, -1, 0)
     if not (np.issubdtype(image.dtype, np.number) or image.dtype == np.bool_):
-        raise ValueError(f"Pixels must be numbers. Received an array of {image.dtype}.")
+        raise UserError(f"Pixels must be numbers. Received an array of {image.dtype}.")
     if np.issubdtype(image.dtype, np.inexact) and not np.isfinite(image).all():
-        raise ValueError("The image has pixels that are NaN or infinite. Repair or leave it out.")
+        raise UserError("The image has pixels that are NaN or infinite. Repair or leave it out.")
     return _array_to_rgb(image) if (to_rgb or channels == 3) and len(image) in (1, 4) else image
 
 
@@ -128,7 +129,7 @@ def layout_of(shape: Sequence[int], input_data_format: str | None) -> str:
         ValueError: It has not 3 dimensions, or none of them fits.
     """
     if len(shape) != 3:
-        raise ValueError(
+        raise UserError(
             f"An image needs 3 dimensions, (H, W, C) or (C, H, W). Received the shape {tuple(shape)}. "
             "For a grey one, add the dimension: image[None]."
         )
@@ -138,7 +139,7 @@ def layout_of(shape: Sequence[int], input_data_format: str | None) -> str:
         return "channels_first"
     if shape[-1] in _CHANNELS:
         return CHANNELS_LAST
-    raise ValueError(f"Cannot tell the channels of an image of shape {tuple(shape)}. Pass input_data_format=...")
+    raise UserError(f"Cannot tell the channels of an image of shape {tuple(shape)}. Pass input_data_format=...")
 
 
 def _array_to_rgb(image: Array) -> Array:
@@ -147,7 +148,7 @@ def _array_to_rgb(image: Array) -> Array:
         return np.repeat(image, 3, axis=0)
     is_float = np.issubdtype(image.dtype, np.floating)
     if is_float and not is_in_unit_range(image):
-        raise ValueError(f"Transparency needs values in [0, 1] or integers. Received: {image.min()} to {image.max()}.")
+        raise UserError(f"Transparency needs values in [0, 1] or integers. Received: {image.min()} to {image.max()}.")
     white = 1.0 if is_float else 255
     alpha = image[3:] / white
     mixed = alpha * image[:3] + (1 - alpha) * white
@@ -197,12 +198,12 @@ def resize(
     if image.dtype != np.uint8:
         if np.allclose(image, image.astype(np.int64)):
             if image.min() < 0 or image.max() > 255:
-                raise ValueError(f"Whole numbers must lie in [0, 255]. Received: {image.min()} to {image.max()}.")
+                raise UserError(f"Whole numbers must lie in [0, 255]. Received: {image.min()} to {image.max()}.")
         elif image.min() >= 0 and image.max() <= 1:
             from_unit_range = True
             image = (image.astype(np.float64) * 255).astype(np.float32)
         else:
-            raise ValueError(
+            raise UserError(
                 f"Values from {image.min()} to {image.max()} cannot be resized: they must be in [0, 1], or whole "
                 "numbers in [0, 255]. Pass do_resize=False for pixels that are normalized already."
             )
@@ -293,7 +294,7 @@ def rescale_and_normalize(
 def _per_channel(value: float | Sequence[float], name: str, image: Array) -> Array:
     numbers = list(value) if isinstance(value, Sequence) else [value] * image.shape[0]
     if len(numbers) != image.shape[0]:
-        raise ValueError(f"{name} has {len(numbers)} numbers and the image has {image.shape[0]} channels.")
+        raise UserError(f"{name} has {len(numbers)} numbers and the image has {image.shape[0]} channels.")
     return np.array(numbers, dtype=image.dtype)[:, None, None]
 
 
@@ -307,7 +308,7 @@ def padded_size(sizes: Sequence[tuple[int, int]], wanted: tuple[int, int] | None
     if wanted is None:
         return largest
     if largest[0] > wanted[0] or largest[1] > wanted[1]:
-        raise ValueError(f"pad_size {wanted} is smaller than an image of {largest}. Pass a larger one, or resize.")
+        raise UserError(f"pad_size {wanted} is smaller than an image of {largest}. Pass a larger one, or resize.")
     return wanted
 
 
@@ -346,7 +347,7 @@ def refuse_different_sizes(shapes: Sequence[tuple[int, ...]]) -> None:
     """
     different = sorted({tuple(shape) for shape in shapes})
     if len(different) > 1:
-        raise ValueError(
+        raise UserError(
             f"Images of different sizes cannot be stacked: {different}. "
             "Switch on do_center_crop or do_pad, resize to a fixed size, or pass return_tensors=None."
         )
@@ -366,7 +367,7 @@ def to_tensor(batch: Array, return_tensors: str) -> Any:
     try:
         make: Callable[[Array], Any] = getattr(importlib.import_module(module), function)
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"return_tensors={return_tensors!r} needs the {package!r} package. Install it with: pip install {package}"
         ) from error
     return make(batch)

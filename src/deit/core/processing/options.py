@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deit.core.errors import UserError, shown
+from deit.core.errors import UserError, WrongTypeError, shown
 from deit.core.images.sample_values import checked_range
 
 _SIZE_KEYS: tuple[frozenset[str], ...] = (
@@ -59,13 +59,13 @@ def size_dict(size: Any, name: str, *, default_to_square: bool = True) -> SizeDi
     elif type(size).__name__ == "SizeDict":  # transformers' one iterates over pairs
         size = dict(size)
     if not isinstance(size, Mapping):
-        raise ValueError(f"{name} must be a number, a pair or a dict. Received: {size!r}.")
+        raise UserError(f"{name} must be a number, a pair or a dict. Received: {size!r}.")
     sides = {k: v for k, v in size.items() if v is not None}
     if frozenset(sides) not in _SIZE_KEYS:
         allowed = "; ".join(", ".join(sorted(keys)) for keys in _SIZE_KEYS)
-        raise ValueError(f"{name} must have exactly the keys of one of: {allowed}. Received: {sorted(size)}.")
+        raise UserError(f"{name} must have exactly the keys of one of: {allowed}. Received: {sorted(size)}.")
     if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in sides.values()):
-        raise ValueError(f"{name} must hold whole numbers of at least 1. Received: {sides}.")
+        raise UserError(f"{name} must hold whole numbers of at least 1. Received: {sides}.")
     height, width = sides.get("height") or sides.get("max_height"), sides.get("width") or sides.get("max_width")
     pixels = height * width if height and width else sides["shortest_edge"] ** 2
     if max(sides.values()) > MOST_SIDE or pixels > MOST_INPUT_PIXELS:
@@ -106,15 +106,15 @@ def _scale_to_shortest_edge(height: int, width: int, shortest: int, longest: int
 
 def _flag(value: Any, name: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False. Received: {value!r}.")
+        raise WrongTypeError(f"{name} must be True or False. Received: {value!r}.")
     return bool(value)
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number. Received: {value!r}.")
+        raise WrongTypeError(f"{name} must be a number. Received: {value!r}.")
     if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite. Received: {value!r}.")
+        raise UserError(f"{name} must be finite. Received: {value!r}.")
     return value if isinstance(value, (int, float)) else value.item()
 
 
@@ -124,12 +124,12 @@ def _numbers(value: Any, name: str) -> float | list[float]:
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         if not value:
-            raise ValueError(f"{name} must hold a number for each channel. Received: {value!r}.")
+            raise UserError(f"{name} must hold a number for each channel. Received: {value!r}.")
         numbers: float | list[float] = [_number(v, name) for v in value]
     else:
         numbers = _number(value, name)
     if name == "image_std" and 0 in (numbers if isinstance(numbers, list) else [numbers]):
-        raise ValueError(f"image_std must not hold 0: pixels are divided by it. Received: {value!r}.")
+        raise UserError(f"image_std must not hold 0: pixels are divided by it. Received: {value!r}.")
     return numbers
 
 
@@ -139,31 +139,31 @@ def _filter(value: Any, name: str) -> Image.Resampling:
     if not isinstance(value, int) and isinstance(getattr(value, "value", None), str):
         value = _FILTERS.get(value.value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a number or PIL.Image.Resampling. Received: {given!r}.")
+        raise WrongTypeError(f"{name} must be a number or PIL.Image.Resampling. Received: {given!r}.")
     if value not in _FILTERS.values():
         known = ", ".join(f"{f.value} ({f.name.lower()})" for f in Image.Resampling)
-        raise ValueError(f"{name} must be one of {known}. Received: {given!r}.")
+        raise UserError(f"{name} must be one of {known}. Received: {given!r}.")
     return Image.Resampling(value)
 
 
 def _crop(value: Any, name: str) -> SizeDict:
     size = size_dict(value, name)
     if "height" not in size:
-        raise ValueError(f"{name} needs 'height' and 'width'. Received: {dict(size)}.")
+        raise UserError(f"{name} needs 'height' and 'width'. Received: {dict(size)}.")
     return size
 
 
 def _layout(value: Any, name: str) -> str:
     plain = getattr(value, "value", value)  # of transformers' ChannelDimension
     if plain not in (CHANNELS_FIRST, CHANNELS_LAST):
-        raise ValueError(f"{name} must be 'channels_first' or 'channels_last'. Received: {value!r}.")
+        raise UserError(f"{name} must be 'channels_first' or 'channels_last'. Received: {value!r}.")
     return str(plain)
 
 
 def _tensor_type(value: Any, name: str) -> str:
     plain = getattr(value, "value", value)  # of transformers' TensorType
     if plain not in ("np", "pt", "tf", "jax", "mlx"):
-        raise ValueError(f"{name} must be None, 'np', 'pt', 'tf', 'jax' or 'mlx'. Received: {value!r}.")
+        raise UserError(f"{name} must be None, 'np', 'pt', 'tf', 'jax' or 'mlx'. Received: {value!r}.")
     return str(plain)
 
 
@@ -173,7 +173,7 @@ def _value_range(value: Any, name: str) -> list[float]:
 
 def _device(value: Any, name: str) -> Any:
     if isinstance(value, bool) or not (isinstance(value, (int, str)) or type(value).__name__ == "device"):
-        raise TypeError(f"{name} must be the name of a device, such as 'cpu' or 'cuda:0'. Received: {value!r}.")
+        raise WrongTypeError(f"{name} must be the name of a device, such as 'cpu' or 'cuda:0'. Received: {value!r}.")
     return value
 
 
@@ -223,4 +223,4 @@ def refuse_unknown_options(names: Iterable[str]) -> None:
     if unknown:
         near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise TypeError(f"Unknown option {', '.join(unknown)}.{hint} Known: {', '.join(OPTIONS)}.")
+        raise WrongTypeError(f"Unknown option {', '.join(unknown)}.{hint} Known: {', '.join(OPTIONS)}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from deit.core.errors import WrongTypeError
+
 # In the order of their work. The names and the arguments of their calls are those of transformers 5.
 PARTS = (
     "process_image",
@@ -60,7 +62,7 @@ def refuse_what_is_not_called(owner: type[Any]) -> None:
     """
     for name in _NOT_CALLED:
         if name in vars(owner):
-            raise TypeError(
+            raise WrongTypeError(
                 f"{owner.__name__}.{name} would never be called: an image processor of this package has no such step. "
                 f"Override preprocess, or one of {', '.join(PARTS)}."
             )

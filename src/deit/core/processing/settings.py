@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from PIL import Image
 
-from deit.core.errors import read_json
+from deit.core.errors import UserError, WrongTypeError, read_json
 from deit.core.files import write_text_atomically
 from deit.core.hub import HubOptions, local_path, upload_folder
 from deit.core.processing import operations as px
@@ -233,7 +233,7 @@ class ImageProcessor(ABC):
         ):
             for name in names:
                 if getattr(self, switch) and getattr(self, name) is None:
-                    raise ValueError(f"{name} is None although {switch} is on. Set {name}, or {switch}=False.")
+                    raise UserError(f"{name} is None although {switch} is on. Set {name}, or {switch}=False.")
 
     def _warn_of_rescaled(self, images: Sequence[Any]) -> None:
         if self.do_rescale and any(px.is_in_unit_range(image) for image in images):
@@ -265,7 +265,7 @@ class ImageProcessor(ABC):
         """
         size = self.crop_size if self.do_center_crop else self.size
         if "height" not in size:
-            raise ValueError(f"Without a center crop, size {dict(size)} leaves the size of the result open.")
+            raise UserError(f"Without a center crop, size {dict(size)} leaves the size of the result open.")
         return size["height"], size["width"]
 
     # --- JSON ----------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ class ImageProcessor(ABC):
         """
         replaced = [name for name in PARTS if name in vars(self)]
         if replaced:
-            raise TypeError(
+            raise WrongTypeError(
                 f"{', '.join(replaced)} was replaced on this {type(self).__name__}, and a file holds settings, no "
                 "code: the processor that is read from it would work otherwise. Replace it in a subclass."
             )
@@ -325,7 +325,7 @@ class ImageProcessor(ABC):
             TypeError: See `to_json_file`; or there are options for the hub and `push_to_hub` is off.
         """
         if hub_options and not push_to_hub:
-            raise TypeError(f"{', '.join(hub_options)} needs push_to_hub=True.")
+            raise WrongTypeError(f"{', '.join(hub_options)} needs push_to_hub=True.")
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         file = Path(save_directory) / PREPROCESSOR_NAME
         self.to_json_file(file)
@@ -417,7 +417,7 @@ class ImageProcessor(ABC):
             refuse_unknown_options(set(overrides) - {"return_unused_kwargs"} - arguments_of(cls, OPTIONS))
         try:
             return cls.from_dict(values, **overrides)
-        except (TypeError, ValueError) as error:
+        except UserError as error:
             raise type(error)(f"{_file_of(pretrained_model_name_or_path, subfolder)}: {error}") from error
 
     @classmethod
@@ -514,4 +514,4 @@ def _plain(value: Any) -> Any:
     """Returns what JSON holds in place of an array; called by `json` for what it does not know."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"A file of settings cannot hold {value!r}. Remove the attribute, or give it a name with _.")
+    raise WrongTypeError(f"A file of settings cannot hold {value!r}. Remove the attribute, or give it a name with _.")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
 from deit.core.scores.metrics import Array, Floats, softmax
 
 NUM_BINS = 15  # as in Guo et al. 2017, section 5
@@ -49,9 +50,9 @@ def reliability(confidences: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> 
     """
     wide = confidences.astype(np.float64)
     if wide.ndim != 1 or right.shape != wide.shape:
-        raise ValueError(f"One answer for each probability is needed. Received: {wide.shape} and {right.shape}.")
+        raise UserError(f"One answer for each probability is needed. Received: {wide.shape} and {right.shape}.")
     if not ((wide > 0) & (wide <= 1 + 1e-6)).all():
-        raise ValueError("Probabilities must lie in (0, 1]. Leave out images whose logits are not finite.")
+        raise UserError("Probabilities must lie in (0, 1]. Leave out images whose logits are not finite.")
     edges = np.linspace(0, 1, NUM_BINS + 1)
     numbers = np.clip(np.searchsorted(edges, wide, side="left") - 1, 0, NUM_BINS - 1)
     images = np.bincount(numbers, minlength=NUM_BINS)
@@ -108,7 +109,7 @@ def fit_temperature(logits: Array, labels: npt.NDArray[np.integer]) -> float:
         ValueError: There are no images.
     """
     if not len(logits):
-        raise ValueError("A temperature cannot be fitted without images.")
+        raise UserError("A temperature cannot be fitted without images.")
     low, high = 1 / TEMPERATURE_RANGE[1], 1 / TEMPERATURE_RANGE[0]
     if _cross_entropy(logits, labels, low)[1] >= 0:
         return TEMPERATURE_RANGE[1]

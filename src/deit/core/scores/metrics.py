@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.errors import UserError
+
 Array = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -211,11 +213,11 @@ class MultiLabelCounter:
             ValueError: Shapes disagree, or a label is neither 0 nor 1.
         """
         if logits.ndim != 2 or labels.shape != logits.shape:
-            raise ValueError(f"Logits and labels (B, K) are needed. Received: {logits.shape} and {labels.shape}.")
+            raise UserError(f"Logits and labels (B, K) are needed. Received: {logits.shape} and {labels.shape}.")
         true = labels == 1
         strange = ~true & (labels != 0)
         if strange.any():
-            raise ValueError(f"Labels of several classes must be 0 or 1. Received: {labels[strange][0]}.")
+            raise UserError(f"Labels of several classes must be 0 or 1. Received: {labels[strange][0]}.")
         answered = np.asarray(np.isfinite(logits).all(axis=1))
         said = (logits > 0) & answered[:, None]
         wide = logits.astype(np.float64)
@@ -267,7 +269,7 @@ class RegressionCounter:
             ValueError: Shapes disagree.
         """
         if logits.ndim != 2 or logits.shape[1] != 1 or labels.shape != logits.shape[:1]:
-            raise ValueError(f"Answers (B, 1) and labels (B,) are needed. Received: {logits.shape} and {labels.shape}.")
+            raise UserError(f"Answers (B, 1) and labels (B,) are needed. Received: {logits.shape} and {labels.shape}.")
         true = labels.astype(np.float64)
         error = logits[:, 0].astype(np.float64) - true
         unanswered = (~has_answer(logits)).sum()
@@ -296,7 +298,7 @@ class RegressionCounter:
 
 def _some_images(totals: Floats) -> list[float]:
     if not totals.size or not totals[0]:
-        raise ValueError("No images were evaluated.")
+        raise UserError("No images were evaluated.")
     values: list[float] = totals.tolist()
     return values
 
@@ -332,7 +334,7 @@ def evaluate(
         ValueError: There are no images, labels and logits do not go together, or the problem type is unknown.
     """
     if problem_type not in _COUNTERS:
-        raise ValueError(f"The problem type must be one of {', '.join(PROBLEM_TYPES)}. Received: {problem_type!r}.")
+        raise UserError(f"The problem type must be one of {', '.join(PROBLEM_TYPES)}. Received: {problem_type!r}.")
     new_counter = _COUNTERS[problem_type]
     counters: dict[str, Counter] = {}
     for pixels, labels in batches:
@@ -341,7 +343,7 @@ def evaluate(
     if combine is not None:
         counters = _combined(counters, new_counter, combine)
     if not counters:
-        raise ValueError("No images were evaluated.")
+        raise UserError("No images were evaluated.")
     return {name: counter.scores() for name, counter in counters.items()}
 
 
@@ -377,9 +379,9 @@ def ranks_and_losses(logits: Array, labels: npt.NDArray[np.integer]) -> tuple[In
         ValueError: Shapes disagree, or a label is out of range.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"Logits (B, K) and labels (B,) are needed. Received: {logits.shape} and {labels.shape}.")
+        raise UserError(f"Logits (B, K) and labels (B,) are needed. Received: {logits.shape} and {labels.shape}.")
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"Labels must lie in [0, {logits.shape[1]}). Received: {int(labels.min())} to {int(labels.max())}."
         )
     wide = logits.astype(np.float64)

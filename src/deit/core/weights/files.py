@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deit.core.errors import DamagedFileError, parsing, read_json, shown
+from deit.core.errors import DamagedFileError, UserError, parsing, read_json, shown
 from deit.core.weights.formats import PICKLE, weight_format
 
 WEIGHTS_NAME = "model.safetensors"
@@ -186,19 +186,19 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             total = os.fstat(handle.fileno()).st_size
             length = int.from_bytes(handle.read(8), "little")
             if total < 8 or length > total - 8:
-                raise ValueError("the header is longer than the file")
+                raise UserError("the header is longer than the file")
             if length > _MOST_HEADER_BYTES:
-                raise ValueError(f"its header of {length} bytes is longer than {_MOST_HEADER_BYTES}")
+                raise UserError(f"its header of {length} bytes is longer than {_MOST_HEADER_BYTES}")
             values = json.loads(handle.read(length))
         values.pop("__metadata__", None)
         entries = {name: _entry(file, fields, 8 + length) for name, fields in values.items()}
         end = 8 + length
         for entry in sorted(entries.values(), key=lambda entry: (entry.offset, entry.size)):
             if entry.offset != end:
-                raise ValueError("tensors overlap or leave a gap")
+                raise UserError("tensors overlap or leave a gap")
             end += entry.size
         if end != total:
-            raise ValueError(f"it should have {end} bytes and has {total}")
+            raise UserError(f"it should have {end} bytes and has {total}")
     except Exception as error:  # as `parsing`: hostile headers raise nearly every type
         reason = str(error)[:200] or type(error).__name__
         raise DamagedFileError(f"{file} cannot be read as safetensors ({reason}). It may be truncated.") from error
@@ -210,11 +210,11 @@ def _entry(file: Path, fields: Mapping[str, Any], start: int) -> TensorEntry:
     shape = tuple(fields["shape"])
     numbers = (begin, end, *shape)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
-        raise ValueError("shapes and offsets must be whole numbers")
+        raise UserError("shapes and offsets must be whole numbers")
     if fields["dtype"] not in _ITEM_SIZES:
-        raise ValueError(f"unknown type {shown(fields['dtype'])}")
+        raise UserError(f"unknown type {shown(fields['dtype'])}")
     if end - begin != math.prod(shape) * _ITEM_SIZES[fields["dtype"]]:
-        raise ValueError("a tensor has not the size that its shape says")
+        raise UserError("a tensor has not the size that its shape says")
     return TensorEntry(file=file, dtype=fields["dtype"], shape=shape, offset=start + begin, size=end - begin)
 
 
@@ -253,7 +253,7 @@ def number_of_bytes(size: int | str) -> int:
         if unit and number.isdigit():
             size = int(number) * _UNITS[unit]
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"max_shard_size must be a number of bytes or a text such as '5GB'. Received: {size!r}.")
+        raise UserError(f"max_shard_size must be a number of bytes or a text such as '5GB'. Received: {size!r}.")
     return size
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.errors import UserError
 from deit.core.published import VARIANTS
 from deit.core.variants import same_architecture
 from deit.core.weights.names import TRUNK, file_names, is_distilled, name_in_trunk, network_names, places
@@ -62,7 +63,7 @@ def infer_config(
     lost = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight") if name not in own]
     if foreign or lost:
         reason = f"it has {foreign[0]!r}" if foreign else f"it lacks {lost[0]!r}"
-        raise ValueError(f"{source} is not a DeiT or ViT of this package: {reason}.")
+        raise UserError(f"{source} is not a DeiT or ViT of this package: {reason}.")
     values = values or {}
     distilled = is_distilled(shapes)
     width = own["cls_token"][-1]
@@ -113,7 +114,7 @@ def _patches(positions: int, num_prefix_tokens: int, source: object) -> tuple[in
     for prefix in (num_prefix_tokens, 0):
         if math.isqrt(positions - prefix) ** 2 == positions - prefix:
             return positions - prefix, prefix > 0
-    raise ValueError(
+    raise UserError(
         f"{source} has {positions} positions, which is no square image. Pass config=, which says the image size."
     )
 
@@ -132,7 +133,7 @@ def _num_heads(fields: Mapping[str, Any], values: Mapping[str, Any], source: obj
             return variant.num_heads
     if width % 64 == 0:
         return int(width // 64)
-    raise ValueError(
+    raise UserError(
         f"{source} does not say its number of attention heads, and its width {width} is no multiple of 64. "
         "Pass config=."
     )
@@ -149,9 +150,9 @@ def timm_config(config: VisionTransformerConfig, preprocessing: Mapping[str, Any
         ValueError: timm's architectures cannot express it.
     """
     if config.hidden_act != "gelu":
-        raise ValueError(f"timm's DeiT has the activation 'gelu', the model has {config.hidden_act!r}.")
+        raise UserError(f"timm's DeiT has the activation 'gelu', the model has {config.hidden_act!r}.")
     if config.head_average != "logits":
-        raise ValueError(f"timm's DeiT averages logits, the model has head_average={config.head_average!r}.")
+        raise UserError(f"timm's DeiT averages logits, the model has head_average={config.head_average!r}.")
     values = config.to_dict()
     variant = same_architecture(values)
     family = "deit" if config.model_type == "deit" else ("vit" if config.pos_embed_prefix else "deit3")

@@ -97,7 +97,7 @@ def refuse_missing_trunk(missing: Mapping[str, Part], model_name: str, source: o
     """
     lost = [name for name, part in missing.items() if TRUNK in part.name and not part.name.endswith("mask_token")]
     if lost:
-        raise ValueError(
+        raise UserError(
             f"{source} lacks {len(lost)} tensors that {model_name} needs, such as {lost[0]!r}. "
             "Is it a checkpoint of another architecture or depth?"
         )
@@ -174,13 +174,13 @@ def _given_or_found(
     if config is not None:
         return copy.deepcopy(config_class.take(config, "from_pretrained")), kwargs
     if path is None:
-        raise ValueError("A state dict without a path needs config=.")
+        raise UserError("A state dict without a path needs config=.")
     values = read_config(path) if path.is_dir() else {}
     if path.is_dir() and "architecture" not in values:
         return config_class.from_pretrained(path, return_unused_kwargs=True, **kwargs)
     inferred = infer_config(shapes, values, source=source)
     if inferred.model_type != config_class.model_type:
-        raise ValueError(
+        raise UserError(
             f"{source} holds a model of type {inferred.model_type!r}, {config_class.__name__} needs "
             f"{config_class.model_type!r}."
         )

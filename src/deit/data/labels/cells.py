@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from deit.core.errors import UserError
+
 _TRUTH = {"true": 1, "yes": 1, "y": 1, "t": 1, "false": 0, "no": 0, "n": 0, "f": 0}
 # What separates labels in a cell, whenever it is there.
 _PLAIN_SEPARATORS = re.compile(r"[|;]")
@@ -177,7 +179,7 @@ def _found_separator(
                 "--set data.label_separator=none"
             ]
         if certain is None:
-            raise ValueError(
+            raise UserError(
                 f"Column {column!r} holds {example!r}, which may be one name or several, separated by {separator!r}. "
                 f"Choose with --set data.label_separator={_shown(separator)} or --set data.label_separator=none"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deit.core.errors import UserError
 from deit.core.scores.metrics import MULTI_LABEL
 from deit.data.labels.label_columns import (
     UNLABELLED,
@@ -50,7 +51,7 @@ def choose_column(
     """
     if asked:
         if asked not in columns:
-            raise ValueError(f"{origin} has no column {asked!r}. Its columns: {described(columns)}.")
+            raise UserError(f"{origin} has no column {asked!r}. Its columns: {described(columns)}.")
         return asked
     named = [name for name in candidates if name.lower() in known_names]
     for found in (named, candidates):
@@ -58,11 +59,11 @@ def choose_column(
             return found[0]
     what = option.removesuffix("_column")
     if not candidates:
-        raise ValueError(
+        raise UserError(
             f"{origin} has no column that can be the {what}. Its columns: {described(columns)}. "
             f"Choose one with {column_option(option)}."
         )
-    raise ValueError(
+    raise UserError(
         f"{origin} has several columns that can be the {what}: {', '.join(named or candidates)}. "
         f"Choose one with {column_option(option, (named or candidates)[0])}."
     )
@@ -119,10 +120,10 @@ def choose_switches(columns: Mapping[str, Sequence[Any]], *, asked: str, origin:
     return switch_columns(columns)
 
 
-def not_an_image(origin: str, column: str, kind: str, candidates: Sequence[str]) -> ValueError:
+def not_an_image(origin: str, column: str, kind: str, candidates: Sequence[str]) -> UserError:
     """Returns the error for a column that was asked for and holds no images."""
     other = f"Columns that hold images: {', '.join(candidates)}." if candidates else "No other column holds any."
-    return ValueError(
+    return UserError(
         f"Column {column!r} of {origin} is not an image: it holds {kind}. {other} "
         f"Choose with {column_option('image_column')}."
     )

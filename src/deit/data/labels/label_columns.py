@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.config.field_checks import MOST_LABELS
+from deit.core.errors import UserError
 from deit.core.labels import repeated_names, several_classes
 from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.labels.cells import (
@@ -231,7 +232,7 @@ def _one_of_two(values: Sequence[Any], column: LabelColumn) -> bool:
     if not found or not found <= {(0, 1), (1, 0)}:
         return False
     if len(found) == 1:
-        raise ValueError(
+        raise UserError(
             f"Column {column.name!r} holds {list(found.pop())} in every row: two class numbers, or a zero and a one? "
             "Write the names of the classes."
         )
@@ -262,13 +263,13 @@ def switch_labels(columns: Mapping[str, Sequence[Any]], origin: str) -> LabelCol
     read: dict[str, list[int | None]] = {}
     for name, values in columns.items():
         if not are_switches(values):
-            raise ValueError(f"Column {name!r} of {origin} does not hold zeros and ones. Leave it out.")
+            raise UserError(f"Column {name!r} of {origin} does not hold zeros and ones. Leave it out.")
         read[name] = [None if is_missing(value) else read_switch(value) for value in values]
     seen = {value for values in read.values() for value in values}
     notes = []
     if -1 in seen and 0 in seen:
         name = next(name for name, values in read.items() if -1 in values)
-        raise ValueError(
+        raise UserError(
             f"Columns of {origin} hold -1, 0 and 1 ({name!r} has -1), and what -1 means cannot be told. "
             "Replace it by 0 or 1, or by an empty cell, which leaves the image out."
         )
@@ -314,12 +315,12 @@ def _refuse_many_values(column: LabelColumn) -> None:
         if not is_missing(value):  # of some numbers there are several spellings
             names.add(plain_number(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value)
         if len(names) > MOST_LABELS:
-            raise ValueError(f"Column {column.name!r} holds more than {MOST_LABELS} classes. Is it another one?")
+            raise UserError(f"Column {column.name!r} holds more than {MOST_LABELS} classes. Is it another one?")
 
 
 def _refuse_too_many(known: Collection[Any], column: LabelColumn) -> None:
     if len(known) > MOST_LABELS:
-        raise ValueError(
+        raise UserError(
             f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it another one?"
         )
 
@@ -331,9 +332,9 @@ def _refuse_unknown(found: Sequence[str], known_as: dict[str, int], known: Seque
     repeated = repeated_names(plain)
     for name in map(_plain_name, unknown):
         if name in repeated:
-            raise ValueError(f"Column {column.name!r}: {several_classes(name, repeated[name], plain)}")
+            raise UserError(f"Column {column.name!r}: {several_classes(name, repeated[name], plain)}")
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"Column {column.name!r} has labels that are not among the {len(known)} classes: {_shown(unknown)}. "
             f"Known: {_shown(known)}. Correct the labels, or choose {_OTHER_COLUMN}."
         )
@@ -359,7 +360,7 @@ def _one_name(
     if is_missing(value):
         return None
     if isinstance(value, (list, tuple)):
-        raise ValueError(
+        raise UserError(
             f"Column {column.name!r} holds several labels for an image ({place(row)}). {_CHOOSE}{MULTI_LABEL}, "
             f"or {_OTHER_COLUMN}."
         )
@@ -372,14 +373,14 @@ def _name(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]
     """Returns the class name that a text or number stands for."""
     if isinstance(value, str):
         if column.class_names is None and re.fullmatch(r"-?\d*\.\d+|-\d+", value):
-            raise ValueError(_not_a_class(value, column, place(row)))
+            raise UserError(_not_a_class(value, column, place(row)))
         return value
     if not isinstance(value, (int, float, np.integer)) or value % 1 != 0 or value < 0:
-        raise ValueError(_not_a_class(value, column, place(row)))
+        raise UserError(_not_a_class(value, column, place(row)))
     if column.class_names is None:
         return str(int(value))
     if value >= len(column.class_names):
-        raise ValueError(
+        raise UserError(
             f"{place(row)} has the label {int(value)}, but column {column.name!r} names {len(column.class_names)} "
             "classes. Correct the labels."
         )
@@ -402,7 +403,7 @@ def _several_names(value: Any, column: LabelColumn, row: int, place: Callable[[i
         return [_name(each, column, row, place) for each in value if not is_missing(each)]
     names = column.class_names or ()
     if len(value) != len(names):
-        raise ValueError(f"{place(row)} has {len(value)} zeros and ones for {len(names)} classes. Correct the labels.")
+        raise UserError(f"{place(row)} has {len(value)} zeros and ones for {len(names)} classes. Correct the labels.")
     if any(is_missing(each) for each in value):
         return None
     return [name for name, each in zip(names, value, strict=True) if each]
@@ -410,12 +411,12 @@ def _several_names(value: Any, column: LabelColumn, row: int, place: Callable[[i
 
 def _encode_numbers(column: LabelColumn, place: Callable[[int], str], classes: Sequence[str] | None) -> EncodedLabels:
     if column.class_names is not None:
-        raise ValueError(
+        raise UserError(
             f"Column {column.name!r} holds classes ({_shown(column.class_names)}), not numbers to learn. "
             f"Choose {_OTHER_COLUMN}."
         )
     if classes is not None and len(classes) != 1:
-        raise ValueError(f"A regression has one number for each image. Received: {len(classes)} classes.")
+        raise UserError(f"A regression has one number for each image. Received: {len(classes)} classes.")
     numbers = [_number(value, column, row, place) for row, value in enumerate(column.values)]
     missing = np.array([number is None for number in numbers], dtype=bool)
     labels = np.array([0.0 if number is None else number for number in numbers], dtype=np.float32)
@@ -432,7 +433,7 @@ def _number(value: Any, column: LabelColumn, row: int, place: Callable[[int], st
     if math.isnan(number):
         return None
     if abs(number) > float(np.finfo(np.float32).max):
-        raise ValueError(f"{place(row)} has {value!r} in column {column.name!r}, which is not a finite number.")
+        raise UserError(f"{place(row)} has {value!r} in column {column.name!r}, which is not a finite number.")
     return number
 
 

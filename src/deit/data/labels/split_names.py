@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from deit.core.errors import UserError
 from deit.data.labels.cells import is_missing, read_switch
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def name_parts(names: Sequence[str], origin: str) -> dict[str, str]:
         plain = [name for name in members if name.lower() in PART_NAMES]
         members = plain or members
         if len(members) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{origin} has {members[0]!r} and {members[1]!r}, which are both for {part}. Rename or remove one."
             )
         if members:
@@ -152,7 +153,7 @@ def divide_rows(
             continue
         if not all(parts):
             row = parts.index("")
-            raise ValueError(
+            raise UserError(
                 f"{place(row)} has the {name.lower()} {values[row]!r}. "
                 "Use train, val (or validation) or test in each row."
             )
@@ -165,7 +166,7 @@ def divide_rows(
     (first, parts), *others = found.items()
     for name, others_parts in others:
         if others_parts != parts:
-            raise ValueError(f"Columns {first!r} and {name!r} of {origin} divide the rows differently. Remove one.")
+            raise UserError(f"Columns {first!r} and {name!r} of {origin} divide the rows differently. Remove one.")
     if first.lower() != "split":
         counts = Counter(parts)
         shown = ", ".join(f"{counts[part]} {part}" for part in PARTS if part in counts)
@@ -199,12 +200,12 @@ def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str])
         for name, values in columns.items():
             switch = read_switch(values[row])
             if switch is None:
-                raise ValueError(f"{place(row)} has {values[row]!r} in column {name!r}. Write 0 or 1 in each row.")
+                raise UserError(f"{place(row)} has {values[row]!r} in column {name!r}. Write 0 or 1 in each row.")
             if switch > 0:
                 true.add(told[name])
         part = true.pop() if true else rest
         if true or not part:
-            raise ValueError(f"{place(row)} is for no part, or for two, by {', '.join(columns)}. Correct the row.")
+            raise UserError(f"{place(row)} is for no part, or for two, by {', '.join(columns)}. Correct the row.")
         parts.append(part)
     return parts
 

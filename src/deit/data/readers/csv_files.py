@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from deit.core.errors import UserError
 from deit.core.images.image_files import read_content
 from deit.core.images.reading import IMAGE_SUFFIXES, ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
@@ -70,7 +71,7 @@ def listed_parts(
     header, columns = list(table.columns), table.columns
     if not table.lines:
         names = described(dict.fromkeys(header, ""))
-        raise ValueError(f"{path} has no rows under its header ({names}). It needs one for each image.")
+        raise UserError(f"{path} has no rows under its header ({names}). It needs one for each image.")
     images = _image_column(path, columns, image_column)
     store = ListedFiles(path, columns[images], table.lines)
     others = [name for name in header if name != images]
@@ -161,20 +162,20 @@ def _read(path: Path) -> _Table:
                     reason = f"it has {len(row)} cells and the header {len(header)}."
                     skipped.append(SkippedFile(path=f"{path} line {reader.line_num}", reason=reason))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a table ({error}). Save it as UTF-8 text.") from error
+        raise UserError(f"{path} cannot be read as a table ({error}). Save it as UTF-8 text.") from error
     return _Table(columns=dict(zip(header, columns, strict=True)), lines=lines, skipped=skipped)
 
 
 def _header(path: Path, first: Sequence[str] | None) -> list[str]:
     if first is None:
-        raise ValueError(f"{path} is empty. Its first line must name the columns, such as: path,label")
+        raise UserError(f"{path} is empty. Its first line must name the columns, such as: path,label")
     header = [cell.strip() for cell in first]
     if len(header) > MOST_COLUMNS:
-        raise ValueError(f"{path} has {len(header)} columns. At most {MOST_COLUMNS} are read.")
+        raise UserError(f"{path} has {len(header)} columns. At most {MOST_COLUMNS} are read.")
     if any(cell.lower().endswith(IMAGE_SUFFIXES) for cell in header):
-        raise ValueError(f"{path} has no header: its first line must name the columns, such as: path,label")
+        raise UserError(f"{path} has no header: its first line must name the columns, such as: path,label")
     if len(set(header)) < len(header):
-        raise ValueError(f"{path} names a column twice: {', '.join(header)}. Give each its own name.")
+        raise UserError(f"{path} names a column twice: {', '.join(header)}. Give each its own name.")
     return header
 
 

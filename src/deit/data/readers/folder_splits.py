@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deit.core.errors import UserError
 from deit.data.labels.split_names import PARTS, name_parts, part_of
 from deit.data.storage.image_search import holds_images, is_image_name, visible_folders
 
@@ -63,12 +64,12 @@ def folder_parts(root: Path, *, labelled: bool = True) -> FolderParts | None:
             logger.warning("%s: %s beside other folders is taken as a class.", root, shown)
         return None
     if others and "train" not in with_classes:
-        raise ValueError(
+        raise UserError(
             f"{root} has class folders ({others[0].name}/) and {shown} with class folders of its own. "
             "Move the others into train/, or pass one folder."
         )
     if len(parts) > 1 and not with_classes:
-        raise ValueError(
+        raise UserError(
             f"{root} has {shown} with no class folders in them: what the images show cannot be told. Make a sub-folder "
             "for each class, list them in a .csv file, or use deit pretrain, which needs no labels."
         )
@@ -125,7 +126,7 @@ def refuse_same_sub_folders(root: Path) -> None:
             "are, put the images there, or list them in a .csv file."
         )
     which = "one folder" if len(folders) == 1 else "folders with the same sub-folders"
-    raise ValueError(f"{root} holds {which} ({_some([f.name for f in folders])}: {_some(same)}) and no images. {hint}")
+    raise UserError(f"{root} holds {which} ({_some([f.name for f in folders])}: {_some(same)}) and no images. {hint}")
 
 
 def _some(names: Sequence[str]) -> str:

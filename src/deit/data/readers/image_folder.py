@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deit.core.errors import UserError
 from deit.core.images.image_files import read_content
 from deit.core.images.reading import ImageError, ValueRange, load_image
 from deit.core.labels import numbers_by_name, repeated_names, several_classes
@@ -70,7 +71,7 @@ class ImageFolder:
         numbers = folder_numbers(self.root, folders, self.classes)
         unknown = sorted(set(folders) - set(numbers))
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"{self.root} has class folders that the training images lack: {', '.join(unknown)}. "
                 f"Known: {', '.join(self.classes)}."
             )
@@ -107,7 +108,7 @@ class ImageFolder:
         if empty:
             inside = str(self.root / empty[0]) + os.sep
             first = next((file for file in self.skipped if file.path.startswith(inside)), None)
-            raise ValueError(
+            raise UserError(
                 f"No usable image in {', '.join(str(self.root / name) for name in empty)}. "
                 "Add images of that class, or remove the folder."
                 + (f" What is there, such as {first.path}: {first.reason}" if first else "")
@@ -157,7 +158,7 @@ def folder_numbers(root: Path, folders: Sequence[str], classes: Sequence[str]) -
     repeated = repeated_names(classes)
     for name in folders:
         if name in repeated:
-            raise ValueError(
+            raise UserError(
                 f"{root / name}: {several_classes(name, repeated[name], classes)} Here: call the folders 0, 1, ..."
             )
     return {name: numbers[name] for name in folders if name in numbers}
@@ -175,9 +176,9 @@ def class_folders(root: Path) -> list[str]:
     folders = visible_folders(root)
     names = [folder.name for folder in folders if holds_images(folder)]
     if folders and not names:
-        raise ValueError(f"No image in {_named(folders)}. Add images of each class to its folder.")
+        raise UserError(f"No image in {_named(folders)}. Add images of each class to its folder.")
     if not names:
-        raise ValueError(
+        raise UserError(
             f"{root} has no class folders. It must hold one sub-folder of images for each class. "
             "Images without labels are for deit pretrain."
         )
@@ -191,7 +192,7 @@ def _note_empty(root: Path, with_images: Sequence[str], *, strict: bool) -> None
         return
     what = f"No image in {_named(empty)}"
     if strict:
-        raise ValueError(f"{what}. Add images, or remove what is empty; strict is on.")
+        raise UserError(f"{what}. Add images, or remove what is empty; strict is on.")
     logger.warning("%s: no class.", what)
 
 

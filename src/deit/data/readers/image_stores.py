@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deit.core.errors import UserError
 from deit.core.images.reading import ImageError, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
@@ -183,7 +184,7 @@ class StoredImages:
         self._store = part.store
         self._value_range = value_range
         if not len(part.store):
-            raise ValueError(f"{part.origin} has no images. Check that it is the right file.")
+            raise UserError(f"{part.origin} has no images. Check that it is the right file.")
         encoded = encode_labels(
             part.labels,
             problem_type,
@@ -198,13 +199,13 @@ class StoredImages:
         self.problem_type = problem_type
         unlabelled = np.flatnonzero(encoded.missing)
         if labels_needed and len(unlabelled):
-            raise ValueError(
+            raise UserError(
                 f"Labels missing from {part.name or part.origin}: {len(unlabelled)} of {len(part.store)} images have "
                 f"none, the first is {part.store.place(int(unlabelled[0]))}. Add them, or choose another part."
             )
         if keep_unlabelled:
             if encoded.missing.all():
-                raise ValueError(f"No image of {part.origin} has a label. Images without labels are for deit pretrain.")
+                raise UserError(f"No image of {part.origin} has a label. Images without labels are for deit pretrain.")
             encoded.labels[unlabelled] = NO_LABEL
             unlabelled = unlabelled[:0]
         rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
@@ -218,7 +219,7 @@ class StoredImages:
         refuse_skipped(self.skipped, part.origin, strict=strict)
         good = np.array([i for i in range(len(rows)) if i not in found.reasons], dtype=np.int64)
         if not len(good):
-            raise ValueError(
+            raise UserError(
                 f"{part.origin} has no usable image. The first that was left out: "
                 f"{self.skipped[0].path}: {self.skipped[0].reason}"
             )

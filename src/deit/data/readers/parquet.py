@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deit.core.errors import UserError
 from deit.core.images.reading import ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.labels.split_names import note_parts_in_paths, split_columns
@@ -67,7 +68,7 @@ def parquet_part(
     import pyarrow.parquet as pq
 
     if not paths:
-        raise ValueError("No Parquet files were given.")
+        raise UserError("No Parquet files were given.")
     schemas, counts = [], []
     for path in paths:
         with _readable(path), pq.ParquetFile(path) as file:
@@ -109,7 +110,7 @@ def _require_same_columns(paths: Sequence[Path], schemas: Sequence[pa.Schema], n
 
     for path, schema in zip(paths[1:], schemas[1:], strict=True):
         if shape(schema) != shape(schemas[0]):
-            raise ValueError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
+            raise UserError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
 
 
 class ParquetStore:
@@ -152,7 +153,7 @@ class ParquetStore:
         self._broken = []
         for path, size in zip(self._paths, self._sizes, strict=True):
             if path.stat().st_size != size:
-                raise ValueError(f"{path} has changed since it was opened. Start again.")
+                raise UserError(f"{path} has changed since it was opened. Start again.")
         described = [pq.read_metadata(path) for path in self._paths]
         for path, metadata in zip(self._paths, described, strict=True):
             check_columns(path, metadata, [self._column])
@@ -252,7 +253,7 @@ def _readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
+        raise UserError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:

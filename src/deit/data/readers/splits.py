@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deit.core.errors import DamagedFileError
+from deit.core.errors import DamagedFileError, UserError, WrongTypeError
 from deit.core.images.reading import ValueRange
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.downloads import fetch_shards
@@ -74,7 +74,7 @@ def find_parts(path: DataPath, options: ReadOptions) -> Parts | Path:
     names = [os.fspath(each) for each in path] if isinstance(path, (list, tuple)) else [os.fspath(path)]
     names = [name for each in names for name in ([each] if os.path.exists(each) else expand_braces(each))]
     if not names:
-        raise ValueError(f"An empty list has no data. Supported: {SUPPORTED}.")
+        raise UserError(f"An empty list has no data. Supported: {SUPPORTED}.")
     for name in names:
         if not _is_address(name) and not os.path.exists(name):
             raise FileNotFoundError(f"There is nothing at {name}. Supported: {SUPPORTED}.")
@@ -82,7 +82,7 @@ def find_parts(path: DataPath, options: ReadOptions) -> Parts | Path:
         return _parts_of_folder(Path(names[0]), options)
     kinds = sorted({_kind(name) for name in names})
     if len(kinds) > 1:
-        raise ValueError(f"The files are of several kinds: {', '.join(kinds)}. Pass files of one.")
+        raise UserError(f"The files are of several kinds: {', '.join(kinds)}. Pass files of one.")
     return _parts_of_files(kinds[0], names, options)
 
 
@@ -96,9 +96,9 @@ def _kind(name: str) -> str:
     ending = Path(bare).suffix.lower()
     ending = ".csv" if ending == ".tsv" else ending
     if os.path.isdir(name) or ending not in (".parquet", ".csv", ".tar"):
-        raise ValueError(f"{bare} is not a data set of a known kind. Supported: {SUPPORTED}.")
+        raise UserError(f"{bare} is not a data set of a known kind. Supported: {SUPPORTED}.")
     if _is_address(name) and ending != ".tar":
-        raise ValueError(f"{bare} cannot be opened: only .tar shards are fetched. Download it and pass its path.")
+        raise UserError(f"{bare} cannot be opened: only .tar shards are fetched. Download it and pass its path.")
     return ending
 
 
@@ -115,18 +115,16 @@ def _parts_of_folder(folder: Path, options: ReadOptions) -> Parts | Path:
     if tables and not inside:
         return _parts_of_files(".csv", tables, options)
     if tables and len(inside) == 1 and inside[0].name != "train":
-        raise ValueError(f"{folder} has one folder, {inside[0].name}/, and a table. Pass the table: {tables[0]}.")
+        raise UserError(f"{folder} has one folder, {inside[0].name}/, and a table. Pass the table: {tables[0]}.")
     _refuse_columns(folder, options)
     return folder
 
 
 def _refuse_columns(root: Path, options: ReadOptions) -> None:
     if options.image_column or options.label_column:
-        raise ValueError(
-            f"{root} is a folder of images, which has no columns. Leave image_column and label_column out."
-        )
+        raise UserError(f"{root} is a folder of images, which has no columns. Leave image_column and label_column out.")
     if options.problem_type not in (SINGLE_LABEL, UNLABELLED):
-        raise ValueError(
+        raise UserError(
             f"{root} is a folder of images, where each has one class. For {options.problem_type}, list the files and "
             "their labels in a .csv file."
         )
@@ -142,7 +140,7 @@ def _parts_of_files(kind: str, names: Sequence[str], options: ReadOptions) -> Pa
     if kind == ".csv":
         for members in groups.values():
             if len(members) > 1:
-                raise ValueError(f"{members[0]} and {members[1]} are for the same part. Join them into one table.")
+                raise UserError(f"{members[0]} and {members[1]} are for the same part. Join them into one table.")
     if len(groups) == 1:  # which a column may divide, whatever its name is
         ((part, members),) = groups.items()
         return _opened_parts(_open_files(kind, part, members, options))
@@ -172,7 +170,7 @@ def _open_one_of(kind: str, part: str, names: Sequence[str], options: ReadOption
 def _only(part: str, parts: Mapping[str, Part], origin: str) -> Part:
     """Returns the part of what is named after it; a column must not say something else."""
     if list(parts) != [part]:
-        raise ValueError(
+        raise UserError(
             f"{origin} is one of several tables and has a column 'split' or the like, which says {', '.join(parts)} in "
             f"place of {part}. Pass it alone, or remove the column."
         )
@@ -197,7 +195,7 @@ def _named_after_parts(names: Sequence[str]) -> dict[str, list[str]]:
         told = part_within(path.stem) or (part_within(parent) if several else part_of(parent))
         groups.setdefault(told, []).append(name)
     if "" in groups and len(groups) > 1:
-        raise ValueError(
+        raise UserError(
             f"Some files are named after a part of the data and others are not: {groups[''][0]}. "
             "Name each after train, val or test, or none."
         )
@@ -212,14 +210,14 @@ def _parts_of_object(data: Any, options: ReadOptions) -> Parts:
             return _parts_of_datasets(dict(data), "the data set", options)
         if isinstance(data, datasets.Dataset):
             return _parts_of_datasets({"": data}, "the data set", options)
-    raise TypeError(
+    raise WrongTypeError(
         f"path must be a path, a list of paths, a datasets.Dataset or a DatasetDict. Received: {type(data).__name__}."
     )
 
 
 def _parts_of_datasets(loaded: Mapping[str, datasets.Dataset], origin: str, options: ReadOptions) -> Parts:
     if not loaded:
-        raise ValueError(f"{origin} has no parts. Save it again.")
+        raise UserError(f"{origin} has no parts. Save it again.")
     if len(loaded) == 1:
         ((name, dataset),) = loaded.items()
         return _opened_parts(_open_dataset(part_of(name) or name, dataset, origin, options))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deit.core.errors import UserError
 from deit.core.images.reading import IMAGE_SUFFIXES, ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.labels.columns import choose_column
@@ -42,7 +43,7 @@ def expand_braces(pattern: str) -> list[str]:
     opening = pattern.find("{")
     if opening < 0:
         if "}" in pattern:
-            raise ValueError(f"The braces of {pattern!r} do not match.")
+            raise UserError(f"The braces of {pattern!r} do not match.")
         return [pattern]
     depth, commas = 0, [opening]
     for end in range(opening, len(pattern)):
@@ -52,13 +53,13 @@ def expand_braces(pattern: str) -> list[str]:
         if depth == 1 and pattern[end] == ",":
             commas.append(end)
     else:
-        raise ValueError(f"The braces of {pattern!r} do not match.")
+        raise UserError(f"The braces of {pattern!r} do not match.")
     inside = [pattern[a + 1 : b] for a, b in itertools.pairwise([*commas, end])]
     found = _RANGE.fullmatch(inside[0])
     if len(inside) == 1 and found:
         first, last = found.groups()
         if int(last) < int(first):
-            raise ValueError(f"The range of {pattern!r} runs backwards.")
+            raise UserError(f"The range of {pattern!r} runs backwards.")
         width = len(first) if first.startswith("0") else 0
         middles = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     else:
@@ -126,7 +127,7 @@ def shard_part(
         if progress is not None:
             progress(number + 1, len(paths))
     if skipped and not any(sample.images for sample in samples):
-        raise ValueError(f"{skipped[0].path} gives no samples. {skipped[0].reason}")
+        raise UserError(f"{skipped[0].path} gives no samples. {skipped[0].reason}")
     origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     kind = _image_kind(samples, origin, image_column)
     members = [_chosen_image(sample, kind) for sample in samples]
@@ -305,7 +306,7 @@ def _image_kind(samples: Sequence[_Sample], origin: str, asked: str) -> str:
         endings = dict.fromkeys(found, "")
         return choose_column(endings, found, (), option="image_column", origin=origin, asked=asked)
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{origin} has no images. A sample needs one of: {', '.join('.' + kind for kind in IMAGE_ENDINGS)}."
         )
     return ""

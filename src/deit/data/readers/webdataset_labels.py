@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from deit.core.errors import UserError
 from deit.core.scores.metrics import MULTI_LABEL
 from deit.data.labels.columns import LABEL_NAMES, choose_switches
 from deit.data.labels.label_columns import UNLABELLED, LabelColumn, column_option, ignored_labels, switch_labels
@@ -82,7 +83,7 @@ class Labelled:
             kind, key = "txt", ""
         if kind not in found or (kind == "json" and key not in keys):
             choices = [each for each in LABEL_ENDINGS if each in found and each != "json"] + keys
-            raise ValueError(
+            raise UserError(
                 f"{self._origin} has no labels{f' named {asked!r}' if asked else ''}. A sample needs a .cls, a .txt or "
                 f"a .json with a label. Found: {', '.join(dict.fromkeys(choices)) or 'none'}. Choose one with "
                 f"{column_option('label_column')}."
@@ -113,17 +114,17 @@ class Labelled:
         try:
             return parse(self._contents[row][kind].decode("utf-8").strip())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self._names[row]}.{kind} cannot be read as a label ({error}). Correct it.") from error
+            raise UserError(f"{self._names[row]}.{kind} cannot be read as a label ({error}). Correct it.") from error
 
 
 def _object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise ValueError("it is not an object with a key for each value")
+        raise UserError("it is not an object with a key for each value")
     return value
 
 
 def _text(text: str) -> str:
     if "\n" in text:
-        raise ValueError("it has several lines")
+        raise UserError("it has several lines")
     return text

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deit.core.errors import UserError
 from deit.core.images.reading import IMAGE_SUFFIXES, begins_like_an_image
 from deit.core.model_directory import is_run_folder
 
@@ -235,7 +236,7 @@ def find_images(patterns: Sequence[str], *, strict: bool = False) -> FoundFiles:
         raise FileNotFoundError(f"No image, folder or match for {missing[0]!r}.")
     if strict and found.skipped:
         first = found.skipped[0]
-        raise ValueError(f"{first.path}: {first.reason} ({len(found.skipped)} such files; strict is on.)")
+        raise UserError(f"{first.path}: {first.reason} ({len(found.skipped)} such files; strict is on.)")
     return found
 
 

@@ -44,7 +44,7 @@ def create_timm(name: str, **options: Any) -> nn.Module:
 
     try:
         if not timm.is_model(name):  # such as "hf-hub:...", which would fetch something
-            raise RuntimeError("no such architecture")
+            raise UserError("no such architecture")
         model: nn.Module = timm.create_model(name, **options)
     except _ERRORS as error:
         reason = str(error).strip(chr(39)).partition("\n")[0][:200]

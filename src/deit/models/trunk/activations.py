@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deit.core.errors import UserError
+
 Activation = Callable[[Tensor], Tensor]
 
 # Functions have names of their own, not `lambda`: a model that holds one can be pickled.
@@ -119,5 +121,5 @@ def find_activation(activation: str | Activation) -> Activation:
         return LEARNT_ACTIVATIONS[activation]()
     if activation not in ACTIVATIONS:
         known = ", ".join((*ACTIVATIONS, *LEARNT_ACTIVATIONS))
-        raise ValueError(f"Unknown activation {activation!r}. Known: {known}.")
+        raise UserError(f"Unknown activation {activation!r}. Known: {known}.")
     return ACTIVATIONS[activation]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.core.errors import MissingPackageError, UserError
 from deit.models.trunk.gradients import attend_by_hand, can_attend
 from deit.runtime.library_order import make_order_safe
 
@@ -132,11 +133,11 @@ def _is_faster_in_steps(query: Tensor) -> bool:
 
 def _flash_attention(name: str, query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:
     if query.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(
+        raise UserError(
             f"{name} computes in float16 or bfloat16. Received: {query.dtype}. Use model.to(torch.bfloat16)."
         )
     if dropout_rate and name == "flash_attention_3":
-        raise ValueError("flash_attention_3 has no dropout. Set attention_probs_dropout_prob to 0 or use sdpa.")
+        raise UserError("flash_attention_3 has no dropout. Set attention_probs_dropout_prob to 0 or use sdpa.")
     options = {"dropout_p": dropout_rate} if name == "flash_attention_2" else {}
     mixed = _flash_function(name)(*(t.transpose(1, 2) for t in (query, key, value)), **options)
     if isinstance(mixed, tuple):  # some versions return the normalizers as well
@@ -149,7 +150,7 @@ def _flash_function(name: str) -> Any:
     try:
         return importlib.import_module(_FLASH_MODULES[name]).flash_attn_func
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{name} needs the {_FLASH_MODULES[name]!r} package ({error}). Install it with: "
             f"{_FLASH_INSTALLATION[name]}, or use attn_implementation='sdpa'."
         ) from error
@@ -157,7 +158,7 @@ def _flash_function(name: str) -> Any:
 
 def _flex_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_rate: float) -> Tensor:
     if dropout_rate:
-        raise ValueError("flex_attention has no dropout. Set attention_probs_dropout_prob to 0 or use sdpa.")
+        raise UserError("flex_attention has no dropout. Set attention_probs_dropout_prob to 0 or use sdpa.")
     function = _flex_function(compiled=query.is_cuda and not torch.compiler.is_compiling())
     if bias is None:
         return function(query, key, value)
@@ -197,9 +198,9 @@ def attention_bias(mask: Tensor | None, tokens: Tensor) -> Tensor | None:
     if mask.ndim == 2:
         mask = mask[:, None, None, :].bool()
     if mask.ndim != 4:
-        raise ValueError(f"attention_mask must have 2 or 4 dimensions. Received the shape {tuple(mask.shape)}.")
+        raise UserError(f"attention_mask must have 2 or 4 dimensions. Received the shape {tuple(mask.shape)}.")
     if mask.shape[-1] != count or mask.shape[0] not in (1, batch):
-        raise ValueError(
+        raise UserError(
             f"attention_mask must be for {batch} images of {count} tokens (class token, distillation token if any, "
             f"patches); its size must match. Received: {mask.shape[0]} images of {mask.shape[-1]} tokens."
         )
@@ -224,7 +225,7 @@ def head_mask_per_block(head_mask: Tensor, depth: int, heads: int, dtype: torch.
     if head_mask.shape in ((heads,), (depth, heads)):
         head_mask = head_mask.expand(depth, heads)[:, None, :, None, None]
     elif head_mask.ndim != 5 or head_mask.shape[0] not in (1, depth) or head_mask.shape[2] not in (1, heads):
-        raise ValueError(
+        raise UserError(
             f"head_mask must have the shape (heads,) = ({heads},) or (layers, heads) = ({depth}, {heads}), or five "
             f"dimensions (layers, batch, heads, tokens, tokens). Received: {tuple(head_mask.shape)}."
         )

@@ -16,6 +16,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError, WrongTypeError
 from deit.models.trunk.activations import XIELU, find_activation
 from deit.models.trunk.attention import attend, attention_bias, choose_implementation, head_mask_per_block
 from deit.models.trunk.block_shortcuts import can_compute_prefix, compute_prefix, run_block
@@ -87,7 +88,7 @@ class PatchEmbed(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Turns (B, C, H, W) into (B, P, D), row by row; pixels take the type of the weights."""
         if pixels.ndim != 4 or pixels.shape[1] != self.num_channels:
-            raise ValueError(
+            raise UserError(
                 f"pixel_values must have the shape (batch, {self.num_channels}, height, width). "
                 f"Received: {tuple(pixels.shape)}."
             )
@@ -155,7 +156,7 @@ class Attention(nn.Module):
             return
         taken = [name for name in names if hasattr(self, name)]
         if taken:
-            raise ValueError(f"qkv_names: {taken[0]!r} is taken by another part of the attention. Choose another name.")
+            raise UserError(f"qkv_names: {taken[0]!r} is taken by another part of the attention. Choose another name.")
         weights = fused.weight.chunk(3)
         biases = (None,) * 3 if fused.bias is None else fused.bias.chunk(3)
         for name, weight, bias in zip(names, weights, biases, strict=True):
@@ -271,9 +272,9 @@ def drop_path_rates(rate: float, depth: int, *, shape: str = "linear") -> list[f
         ValueError: An unknown shape, or the rate is no probability.
     """
     if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"The drop path rate must lie between 0 and 1. Received: {rate}.")
+        raise UserError(f"The drop path rate must lie between 0 and 1. Received: {rate}.")
     if shape not in DROP_PATH_SHAPES:
-        raise ValueError(f"The shape of drop path must be 'linear' or 'constant'. Received: {shape!r}.")
+        raise UserError(f"The shape of drop path must be 'linear' or 'constant'. Received: {shape!r}.")
     if shape == "constant":
         return [rate] * depth
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
@@ -295,7 +296,9 @@ def set_drop_path(model: nn.Module, rate: float, *, shape: str = "linear") -> No
     """
     trunks = [module for module in model.modules() if isinstance(module, VisionTransformer)]
     if not trunks:
-        raise TypeError(f"Drop path can be set in a DeiT or ViT of this package. Received: {type(model).__name__}.")
+        raise WrongTypeError(
+            f"Drop path can be set in a DeiT or ViT of this package. Received: {type(model).__name__}."
+        )
     for trunk in trunks:
         rates = drop_path_rates(rate, len(trunk.blocks), shape=shape)
         for block, own_rate in zip(trunk.blocks, rates, strict=True):
@@ -438,7 +441,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(pixels)  # (B, P, D)
         height, width = pixels.shape[-2:]
         if not interpolate and (height, width) != self.config.grid_image_size:
-            raise ValueError(
+            raise UserError(
                 f"The image is {height} x {width} pixels, the model was made for "
                 f"{self.config.grid_image_size[0]} x {self.config.grid_image_size[1]}. "
                 "Resize the image or pass interpolate_pos_encoding=True."
@@ -454,9 +457,9 @@ class VisionTransformer(nn.Module):
 
     def _mask(self, patches: Tensor, patch_mask: Tensor) -> Tensor:
         if self.mask_token is None:
-            raise ValueError("This model has no mask token. Build it with use_mask_token=True to pass bool_masked_pos.")
+            raise UserError("This model has no mask token. Build it with use_mask_token=True to pass bool_masked_pos.")
         if patch_mask.shape != patches.shape[:2]:
-            raise ValueError(
+            raise UserError(
                 f"bool_masked_pos must have the shape (batch, patches) = {tuple(patches.shape[:2])}. "
                 f"Received: {tuple(patch_mask.shape)}."
             )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.errors import shown
+from deit.core.errors import UserError, WrongStateError, WrongTypeError, shown
 from deit.core.hub import HubOptions, local_path
 from deit.core.weights.files import find_weights
 from deit.core.weights.plan import NO_QUANTIZATION, LoadingInfo, resolve_config
@@ -88,9 +88,9 @@ def drop_arguments_without_effect(kwargs: dict[str, Any]) -> None:
     for name, reason in _REFUSED.items():
         value = kwargs.pop(name, None)
         if value:
-            raise ValueError(f"{name}={shown(value)} is refused. {reason}")
+            raise UserError(f"{name}={shown(value)} is refused. {reason}")
     if not kwargs.pop("weights_only", True):
-        raise ValueError("weights_only=False would run code from a file, which is refused.")
+        raise UserError("weights_only=False would run code from a file, which is refused.")
 
 
 def open_checkpoint(name_or_path: str | os.PathLike[str] | None, options: FileOptions) -> Checkpoint:
@@ -102,7 +102,7 @@ def open_checkpoint(name_or_path: str | os.PathLike[str] | None, options: FileOp
     """
     if name_or_path is None:
         if options.state_dict is None:
-            raise ValueError("Pass the path or the name of a model, or config= and state_dict=.")
+            raise UserError("Pass the path or the name of a model, or config= and state_dict=.")
         return Checkpoint(path=None, source=DictSource(options.state_dict), name="the state dict")
     path = local_path(
         published_place(name_or_path),
@@ -141,7 +141,7 @@ def open_model(
     """
     drop_arguments_without_effect(kwargs)
     if torch.get_default_device().type == "meta":
-        raise RuntimeError(
+        raise WrongStateError(
             "You are using `from_pretrained` with a meta device context manager or torch.set_default_device('meta'), "
             "where no weights can be. Build the model from its configuration there, or leave the context."
         )
@@ -161,7 +161,7 @@ def open_model(
         try:
             return model_class(config, *arguments, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
+            raise WrongTypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
 
     model, info = build_and_fill(build, checkpoint, may_map=may_map, **placing)
     if not model.config.fused_qkv:

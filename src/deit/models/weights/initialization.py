@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.config.config import VisionTransformerConfig
+from deit.core.errors import UserError
 from deit.core.weights.names import TRUNK, name_in_trunk
 from deit.models.trunk.position_embedding import resize_position_embedding
 
@@ -65,7 +66,7 @@ class _Progress:
 
     def take(self, name: str, destination: Tensor, value: Tensor, *, of: str = "") -> None:
         if value.shape != destination.shape:
-            raise ValueError(
+            raise UserError(
                 f"{name} has the shape {_by(tuple(value.shape))} in the checkpoint and "
                 f"{_by(tuple(destination.shape))} in the model. Take the architecture of the checkpoint."
             )
@@ -113,7 +114,7 @@ def initialize_from(
         progress.new.append(("mask_token", tuple(state.pop("mask_token").shape)))
     lost = [name for name in state if name not in tensors]
     if lost:
-        raise ValueError(
+        raise UserError(
             f"{source} lacks {len(lost)} tensors of the trunk, such as {lost[0]!r}. Is it of another depth or kind?"
         )
     assert isinstance(model.config, VisionTransformerConfig)
@@ -142,7 +143,7 @@ def _take_positions(
     own_prefix, prefix = (c.num_prefix_tokens if c.pos_embed_prefix else 0 for c in (config, source_config))
     rows, columns = source_config.grid_size
     if positions.ndim != 3 or positions.shape[1] != prefix + rows * columns:
-        raise ValueError(
+        raise UserError(
             f"pos_embed of the checkpoint has {positions.shape[1]} positions; {prefix} prefix tokens and {rows} x "
             f"{columns} patches need {prefix + rows * columns}."
         )

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deit.core.errors import ShapeError
+from deit.core.errors import ShapeError, UserError
 from deit.core.files import replace_folder_content
 from deit.core.weights.files import (
     PICKLE_NAME,
@@ -159,7 +159,7 @@ def read_network(tensors: TensorSource, *, source: object = "the checkpoint") ->
             network[own] = torch.empty(whole, dtype=tensors.dtypes[name])
         destinations[name] = network[own].chunk(part.count)[part.index] if part.count > 1 else network[own]
     if sum(tensor.numel() for tensor in destinations.values()) != sum(tensor.numel() for tensor in network.values()):
-        raise ValueError(f"{source} lacks some of its query, key and value tensors, or has a tensor twice.")
+        raise UserError(f"{source} lacks some of its query, key and value tensors, or has a tensor twice.")
     tensors.read_into(destinations)
     return network
 
@@ -250,7 +250,7 @@ def refuse_incompatible(model: nn.Module, state: TranslatedState, current: Mappi
             )
     if problems:
         text = "\n\t".join(problems)
-        raise RuntimeError(f"Error(s) in loading state_dict for {type(model).__name__}:\n\t{text}")
+        raise ShapeError(f"Error(s) in loading state_dict for {type(model).__name__}:\n\t{text}")
 
 
 def _quoted(names: Iterable[str]) -> str:
@@ -372,7 +372,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, tensors: TensorSource) -> tor
         return torch.float32
     resolved = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(resolved, torch.dtype):
-        raise ValueError(f"dtype must be a torch type, its name or 'auto'. Received: {dtype!r}.")
+        raise UserError(f"dtype must be a torch type, its name or 'auto'. Received: {dtype!r}.")
     return resolved
 
 
@@ -389,7 +389,7 @@ def resolve_device(device_map: Any) -> torch.device:
     if isinstance(device_map, Mapping):
         places_named = {str(device) for device in device_map.values()}
         if len(places_named) != 1:
-            raise ValueError(f"device_map must name one device. Received: {dict(device_map)!r}.")
+            raise UserError(f"device_map must name one device. Received: {dict(device_map)!r}.")
         device_map = next(iter(device_map.values()))
     if device_map is None:
         return torch.device("cpu")
@@ -401,4 +401,4 @@ def resolve_device(device_map: Any) -> torch.device:
             device_map = f"{torch.accelerator.current_accelerator() or 'cuda'}:{device_map}"
         return torch.device(device_map)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device_map must name one device, such as 'cpu'. Received: {device_map!r}.") from error
+        raise UserError(f"device_map must name one device, such as 'cpu'. Received: {device_map!r}.") from error

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch import Tensor
 
+from deit.core.errors import UserError
 from deit.core.weights.files import TensorEntry, WeightFiles, read_header
 from deit.models.weights.pickled_weights import read_pickle
 
@@ -83,7 +84,7 @@ class SafetensorsSource:
         else:
             for name, file in weights.index.items():
                 if name not in headers[file]:
-                    raise ValueError(f"{weights.main} says that {name!r} is in {file.name}, which does not hold it.")
+                    raise UserError(f"{weights.main} says that {name!r} is in {file.name}, which does not hold it.")
                 self._entries[name] = headers[file][name]
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
         self.dtypes = {name: _TORCH_TYPES[entry.dtype] for name, entry in self._entries.items()}
@@ -142,7 +143,7 @@ def _fill(handle: BinaryIO, entry: TensorEntry, target: Tensor) -> None:
     while done < entry.size:
         count = handle.readinto(memory[done:])  # type: ignore[attr-defined]
         if not count:
-            raise ValueError(f"{entry.file} became shorter while it was read.")
+            raise UserError(f"{entry.file} became shorter while it was read.")
         done += count
 
 
@@ -160,5 +161,5 @@ def open_source(weights: WeightFiles) -> TensorSource:
     if weights.index is not None:
         lost = [name for name in weights.index if name not in tensors]
         if lost:
-            raise ValueError(f"{weights.main} says that {lost[0]!r} is in a file that does not hold it.")
+            raise UserError(f"{weights.main} says that {lost[0]!r} is in a file that does not hold it.")
     return DictSource(tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from deit.core.errors import UserError
 from deit.data.masks import BlockMasks
 
 _STEPS_PER_EPOCH = 10  # at least; an epoch of one step would hardly train
@@ -53,6 +54,6 @@ def _fits(image_size: tuple[int, int], patch_size: tuple[int, int], mask_patch: 
         return False
     try:
         BlockMasks(image_size, patch_size, mask_patch=mask_patch, ratio=ratio)
-    except ValueError:  # a mask would hide all of it
+    except UserError:  # a mask would hide all of it
         return False
     return True

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from deit.core.errors import UserError
 from deit.train.recipes.named_recipe import NamedRecipe, name_recipe
 from deit.train.recipes.recipe import Recipe
 
@@ -51,12 +52,12 @@ def named_recipe(name: str) -> NamedRecipe:
     if plain not in _RECIPES:
         near = difflib.get_close_matches(plain, _RECIPES, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown recipe {name!r}.{hint} `deit recipes` lists all.")
+        raise UserError(f"Unknown recipe {name!r}.{hint} `deit recipes` lists all.")
     found = _RECIPES[plain]
     if plain == name:
         return found
     if not found.original:
-        raise ValueError(f"The recipe {plain!r} has no original form: no published code did it. Received: {name!r}.")
+        raise UserError(f"The recipe {plain!r} has no original form: no published code did it. Received: {name!r}.")
     return dataclasses.replace(
         found,
         name=name,

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
-from deit.core.errors import shown
+from deit.core.errors import UserError, shown
 from deit.core.following_defaults import FOLLOWING, FOLLOWS, FollowingDefault
 
 SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data", "masking")
@@ -46,7 +46,7 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def unknown_setting(name: Any, known: Sequence[str], prefix: str = "") -> ValueError:
+def unknown_setting(name: Any, known: Sequence[str], prefix: str = "") -> UserError:
     """Returns the error for a setting that there is not; it names those that may be meant, not all 80.
 
     Args:
@@ -62,7 +62,7 @@ def unknown_setting(name: Any, known: Sequence[str], prefix: str = "") -> ValueE
     if not near and prefix:
         hint = f" Known: {', '.join(known)}."
     where = "" if hint else " All of them stand in what `deit recipes NAME --yaml` prints."
-    return ValueError(f"Unknown setting {prefix}{shown(name)}.{hint}{where}")
+    return UserError(f"Unknown setting {prefix}{shown(name)}.{hint}{where}")
 
 
 def build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -80,7 +80,7 @@ def build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
         kind: Any = types[key]
         if key in SECTIONS:
             if not isinstance(value, Mapping):
-                raise ValueError(f"{prefix}{key} must hold settings. Received: {shown(value)}.")
+                raise UserError(f"{prefix}{key} must hold settings. Received: {shown(value)}.")
             built[key] = build(kind, value, f"{prefix}{key}.")
         else:
             default = next(f.default for f in dataclasses.fields(cls) if f.name == key)
@@ -101,30 +101,30 @@ def convert(name: str, value: Any, default: Any) -> Any:
         if isinstance(default, tuple):
             parts = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
             if len(parts) != len(default):
-                raise ValueError
+                raise UserError
             return tuple(float(part) for part in parts)
         if isinstance(default, bool):
             return _truth(value)
         if isinstance(value, bool):  # YAML reads a bare `no` as False; it is neither a number nor a name
-            raise ValueError
+            raise UserError
         if isinstance(default, int) and float(value) != int(float(value)):
-            raise ValueError
+            raise UserError
         return type(default)(float(value)) if isinstance(default, (int, float)) else str(value)
     except (TypeError, ValueError, OverflowError):
         like = "a number" if default is FOLLOWS else f"like {default!r}"
-        raise ValueError(f"{name} must be {like}. Received: {shown(value)}.") from None
+        raise UserError(f"{name} must be {like}. Received: {shown(value)}.") from None
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool):
-        raise ValueError
+        raise UserError
     return float(value)
 
 
 def _truth(value: Any) -> bool:
     text = str(value).strip().lower()
     if text not in _TRUTH:
-        raise ValueError
+        raise UserError
     return _TRUTH[text]
 
 
@@ -133,10 +133,10 @@ def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {known}. Received: {shown(value)}.{hint}")
+        raise UserError(f"{name} must be one of {known}. Received: {shown(value)}.{hint}")
 
 
 def require(condition: bool, message: str, received: Any) -> None:
     """Raises a ValueError unless a condition holds."""
     if not condition:
-        raise ValueError(f"{message}. Received: {received}.")
+        raise UserError(f"{message}. Received: {received}.")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import deit
+from deit.core.errors import UserError
 from deit.core.files import remove_leftovers, replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.labels import id2label_from_names
 from deit.core.model_directory import RECIPE_NAME, STATE_NAME, TRAINING_NAME, is_run_folder
@@ -62,7 +63,7 @@ def refuse_inside_data(folder: Path, data: str, option: str) -> None:
     root = Path(data)
     if not root.is_dir() or is_run_folder(folder) or not folder.resolve().is_relative_to(root.resolve()):
         return
-    raise ValueError(
+    raise UserError(
         f"{option} {folder} lies in the folder of the images, {data}, in which folders are classes. Pass a folder "
         "elsewhere, beside it say."
     )
@@ -80,7 +81,7 @@ def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
             raise FileNotFoundError(f"{out} holds no run to resume. Leave out --resume to begin one.")
         changed_settings(out, recipe)
         if (out / TRAINING_NAME).is_file() and not has_states(out / STATE_NAME):
-            raise ValueError(
+            raise UserError(
                 f"The run in {out} is finished and its training states were removed: there is nothing to go on from. "
                 f"Begin a new run in another folder with --init {out}."
             )

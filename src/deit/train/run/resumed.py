@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deit.core.errors import UserError
 from deit.core.model_directory import RECIPE_NAME
 from deit.train.optimization import learning_rate
 from deit.train.recipes.recipe import Recipe, differences, read_settings
@@ -38,7 +39,7 @@ def changed_settings(out: Path, recipe: Recipe) -> Changes:
     other = [name for name in differences(began, recipe) if name in compared]
     refused = [name for name in other if name not in _FREE and name != _EPOCHS]
     if refused:
-        raise ValueError(
+        raise UserError(
             f"The run in {out} has other settings: {', '.join(refused)}. Resume it with the same ones. What may change "
             f"is {_EPOCHS} and what no result follows from ({', '.join(sorted(_FREE))})."
         )
@@ -96,7 +97,7 @@ class Resumed:
 
 def _other_length(old: int, new: int, recipe: Recipe, step: int, steps_per_epoch: int) -> str:
     if step > new * steps_per_epoch:
-        raise ValueError(
+        raise UserError(
             f"The run has done {step} steps of {steps_per_epoch} an epoch, more than {_EPOCHS}={new} has. Pass "
             f"{-(-step // steps_per_epoch)} or more."
         )

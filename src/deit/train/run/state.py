@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deit.core.errors import DamagedFileError, parsing, read_json
+from deit.core.errors import DamagedFileError, UserError, parsing, read_json
 from deit.core.files import replace_folder_content
 from deit.core.weights.files import read_header
 from deit.core.writing import writing
@@ -101,12 +101,12 @@ def load_state(folder: Path) -> State | None:
             damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
             if not damaged:
                 return _read(path)
-        except (OSError, ValueError) as error:
+        except (OSError, UserError) as error:
             logger.warning("Passed over the training state %s: %s", path, error)
             continue
         logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
     if paths:
-        raise ValueError(f"Every training state in {folder} is damaged. Begin a new run in another folder.")
+        raise UserError(f"Every training state in {folder} is damaged. Begin a new run in another folder.")
     return None
 
 

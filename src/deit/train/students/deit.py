@@ -15,6 +15,7 @@ from deit.core.config.config import (
     ViTConfig,
 )
 from deit.core.config.field_checks import height_and_width
+from deit.core.errors import UserError
 from deit.core.labels import id2label_from_names, names_in_order
 from deit.core.model_directory import read_image_processor
 from deit.core.processing.image_processor import DeiTImageProcessor, evaluation_processor
@@ -89,7 +90,7 @@ def build_student(
         OSError: The checkpoint cannot be found, or the hub cannot be reached.
     """
     if recipe.data.problem_type == "regression" and len(classes) != 1:
-        raise ValueError(f"Regression predicts one number, so it has one class name. Received: {len(classes)}.")
+        raise UserError(f"Regression predicts one number, so it has one class name. Received: {len(classes)}.")
     recipe, size = _with_choices(recipe, name, init, image_size)
     name, init = recipe.student or None, recipe.init or None
     library, _, architecture = (name or "").partition("/")
@@ -99,7 +100,7 @@ def build_student(
             return Student(**build_timm(architecture, classes, recipe, size, init))
         if init is None:
             if not name:
-                raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
+                raise UserError("A student needs a name, or a checkpoint to start from. Received neither.")
             config = _configured(variant_config(name), classes, recipe, size)
             return Student(
                 model=_build(config, recipe), processor=_processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD)
@@ -136,14 +137,14 @@ def build_masked_student(
     recipe, size = _with_choices(recipe, name, init, image_size)
     name, init, overrides = recipe.student or None, recipe.init or None, overrides or recipe.config
     if overrides and init is not None:
-        raise ValueError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
+        raise UserError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
     with random_state_kept():
         torch.manual_seed(recipe.seed)
         if init is not None:
             variant = find_variant(name) if name else None
             return _start_from(open_checkpoint(init, FileOptions()), name, variant, None, recipe, size)
         if not name:
-            raise ValueError("A student needs a name, or a checkpoint to start from. Received neither.")
+            raise UserError("A student needs a name, or a checkpoint to start from. Received neither.")
         config = variant_config(name)
         if overrides:
             config.update_from_string(overrides)
@@ -169,9 +170,7 @@ def _check_patches(config: VisionTransformerConfig, recipe: Recipe) -> None:
     for side, patch in zip(config.grid_image_size, config.grid_patch_size, strict=True):
         if side % patch:
             near = max(side // patch, 1) * patch
-            raise ValueError(
-                f"image_size {side} is not a multiple of patch_size {patch}. Use {near} or {near + patch}."
-            )
+            raise UserError(f"image_size {side} is not a multiple of patch_size {patch}. Use {near} or {near + patch}.")
 
 
 def _build_masked(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from deit.core.errors import UserError
 from deit.models.trunk.vision_transformer import VisionTransformer
 
 
@@ -34,11 +35,11 @@ def freeze(model: nn.Module, what: str) -> list[nn.Module]:
         return modules
     count = int(what.removeprefix("blocks:"))
     if not trunks:
-        raise ValueError(f"freeze={what!r} needs a DeiT or ViT of this package. Received: {type(model).__name__}.")
+        raise UserError(f"freeze={what!r} needs a DeiT or ViT of this package. Received: {type(model).__name__}.")
     frozen: list[nn.Module] = []
     for trunk in trunks:
         if count > len(trunk.blocks):
-            raise ValueError(f"freeze={what!r}: the model has {len(trunk.blocks)} blocks. Pass fewer.")
+            raise UserError(f"freeze={what!r}: the model has {len(trunk.blocks)} blocks. Pass fewer.")
         for token in (trunk.cls_token, trunk.dist_token, trunk.mask_token, trunk.pos_embed):
             if token is not None:
                 token.requires_grad_(False)
@@ -54,7 +55,7 @@ def _all_but_classifier(model: Any) -> list[nn.Module]:
     heads = heads if isinstance(heads, tuple) else (heads,)
     kept = {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
     if not kept or not any(parameter.requires_grad for head in heads for parameter in head.parameters()):
-        raise ValueError(
+        raise UserError(
             f"freeze='trunk' needs a model whose classifier is known. Received: {type(model).__name__}. Take a DeiT, a "
             "ViT or a model of timm."
         )

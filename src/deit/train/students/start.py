@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.config.config import CONFIG_NAME, DeiTConfig, VisionTransformerConfig, ViTConfig, read_config
+from deit.core.errors import UserError
 from deit.core.files import at_home
 from deit.core.published import VARIANTS, find_variant
 from deit.core.variants import variant_config
@@ -71,7 +72,7 @@ def resolved_start(
         chosen["teacher"] = tuple(teachers)
     start = _at_home(recipe.with_settings(chosen) if chosen else recipe)
     if start.init_made_by:
-        raise ValueError(
+        raise UserError(
             f"The recipe starts from the weights that the recipe {start.init_made_by} makes. Pass its model directory "
             "with init=."
         )
@@ -101,7 +102,7 @@ def _check_name(recipe: Recipe) -> None:
         find_variant(student)
     architecture, _, tag = student.partition(".")
     if student.startswith(_TIMM) and tag and not recipe.init:
-        raise ValueError(
+        raise UserError(
             f"{student} names weights ({tag}); a student's name is that of an architecture, which starts from random "
             f"weights. Pass --student {architecture} --init {student} to begin with them, or leave out the tag."
         )
@@ -123,7 +124,7 @@ def _require_weights_for(student: str, init: str) -> None:
     if not _fits(student, init):
         source = VARIANTS[student].source if student in VARIANTS else None
         example = f", such as {source}" if source else ""
-        raise ValueError(
+        raise UserError(
             f"The recipe starts from {init}, which is of another architecture than {student}. Pass weights of that "
             f"architecture with --init{example}, or --set init= to begin with random ones."
         )
@@ -160,7 +161,7 @@ def config_of(checkpoint: Checkpoint) -> VisionTransformerConfig:
         config: VisionTransformerConfig = kinds[model_type].from_dict(values)
         return config
     if model_type is not None:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.path} holds a model of type {model_type!r}. A student can start from 'deit' or 'vit'."
         )
     return infer_config(checkpoint.source.shapes, values, source=checkpoint.name)
@@ -183,7 +184,7 @@ def require_architecture(
     """Checks that a checkpoint has the sizes of a named variant; returns what it brings beyond them, in sentences."""
     differing = _differences(found, wanted)
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{source} is of another architecture than {name}: it has {', '.join(differing)}. Name its own "
             "variant, or none: the architecture is then the checkpoint's."
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.errors import UserError
 from deit.core.processing.image_processor import evaluation_processor
 from deit.core.weights.inferred_config import infer_config
 from deit.core.weights.names import network_names
@@ -32,7 +33,7 @@ def timm_architecture(checkpoint: Checkpoint) -> str | None:
         return None
     try:
         infer_config(checkpoint.source.shapes, values)
-    except ValueError:
+    except UserError:
         return str(values["architecture"])
     return None
 
@@ -64,7 +65,7 @@ def build_timm(
     values: Mapping[str, Any] = {} if checkpoint is None else _config(checkpoint)
     own = str(values.get("architecture", architecture))
     if own.partition(".")[0] != architecture.partition(".")[0]:
-        raise ValueError(f"{init} holds timm's {own}, and the student is timm/{architecture}. Name the same for both.")
+        raise UserError(f"{init} holds timm's {own}, and the student is timm/{architecture}. Name the same for both.")
     given = values.get("model_args") or {}
     options = {key: value for key, value in given.items() if key != "num_classes"} if isinstance(given, Mapping) else {}
     if checkpoint is not None:
@@ -103,7 +104,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, classes: Sequence[str], know
     other = [n for n in state if n in shapes and n not in heads and n != "pos_embed" and shapes[n] != state[n].shape]
     if lost or other:
         what = f"lacks {lost[0]!r}" if lost else f"has {other[0]!r} in the shape {shapes[other[0]]}, which is another"
-        raise ValueError(
+        raise UserError(
             f"{checkpoint.name} does not fit the student {type(model).__name__}: it {what}. Start from the same "
             "architecture, and the same image size where its weights depend on it."
         )
@@ -134,7 +135,7 @@ def _resized(positions: Tensor, model: Any) -> Tensor:
     prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
     side = math.isqrt(positions.shape[1] - prefix)
     if side * side != positions.shape[1] - prefix:
-        raise ValueError(
+        raise UserError(
             f"pos_embed of the checkpoint has {positions.shape[1]} positions, which is no square image of "
             f"{prefix} prefix tokens. Start from a checkpoint of square images."
         )

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from deit.core.errors import UserError
 from deit.train.recipes.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def check_batch_norm(model: nn.Module, recipe: Recipe, world_size: int) -> None:
     names = [n for n, m in model.named_modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
     if names:
         several = f", in {parts} parts" if parts > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has {len(names)} batch norms ({names[0]}), which compare the images of a step and "
             f"would see one image at a time: the batch size is {recipe.batch_size}{several}. Pass {2 * parts} or more."
         )

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deit.core.errors import DamagedFileError, read_json
+from deit.core.errors import DamagedFileError, UserError, read_json
 from deit.core.files import remove_leftovers, write_json_atomically
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.writing import writing
@@ -235,7 +235,7 @@ class TeacherCache:
                 self._warned = True
             return None
         if views != place.checksum:
-            raise ValueError(
+            raise UserError(
                 f"The views of step {place.step} are not those that the teacher of {self.folder} saw: the images, or "
                 "the libraries that vary them, have changed. Pass an empty folder as --teacher-cache."
             )
@@ -379,9 +379,9 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
     if not path.is_file():
         remove_leftovers(folder)
         if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(LOCK_NAME) for p in folder.iterdir())):
-            raise ValueError(f"{folder} is no teacher cache and holds other files. Pass an empty folder.")
+            raise UserError(f"{folder} is no teacher cache and holds other files. Pass an empty folder.")
         if "teacher" not in header:
-            raise ValueError(f"There is no teacher cache in {folder}. Pass the teacher as well: it will be recorded.")
+            raise UserError(f"There is no teacher cache in {folder}. Pass the teacher as well: it will be recorded.")
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, header)
@@ -396,7 +396,7 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
     )
     if other:
         parts = [f"{name} {_short(found.get(name))}, now {_short(header.get(name))}" for name in other]
-        raise ValueError(
+        raise UserError(
             f"The teacher cache {folder} belongs to another training: {'; '.join(parts)}. "
             "Pass the same settings, or an empty folder."
         )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from deit.core.errors import UserError, WrongTypeError
 from deit.core.files import at_home
 from deit.core.hub import is_hub_name
 from deit.core.labels import names_in_order
@@ -120,7 +121,7 @@ class Teacher:
             ValueError: The teacher is a function without a name.
         """
         if not isinstance(self.model, nn.Module) and not self._is_named:
-            raise ValueError(
+            raise UserError(
                 "The teacher is a function, whose answers cannot be told from another's. Pass name= to Teacher, a text "
                 "that stands for it."
             )
@@ -173,7 +174,7 @@ class Teacher:
         else:
             logits = self.model(pixels)
             if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise TypeError(
+                raise WrongTypeError(
                     f"A teacher must return logits (batch, classes). {self.name} returned {type(logits).__name__}."
                 )
         logits = refuse_non_finite_answers(logits.detach(), f"The teacher {self.name}")
@@ -230,7 +231,7 @@ class TeacherEnsemble:
 
     def __init__(self, teachers: Sequence[Teacher], *, name: str | None = None) -> None:
         if not teachers:
-            raise ValueError("An ensemble needs at least one teacher. Received none.")
+            raise UserError("An ensemble needs at least one teacher. Received none.")
         self.teachers = tuple(teachers)
         self.name = name or " + ".join(teacher.name for teacher in teachers)
 
@@ -244,7 +245,7 @@ class TeacherEnsemble:
         known = [teacher for teacher in self.teachers if teacher.label_names is not None]
         for teacher in known[1:]:
             if teacher.label_names != known[0].label_names:
-                raise ValueError(
+                raise UserError(
                     f"The teachers {known[0].name} and {teacher.name} have other classes, or another order of them. "
                     "Bring them to the classes of the data with match_teacher."
                 )
@@ -275,7 +276,7 @@ class TeacherEnsemble:
         answers = [teacher(pixels, mean=mean, std=std).float() for teacher in self.teachers]
         counts = [answer.shape[1] for answer in answers]
         if len(set(counts)) > 1:
-            raise ValueError(
+            raise UserError(
                 f"The teachers of {self.name} have other numbers of classes: {counts}. "
                 "Bring them to the classes of the data with match_teacher."
             )
@@ -366,7 +367,7 @@ def _open_torchvision(name: str) -> Teacher:
         weights = get_model_weights(name).DEFAULT
         model = get_model(name, weights=weights)
     except ValueError as error:
-        raise ValueError(f"torchvision has no model {name!r}. See torchvision.models.list_models().") from error
+        raise UserError(f"torchvision has no model {name!r}. See torchvision.models.list_models().") from error
     except URLError as error:
         raise ConnectionError(
             f"The published weights of torchvision/{name} cannot be fetched ({error.reason}). Fetch them where "
@@ -415,17 +416,17 @@ def _match_one(teacher: Teacher, class_names: Sequence[str], image_size: tuple[i
     known = teacher.label_names
     remedy = "Train it on this data first: deit train DATA --student timm/NAME --out TEACHER."
     if known is not None and len(known) != count:
-        raise ValueError(f"The teacher {teacher.name} names {len(known)} classes and gives {count} logits.")
+        raise UserError(f"The teacher {teacher.name} names {len(known)} classes and gives {count} logits.")
     if known is None:
         if count == len(class_names):
             return teacher
-        raise ValueError(
+        raise UserError(
             f"The teacher {teacher.name} has {count} classes, whose names are unknown, and the data has "
             f"{len(class_names)}. {remedy}"
         )
     match = match_labels(known, class_names)
     if match.missing:
-        raise ValueError(
+        raise UserError(
             f"The teacher {teacher.name}, of {count} classes, does not know {len(match.missing)} of the data's "
             f"{len(class_names)}, or has several of that name: {', '.join(map(repr, match.missing[:3]))}"
             f"{', ...' if len(match.missing) > 3 else '.'} {remedy}"
