@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.core.known_images import IMAGES_NAME, KnownImages
+from deit.core.file_names import IMAGES_NAME
+from deit.core.known_images import KnownImages
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.open_data import open_labelled
 from deit.evaluate.evaluation import evaluate_model

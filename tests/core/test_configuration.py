@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from deit.core.config.config import DeiTConfig, ViTConfig, read_config
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.config.config_file import read_config
 from deit.core.config.field_checks import height_and_width
 
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import deit
-from deit.core.config.config import DeiTConfig, read_config
+from deit.core.config.config import DeiTConfig
+from deit.core.config.config_file import read_config
 from deit.core.errors import DamagedFileError, read_json, shown
 from deit.core.weights.files import find_weights, read_header, read_index
 

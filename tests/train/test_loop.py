@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
+from deit.core.file_names import CURVES_NAME
 from deit.core.processing.image_processor import evaluation_processor
 from deit.data.augment import Augmentation
 from deit.inference.predictor import Predictor
@@ -17,7 +18,6 @@ from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import NonFiniteLossError, fit
 from deit.train.optimization import learning_rate
 from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
-from deit.train.run.curves import CURVES_NAME
 from deit.train.run.history import History
 from deit.train.run.state import load_state
 from deit.train.tasks import ClassificationTask, DistillationTask

@@ -8,6 +8,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from deit.core.file_names import CARD_NAME
 from deit.core.printable import printable
 from deit.data.sources import Data
 from deit.data.unlabelled import WithoutLabels
@@ -15,7 +16,7 @@ from deit.models.deit import DeiTForMaskedImageModeling
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
 from deit.train.recipes.recipe import Masking
-from deit.train.run.model_card import CARD_NAME, model_card
+from deit.train.run.model_card import model_card
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 

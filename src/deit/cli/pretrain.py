@@ -82,8 +82,9 @@ def pretrain(
 
     Then: deit train DATA --init OUT --out CLASSIFIER
     """
+    from deit.core.file_names import RECONSTRUCTION_NAME
     from deit.runtime.processes import process_group
-    from deit.train.masked_images import PICTURE_NAME, MaskedImageTask
+    from deit.train.masked_images import MaskedImageTask
     from deit.train.run.folder import check_run_folder, refuse_inside_data
     from deit.train.trial import try_start
 
@@ -107,7 +108,7 @@ def pretrain(
         result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
         if processes.is_first:
             print_result(result)
-            say(f"Reconstructions: {out / PICTURE_NAME}")
+            say(f"Reconstructions: {out / RECONSTRUCTION_NAME}")
 
 
 def _left_to_the_data(name_or_path: str | None, chosen: Iterable[str]) -> list[str]:

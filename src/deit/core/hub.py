@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from deit.core.errors import UserError
+from deit.core.file_names import CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, PROCESSOR_NAME
 from deit.core.printable import markdown_text
 from deit.core.published import VARIANTS
 
-_CONFIG_FILES = ("config.json",)
-_CARD_NAME = "README.md"
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_PROCESSOR_FILES = (PREPROCESSOR_NAME, PROCESSOR_NAME)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors", ".json", ".h5", ".npz", ".onnx")
 
@@ -139,7 +138,7 @@ def _hint(name_or_path: str | os.PathLike[str]) -> str:
 def _file_groups(need: str, subfolder: str, variant: str | None, use_safetensors: bool | None) -> list[tuple[str, ...]]:
     """Returns patterns to fetch; a later group only when the ones before it brought no weights."""
     prefix = f"{subfolder}/" if subfolder else ""
-    small = {"config": _CONFIG_FILES, "processor": _PROCESSOR_FILES + _CONFIG_FILES}
+    small = {"config": (CONFIG_NAME,), "processor": (*_PROCESSOR_FILES, CONFIG_NAME)}
     if need in small:
         return [tuple(prefix + name for name in small[need])]
     extra = f".{variant}" if variant else ""
@@ -154,7 +153,7 @@ def _file_groups(need: str, subfolder: str, variant: str | None, use_safetensors
             f"{stem}{extra}-*-of-*.{suffix}",
             f"{stem}-*-of-*{extra}.{suffix}",
         )
-        groups.append(tuple(prefix + name for name in (*_CONFIG_FILES, *_PROCESSOR_FILES, *names)))
+        groups.append(tuple(prefix + name for name in (CONFIG_NAME, *_PROCESSOR_FILES, *names)))
     return groups
 
 
@@ -265,7 +264,7 @@ def upload_folder(
         repository = huggingface_hub.create_repo(name, private=private, token=token, exist_ok=True)
         if tags:
             _write_tags(folder, repository.repo_id, tags, token)
-            files = [*files, _CARD_NAME]
+            files = [*files, CARD_NAME]
         commit = huggingface_hub.upload_folder(
             repo_id=repository.repo_id,
             folder_path=folder,
@@ -298,9 +297,9 @@ def _write_tags(folder: Path, name: str, tags: Sequence[str], token: str | bool 
     import huggingface_hub
     from huggingface_hub import ModelCard, errors
 
-    file = folder / _CARD_NAME
+    file = folder / CARD_NAME
     try:
-        path = file if file.is_file() else huggingface_hub.hf_hub_download(name, _CARD_NAME, token=token)
+        path = file if file.is_file() else huggingface_hub.hf_hub_download(name, CARD_NAME, token=token)
         card = ModelCard.load(path)
     except errors.EntryNotFoundError:
         title = markdown_text(name.rpartition("/")[2])

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import DamagedFileError, parsing
+from deit.core.file_names import IMAGES_NAME
 from deit.core.files import replaced_file
 from deit.core.printable import counted
-
-IMAGES_NAME = "images.npy"
 
 # What an image was to a model; one may have been several things.
 LEARNT, INITIAL, MEASURED, TAUGHT = 1, 2, 4, 8

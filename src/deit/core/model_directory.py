@@ -7,37 +7,48 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import DamagedFileError, UserError, read_json, shown
+from deit.core.file_names import (
+    CARD_NAME,
+    CONFIG_NAME,
+    CURVES_NAME,
+    HISTORY_NAME,
+    HISTORY_TABLE_NAME,
+    PICKLE_NAME,
+    PREPROCESSOR_NAME,
+    PROCESSOR_NAME,
+    RECIPE_NAME,
+    RECONSTRUCTION_NAME,
+    STATE_NAME,
+    TRAINING_NAME,
+    WEIGHTS_NAME,
+)
 from deit.core.known_images import KnownImages
 from deit.core.processing.image_processor import DeiTImageProcessor, open_image_processor
-from deit.core.processing.settings import PREPROCESSOR_NAME
-from deit.core.weights.files import PICKLE_NAME, WEIGHTS_NAME
-
-TRAINING_NAME, STATE_NAME, RECIPE_NAME = "training.json", "state", "recipe.yaml"
 
 # What a model directory is made of, and so all that is uploaded of one: nothing that lies beside by chance (.env, .git,
 # notes), no training states, no hashes of the images. docs/architecture.md says what each is.
 PUBLISHED_FILES = (
     CONFIG_NAME,
     PREPROCESSOR_NAME,
-    "processor_config.json",
-    "model.safetensors",
+    PROCESSOR_NAME,
+    WEIGHTS_NAME,
     "model.*.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index*.json",
-    "pytorch_model.bin",
+    PICKLE_NAME,
     "pytorch_model.*.bin",
     "pytorch_model-*-of-*.bin",
     "pytorch_model.bin.index*.json",
     TRAINING_NAME,
-    "README.md",
+    CARD_NAME,
     "LICENSE",
     RECIPE_NAME,
-    "metrics.jsonl",
-    "metrics.csv",
-    "curves.png",
-    "reconstruction.png",
+    HISTORY_NAME,
+    HISTORY_TABLE_NAME,
+    CURVES_NAME,
+    RECONSTRUCTION_NAME,
 )
 
 

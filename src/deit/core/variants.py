@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.core.published import VARIANTS, Variant, find_variant
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deit.core.file_names import CURVES_NAME
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.intervals import share_interval
 from deit.core.scores.metrics import softmax
@@ -29,7 +30,7 @@ def write_report(journey: Journey) -> Path:
     """
     runner = open_runner(journey.distilled.out)
     processor = DeiTImageProcessor.from_pretrained(journey.distilled.out)
-    curves = journey.out / "curves.png"
+    curves = journey.out / CURVES_NAME
     draw_curves(
         {
             "teacher": journey.teacher.history,

@@ -14,11 +14,9 @@ import numpy as np
 from PIL import Image
 
 import deit
-from deit.core.config.config import CONFIG_NAME
+from deit.core.file_names import CONFIG_NAME, CURVES_NAME, PREPROCESSOR_NAME, RECIPE_NAME
 from deit.core.images.reading import ImageError
-from deit.core.model_directory import RECIPE_NAME
 from deit.core.printable import printable
-from deit.core.processing.settings import PREPROCESSOR_NAME
 from deit.core.scores.calibration import ReliabilityBin
 from deit.core.scores.chart_style import BLUE, GREY, INK, LIGHT_BLUE, ORANGE, plain_text, tidy
 from deit.core.scores.intervals import share_interval
@@ -30,7 +28,7 @@ from deit.evaluate.results import Evaluation, HeadResult, intervals
 # Above the first the matrix is too dense for names, above the second for numbers in its cells.
 _MOST_NAMES, _MOST_NUMBERS = 50, 20
 # Of files of the model directory that are shown.
-_CURVES_NAME, _MOST_FILE_BYTES, _MOST_LINES = "curves.png", 4 * 2**20, 200
+_MOST_FILE_BYTES, _MOST_LINES = 4 * 2**20, 200
 # Images up to this size are shown with hard pixels.
 _TINY = 48
 
@@ -127,7 +125,7 @@ def _mistakes(evaluation: Evaluation, source: Source) -> list[dict[str, Any]]:
 
 def _curves(folder: Path | None) -> str:
     """Returns the curves of the model's training as an address that holds the picture, or nothing."""
-    path = None if folder is None else folder / _CURVES_NAME
+    path = None if folder is None else folder / CURVES_NAME
     if path is None or not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES:
         return ""
     try:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from deit.core.config.config import read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
 from deit.core.hub import HubOptions, local_path, upload_folder
 from deit.core.images.image_inputs import image_of, is_one_image, is_whole, items_of

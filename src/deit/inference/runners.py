@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deit.core.config.config import read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
 from deit.core.known_images import KnownImages
 from deit.core.labels import names_in_order

@@ -12,7 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from deit.core.config.config import DeiTConfig, VisionTransformerConfig
+from deit.core.config.config import DeiTConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.keras.heads import (
     KerasPixelDecoder,

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError, WrongStateError, WrongTypeError
+from deit.core.file_names import CONFIG_NAME
 from deit.core.files import replace_folder_content
 from deit.core.labels import names_in_order
 from deit.core.model_directory import read_image_processor

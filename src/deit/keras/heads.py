@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from deit.core.config.config import VisionTransformerConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.keras.activations import find_activation
 from deit.keras.inputs import as_pixels, as_tensor, check_patch_mask, check_pixels

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deit.core.config.config import VisionTransformerConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongStateError, WrongTypeError
 from deit.keras.losses import NO_LABEL
 

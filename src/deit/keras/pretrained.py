@@ -13,7 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.hub import upload_folder
 from deit.core.model_directory import published_files

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deit.core.config.config import VisionTransformerConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.keras.activations import find_activation
 

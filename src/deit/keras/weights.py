@@ -20,17 +20,10 @@ import numpy as np
 from keras import ops
 from safetensors.numpy import save_file
 
-from deit.core.config.config import VisionTransformerConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
-from deit.core.weights.files import (
-    WEIGHTS_NAME,
-    TensorEntry,
-    WeightFiles,
-    distribute,
-    read_header,
-    shard_name,
-    with_variant,
-)
+from deit.core.file_names import WEIGHTS_NAME
+from deit.core.weights.files import TensorEntry, WeightFiles, distribute, read_header, shard_name, with_variant
 from deit.core.weights.names import Part, detect_dialect, layout
 from deit.core.weights.plan import LoadingInfo, plan_loading, refuse_missing_trunk
 from deit.keras.vision_transformer import FileConvolution, resize_position_embedding

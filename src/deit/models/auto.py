@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from deit.core.config import config as configuration
-from deit.core.config.config import read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
 from deit.core.hub import HubOptions, local_path
 from deit.core.weights.inferred_config import infer_config

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.config import config as configuration
-from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError, WrongTypeError
+from deit.core.file_names import CONFIG_NAME
 from deit.core.hub import HubOptions, local_path
 from deit.core.processing.image_processor import processor_family
-from deit.core.processing.settings import ImageProcessor, read_preprocessor_config, whole_processor
+from deit.core.processing.settings import ImageProcessor
+from deit.core.processing.settings_file import read_preprocessor_config, whole_processor
 from deit.runtime.library_order import torchvision_is_loaded
 
 CONFIGURATIONS = {"deit": "DeiTConfig", "vit": "ViTConfig"}  # model type of config.json -> class

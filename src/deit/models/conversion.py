@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit.core.config.config import read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
+from deit.core.file_names import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME
 from deit.core.files import replace_folder_content
 from deit.core.model_directory import read_image_processor, read_known_images
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.published import find_variant
 from deit.core.variants import preprocessing_fields, same_architecture, variant_config
-from deit.core.weights.files import WEIGHTS_NAME
 from deit.core.weights.inferred_config import infer_config, timm_config
 from deit.core.weights.names import HUGGINGFACE, ORIGINAL, TIMM, detect_dialect
 from deit.models.deit import (
@@ -186,7 +186,7 @@ def _preprocessing(
     checkpoint: Checkpoint, model: PreTrainedModel, variant: str | None
 ) -> tuple[DeiTImageProcessor | None, str]:
     path = checkpoint.path
-    if path is not None and path.is_dir() and (path / "preprocessor_config.json").is_file():
+    if path is not None and path.is_dir() and (path / PREPROCESSOR_NAME).is_file():
         return read_image_processor(path), f"that of {path}"
     cfg = _folder_values(checkpoint).get("pretrained_cfg")
     if says_preprocessing(cfg):
@@ -212,7 +212,7 @@ def _write(model: PreTrainedModel, processor: DeiTImageProcessor | None, folder:
         torch.save({"model": {name: tensor.clone() for name, tensor in tensors.items()}}, folder / "checkpoint.pth")
         return
     values = timm_config(model.config, timm_preprocessing(processor))
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_tensors(tensors, folder, most_bytes=2**63)
     assert (folder / WEIGHTS_NAME).is_file()
 

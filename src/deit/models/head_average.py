@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.core.config.config import VisionTransformerConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 
 
 def average_heads(first: Tensor, second: Tensor, config: VisionTransformerConfig) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.config.config import VisionTransformerConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.models.outputs import (
     BaseModelOutputWithPooling,

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.config.config import DeiTConfig, ViTConfig, as_config
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.hub import upload_folder
 from deit.core.model_directory import published_files
@@ -56,7 +57,7 @@ class PreTrainedModel(nn.Module):
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
-        config = self.config_class.take(config, type(self).__name__)
+        config = as_config(config, self.config_class, type(self).__name__)
         config.validate()
         require_implementation(config.attn_implementation)
         self.config = config
@@ -107,7 +108,7 @@ class PreTrainedModel(nn.Module):
             config: Of the model; its `dtype` is followed.
             **kwargs: `dtype` (or `torch_dtype`), `attn_implementation`; others go to the constructor.
         """
-        config = copy.deepcopy(cls.config_class.take(config, cls.__name__))
+        config = copy.deepcopy(as_config(config, cls.config_class, cls.__name__))
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
         if dtype in (None, "auto"):
             dtype = config.dtype

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.errors import UserError
+from deit.core.file_names import STATE_NAME
 from deit.core.images.reading import ImageError
-from deit.core.model_directory import STATE_NAME
 from deit.core.writing import writing
 from deit.data.augment import build_transform
 from deit.data.few_labels import count_unlabelled, labelled_again

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.errors import UserError, WrongTypeError
+from deit.core.file_names import RECONSTRUCTION_NAME
 from deit.core.files import replaced_file
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.writing import writing
@@ -27,7 +28,7 @@ from deit.train.tasks import Task, chosen, evaluation_mode
 from deit.train.teachers.cache import BatchPlace
 
 RECONSTRUCTION = "reconstruction"
-PICTURE_NAME, PICTURES_NAME = "reconstruction.png", "pictures"
+PICTURES_NAME = "pictures"
 
 _GREY = 128  # of a hidden patch
 
@@ -164,7 +165,7 @@ class MaskedImageTask(Task):
 
     def draw(self, student: nn.Module, images: Source, device: torch.device, folder: Path, step: int | None) -> None:
         """Draws reconstructions, see `draw_reconstructions`: on the way below `pictures`, the last one beside it."""
-        path = folder / PICTURE_NAME
+        path = folder / RECONSTRUCTION_NAME
         if step is not None:
             path = folder / PICTURES_NAME / f"step-{step:08d}.png"
             with writing(path):

@@ -34,7 +34,7 @@ _WORDS = {
 
 def install() -> None:
     """Puts the answers in place."""
-    from deit.core.config.config import VisionTransformerConfig
+    from deit.core.config.vision_transformer import VisionTransformerConfig
     from deit.core.processing.settings import ImageProcessor
     from deit.models.pretrained import PreTrainedModel
     from deit.models.trunk.vision_transformer import Block

@@ -98,7 +98,7 @@ def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: 
     Raises:
         ValueError: The run has another number of epochs, and none was named.
     """
-    from deit.core.model_directory import RECIPE_NAME
+    from deit.core.file_names import RECIPE_NAME
     from deit.train.recipes.recipe import Recipe
     from deit.train.recipes.values import flat
 

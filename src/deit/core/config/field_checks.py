@@ -120,6 +120,15 @@ def check_fields(config: Any) -> None:
         raise WrongTypeError(f"pruned_heads must be a dict of lists. Received: {shown(config.pruned_heads)}.")
 
 
+def check_label_count(config: Any) -> None:
+    """Checks that there are two classes to choose from where one is to be chosen."""
+    if config.problem_type == "single_label_classification" and config.num_labels == 1:
+        raise UserError(
+            "problem_type 'single_label_classification' needs at least two labels. Set num_labels=2, or "
+            "problem_type='regression' for one number."
+        )
+
+
 def check_agreement(config: Any) -> None:
     """Checks that the fields of a configuration describe a model together.
 

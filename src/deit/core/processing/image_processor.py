@@ -10,14 +10,16 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
+from deit.core.file_names import CONFIG_NAME
 from deit.core.images.image_inputs import is_file_object
 from deit.core.processing import operations as px
 from deit.core.processing.batch_feature import BatchFeature
 from deit.core.processing.options import CHANNELS_FIRST, CHANNELS_LAST, checked_option, resized_size, size_dict
 from deit.core.processing.parts import parts_of
-from deit.core.processing.settings import VIT_DEFAULTS, ImageProcessor, read_preprocessor_config
+from deit.core.processing.settings import VIT_DEFAULTS, ImageProcessor
+from deit.core.processing.settings_file import read_preprocessor_config
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, paper_preprocessing
 
 Processor = TypeVar("Processor", bound="DeiTImageProcessor")

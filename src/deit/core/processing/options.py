@@ -21,6 +21,13 @@ _SIZE_KEYS: tuple[frozenset[str], ...] = (
 )
 _SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 _FILTERS = {"nearest": 0, "nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+# The settings that each step needs.
+_NEEDED = {
+    "do_resize": ("size", "resample"),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+}
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 # 4096 x 4096 as float32 takes 192 MiB. Models see 1,024 x 1,024 at most.
 MOST_INPUT_PIXELS = 2**24
@@ -224,3 +231,15 @@ def refuse_unknown_options(names: Iterable[str]) -> None:
         near = difflib.get_close_matches(unknown[0], OPTIONS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise WrongTypeError(f"Unknown option {', '.join(unknown)}.{hint} Known: {', '.join(OPTIONS)}.")
+
+
+def require_settings(processor: Any) -> None:
+    """Checks that each step that is on has its settings.
+
+    Raises:
+        ValueError: One is None.
+    """
+    for switch, names in _NEEDED.items():
+        for name in names:
+            if getattr(processor, switch) and getattr(processor, name) is None:
+                raise UserError(f"{name} is None although {switch} is on. Set {name}, or {switch}=False.")

@@ -68,6 +68,20 @@ def refuse_what_is_not_called(owner: type[Any]) -> None:
             )
 
 
+def refuse_replaced(processor: Any) -> None:
+    """Refuses to write a processor of which a part was replaced on the instance.
+
+    Raises:
+        TypeError: It was.
+    """
+    replaced = [name for name in PARTS if name in vars(processor)]
+    if replaced:
+        raise WrongTypeError(
+            f"{', '.join(replaced)} was replaced on this {type(processor).__name__}, and a file holds settings, no "
+            "code: the processor that is read from it would work otherwise. Replace it in a subclass."
+        )
+
+
 def arguments_of(owner: type[Any], beside: tuple[str, ...]) -> set[str]:
     """Returns the names of arguments that the constructor of a class has beside the ones that are known."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import tempfile
 import warnings
@@ -14,25 +13,30 @@ from typing import Any, ClassVar, Self
 
 from PIL import Image
 
-from deit.core.errors import UserError, WrongTypeError, read_json
+from deit.core.errors import UserError, WrongTypeError
+from deit.core.file_names import PREPROCESSOR_NAME
 from deit.core.files import write_text_atomically
-from deit.core.hub import HubOptions, local_path, upload_folder
+from deit.core.hub import HubOptions, upload_folder
 from deit.core.processing import operations as px
 from deit.core.processing.batch_feature import BatchFeature
-from deit.core.processing.options import OPTIONS, checked_option, refuse_unknown_options, size_dict
-from deit.core.processing.parts import PARTS, arguments_of, class_defaults, is_replaced, refuse_what_is_not_called
-
-PREPROCESSOR_NAME = "preprocessor_config.json"
-PROCESSOR_NAME = "processor_config.json"  # of transformers 5: several processors in one file
+from deit.core.processing.options import OPTIONS, checked_option, refuse_unknown_options, require_settings, size_dict
+from deit.core.processing.parts import (
+    PARTS,
+    arguments_of,
+    class_defaults,
+    is_replaced,
+    refuse_replaced,
+    refuse_what_is_not_called,
+)
+from deit.core.processing.settings_file import preprocessor_file, read_preprocessor_config, settings_json
 
 
 class ImageProcessor(ABC):
-    """What the image processors share: options, files and checks. A subclass turns images into pixels.
+    """Holds options, files and checks. A subclass turns images into pixels.
 
-    Every option can be given to the constructor, as an attribute afterwards, and for one call; a subclass sets its
-    defaults as attributes of the class. A step that is replaced (`resize`, `center_crop`, `rescale`, `normalize` and
-    the others of `processor_parts.PARTS`), in a subclass or on an instance, is called with the arguments of
-    transformers.
+    Each option is set by the constructor, by an attribute, or for one call; a subclass sets defaults as attributes of
+    the class. A step (see `deit.core.processing.parts`) may be replaced, in a subclass or on an instance: it is called
+    with the arguments of transformers.
 
     Args:
         do_resize: Whether to resize.
@@ -46,8 +50,7 @@ class ImageProcessor(ABC):
         do_normalize: Whether to subtract `image_mean` and divide by `image_std`.
         image_mean: One number, or one for each channel.
         image_std: One number, or one for each channel.
-        do_convert_rgb: Convert every image to RGB, as `load_image` does. Without it, images are converted only where
-            they have not the channels that mean and std ask for.
+        do_convert_rgb: Convert every image to RGB. Else only images without the channels of mean and std are.
         do_pad: Whether to pad with zeros below and to the right, at the end.
         pad_size: {"height", "width"} to pad to; the largest image when None.
         default_to_square: Whether a number given as `size` is a square; else it is the shorter edge.
@@ -56,12 +59,12 @@ class ImageProcessor(ABC):
         input_data_format: The same for arrays given; inferred when None.
         device: Where to work. `DeiTImageProcessor` works on the CPU only.
         disable_grouping: Treat images one by one, even where some have the same size.
-        value_range: The values that become black and white in grey files and PIL images of more than 8 bits, see
-            `load_image`: those of the data that the model was trained on. transformers passes it over.
+        value_range: Values that become black and white in grey images of more than 8 bits, see `load_image`: those of
+            the training data. transformers ignores it.
 
     Raises:
         TypeError: An option is unknown or has the wrong type.
-        ValueError: A value means nothing.
+        ValueError: A value is not allowed.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -148,7 +151,7 @@ class ImageProcessor(ABC):
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
     def __call__(self, images: px.ImageLike, *args: Any, **options: Any) -> BatchFeature:
-        """Same as `preprocess`."""
+        """Does the same as `preprocess`."""
         return self.preprocess(images, *args, **options)
 
     def preprocess(  # noqa: D417  (the class explains the others)
@@ -200,7 +203,7 @@ class ImageProcessor(ABC):
         refuse_unknown_options(options)
         settings = copy.copy(self)
         settings._set({k: v for k, v in options.items() if v is not None})
-        settings._require_settings()
+        require_settings(settings)
         return settings
 
     @abstractmethod
@@ -223,17 +226,6 @@ class ImageProcessor(ABC):
     @abstractmethod
     def _preprocess(self, images: list[Any], **options: Any) -> BatchFeature:
         """Takes the steps one by one, each as it may have been replaced, with images (C, H, W)."""
-
-    def _require_settings(self) -> None:
-        for switch, names in (
-            ("do_resize", ("size", "resample")),
-            ("do_center_crop", ("crop_size",)),
-            ("do_rescale", ("rescale_factor",)),
-            ("do_normalize", ("image_mean", "image_std")),
-        ):
-            for name in names:
-                if getattr(self, switch) and getattr(self, name) is None:
-                    raise UserError(f"{name} is None although {switch} is on. Set {name}, or {switch}=False.")
 
     def _warn_of_rescaled(self, images: Sequence[Any]) -> None:
         if self.do_rescale and any(px.is_in_unit_range(image) for image in images):
@@ -292,7 +284,7 @@ class ImageProcessor(ABC):
 
     def to_json_string(self) -> str:
         """Returns the settings as JSON: sorted keys, indented by two, with a trailing newline."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=_plain) + "\n"
+        return settings_json(self.to_dict())
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Writes the settings to a JSON file, whole or not at all.
@@ -300,12 +292,7 @@ class ImageProcessor(ABC):
         Raises:
             TypeError: A step was replaced on this instance, which no file can hold, or an attribute is no JSON.
         """
-        replaced = [name for name in PARTS if name in vars(self)]
-        if replaced:
-            raise WrongTypeError(
-                f"{', '.join(replaced)} was replaced on this {type(self).__name__}, and a file holds settings, no "
-                "code: the processor that is read from it would work otherwise. Replace it in a subclass."
-            )
+        refuse_replaced(self)
         write_text_atomically(Path(json_file_path), self.to_json_string())
 
     def save_pretrained(
@@ -322,7 +309,7 @@ class ImageProcessor(ABC):
             The path of the file, in a list.
 
         Raises:
-            TypeError: See `to_json_file`; or there are options for the hub and `push_to_hub` is off.
+            TypeError: See `to_json_file`; or hub options are given without `push_to_hub`.
         """
         if hub_options and not push_to_hub:
             raise WrongTypeError(f"{', '.join(hub_options)} needs push_to_hub=True.")
@@ -344,7 +331,7 @@ class ImageProcessor(ABC):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Uploads `preprocessor_config.json` to the hub; arguments, result and errors as in `hub.upload_folder`."""
+        """Uploads `preprocessor_config.json`; arguments, result and errors as in `deit.core.hub.upload_folder`."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return upload_folder(
@@ -375,7 +362,7 @@ class ImageProcessor(ABC):
 
         Raises:
             TypeError: An option is unknown or has the wrong type.
-            ValueError: A value means nothing.
+            ValueError: A value is not allowed.
         """
         own = arguments_of(cls, OPTIONS)
         known = {*OPTIONS, *own}
@@ -384,8 +371,8 @@ class ImageProcessor(ABC):
         given = {k: v for k, v in values.items() if v is not None and k != "device"}  # the device of the writer
         options = {k: v for k, v in given.items() if k in known}
         processor = cls(**{**options, **{k: v for k, v in overrides.items() if k not in unused}})
-        types = ("image_processor_type", "feature_extractor_type")
-        processor._inert = {k: copy.deepcopy(v) for k, v in given.items() if k not in known and k not in types}
+        known |= {"image_processor_type", "feature_extractor_type"}
+        processor._inert = {k: copy.deepcopy(v) for k, v in given.items() if k not in known}
         return (processor, unused) if return_unused_kwargs else processor
 
     @classmethod
@@ -410,7 +397,7 @@ class ImageProcessor(ABC):
         Raises:
             FileNotFoundError: There is no such file.
             TypeError: An option is unknown or has the wrong type.
-            ValueError: The file is not JSON, or holds a value that means nothing.
+            ValueError: The file is not JSON, or holds a value that is not allowed.
         """
         values, overrides = cls.get_image_processor_dict(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         if not overrides.get("return_unused_kwargs"):
@@ -418,7 +405,7 @@ class ImageProcessor(ABC):
         try:
             return cls.from_dict(values, **overrides)
         except UserError as error:
-            raise type(error)(f"{_file_of(pretrained_model_name_or_path, subfolder)}: {error}") from error
+            raise type(error)(f"{preprocessor_file(pretrained_model_name_or_path, subfolder)}: {error}") from error
 
     @classmethod
     def get_image_processor_dict(
@@ -461,57 +448,3 @@ VIT_DEFAULTS: dict[str, Any] = {
 
 def _three(value: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,) * 3
-
-
-def read_preprocessor_config(
-    path: str | os.PathLike[str], *, subfolder: str = "", options: HubOptions | None = None
-) -> tuple[dict[str, Any], Path]:
-    """Reads the settings of a processor, given a folder, the file itself or a name on the hub.
-
-    Returns:
-        The settings and the file they are from.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not a JSON object.
-    """
-    place = local_path(path, need="processor", options=options, subfolder=subfolder)
-    if place.is_dir():
-        together = place / PROCESSOR_NAME
-        if together.is_file() and isinstance((values := _settings(together)).get("image_processor"), dict):
-            return values["image_processor"], together
-    file = place / PREPROCESSOR_NAME if place.is_dir() else place
-    if not file.exists():
-        raise FileNotFoundError(f"No {PREPROCESSOR_NAME} at {path}. Pass a model directory with one.")
-    values = _settings(file)
-    return values["image_processor"] if isinstance(values.get("image_processor"), dict) else values, file
-
-
-def whole_processor(file: Path, values: Mapping[str, Any]) -> str | None:
-    """Returns the class of a processor of several parts that the settings of an image processor belong to, if any.
-
-    Args:
-        file: Where they are from.
-        values: The settings.
-    """
-    together = file.parent / PROCESSOR_NAME
-    whole = _settings(together) if together.is_file() else {}
-    name = whole.get("processor_class") or values.get("processor_class")
-    return None if name is None or name == values.get("image_processor_type") else str(name)
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    return read_json(file, "the settings of a processor")
-
-
-def _file_of(path: str | os.PathLike[str], subfolder: str) -> Path:
-    """Names the file of a processor in a message."""
-    folder = Path(path) / subfolder
-    return folder / PREPROCESSOR_NAME if folder.is_dir() else folder
-
-
-def _plain(value: Any) -> Any:
-    """Returns what JSON holds in place of an array; called by `json` for what it does not know."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise WrongTypeError(f"A file of settings cannot hold {value!r}. Remove the attribute, or give it a name with _.")

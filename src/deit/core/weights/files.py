@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.errors import DamagedFileError, UserError, parsing, read_json, shown
+from deit.core.file_names import PICKLE_NAME, WEIGHTS_NAME
 from deit.core.weights.formats import PICKLE, weight_format
 
-WEIGHTS_NAME = "model.safetensors"
-PICKLE_NAME = "pytorch_model.bin"
 _OTHER_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")  # of weight files, to point at
 
 # Bytes of one number of each type that safetensors files hold.

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from deit.core.config.config import DeiTConfig, VisionTransformerConfig, ViTConfig
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.core.published import VARIANTS
 from deit.core.variants import same_architecture

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deit.core.config.config import read_config
+from deit.core.config.config import as_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
 from deit.core.weights.inferred_config import infer_config
 from deit.core.weights.names import TRUNK, Part, layout, match_prefix, places
@@ -172,7 +173,7 @@ def _given_or_found(
     if isinstance(config, (str, os.PathLike)):
         return config_class.from_pretrained(config, return_unused_kwargs=True, **kwargs)
     if config is not None:
-        return copy.deepcopy(config_class.take(config, "from_pretrained")), kwargs
+        return copy.deepcopy(as_config(config, config_class, "from_pretrained")), kwargs
     if path is None:
         raise UserError("A state dict without a path needs config=.")
     values = read_config(path) if path.is_dir() else {}

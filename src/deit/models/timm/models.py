@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from deit.core.config.config import read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError, shown
 from deit.core.hub import local_path
 from deit.core.weights.files import find_weights

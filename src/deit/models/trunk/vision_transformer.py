@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from deit.core.config.config import VisionTransformerConfig
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.models.trunk.activations import XIELU, find_activation
 from deit.models.trunk.attention import attend, attention_bias, choose_implementation, head_mask_per_block

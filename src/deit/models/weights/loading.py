@@ -16,15 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deit.core.errors import ShapeError, UserError
+from deit.core.file_names import PICKLE_NAME, WEIGHTS_NAME
 from deit.core.files import replace_folder_content
-from deit.core.weights.files import (
-    PICKLE_NAME,
-    WEIGHTS_NAME,
-    distribute,
-    is_weight_file_name,
-    shard_name,
-    with_variant,
-)
+from deit.core.weights.files import distribute, is_weight_file_name, shard_name, with_variant
 from deit.core.weights.names import (
     DEIT,
     HUGGINGFACE,

@@ -10,7 +10,6 @@ from deit.core.files import replaced_file
 from deit.core.scores.chart_style import BLUE, GREEN, GREY, INK, ORANGE, SERIES, plain_text, tidy
 from deit.core.scores.metrics import score_title
 
-CURVES_NAME = "curves.png"
 # Scores that are drawn, the first that a run has; True: more is better.
 _SCORES = {"top1": True, "micro_f1": True, "mean_absolute_error": False}
 _PARTS = {

@@ -13,9 +13,10 @@ from torch import nn
 
 import deit
 from deit.core.errors import UserError
+from deit.core.file_names import CARD_NAME, RECIPE_NAME, STATE_NAME, TRAINING_NAME
 from deit.core.files import remove_leftovers, replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.labels import id2label_from_names
-from deit.core.model_directory import RECIPE_NAME, STATE_NAME, TRAINING_NAME, is_run_folder
+from deit.core.model_directory import is_run_folder
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.writing import writing
 from deit.models.pretrained import PreTrainedModel
@@ -24,7 +25,7 @@ from deit.runtime.folder_lock import LOCK_NAME, FolderInUseError, folder_lock, i
 from deit.runtime.library_order import make_order_safe
 from deit.train.masked_images import PICTURES_NAME
 from deit.train.recipes.recipe import Recipe
-from deit.train.run.model_card import CARD_NAME, model_card
+from deit.train.run.model_card import model_card
 from deit.train.run.resumed import changed_settings
 from deit.train.run.state import has_states
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.errors import parsing, read_bytes
+from deit.core.file_names import CURVES_NAME, HISTORY_NAME, HISTORY_TABLE_NAME
 from deit.core.files import write_text_atomically
-from deit.train.run.curves import CURVES_NAME, draw_curves
+from deit.train.run.curves import draw_curves
 
 _MOST_BYTES = 64 * 2**20  # an epoch takes 1 KB
-_JSONL, _CSV = "metrics.jsonl", "metrics.csv"
 
 
 class History:
@@ -30,7 +30,7 @@ class History:
     def __init__(self, folder: Path, *, until_step: int = 0) -> None:
         self._folder = folder
         self.epochs: list[dict[str, Any]] = []
-        file = folder / _JSONL
+        file = folder / HISTORY_NAME
         if until_step and file.is_file():
             content = read_bytes(file, "the history of a run", _MOST_BYTES)
             with parsing(file, "the history of a run"):
@@ -39,11 +39,11 @@ class History:
 
     def write(self) -> None:
         """Writes the three files anew, each whole or not at all."""
-        write_text_atomically(self._folder / _JSONL, "".join(json.dumps(r) + "\n" for r in self.epochs))
+        write_text_atomically(self._folder / HISTORY_NAME, "".join(json.dumps(r) + "\n" for r in self.epochs))
         columns = list(dict.fromkeys(key for r in self.epochs for key in r))
         table = io.StringIO()
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.epochs)
-        write_text_atomically(self._folder / _CSV, table.getvalue())
+        write_text_atomically(self._folder / HISTORY_TABLE_NAME, table.getvalue())
         draw_curves({"": self.epochs}, self._folder / CURVES_NAME)

@@ -8,15 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from deit.core.file_names import CURVES_NAME, RECONSTRUCTION_NAME
 from deit.core.labels import distinct_names
 from deit.core.printable import counted, markdown_code, markdown_text, printable
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import score_text, score_title
 from deit.models.pretrained import PreTrainedModel
-from deit.train.masked_images import PICTURE_NAME
-from deit.train.run.curves import CURVES_NAME
-
-CARD_NAME = "README.md"
 
 _SHOWN_CLASSES = 10
 
@@ -92,7 +89,7 @@ def _scores(record: dict[str, Any], classes: list[str]) -> str:
     images = f"Measured on {counted(record['data']['val_images'], 'image')}{_met_before(record)}, with {average}."
     pictures = [f"![Losses and scores over the epochs]({CURVES_NAME})"]
     if not classes:
-        pictures.append(f"![Images, what the model sees of them, what it makes of that]({PICTURE_NAME})")
+        pictures.append(f"![Images, what the model sees of them, what it makes of that]({RECONSTRUCTION_NAME})")
     return "\n\n".join(["\n".join(lines), images, *pictures])
 
 

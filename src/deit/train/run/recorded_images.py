@@ -12,9 +12,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from deit.core.errors import DamagedFileError, UserError, parsing
+from deit.core.file_names import STATE_NAME
 from deit.core.files import replaced_file
 from deit.core.images.reading import ImageError
-from deit.core.model_directory import STATE_NAME
 from deit.core.writing import writing
 from deit.data.sources import Data, Joined, Labels, Source, contents_of, place_of
 from deit.data.storage.contents import Hashes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.errors import UserError
-from deit.core.model_directory import RECIPE_NAME
+from deit.core.file_names import RECIPE_NAME
 from deit.train.optimization import learning_rate
 from deit.train.recipes.recipe import Recipe, differences, read_settings
 from deit.train.recipes.values import flat

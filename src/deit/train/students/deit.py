@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deit.core.config.config import (
-    DeiTConfig,
-    VisionTransformerConfig,
-    ViTConfig,
-)
+from deit.core.config.config import DeiTConfig, ViTConfig
 from deit.core.config.field_checks import height_and_width
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
+from deit.core.file_names import PREPROCESSOR_NAME
 from deit.core.labels import id2label_from_names, names_in_order
 from deit.core.model_directory import read_image_processor
 from deit.core.processing.image_processor import DeiTImageProcessor, evaluation_processor
@@ -253,7 +251,7 @@ def _class_names(config: VisionTransformerConfig) -> list[str] | None:
 def _normalization(checkpoint: Checkpoint) -> tuple[Sequence[float], Sequence[float], tuple[str, ...]]:
     """Returns mean and std that a checkpoint was trained with, and what to say of them."""
     path = checkpoint.path
-    if path is not None and (path / "preprocessor_config.json").is_file():
+    if path is not None and (path / PREPROCESSOR_NAME).is_file():
         processor = read_image_processor(path)
         return processor.channel_mean, processor.channel_std, ()
     cfg = folder_values(checkpoint).get("pretrained_cfg")

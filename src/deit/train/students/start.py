@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deit.core.config.config import CONFIG_NAME, DeiTConfig, VisionTransformerConfig, ViTConfig, read_config
+from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.core.config.config_file import read_config
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
+from deit.core.file_names import CONFIG_NAME
 from deit.core.files import at_home
 from deit.core.published import VARIANTS, find_variant
 from deit.core.variants import variant_config

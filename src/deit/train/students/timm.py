@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.core.config.config import CONFIG_NAME, read_config
+from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
+from deit.core.file_names import CONFIG_NAME
 from deit.core.processing.image_processor import evaluation_processor
 from deit.core.weights.inferred_config import infer_config
 from deit.core.weights.names import network_names

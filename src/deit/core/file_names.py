@@ -1,0 +1,17 @@
+"""Names the files of a model directory. docs/architecture.md says what each of them holds."""
+
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+PROCESSOR_NAME = "processor_config.json"  # of transformers 5: several processors in one file
+WEIGHTS_NAME = "model.safetensors"
+PICKLE_NAME = "pytorch_model.bin"
+CARD_NAME = "README.md"
+IMAGES_NAME = "images.npy"
+
+# Written by a training.
+TRAINING_NAME = "training.json"
+RECIPE_NAME = "recipe.yaml"
+STATE_NAME = "state"
+HISTORY_NAME, HISTORY_TABLE_NAME = "metrics.jsonl", "metrics.csv"
+CURVES_NAME = "curves.png"
+RECONSTRUCTION_NAME = "reconstruction.png"
