@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +21,9 @@ from deit.runtime.library_order import make_order_safe
 from deit.runtime.processes import Processes
 from deit.runtime.random_state import seeded
 
-make_order_safe()
-from timm.data.auto_augment import rand_augment_transform  # noqa: E402
-from timm.data.random_erasing import RandomErasing  # noqa: E402
-from timm.data.transforms_factory import create_transform  # noqa: E402
-from torchvision import transforms  # noqa: E402
+if TYPE_CHECKING:
+    make_order_safe()
+    from torchvision.transforms import InterpolationMode
 
 _MIXING_KEY = 1  # first number of the random key: views take 0, the model 2
 _SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in the paper's code
@@ -32,6 +31,8 @@ _SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in th
 _WHITE = np.float32(255)
 _CROPS = ("resized", "padded", "simple")
 _INTERPOLATIONS = ("bicubic", "bilinear")
+# Of these timm is not asked whether it knows them: its import takes seconds and 200 MB, and each recipe has such a text.
+_USUAL_RAND_AUGMENT = re.compile(r"rand(-(m|n|inc)\d{1,2}|-mstd\d(\.\d{1,2})?)*")
 
 _ALONE = Processes()
 
@@ -112,6 +113,11 @@ class Augmentation:
                 f"augment.color_jitter is not used together with augment.rand_augment, which changes colours itself. "
                 f"Received: {self.color_jitter} and {self.rand_augment!r}. Pass color_jitter=0 or rand_augment=''."
             )
+        if _USUAL_RAND_AUGMENT.fullmatch(self.rand_augment):
+            return
+        make_order_safe()
+        from timm.data.auto_augment import rand_augment_transform
+
         try:
             rand_augment_transform(self.rand_augment, {})
         except (AssertionError, ValueError, KeyError) as error:  # timm asserts
@@ -182,6 +188,10 @@ def build_transform(
         mean: Of each channel, for values in [0, 1].
         std: Likewise.
     """
+    make_order_safe()
+    from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms_factory import create_transform
+
     create: Any = create_transform
     first, second, _ = create(
         input_size=(3, *image_size),
@@ -207,6 +217,9 @@ def build_transform(
 
 
 def _whole_image_crop(augmentation: Augmentation, image_size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
+    make_order_safe()
+    from torchvision import transforms
+
     kind = transforms.InterpolationMode(augmentation.interpolation)
     if augmentation.crop == "padded":
         padding = (image_size[1] // 8, image_size[0] // 8)
@@ -217,13 +230,16 @@ def _whole_image_crop(augmentation: Augmentation, image_size: tuple[int, int]) -
     return transforms.Compose([shorten, transforms.RandomCrop(image_size, padding=4, padding_mode="reflect")])
 
 
-def _with_shorter_side(image: Image.Image, side: int, kind: transforms.InterpolationMode) -> Image.Image:
+def _with_shorter_side(image: Image.Image, side: int, kind: InterpolationMode) -> Image.Image:
+    make_order_safe()
+    from torchvision.transforms.functional import resize
+
     if max(image.size) * side**2 > MOST_PIXELS * min(image.size):
         raise ImageError(
             f"An image of {image.width} x {image.height} pixels is too narrow: with a shorter side of {side} it would "
             f"have more than the {MOST_PIXELS} pixels that are safe. Cut it, or leave it out."
         )
-    resized: Image.Image = transforms.functional.resize(image, side, interpolation=kind)
+    resized: Image.Image = resize(image, side, interpolation=kind)
     return resized
 
 

@@ -16,10 +16,6 @@ from deit.core.printable import counted
 from deit.runtime.library_order import make_order_safe
 from deit.train.recipes.recipe import Optimizer, Recipe
 
-make_order_safe()
-from timm.models import group_parameters  # noqa: E402
-from timm.optim.lamb import Lamb  # noqa: E402
-
 # Tokens and position embeddings are matrices by shape but act like biases.
 _NO_DECAY_NAMES = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})
 
@@ -95,6 +91,9 @@ def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
         return lambda name: decay ** distance(name)
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is not None:
+        make_order_safe()
+        from timm.models import group_parameters
+
         layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
         last = max(layers.values())
         return lambda name: decay ** (last - layers.get(name, last))
@@ -128,6 +127,9 @@ def build_optimizer(model: nn.Module, settings: Optimizer, device: torch.device)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     if settings.name == "lamb":
+        make_order_safe()
+        from timm.optim.lamb import Lamb
+
         lamb = Lamb(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, max_grad_norm=None)
         lamb.register_state_dict_post_hook(_step_into_state)
         lamb.register_load_state_dict_pre_hook(_step_out_of_state)

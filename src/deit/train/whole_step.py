@@ -7,23 +7,19 @@ What cannot be made equal is named by `ShareOfStep.notes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from deit.models.trunk.vision_transformer import Attention, DropPath
-from deit.runtime.library_order import make_order_safe
 from deit.runtime.processes import Processes
-
-make_order_safe()
-from timm.layers.drop import DropPath as TimmDropPath  # noqa: E402
-from timm.layers.norm_act import BatchNormAct2d  # noqa: E402
+from deit.train.whole_batch_norm import normalized
 
 
 class ShareOfStep:
@@ -49,7 +45,9 @@ class ShareOfStep:
         self.rows: Tensor | None = None
         self.notes: list[str] = []
         divided = processes.world_size * parts > 1
-        others = _random_layers_of_other_kinds(student) if divided else []
+        draws_of_timm, norms_of_timm = _types_of_timm(student) if divided else ({}, {})
+        draws, norms_of_step = _DRAWS | draws_of_timm, _NORMS | norms_of_timm
+        others = _random_layers_of_other_kinds(student, draws.keys()) if divided else []
         self.draws_whole = divided and not others
         if others:
             self.notes.append(
@@ -57,7 +55,7 @@ class ShareOfStep:
                 "depends on the number of processes and on accumulate."
             )
         if self.draws_whole:
-            self._take_over(student, {nn.Dropout: _Dropout, DropPath: _DropPath, TimmDropPath: _TimmDropPath})
+            self._take_over(student, draws)
         norms = [m for m in student.modules() if isinstance(m, _BatchNorm)]
         if norms and parts > 1:
             self.notes.append(
@@ -65,8 +63,9 @@ class ShareOfStep:
                 "the whole batch at once. Pass accumulate=1 where memory allows it."
             )
         if processes.world_size > 1:
-            self._take_over(student, _NORMS)
-            left = sorted({type(m).__name__ for m in student.modules() if isinstance(m, _BatchNorm)} - _SYNCHRONIZED)
+            self._take_over(student, norms_of_step)
+            synchronized = {kind.__name__ for kind in norms_of_step.values()}
+            left = sorted({type(m).__name__ for m in student.modules() if isinstance(m, _BatchNorm)} - synchronized)
             if left:
                 self.notes.append(
                     f"{', '.join(left)} sees the images of each process alone, so this training depends on how many "
@@ -98,7 +97,7 @@ class ShareOfStep:
             self.rows = None
 
 
-def _random_layers_of_other_kinds(student: nn.Module) -> list[str]:
+def _random_layers_of_other_kinds(student: nn.Module, known: Collection[type[nn.Module]]) -> list[str]:
     """Names the layers that draw in ways of their own: fused attention with dropout, dropout of whole channels, ..."""
     found = set()
     for module in student.modules():
@@ -107,7 +106,7 @@ def _random_layers_of_other_kinds(student: nn.Module) -> list[str]:
             active = module.p > 0 and kind is not nn.Dropout
         elif isinstance(module, Attention):
             active = module.dropout_rate > 0
-        elif kind in (DropPath, TimmDropPath):
+        elif kind in known:
             active = False
         else:  # timm's heads drop by functions; blocks of others by attributes of these names
             names = ("drop_rate", "drop_prob", "attn_drop_rate")
@@ -141,62 +140,12 @@ class _DropPath(DropPath):
         return super().draw(x[:1].expand(self.share.total, *x.shape[1:]))[self.share.rows]
 
 
-class _TimmDropPath(TimmDropPath):
-    """Likewise for timm's."""
-
-    share: Any
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.share.rows is None or not self.training or not self.drop_prob:
-            return super().forward(x)
-        ones = x.new_ones(self.share.total, *[1] * (x.ndim - 1))
-        return x * super().forward(ones)[self.share.rows]
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, in both directions."""
-
-    @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
-        values = values.clone()
-        distributed.all_reduce(values)
-        return values
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        distributed.all_reduce(gradient)
-        return gradient
-
-
-def _normalized(norm: Any, x: Tensor) -> Tensor:
-    """Batch norm in training with the mean and the variance over all processes, which have equally many images."""
-    kind, wide = x.dtype, x.float()  # PyTorch's own takes statistics in fp32, too
-    dims = [dim for dim in range(x.ndim) if dim != 1]
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    count = x.numel() // x.shape[1] * distributed.get_world_size()
-    mean: Tensor = _Sum.apply(wide.sum(dims)) / count
-    centred = wide - mean.view(shape)
-    variance: Tensor = _Sum.apply(centred.square().sum(dims)) / count
-    if norm.track_running_stats and norm.running_mean is not None:
-        norm.num_batches_tracked.add_(1)
-        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        with torch.no_grad():
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-            unbiased = variance * (count / max(count - 1, 1))
-            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
-    y = centred * (variance + norm.eps).rsqrt().view(shape)
-    if norm.affine:
-        y = y * norm.weight.view(shape) + norm.bias.view(shape)
-    return y.to(kind)
-
-
 class _BatchNorm1d(nn.BatchNorm1d):
     share: Any
 
     def forward(self, input: Tensor) -> Tensor:
         whole = self.training and self.share.rows is not None
-        return _normalized(self, input) if whole else super().forward(input)
+        return normalized(self, input) if whole else super().forward(input)
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
@@ -204,22 +153,23 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         whole = self.training and self.share.rows is not None
-        return _normalized(self, input) if whole else super().forward(input)
+        return normalized(self, input) if whole else super().forward(input)
 
 
-class _BatchNormAct2d(BatchNormAct2d):
-    """timm's, with an activation behind it."""
-
-    share: Any
-
-    def forward(self, x: Tensor) -> Tensor:
-        whole = self.training and self.share.rows is not None
-        return self.act(self.drop(_normalized(self, x))) if whole else super().forward(x)
-
-
+_DRAWS: dict[type[nn.Module], type[nn.Module]] = {nn.Dropout: _Dropout, DropPath: _DropPath}
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: _BatchNorm1d,
     nn.BatchNorm2d: _BatchNorm2d,
-    BatchNormAct2d: _BatchNormAct2d,
 }
-_SYNCHRONIZED = {kind.__name__ for kind in _NORMS.values()}
+
+
+def _types_of_timm(student: nn.Module) -> tuple[dict[type[nn.Module], type[nn.Module]], ...]:
+    """Returns what takes the place of timm's drop path and batch norm; nothing for a student without layers of timm.
+
+    The import of timm takes seconds, and a student that has its layers has it loaded already.
+    """
+    if not any(type(module).__module__.partition(".")[0] == "timm" for module in student.modules()):
+        return {}, {}
+    from deit.train.whole_step_timm import DRAWS, NORMS
+
+    return DRAWS, NORMS
