@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from deit.runtime.processes import Processes
+from deit.train.recipes.recipe import Recipe
 from deit.train.run import folder as run_folder
+from deit.train.trial import try_start
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused
 from tests.data.pictures import fill
 
@@ -102,3 +105,9 @@ def test_what_a_pretraining_cannot_begin_with_is_found_before_the_images_are_loo
     start = [] if "--init" in given else ["--student", VARIANT]
     result = deit("pretrain", data, *start, "--set", "masking.patch=8", *given, "--out", wrong / "run")
     is_refused(result, message)
+
+
+@pytest.mark.parametrize("student", [VARIANT, "deit3-huge-patch14-224"])
+def test_the_trial_of_a_new_student_draws_no_values(student):
+    tried = try_start(Recipe().with_settings({"student": student, "image_size": None}), "cpu", Processes())
+    assert {value.device.type for value in tried.model.parameters()} == {"meta"}

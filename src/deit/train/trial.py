@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from deit.core.scores.metrics import REGRESSION
@@ -26,7 +28,7 @@ def try_start(
         masked: Whether the student is one for masked images, which needs no classes.
 
     Returns:
-        The student. One for masked images is the one to train.
+        The student. One for masked images is the one to train; any other one may be without values ("meta").
 
     Raises:
         ValueError: The device cannot be used, the batch cannot be divided, or see `build_student` and `freeze`.
@@ -38,7 +40,9 @@ def try_start(
         student = build_masked_student(None, recipe)
     else:
         classes = ["value"] if recipe.data.problem_type == REGRESSION else ["0", "1"]
-        student = build_student(None, classes, recipe)
+        own = not recipe.init and not recipe.student.startswith("timm/")
+        with torch.device("meta") if own else nullcontext():  # no values are drawn, which takes seconds: it is another
+            student = build_student(None, classes, recipe)  # student that will be trained
     check_batch_norm(student.model, recipe, processes.world_size)
     freeze(student.model, recipe.freeze)
     return student
