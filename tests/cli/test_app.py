@@ -119,6 +119,37 @@ def test_a_traceback_is_shown_on_request(tmp_path, monkeypatch):
     assert result.stderr.endswith("\nError: No image, folder or match for 'nowhere.png'.\n")
 
 
+def test_the_program_ends_at_once_with_its_code_after_all_exit_handlers(tmp_path):
+    code = """
+import atexit, sys
+from deit import cli
+cli.main = lambda: (atexit.register(lambda: print("handled")), atexit.register(print, "first"), sys.exit(3))
+class Late:
+    def __del__(self): print("taken apart")
+sys.late = Late()
+cli.command()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (3, "first\\nhandled\\n", "")
+
+
+def test_a_mistake_of_the_program_ends_it_as_python_does():
+    code = "from deit import cli\\ndef fail(): raise RuntimeError('a mistake')\\ncli.main = fail\\ncli.command()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr.endswith("RuntimeError: a mistake\\n")
+
+
+def test_a_training_imports_no_library_that_it_may_not_need_before_its_inputs_are_read():
+    code = (
+        "import sys; import deit.cli.train, deit.train.trial, deit.train.loop, deit.data.open_data; "
+        "from deit.train.recipes.recipe import Recipe; Recipe(); "
+        "print(sorted({'timm', 'torchvision', 'torch._dynamo', 'matplotlib', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "[]\\n"
+
+
 @pytest.mark.parametrize("name", ["typer", "rich"])
 def test_without_the_packages_of_the_command_it_says_how_to_install_them(name):
     result = run_without(name)

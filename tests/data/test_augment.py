@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms import functional as tvf
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
-from deit.data.augment import Augmentation, BatchMixer, build_transform
+from deit.data.augment import _USUAL_RAND_AUGMENT, Augmentation, BatchMixer, build_transform
 from deit.runtime.processes import Processes
 from deit.runtime.random_state import seeded
 from tests.data.pictures import COLOURS, picture
@@ -522,3 +523,14 @@ def test_mixed_targets_share_the_mass_as_the_pixels_are_shared():
         # 0.1 over two classes: 0.05 on each, and the other 0.9 divided by the share.
         assert targets[0].tolist() == pytest.approx([0.05 + 0.9 * share, 0.05 + 0.9 * (1 - share)], abs=1e-6)
         assert targets.sum(1).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["rand", "rand-m9-mstd0.5-inc1", "rand-n3-m15-mstd1.25-inc0", "rand-inc01-m0-n00"])
+def test_the_texts_that_timm_is_not_asked_about_are_ones_that_it_takes(text):
+    assert _USUAL_RAND_AUGMENT.fullmatch(text)
+    assert rand_augment_transform(text, {}).ops
+
+
+@pytest.mark.parametrize("text", ["rand-m", "rand-m9-x1", "rand-mstd", "auto-m9", "rand-m9-", "rand-m9-mstd0.5.5"])
+def test_other_texts_are_left_to_timm(text):
+    assert not _USUAL_RAND_AUGMENT.fullmatch(text)
