@@ -130,14 +130,14 @@ sys.late = Late()
 cli.command()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (3, "first\\nhandled\\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (3, "first\nhandled\n", "")
 
 
 def test_a_mistake_of_the_program_ends_it_as_python_does():
-    code = "from deit import cli\\ndef fail(): raise RuntimeError('a mistake')\\ncli.main = fail\\ncli.command()"
+    code = "from deit import cli\ndef fail(): raise RuntimeError('a mistake')\ncli.main = fail\ncli.command()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
-    assert result.stderr.endswith("RuntimeError: a mistake\\n")
+    assert result.stderr.endswith("RuntimeError: a mistake\n")
 
 
 def test_a_training_imports_no_library_that_it_may_not_need_before_its_inputs_are_read():
@@ -147,7 +147,7 @@ def test_a_training_imports_no_library_that_it_may_not_need_before_its_inputs_ar
         "print(sorted({'timm', 'torchvision', 'torch._dynamo', 'matplotlib', 'transformers'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert result.stdout == "[]\\n"
+    assert result.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("name", ["typer", "rich"])

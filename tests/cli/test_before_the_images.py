@@ -109,5 +109,5 @@ def test_what_a_pretraining_cannot_begin_with_is_found_before_the_images_are_loo
 
 @pytest.mark.parametrize("student", [VARIANT, "deit3-huge-patch14-224"])
 def test_the_trial_of_a_new_student_draws_no_values(student):
-    tried = try_start(Recipe().with_settings({"student": student, "image_size": None}), "cpu", Processes())
+    tried = try_start(Recipe().with_settings({"student": student, "image_size": 0}), "cpu", Processes())
     assert {value.device.type for value in tried.model.parameters()} == {"meta"}
