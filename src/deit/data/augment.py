@@ -31,7 +31,7 @@ _SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in th
 _WHITE = np.float32(255)
 _CROPS = ("resized", "padded", "simple")
 _INTERPOLATIONS = ("bicubic", "bilinear")
-# Of these timm is not asked whether it knows them: its import takes seconds and 200 MB, and each recipe has such a text.
+# timm takes all of these and is not asked: its import takes seconds and 200 MB, and each recipe has such a text.
 _USUAL_RAND_AUGMENT = re.compile(r"rand(-(m|n|inc)\d{1,2}|-mstd\d(\.\d{1,2})?)*")
 
 _ALONE = Processes()
