@@ -40,9 +40,13 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
     processes: int | None = typer.Option(
-        None, help="Share the work of a command among N processes or GPUs of this machine."
+        None,
+        metavar="N",
+        help="Run train, pretrain or evaluate in N processes on this machine, one per GPU if there are GPUs.",
     ),
 ) -> None:
     if processes is None:

@@ -14,7 +14,7 @@ import typer
 
 from deit.cli.terminal.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
 from deit.cli.terminal.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
-from deit.cli.terminal.parameters import Average, Device, Model, Strict, ValueRange, path, place
+from deit.cli.terminal.parameters import Average, Device, InferenceBatchSize, Model, Strict, ValueRange, path, place
 from deit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,23 +27,31 @@ def classify(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, patterns such as 'a/*.jpg', or - for one image on standard input.",
+            metavar="IMAGES",
+            help="Image files, folders, patterns such as 'a/*.jpg', or - for one image on standard input.",
             parser=place,
         ),
     ],
-    top_k: Annotated[int, typer.Option(help="Classes to name for each image.")] = 3,
+    top_k: Annotated[int, typer.Option(metavar="N", help="Number of classes to print per image.")] = 3,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write a table to this file in place of printing: .csv, .parquet or .jsonl.", parser=path),
+        typer.Option(
+            metavar="FILE",
+            help="Write the predictions to this .csv, .parquet or .jsonl file instead of printing them.",
+            parser=path,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
+    batch_size: InferenceBatchSize = 32,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     value_range: ValueRange = None,
     average: Average = None,
     strict: Strict = False,
 ) -> None:
-    """Name what is in images; files that cannot be read are left out and reported (exit code 3)."""
+    """Predict the classes of images.
+
+    Skips and reports files that cannot be read, and exits with code 3 if there were any.
+    """
     from deit.core.images.image_files import MOST_FILE_BYTES
     from deit.data.storage.image_search import SkippedFile, find_images
     from deit.inference.predictor import Predictor

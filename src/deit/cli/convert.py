@@ -1,4 +1,4 @@
-"""`deit convert`: a checkpoint in another dialect."""
+"""`deit convert`: writes a checkpoint in another format."""
 
 from __future__ import annotations
 
@@ -15,18 +15,28 @@ from deit.cli.terminal.parameters import path, place
 def convert(
     source: Annotated[
         str,
-        typer.Argument(help="Folder, weight file, hub name or timm/NAME, in any dialect.", parser=place),
+        typer.Argument(
+            metavar="SOURCE", help="Checkpoint to read: folder, weight file, hub name or timm/NAME.", parser=place
+        ),
     ],
     destination: Annotated[
         Path,
-        typer.Argument(help="Folder to write; for original a file that ends in .pth.", parser=path),
+        typer.Argument(metavar="DESTINATION", help="Folder to write; with --to original, a .pth file.", parser=path),
     ],
-    to: Annotated[str, typer.Option(help="huggingface, timm or original.")] = "huggingface",
+    to: Annotated[
+        str,
+        typer.Option(metavar="FORMAT", help="Format to write: huggingface, timm, or original (the DeiT authors')."),
+    ] = "huggingface",
     variant: Annotated[
-        str | None, typer.Option(help="Architecture of a file that does not say it, see deit.list_models().")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Architecture, a name of deit.list_models(), for weights whose shapes do not tell it.",
+            show_default="read from the checkpoint",
+        ),
     ] = None,
 ) -> None:
-    """Write a checkpoint in another dialect and check that outputs agree."""
+    """Convert a checkpoint to another format and compare the outputs."""
     from deit.models.conversion import convert as convert_checkpoint
 
     result = convert_checkpoint(source, destination, to=to, variant=variant)

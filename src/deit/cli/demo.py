@@ -1,4 +1,4 @@
-"""`deit demo`: the whole journey in a few minutes."""
+"""`deit demo`: trains and compares small models in a few minutes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ if TYPE_CHECKING:
 
 @reports_errors
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for models and report; new or empty.", parser=path)] = Path(
-        "deit-demo"
-    ),
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder to write the models and a report to. Must be new or empty.", parser=path
+        ),
+    ] = Path("deit-demo"),
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Random seed for weights, order, augmentation and dropout.")
+    ] = 0,
 ) -> None:
-    """Train a teacher and two students on handwritten digits, compare, report, classify."""
+    """Train and compare small models on handwritten digits.
+
+    Trains a teacher and two students, writes a report and classifies an image. Takes a few minutes on a CPU.
+    """
     from deit.demo.journey import run_journey
     from deit.demo.report import write_report
     from deit.runtime.signals import TrainingInterrupted

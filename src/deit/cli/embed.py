@@ -20,7 +20,7 @@ from deit.cli.terminal.console import (
     say,
     say_json,
 )
-from deit.cli.terminal.parameters import Device, Strict, ValueRange, path, place
+from deit.cli.terminal.parameters import Device, InferenceBatchSize, Strict, ValueRange, path, place
 from deit.cli.terminal.settings import open_on_first
 from deit.core.errors import UserError
 
@@ -35,25 +35,40 @@ def embed(
     model: Annotated[
         str,
         typer.Argument(
-            help="Model directory or name on the hub of a DeiT or ViT, with or without classifier.",
+            metavar="MODEL",
+            help="DeiT or ViT, with or without classifier: model directory or name on the Hugging Face Hub.",
             parser=place,
         ),
     ],
     images: Annotated[
         list[str],
-        typer.Argument(help="Files, folders, or patterns such as 'a/*.jpg'.", parser=place),
+        typer.Argument(metavar="IMAGES", help="Image files, folders, or patterns such as 'a/*.jpg'.", parser=place),
     ],
-    out: Annotated[Path, typer.Option(help="Parquet file to write: columns image and features.", parser=path)],
-    token: Annotated[str, typer.Option(help="class, distillation, or mean (of the patches).")] = "class",
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Parquet file to write, with the columns image and features.", parser=path),
+    ],
+    token: Annotated[
+        str,
+        typer.Option(metavar="TOKEN", help="Token to take: class, distillation, or mean (over the patch tokens)."),
+    ] = "class",
     block: Annotated[
-        int | None, typer.Option(help="After which block, from 1; the end, after the final norm, without.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Block after which to take features, counted from 1, without the final norm.",
+            show_default="after the final norm",
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 32,
+    batch_size: InferenceBatchSize = 32,
     device: Device = "auto",
     value_range: ValueRange = None,
     strict: Strict = False,
 ) -> None:
-    """Write the features of images; files that cannot be read are left out and reported (exit code 3)."""
+    """Write the features of images to a Parquet file.
+
+    Skips and reports files that cannot be read, and exits with code 3 if there were any.
+    """
     from deit.data.storage.image_search import SkippedFile, find_images
     from deit.inference.embedder import Embedder, embed_files, write_features
 

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.terminal.console import counted, print_table, progress_bar, report_found, reports_errors, say, say_json
-from deit.cli.terminal.parameters import Average, Column, Device, LabelledImages, Model, Strict, ValueRange, path, place
+from deit.cli.terminal.parameters import (
+    Average,
+    Device,
+    ImageColumn,
+    InferenceBatchSize,
+    LabelColumn,
+    LabelledImages,
+    Model,
+    Strict,
+    ValueRange,
+    path,
+    place,
+)
 from deit.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,31 +39,51 @@ def evaluate(
     model: Model,
     data: LabelledImages,
     teacher: Annotated[
-        str | None, typer.Option(help="Model to compare the answers with, named like MODEL.", parser=place)
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Second model, whose answers are compared with those of the first.",
+            show_default="none",
+            parser=place,
+        ),
     ] = None,
-    head: Annotated[str, typer.Option(help="Whose details to show: both, class or distillation.")] = "",
+    head: Annotated[
+        str,
+        typer.Option(
+            metavar="HEAD",
+            help="Head to report in detail: both, class or distillation.",
+            show_default="both, or the only one",
+        ),
+    ] = "",
     report: Annotated[
-        Path | None, typer.Option(help="Write an HTML report with pictures to this file.", parser=path)
+        Path | None, typer.Option(metavar="FILE", help="HTML file to write a report with images to.", parser=path)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images that go through the model together.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    batch_size: InferenceBatchSize = 64,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(metavar="TYPE", help="Number format: fp32 or bf16.")] = "fp32",
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Only the images that training kept for validation.")
+        bool, typer.Option("--held-out", help="Use only the images that training held out for validation.")
     ] = False,
-    image_column: Column = "",
-    label_column: Column = "",
+    image_column: ImageColumn = "",
+    label_column: LabelColumn = "",
     knn: Annotated[
-        str | None, typer.Option(help="Labelled images: score features by neighbours there.", parser=place)
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Labeled images to find nearest neighbors among: scores the features in place of the classifier.",
+            show_default="none",
+            parser=place,
+        ),
     ] = None,
     value_range: ValueRange = None,
     average: Average = None,
     strict: Strict = False,
 ) -> None:
-    """Score every head of a model on labelled images: accuracy, calibration, classes, mistakes, throughput.
+    """Measure accuracy, calibration and speed on labeled images.
 
-    Started by torchrun, several processes share the images.
+    Reports each head, each class, the most frequent mistakes and the throughput. With deit --processes N, or under
+    torchrun, processes share the images.
     """
     if knn is not None:
         _score_features(context, knn)

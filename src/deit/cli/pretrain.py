@@ -46,7 +46,10 @@ DEFAULT_RECIPE, DEFAULT_STUDENT = "simmim-100", "deit-tiny-distilled-patch16-224
 UnlabelledImages = Annotated[
     str,
     typer.Argument(
-        help="Images as deit train takes them, or a folder without class folders; no labels used.", parser=place
+        metavar="DATA",
+        help="Images: any folder, Parquet, CSV or tar files, or a folder of datasets.save_to_disk. Labels are not "
+        "used.",
+        parser=place,
     ),
 ]
 
@@ -56,16 +59,26 @@ def pretrain(
     data: UnlabelledImages,
     out: RunFolder,
     student: Annotated[
-        str | None, typer.Option(help=f"A variant ({DEFAULT_STUDENT} without one).", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"Architecture to train: a DeiT or ViT by name. [default: {DEFAULT_STUDENT}]"
+        ),
     ] = None,
     init: InitialWeights = None,
-    config: Annotated[str, typer.Option(help="Change the variant, such as num_hidden_layers=4,patch_size=8.")] = "",
+    config: Annotated[
+        str,
+        typer.Option(
+            metavar="FIELD=VALUE,...",
+            help="Changes of the architecture, such as num_hidden_layers=4,patch_size=8.",
+            show_default="none",
+        ),
+    ] = "",
     recipe: Annotated[
         str | None,
         typer.Option(
-            help=f"A recipe's name (see deit recipes) or YAML file; the settings of {DEFAULT_RECIPE} without one.",
+            metavar="RECIPE",
+            help=f"Training recipe: a name that deit recipes lists, or a YAML file. [default: {DEFAULT_RECIPE}]",
             parser=place,
-            show_default=False,
         ),
     ] = None,
     epochs: Epochs = None,
@@ -73,14 +86,19 @@ def pretrain(
     seed: Seed = None,
     image_size: ImageSize = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, such as masking.patch=16 or masking.ratio=0.5.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set any setting of the recipe, such as masking.patch=16. Can be repeated.",
+        ),
     ] = None,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
-    """Train a model on images without labels, by hiding patches and reconstructing them (SimMIM).
+    """Train a model on unlabeled images by masking patches (SimMIM).
 
-    Then: deit train DATA --init OUT --out CLASSIFIER
+    Fine-tune it afterwards: deit train DATA --init OUT --out CLASSIFIER
     """
     from deit.core.file_names import RECONSTRUCTION_NAME
     from deit.runtime.processes import process_group

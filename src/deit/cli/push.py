@@ -1,4 +1,4 @@
-"""`deit push`: a model directory on the model hub."""
+"""`deit push`: uploads a model directory to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,18 +15,27 @@ _MOST_NAMED = 10
 
 @reports_errors
 def push(
-    model: Annotated[Path, typer.Argument(help="Model directory.", parser=path)],
-    name: Annotated[str, typer.Argument(help="On the hub, such as me/my-deit; made if it is missing.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model directory to upload.", parser=path)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name on the hub, such as me/my-deit. Created if it does not exist.")
+    ],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Who may see a new one; your default without.")
+        bool | None,
+        typer.Option("--private/--public", help="Visibility of a new repository.", show_default="that of your account"),
     ] = None,
-    message: Annotated[str, typer.Option(help="Says what the upload is.")] = "Upload model",
-    branch: Annotated[str | None, typer.Option(help="Another branch than the main one; it must exist.")] = None,
-    propose: Annotated[bool, typer.Option("--propose", help="Open a pull request in place of a commit.")] = False,
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Commit message.")] = "Upload model",
+    branch: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Branch to upload to. It must exist. [default: main]"),
+    ] = None,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Open a pull request instead of committing directly.")
+    ] = False,
 ) -> None:
-    """Upload a model with its card to the model hub; training states and all other files stay here.
+    """Upload a model to the Hugging Face Hub.
 
-    The token is that of `hf auth login`, or of the environment variable HF_TOKEN.
+    Uploads the model and its card, without training states and other files. Uses the token of `hf auth login` or of the
+    environment variable HF_TOKEN.
     """
     from deit.core.hub import upload_folder
     from deit.core.model_directory import files_to_publish

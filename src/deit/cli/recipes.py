@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 @reports_errors
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe to show; all are listed without one.")] = None,
-    yaml: Annotated[bool, typer.Option("--yaml", help="Print the settings of NAME alone, for a file to edit.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Recipe to show. Without it, all are listed.")
+    ] = None,
+    yaml: Annotated[bool, typer.Option("--yaml", help="Print the settings of NAME as YAML.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the recipes that `deit train --recipe` knows by name, or show one.
+    """List the training recipes, or show one.
 
-    A recipe of your own: deit recipes NAME --yaml > my.yaml, then deit train DATA --recipe my.yaml
+    To write your own: deit recipes NAME --yaml > my.yaml, edit it, then deit train DATA --recipe my.yaml
     """
     from deit.train.recipes.recipe_table import list_recipes, named_recipe
 

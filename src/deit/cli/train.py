@@ -44,13 +44,19 @@ DEFAULT_STUDENT = "deit-tiny-distilled-patch16-224"
 TrainingImages = Annotated[
     str,
     typer.Argument(
-        help="Folder of images, Parquet, CSV, saved data set or tar shards; see docs/data.md.", parser=place
+        metavar="DATA",
+        help="Labeled images: a folder with one sub-folder per class, Parquet, CSV or tar files, or a folder of "
+        "datasets.save_to_disk. See docs/data.md.",
+        parser=place,
     ),
 ]
 Teachers = Annotated[
     list[str] | None,
     typer.Option(
-        help="Model directory, hub name, timm/NAME or torchvision/NAME; several are averaged. Without: labels.",
+        metavar="MODEL",
+        help="Teacher to distill from: model directory, hub name, timm/NAME or torchvision/NAME. Repeat the option to "
+        "average several.",
+        show_default="that of the recipe, or none",
         parser=place,
     ),
 ]
@@ -63,34 +69,61 @@ def train(
     student: Annotated[
         str | None,
         typer.Option(
-            help=f"A variant ({DEFAULT_STUDENT} without one), or timm/NAME for a teacher-to-be.", show_default=False
+            metavar="NAME",
+            help=f"Architecture to train: a DeiT or ViT by name, or timm/NAME. [default: {DEFAULT_STUDENT}]",
         ),
     ] = None,
     init: InitialWeights = None,
     teacher: Teachers = None,
     teacher_cache: Annotated[
         Path | None,
-        typer.Option(help="Folder that records what the teacher says, or holds it from an earlier run.", parser=path),
+        typer.Option(
+            metavar="FOLDER", help="Folder to record the teacher's outputs in, or to reuse them from.", parser=path
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="A recipe's name (see deit recipes) or YAML file; the paper's without one.", parser=place),
+        typer.Option(
+            metavar="RECIPE",
+            help="Training recipe: a name that deit recipes lists, or a YAML file.",
+            show_default="that of the DeiT paper",
+            parser=place,
+        ),
     ] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
     image_size: ImageSize = None,
-    labels: Annotated[str | None, typer.Option(help="Learn from fewer labels: 10 of each class, or 1%.")] = None,
-    freeze: Annotated[str | None, typer.Option(help="Keep the weights of: trunk (linear probe) or blocks:N.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Number of labels to use: 10 of each class, or a share such as 1%.",
+            show_default="all",
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART",
+            help="Weights to keep fixed: trunk (linear probe) or blocks:N (the first N blocks).",
+            show_default="none",
+        ),
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, such as optimizer.weight_decay=0.1.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Set any setting of the recipe, such as optimizer.weight_decay=0.1. Can be repeated.",
+        ),
     ] = None,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
-    """Train a classifier, from labels alone or with a teacher as well.
+    """Train a classifier from labels, or from labels and a teacher.
 
-    On several GPUs or machines: torchrun --nproc-per-node N -m deit train DATA ...
+    On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     from deit.runtime.processes import process_group
     from deit.train.trial import try_start

@@ -1,4 +1,4 @@
-"""What the arguments and options of several commands have in common: their types, and what help says of them."""
+"""Defines the arguments and options that several commands have: their types and their help texts."""
 
 from __future__ import annotations
 
@@ -20,24 +20,93 @@ def place(text: str) -> str:
     return at_home(text)
 
 
-Model = Annotated[str, typer.Argument(help="Model directory, name on the model hub, or timm/NAME.", parser=place)]
-LabelledImages = Annotated[
-    str, typer.Argument(help="Labelled images of any kind that deit train takes; their val part.", parser=place)
+_OF_RECIPE = "that of the recipe"
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Model directory, name on the Hugging Face Hub, or timm/NAME.", parser=place),
 ]
-Average = Annotated[str | None, typer.Option(help="Of two heads: logits or probabilities.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, ...")]
-Column = Annotated[str, typer.Option(help="Of a table, where it is not plain.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not an image.")]
-ValueRange = Annotated[tuple[float, float] | None, typer.Option(help="Black and white beyond 8 bits.")]
+LabelledImages = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Labeled images: a folder with one sub-folder per class, Parquet, CSV or tar files. Of data with splits, "
+        "the validation split.",
+        parser=place,
+    ),
+]
+Average = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="What to average over two heads: logits or probabilities.",
+        show_default="that of the model",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", help="Device to run on: auto, cpu, cuda, cuda:1, ... auto uses a GPU if there is one."
+    ),
+]
+InferenceBatchSize = Annotated[int, typer.Option(metavar="N", help="Number of images per forward pass.")]
+ImageColumn = Annotated[
+    str, typer.Option(metavar="NAME", help="Column of a table that holds the images.", show_default="found by its type")
+]
+LabelColumn = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Column of a table that holds the labels.", show_default="found by type and name"
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first unreadable file instead of skipping and reporting it.")
+]
+ValueRange = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="BLACK WHITE",
+        help="Pixel values of black and white in images of more than 8 bits, such as 0 4095.",
+        show_default="those of the model",
+    ),
+]
 
 # Of the two commands that train.
-RunFolder = Annotated[Path, typer.Option(help="Folder for the run and the model; new or empty.", parser=path)]
+RunFolder = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder to write the model and the logs to. Must be new or empty, except with --resume.",
+        parser=path,
+    ),
+]
 InitialWeights = Annotated[
     str | None,
-    typer.Option(help="Weights to begin with: model directory, hub name, timm/NAME or weight file.", parser=place),
+    typer.Option(
+        metavar="MODEL",
+        help="Weights to start from: model directory, hub name, timm/NAME or weight file.",
+        show_default="random weights",
+        parser=place,
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images in a step, over all processes.")]
-Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
-ImageSize = Annotated[int | None, typer.Option(help="Side of the input in pixels; the variant's without.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Number of passes over the training images.", show_default=_OF_RECIPE),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Number of images per step, over all processes.", show_default=_OF_RECIPE),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Random seed for weights, order, augmentation and dropout.", show_default=_OF_RECIPE
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS", help="Height and width of the model's input, in pixels.", show_default="that of the model"
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest saved state.")]
