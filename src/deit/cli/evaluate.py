@@ -32,29 +32,41 @@ if TYPE_CHECKING:
     from deit.evaluate.results import Evaluation, HeadResult
     from deit.inference.runners import TorchRunner
 
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Second model, whose answers are compared with those of the first.",
+        show_default="none",
+        parser=place,
+    ),
+]
+Head = Annotated[
+    str,
+    typer.Option(
+        metavar="HEAD",
+        help="Head to report in detail: both, class or distillation.",
+        show_default="both, or the only one",
+    ),
+]
+Known = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Labeled images to find nearest neighbors among: scores the features in place of the classifier.",
+        show_default="none",
+        parser=place,
+    ),
+]
+
 
 @reports_errors
 def evaluate(
     context: typer.Context,
     model: Model,
     data: LabelledImages,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Second model, whose answers are compared with those of the first.",
-            show_default="none",
-            parser=place,
-        ),
-    ] = None,
-    head: Annotated[
-        str,
-        typer.Option(
-            metavar="HEAD",
-            help="Head to report in detail: both, class or distillation.",
-            show_default="both, or the only one",
-        ),
-    ] = "",
+    teacher: Teacher = None,
+    head: Head = "",
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="HTML file to write a report with images to.", parser=path)
     ] = None,
@@ -67,15 +79,7 @@ def evaluate(
     ] = False,
     image_column: ImageColumn = "",
     label_column: LabelColumn = "",
-    knn: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Labeled images to find nearest neighbors among: scores the features in place of the classifier.",
-            show_default="none",
-            parser=place,
-        ),
-    ] = None,
+    knn: Known = None,
     value_range: ValueRange = None,
     average: Average = None,
     strict: Strict = False,

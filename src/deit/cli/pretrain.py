@@ -52,47 +52,49 @@ UnlabelledImages = Annotated[
         parser=place,
     ),
 ]
+StudentName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help=f"Architecture to train: a DeiT or ViT by name. [default: {DEFAULT_STUDENT}]"),
+]
+Fields = Annotated[
+    str,
+    typer.Option(
+        metavar="FIELD=VALUE,...",
+        help="Changes of the architecture, such as num_hidden_layers=4,patch_size=8.",
+        show_default="none",
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RECIPE",
+        help=f"Training recipe: a name that deit recipes lists, or a YAML file. [default: {DEFAULT_RECIPE}]",
+        parser=place,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Set any setting of the recipe, such as masking.patch=16. Can be repeated.",
+    ),
+]
 
 
 @reports_errors
 def pretrain(
     data: UnlabelledImages,
     out: RunFolder,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help=f"Architecture to train: a DeiT or ViT by name. [default: {DEFAULT_STUDENT}]"
-        ),
-    ] = None,
+    student: StudentName = None,
     init: InitialWeights = None,
-    config: Annotated[
-        str,
-        typer.Option(
-            metavar="FIELD=VALUE,...",
-            help="Changes of the architecture, such as num_hidden_layers=4,patch_size=8.",
-            show_default="none",
-        ),
-    ] = "",
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE",
-            help=f"Training recipe: a name that deit recipes lists, or a YAML file. [default: {DEFAULT_RECIPE}]",
-            parser=place,
-        ),
-    ] = None,
+    config: Fields = "",
+    recipe: RecipeName = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
     image_size: ImageSize = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Set any setting of the recipe, such as masking.patch=16. Can be repeated.",
-        ),
-    ] = None,
+    set_: Settings = None,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:

@@ -60,64 +60,70 @@ Teachers = Annotated[
         parser=place,
     ),
 ]
+StudentName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"Architecture to train: a DeiT or ViT by name, or timm/NAME. [default: {DEFAULT_STUDENT}]",
+    ),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Folder to record the teacher's outputs in, or to reuse them from.", parser=path
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RECIPE",
+        help="Training recipe: a name that deit recipes lists, or a YAML file.",
+        show_default="that of the DeiT paper",
+        parser=place,
+    ),
+]
+LabelCount = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COUNT",
+        help="Number of labels to use: 10 of each class, or a share such as 1%.",
+        show_default="all",
+    ),
+]
+Frozen = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART",
+        help="Weights to keep fixed: trunk (linear probe) or blocks:N (the first N blocks).",
+        show_default="none",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Set any setting of the recipe, such as optimizer.weight_decay=0.1. Can be repeated.",
+    ),
+]
 
 
 @reports_errors
 def train(
     data: TrainingImages,
     out: RunFolder,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"Architecture to train: a DeiT or ViT by name, or timm/NAME. [default: {DEFAULT_STUDENT}]",
-        ),
-    ] = None,
+    student: StudentName = None,
     init: InitialWeights = None,
     teacher: Teachers = None,
-    teacher_cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Folder to record the teacher's outputs in, or to reuse them from.", parser=path
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="Training recipe: a name that deit recipes lists, or a YAML file.",
-            show_default="that of the DeiT paper",
-            parser=place,
-        ),
-    ] = None,
+    teacher_cache: CacheFolder = None,
+    recipe: RecipeName = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
     image_size: ImageSize = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COUNT",
-            help="Number of labels to use: 10 of each class, or a share such as 1%.",
-            show_default="all",
-        ),
-    ] = None,
-    freeze: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART",
-            help="Weights to keep fixed: trunk (linear probe) or blocks:N (the first N blocks).",
-            show_default="none",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Set any setting of the recipe, such as optimizer.weight_decay=0.1. Can be repeated.",
-        ),
-    ] = None,
+    labels: LabelCount = None,
+    freeze: Frozen = None,
+    set_: Settings = None,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
