@@ -24,7 +24,8 @@ from deit.data.augment import Augmentation
 from deit.data.open_data import open_data
 from deit.data.sources import Data, Subset
 from deit.train.loop import FitResult, fit
-from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.run.curves import draw_curves
 from deit.train.students.deit import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask

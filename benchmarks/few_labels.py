@@ -38,7 +38,8 @@ from deit.data.sources import Data
 from deit.data.unlabelled import WithoutLabels
 from deit.train.loop import FitResult, fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipes.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation, Masking, Optimizer, Schedule
 from deit.train.students.deit import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teachers.teacher import match_teacher, open_teacher

@@ -60,7 +60,7 @@ def test_every_code_block_runs(tmp_path) -> None:
 
 
 def test_the_number_of_recipes_is_true() -> None:
-    from deit.train.recipes.recipe_table import list_recipes
+    from deit.train.recipes.catalog import list_recipes
 
     stated = re.search(r"`deit recipes` lists (\d+)", (ROOT / "README.md").read_text())
     assert stated is not None

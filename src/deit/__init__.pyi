@@ -77,12 +77,12 @@ from .models.vit import (
 )
 from .train.loop import fit as fit
 from .train.masked_images import MaskedImageTask as MaskedImageTask
-from .train.recipes.recipe import Recipe as Recipe
-from .train.recipes.recipe_table import (
+from .train.recipes.catalog import (
     list_recipes as list_recipes,
     named_recipe as named_recipe,
     open_recipe as open_recipe,
 )
+from .train.recipes.recipe import Recipe as Recipe
 from .train.students.deit import build_masked_student as build_masked_student, build_student as build_student
 from .train.tasks import ClassificationTask as ClassificationTask, DistillationTask as DistillationTask
 from .train.teachers.teacher import (

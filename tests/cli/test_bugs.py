@@ -54,7 +54,7 @@ def test_an_error_that_is_no_users_goes_through_a_command(error, student, photos
 
 @pytest.mark.parametrize("error", ["ValueError", "TypeError"])
 def test_a_bug_ends_in_a_traceback_and_exit_code_1(error, tmp_path):
-    ran = broken(tmp_path, "recipes", module="deit.train.recipes.recipe_table", error=error)
+    ran = broken(tmp_path, "recipes", module="deit.train.recipes.catalog", error=error)
     lines = ran.stderr.splitlines()
     assert (ran.returncode, ran.stdout) == (1, "")
     assert lines[0] == "Traceback (most recent call last):"

@@ -19,8 +19,8 @@ import deit.cli.train
 import deit.train.students.deit
 import deit.train.trial
 from deit.core.published import VARIANTS
+from deit.train.recipes.catalog import list_recipes, named_recipe
 from deit.train.recipes.recipe import Recipe
-from deit.train.recipes.recipe_table import list_recipes, named_recipe
 from deit.train.students import start
 from deit.train.teachers import teacher
 from tests.cli.conftest import RATE, SHORT, VARIANT, deit as command, is_refused, succeeds

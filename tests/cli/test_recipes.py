@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from deit.train.recipes.catalog import list_recipes, named_recipe, open_recipe
 from deit.train.recipes.recipe import Recipe
-from deit.train.recipes.recipe_table import list_recipes, named_recipe, open_recipe
 from tests.cli.conftest import deit, is_refused, succeeds
 
 

@@ -13,7 +13,8 @@ from deit.core.config.config import DeiTConfig
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.models.deit import DeiTForImageClassificationWithTeacher
 from deit.train.optimization import build_optimizer, learning_rate
-from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.tasks import DistillationTask
 
 STEPS = 4

@@ -11,7 +11,7 @@ from deit.core.labels import NO_LABEL
 from deit.data.augment import Augmentation
 from deit.data.few_labels import with_fewer_labels
 from deit.train.loop import fit
-from deit.train.recipes.recipe import Optimizer, Schedule
+from deit.train.recipes.sections import Optimizer, Schedule
 from deit.train.students.freezing import freeze
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teachers.teacher import Teacher

@@ -12,7 +12,7 @@ from PIL import Image
 from deit.data.readers.image_folder import ImageFolder
 from deit.data.sources import Data
 from deit.train.loop import fit
-from deit.train.recipes.recipe import Distillation
+from deit.train.recipes.sections import Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny

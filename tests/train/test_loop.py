@@ -17,7 +17,8 @@ from deit.inference.predictor import Predictor
 from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import NonFiniteLossError, fit
 from deit.train.optimization import learning_rate
-from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.run.history import History
 from deit.train.run.state import load_state
 from deit.train.tasks import ClassificationTask, DistillationTask

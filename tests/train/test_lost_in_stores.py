@@ -15,7 +15,7 @@ from deit.data.readers import parquet as parquet_tables
 from deit.data.sources import Data, place_of
 from deit.runtime.folder_lock import FolderInUseError, folder_lock
 from deit.train.loop import fit
-from deit.train.recipes.recipe import DataOptions, Distillation
+from deit.train.recipes.sections import DataOptions, Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.data.pictures import COLOURS, encoded, write_colours, write_parquet, write_shard

@@ -25,8 +25,9 @@ from deit.runtime.random_state import seeded
 from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipes.recipe import Masking, Optimizer, Recipe, Schedule
-from deit.train.recipes.recipe_table import named_recipe
+from deit.train.recipes.catalog import named_recipe
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Masking, Optimizer, Schedule
 from deit.train.reconstructions import varied
 from deit.train.students.deit import build_masked_student, build_student
 from deit.train.tasks import ClassificationTask

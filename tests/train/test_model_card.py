@@ -15,7 +15,7 @@ from deit.data.unlabelled import WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipes.recipe import Masking
+from deit.train.recipes.sections import Masking
 from deit.train.run.model_card import model_card
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny

@@ -20,7 +20,8 @@ from deit.train.optimization import (
     parameter_groups,
     trained_parameters,
 )
-from deit.train.recipes.recipe import Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Optimizer, Schedule
 from deit.train.run.state import optimizer_tensors, restore_optimizer
 from tests.train import tiny
 

@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from deit.train.recipes.recipe import DataOptions, Optimizer, Recipe, Schedule, differences
+from deit.train.recipes.recipe import Recipe, differences
+from deit.train.recipes.sections import DataOptions, Optimizer, Schedule
 
 
 def test_the_defaults_are_the_papers() -> None:

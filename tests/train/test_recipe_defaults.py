@@ -14,8 +14,9 @@ from deit.core.variants import variant_config
 from deit.models.vit import ViTModel
 from deit.train.loop import fit
 from deit.train.optimization import describe_rates, learning_rate, planned_rates
-from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule, differences
-from deit.train.recipes.recipe_table import list_recipes, named_recipe
+from deit.train.recipes.catalog import list_recipes, named_recipe
+from deit.train.recipes.recipe import Recipe, differences
+from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.students.deit import build_student
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny

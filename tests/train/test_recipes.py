@@ -13,8 +13,9 @@ import typer
 from deit.cli.app import app
 from deit.core.published import VARIANTS
 from deit.train.loop import fit
+from deit.train.recipes.catalog import list_recipes, named_recipe, open_recipe
+from deit.train.recipes.named_recipe import NOT_PUBLISHED
 from deit.train.recipes.recipe import Recipe, differences
-from deit.train.recipes.recipe_table import NOT_PUBLISHED, list_recipes, named_recipe, open_recipe
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 

@@ -19,7 +19,7 @@ from deit.data.open_data import open_data
 from deit.data.sources import Data, contents_of, place_of
 from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import fit
-from deit.train.recipes.recipe import DataOptions, Schedule
+from deit.train.recipes.sections import DataOptions, Schedule
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 

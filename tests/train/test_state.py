@@ -6,7 +6,7 @@ import torch
 
 from deit.core import files
 from deit.train.optimization import build_optimizer
-from deit.train.recipes.recipe import Optimizer
+from deit.train.recipes.sections import Optimizer
 from deit.train.run.state import State, load_state, optimizer_tensors, restore_optimizer, save_state
 from tests.train import tiny
 

@@ -16,7 +16,7 @@ from deit.data.loader import StepOrder
 from deit.data.sources import ArraySource, Data
 from deit.runtime.processes import Processes
 from deit.train.loop import fit
-from deit.train.recipes.recipe import DataOptions, Optimizer
+from deit.train.recipes.sections import DataOptions, Optimizer
 from deit.train.run.state import load_state
 from deit.train.step import NonFiniteLossError, TrainStep, autocast_type, check_division
 from deit.train.tasks import ClassificationTask

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from deit.train.loop import fit
-from deit.train.recipes.recipe import Distillation, Recipe
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny

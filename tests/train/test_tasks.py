@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from deit.models.deit import DeiTForImageClassification
-from deit.train.recipes.recipe import Distillation
+from deit.train.recipes.sections import Distillation
 from deit.train.tasks import ClassificationTask, DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from deit.core.images.reading import ImageError
 from deit.data.sources import Data, Source
 from deit.train.loop import TrainingInterrupted, fit
-from deit.train.recipes.recipe import DataOptions
+from deit.train.recipes.sections import DataOptions
 from deit.train.run.state import load_state
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny

@@ -11,7 +11,8 @@ from deit.core.processing.image_processor import DeiTImageProcessor, evaluation_
 from deit.data.augment import Augmentation
 from deit.data.sources import ArraySource, Data
 from deit.models.deit import DeiTForImageClassificationWithTeacher
-from deit.train.recipes.recipe import Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Optimizer, Schedule
 
 SIDE = 16
 SIZES = {

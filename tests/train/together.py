@@ -19,7 +19,8 @@ from deit.runtime.processes import process_group
 from deit.runtime.random_state import random_state_kept
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask
-from deit.train.recipes.recipe import Distillation, Masking, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation, Masking, Optimizer, Schedule
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny

@@ -133,7 +133,7 @@ def pretrain(
 
 def _left_to_the_data(name_or_path: str | None, chosen: Iterable[str]) -> list[str]:
     """Returns the settings that follow from the data: those of a recipe that is meant for large ones, not of a file."""
-    from deit.train.recipes.recipe_table import is_recipe_file
+    from deit.train.recipes.catalog import is_recipe_file
 
     if name_or_path is not None and is_recipe_file(name_or_path):
         return []
@@ -176,7 +176,7 @@ def _print_plan(images: Data, recipe: Recipe, built: Student, task: MaskedImageT
 
 
 def _open_recipe(name_or_path: str | None, init: str | None, config: str) -> Recipe:
-    from deit.train.recipes.recipe_table import named_recipe
+    from deit.train.recipes.catalog import named_recipe
 
     if name_or_path is None:  # the settings alone: their student is meant for many GPUs
         recipe = named_recipe(DEFAULT_RECIPE).recipe.with_settings({"student": "", "image_size": 0})

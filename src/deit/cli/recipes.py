@@ -25,7 +25,7 @@ def recipes(
 
     To write your own: deit recipes NAME --yaml > my.yaml, edit it, then deit train DATA --recipe my.yaml
     """
-    from deit.train.recipes.recipe_table import list_recipes, named_recipe
+    from deit.train.recipes.catalog import list_recipes, named_recipe
 
     if yaml and as_json:
         raise UserError("--yaml and --json cannot both be printed. Received both. Leave one out.")

@@ -23,7 +23,8 @@ from deit.data.augment import Augmentation
 from deit.data.sources import ArraySource, Data, Subset
 from deit.inference.predictor import Classified, Predictor
 from deit.train.loop import FitResult, StepEvent, fit
-from deit.train.recipes.recipe import Distillation, Optimizer, Recipe, Schedule
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.students.deit import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
 from deit.train.teachers.teacher import match_teacher, open_teacher

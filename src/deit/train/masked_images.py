@@ -22,7 +22,8 @@ from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.heads import require_equal_stride
 from deit.models.vit import ViTForMaskedImageModeling
 from deit.runtime.processes import Processes
-from deit.train.recipes.recipe import Masking, Recipe
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Masking
 from deit.train.reconstructions import side_by_side, varied
 from deit.train.tasks import Task, chosen, evaluation_mode
 from deit.train.teachers.cache import BatchPlace

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 from deit.core.errors import UserError
 from deit.core.printable import counted
 from deit.runtime.library_order import make_order_safe
-from deit.train.recipes.recipe import Optimizer, Recipe
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Optimizer
 
 # Tokens and position embeddings are matrices by shape but act like biases.
 _NO_DECAY_NAMES = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})

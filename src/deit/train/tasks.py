@@ -29,7 +29,8 @@ from deit.models.classifier import CLASS, DISTILLATION, head_logits
 from deit.models.losses import classification_loss, distillation_loss, label_weights, problem_loss
 from deit.models.pretrained import PreTrainedModel
 from deit.runtime.processes import Processes, current_processes
-from deit.train.recipes.recipe import Distillation, Recipe
+from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.sections import Distillation
 from deit.train.teachers.cache import BatchPlace, TeacherCache
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 

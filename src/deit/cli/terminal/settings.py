@@ -28,7 +28,7 @@ def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
         FileNotFoundError: See `open_recipe`.
         ValueError: See `open_recipe`; or the recipe is another command's.
     """
-    from deit.train.recipes.recipe_table import is_recipe_file, named_recipe, open_recipe
+    from deit.train.recipes.catalog import is_recipe_file, named_recipe, open_recipe
 
     recipe = open_recipe(name_or_path)
     if not is_recipe_file(name_or_path) and named_recipe(name_or_path).verb != verb:

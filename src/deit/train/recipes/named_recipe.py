@@ -1,4 +1,4 @@
-"""A recipe with a name, its facts and its command; `deit.train.recipes.recipe_table` lists them."""
+"""Defines `NamedRecipe`: a recipe with a name, the facts about it and the command that runs it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from typing import Any
 from deit.core.published import VARIANTS
 from deit.train.recipes.recipe import Recipe
 
+NOT_PUBLISHED = "not published"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamedRecipe:
-    """A recipe with all that is known about it.
+    """A recipe and the facts about it. `deit.train.recipes.catalog` lists all of them.
 
     Attributes:
-        name: As `deit train --recipe` or `deit pretrain --recipe` takes it.
-        summary: What it trains, in a line.
-        recipe: The hyper-parameters, with student, image size, weights to begin with and teacher.
-        command: What to type. DATA and OUT are yours, HOST is the first of several machines. The batch size is the
-            total, so that another number of GPUs gives the same training.
-        hardware: What the published number was trained on, or what the recipe is meant for.
-        expected_time: Published training time, or that there is none.
-        top1: Published top-1 accuracy in percent; None where there is none.
-        top1_note: What was measured, or why there is no number.
-        source: Where the facts come from.
-        notes: What was not published and what we chose; what else to know.
+        name: Name for `deit train --recipe` or `deit pretrain --recipe`.
+        summary: One line: what it trains.
+        recipe: The hyper-parameters, with student, image size, initial weights and teacher; see `recipe_of`.
+        gpus: GPUs in each machine, for the command. The batch size is the total over all GPUs, so another number of
+            GPUs gives the same training.
+        nodes: Machines, for the command.
+        hardware: The hardware behind the published number, or the hardware that the recipe is meant for.
+        expected_time: Published training time.
+        top1: Published top-1 accuracy in percent; None if there is none.
+        top1_note: What `top1` was measured on, or why there is no number.
+        source: Source of the facts.
+        notes: Settings that were not published and what stands in for them; other remarks.
         verb: "train", or "pretrain" for masked images.
-        original: Settings that bring back how the original code behaved; empty where there is no such code.
+        original: Settings that reproduce the original code; empty if there is no such code.
     """
 
     name: str
     summary: str
     recipe: Recipe
-    command: str
-    hardware: str
-    expected_time: str
-    top1: float | None
+    gpus: int = 1
+    nodes: int = 1
+    hardware: str = NOT_PUBLISHED
+    expected_time: str = NOT_PUBLISHED
+    top1: float | None = None
     top1_note: str
     source: str
     notes: tuple[str, ...] = ()
@@ -46,7 +50,7 @@ class NamedRecipe:
 
     @property
     def student(self) -> str:
-        """What is trained: a variant of this package."""
+        """Variant of this package that is trained."""
         return self.recipe.student
 
     @property
@@ -56,62 +60,45 @@ class NamedRecipe:
 
     @property
     def init(self) -> str | None:
-        """The weights it starts from; None for random ones. In capitals: the model that another recipe makes."""
+        """Initial weights; None for random ones. A name in capitals stands for the model of another recipe."""
         made_by = self.recipe.init_made_by
         return made_by.upper() if made_by else self.recipe.init or None
 
     @property
     def teacher(self) -> str | None:
-        """The teacher; None for labels alone."""
+        """Teacher; None if the student learns from labels alone."""
         return ", ".join(self.recipe.teacher) or None
+
+    @property
+    def command(self) -> str:
+        """Command to type. DATA and OUT stand for your paths, HOST for the first of several machines."""
+        start = f"deit {self.verb}"
+        if self.gpus > 1:
+            others = f"--nnodes {self.nodes} --rdzv-backend c10d --rdzv-endpoint HOST " if self.nodes > 1 else ""
+            start = f"torchrun {others}--nproc-per-node {self.gpus} -m {start}"
+        given = f" --init {self.init}" if self.recipe.init_made_by else ""
+        return f"{start} DATA --recipe {self.name}{given} --out OUT"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns nested plain values."""
-        start = {name: getattr(self, name) for name in ("student", "image_size", "init", "teacher")}
-        return {**dataclasses.asdict(self), **start}
+        worked_out = ("student", "image_size", "init", "teacher", "command")
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in worked_out}}
 
 
-def _command(name: str, recipe: Recipe, *, verb: str, gpus: int, nodes: int) -> str:
-    start = f"deit {verb}"
-    if gpus > 1:
-        others = f"--nnodes {nodes} --rdzv-backend c10d --rdzv-endpoint HOST " if nodes > 1 else ""
-        start = f"torchrun {others}--nproc-per-node {gpus} -m deit {verb}"
-    made_by = recipe.init_made_by
-    given = [f"--init {made_by.upper()}"] if made_by else []
-    return " ".join([start, "DATA", f"--recipe {name}", *given, "--out OUT"])
-
-
-def name_recipe(
-    name: str,
-    student: str,
-    settings: Mapping[str, Any],
-    *,
-    gpus: int = 1,
-    nodes: int = 1,
-    image_size: int = 0,
-    init: str = "",
-    teacher: str = "",
-    verb: str = "train",
-    **facts: Any,
-) -> NamedRecipe:
-    """Returns a named recipe, with its command, of a student, settings and facts.
+def recipe_of(
+    student: str, settings: Mapping[str, Any], *, image_size: int = 0, init: str = "", teacher: str = ""
+) -> Recipe:
+    """Returns the recipe of a named recipe.
 
     Args:
-        name: Of the recipe.
         student: A variant of this package.
-        settings: Dotted names; what they leave out is the default of `Recipe`.
-        gpus: Of one machine, in the command.
-        nodes: Machines, in the command.
-        image_size: In pixels; 0 for the variant's own.
+        settings: Dotted names and values; all others are the defaults of `Recipe`.
+        image_size: In pixels; 0 takes the variant's.
         init: See `Recipe`.
         teacher: See `Recipe`.
-        verb: "train" or "pretrain".
-        **facts: The other fields of `NamedRecipe`.
     """
     variant = VARIANTS[student]
     side = image_size or variant.image_size
     start = {"student": student, "image_size": side, "init": init, "teacher": teacher,
              "partial_patches": side % variant.patch_size > 0}  # fmt: skip
-    recipe = Recipe().with_settings({**settings, **start})
-    command = _command(name, recipe, verb=verb, gpus=gpus, nodes=nodes)
-    return NamedRecipe(verb=verb, name=name, command=command, recipe=recipe, **facts)
+    return Recipe().with_settings({**settings, **start})

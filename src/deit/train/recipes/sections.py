@@ -1,0 +1,211 @@
+"""Defines the sections of a recipe: optimizer, schedule, distillation, masking and data. Each checks its values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deit.core.following_defaults import FOLLOWS, following
+from deit.core.images.sample_values import ValueRange, checked_range
+from deit.core.scores.metrics import PROBLEM_TYPES
+from deit.models.losses import DISTILLATION_KINDS, REDUCTIONS
+from deit.train.recipes.values import require, require_one_of
+
+OPTIMIZERS = ("adamw", "lamb", "sgd")
+UPDATES = ("step", "epoch", "original")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The optimizer; see `deit.train.optimization`.
+
+    Attributes:
+        name: "adamw" (DeiT), "lamb" (DeiT III) or "sgd" (with Nesterov's momentum, as timm's).
+        lr: Learning rate for a batch of `reference_batch_size`; other batch sizes scale it in proportion.
+        reference_batch_size: 512 in the paper; 0 takes `lr` as it is.
+        weight_decay: Of weight matrices and convolutions; norms, biases, tokens and position embeddings have none.
+        betas: Decay rates of the running averages of AdamW and LAMB.
+        eps: Added to the denominator of AdamW and LAMB.
+        momentum: Of SGD.
+        clip_grad: Largest norm of the gradient; 0 for no limit (the paper's choice for DeiT).
+        layer_decay: Factor of the learning rate from one block to the one before it; 1 for one rate everywhere.
+        decay_distillation_token: True decays the weights of the distillation token too, a slip of the paper's code.
+    """
+
+    name: str = "adamw"
+    lr: float = 5e-4
+    reference_batch_size: int = 512
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.9
+    clip_grad: float = 0.0
+    layer_decay: float = 1.0
+    decay_distillation_token: bool = False
+
+    def __post_init__(self) -> None:
+        require_one_of("optimizer.name", self.name, OPTIMIZERS)
+        require(self.lr > 0, "optimizer.lr must be positive", self.lr)
+        received = self.reference_batch_size
+        require(received >= 0, "optimizer.reference_batch_size must be at least 0", received)
+        require(self.weight_decay >= 0, "optimizer.weight_decay must be at least 0", self.weight_decay)
+        require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas must lie in [0, 1)", self.betas)
+        require(self.eps > 0, "optimizer.eps must be positive", self.eps)
+        require(0 <= self.momentum < 1, "optimizer.momentum must lie in [0, 1)", self.momentum)
+        require(self.clip_grad >= 0, "optimizer.clip_grad must be at least 0", self.clip_grad)
+        require(0 < self.layer_decay <= 1, "optimizer.layer_decay must lie in (0, 1]", self.layer_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then a cosine.
+
+    Attributes:
+        epochs: Passes over the training images.
+        warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
+        warmup_lr: Where the warm-up begins. Not scaled by the batch size, except where that leaves it at or above the
+            peak: then it keeps its share of `optimizer.lr`. See `Recipe.learning_rates`.
+        min_lr: Where the cosine ends; likewise.
+        updates: When the rate changes: "step" after each step; "epoch" after each epoch; "original" after each epoch
+            and one epoch late, as in the paper's code, whose epochs 0 and 1 both train at `warmup_lr`.
+    """
+
+    epochs: int = 300
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    updates: str = "step"
+
+    def __post_init__(self) -> None:
+        require_one_of("schedule.updates", self.updates, UPDATES)
+        require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
+        object.__setattr__(self, "warmup_epochs", float(self.warmup_epochs))  # a setting of text follows its type
+        require(
+            0 <= self.warmup_epochs <= self.epochs,
+            f"schedule.warmup_epochs must lie in [0, {self.epochs}], the epochs of the training",
+            f"{self.warmup_epochs:g}",
+        )
+        require(self.warmup_lr >= 0, "schedule.warmup_lr must be at least 0", self.warmup_lr)
+        require(self.min_lr >= 0, "schedule.min_lr must be at least 0", self.min_lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How the distillation head learns from the teacher (paper, section 4).
+
+    Attributes:
+        kind: "hard" (the teacher's first class; the paper's choice) or "soft" (its distribution).
+        temperature: Of soft distillation. The paper's without a number: 3 (1, which changes nothing, for hard).
+        weight: Share of the distillation loss. The paper's without a number: 0.5 for hard, 0.1 for soft.
+        reduction: "batchmean", or "numel" as in the paper's code, which is K times smaller; see `distillation_loss`.
+        cache_top_k: Largest logits kept for each view of an image when a soft teacher's answers are stored.
+    """
+
+    kind: str = "hard"
+    temperature: float = FOLLOWS
+    weight: float = FOLLOWS
+    reduction: str = "batchmean"
+    cache_top_k: int = 100
+
+    def __post_init__(self) -> None:
+        require_one_of("distillation.kind", self.kind, DISTILLATION_KINDS)
+        for name in ("temperature", "weight"):
+            value = following(f"distillation.{name}", getattr(self, name), self.kind)
+            object.__setattr__(self, name, value)
+        require(self.temperature > 0, "distillation.temperature must be positive", self.temperature)
+        require(0 <= self.weight <= 1, "distillation.weight must lie in [0, 1]", self.weight)
+        require_one_of("distillation.reduction", self.reduction, REDUCTIONS)
+        require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """What a masked-image training hides (SimMIM, arXiv 2111.09886); unused elsewhere.
+
+    Attributes:
+        patch: Side of the hidden blocks in pixels: whole patches of the model, whole blocks in the image.
+        ratio: Share of the blocks that are hidden.
+        picture_steps: Steps between two pictures of reconstructions; 0 for one at the end alone.
+        pictures: Images in such a picture.
+    """
+
+    patch: int = 32
+    ratio: float = 0.6
+    picture_steps: int = 1000
+    pictures: int = 8
+
+    def __post_init__(self) -> None:
+        require(self.patch >= 1, "masking.patch must be at least 1", self.patch)
+        require(0 < self.ratio < 1, "masking.ratio must lie between 0 and 1", self.ratio)
+        require(self.picture_steps >= 0, "masking.picture_steps must be at least 0", self.picture_steps)
+        require(self.pictures >= 1, "masking.pictures must be at least 1", self.pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How the data set is read.
+
+    Attributes:
+        val_fraction: Share kept for validation where the data set has no validation part.
+        strict: True stops at the first image that cannot be used; False leaves it out and says so.
+        check_images: True looks at each image before the start, False at none: for data that is known to be whole. A
+            broken image is then found when it is used, see `max_bad_images`; copies of an image are not known as such,
+            and `deit evaluate` cannot count images that the model has met.
+        max_bad_images: Training images that may become unreadable during a run (deleted, truncated, changed); in place
+            of each stands another image of its batch, and the run tells of it. More stop the run, its state is saved:
+            then a disk or a network fails, and what is left would be another data set. `strict` allows none.
+        image_column: Column of a table that holds the images; empty finds it.
+        label_column: Column of a table that holds the labels; empty finds it.
+        problem_type: What the labels are; transformers' names.
+        label_separator: What separates several classes in one text; see `deit.data.labels.cells.read_separator`.
+        value_range: The values that become black and white in grey images of more than 8 bits; 0, 0 where the type or
+            the file says it. Saved with the model. See `deit.core.images.sample_values`.
+        labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
+        label_fraction: Likewise as a share of each class; 1 for all.
+        label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
+        labelled_share: Least share of labelled images among those shown, where a teacher speaks of unlabelled ones as
+            well: labelled ones come more often for it. A tenth, so that each batch has some and none is learnt by
+            heart; 0 shows all equally often.
+        max_train_images: Largest number of training images, chosen at random; 0 for all.
+        max_val_images: Likewise of validation images.
+    """
+
+    val_fraction: float = 0.2
+    strict: bool = False
+    check_images: bool = True
+    max_bad_images: int = 10
+    image_column: str = ""
+    label_column: str = ""
+    problem_type: str = "single_label_classification"
+    label_separator: str = ""
+    value_range: tuple[float, float] = (0.0, 0.0)
+    labels_per_class: int = 0
+    label_fraction: float = 1.0
+    label_seed: int = 0
+    labelled_share: float = 0.1
+    max_train_images: int = 0
+    max_val_images: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images", "max_bad_images"):
+            require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
+        if self.range is not None:
+            checked_range(self.range, "data.value_range")
+        require(0 <= self.labelled_share < 1, "data.labelled_share must lie in [0, 1)", self.labelled_share)
+        require(0 < self.label_fraction <= 1, "data.label_fraction must lie in (0, 1]", self.label_fraction)
+        require(
+            not (self.labels_per_class and self.label_fraction < 1),
+            "Pass data.labels_per_class or data.label_fraction, not both",
+            f"{self.labels_per_class} and {self.label_fraction}",
+        )
+        require(0 < self.val_fraction < 1, "data.val_fraction must lie between 0 and 1", self.val_fraction)
+        require_one_of("data.problem_type", self.problem_type, PROBLEM_TYPES)
+
+    @property
+    def tolerated(self) -> int:
+        """How many images may become unreadable: `max_bad_images`, none with `strict`."""
+        return 0 if self.strict else self.max_bad_images
+
+    @property
+    def range(self) -> ValueRange | None:
+        """`value_range`, or None where none is set."""
+        return None if self.value_range == (0, 0) else self.value_range
