@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deit.train.recipes.named_recipe import NamedRecipe, recipe_of
+from deit.train.recipes.named_recipe import NOT_PUBLISHED, NamedRecipe, recipe_of
 
 _PAPER = "DeiT paper (arXiv 2012.12877)"
 _TEACHER = "timm/regnety_160.deit_in1k"
@@ -24,19 +24,21 @@ _ORIGINAL_FINE_TUNING = {**_ORIGINAL, "student_mode": "eval"}
 
 # Tables 3 and 5, in percent: labels alone, distilled for 300 epochs, distilled for 1000 epochs.
 _TOP1 = {"tiny": (72.2, 74.5, 76.6), "small": (79.8, 81.2, 82.6), "base": (81.8, 83.4, 84.2)}
-_MACHINES: dict[str, dict[str, int]] = {"tiny": {"gpus": 4}, "small": {"gpus": 4}, "base": {"gpus": 8, "nodes": 2}}
-_HARDWARE = dict.fromkeys(("tiny", "small"), "4 GPUs x 256 images") | {"base": "2 machines x 8 GPUs x 64 images"}
-_TIME = dict.fromkeys(("tiny", "small"), "less than 3 days on 4 GPUs") | {"base": "53 hours on 8 GPUs, 37 hours on 16"}
+_GPUS = {"tiny": (4, 1), "small": (4, 1), "base": (8, 2)}  # in each machine, machines
+_FOUR_GPUS, _SIXTEEN_GPUS = "4 GPUs x 256 images", "2 machines x 8 GPUs x 64 images"
 
 
 def _from_labels(size: str) -> NamedRecipe:
+    gpus, nodes = _GPUS[size]
+    is_base = size == "base"
     return NamedRecipe(
         name=f"deit-{size}",
         summary=f"DeiT-{size} on ImageNet-1k from labels alone, 300 epochs.",
         recipe=recipe_of(f"deit-{size}-patch16-224", _TABLE_9),
-        **_MACHINES[size],
-        hardware=_HARDWARE[size],
-        expected_time=_TIME[size],
+        gpus=gpus,
+        nodes=nodes,
+        hardware=_SIXTEEN_GPUS if is_base else _FOUR_GPUS,
+        expected_time="53 hours on 8 GPUs, 37 hours on 16" if is_base else "less than 3 days on 4 GPUs",
         top1=_TOP1[size][0],
         top1_note="ImageNet-1k validation, 224 pixels.",
         source=f"{_PAPER}, tables 3 and 9; README_deit.md of its code",
@@ -45,15 +47,18 @@ def _from_labels(size: str) -> NamedRecipe:
 
 
 def _distilled(size: str, epochs: int, top1: float) -> NamedRecipe:
-    published = {"hardware": f"{_HARDWARE[size]}, 32 GB each", "expected_time": "20 % longer than deit-base"}
+    gpus, nodes = _GPUS[size]
+    is_published = (size, epochs) == ("base", 300)
     return NamedRecipe(
         name=f"deit-{size}-distilled{'-1000' if epochs == 1000 else ''}",
         summary=f"DeiT-{size} on ImageNet-1k with a RegNetY-16GF as teacher (hard distillation), {epochs} epochs.",
         recipe=recipe_of(
             f"deit-{size}-distilled-patch16-224", {**_TABLE_9, "schedule.epochs": epochs}, teacher=_TEACHER
         ),
-        **_MACHINES[size],
-        **(published if (size, epochs) == ("base", 300) else {}),
+        gpus=gpus,
+        nodes=nodes,
+        hardware=f"{_SIXTEEN_GPUS}, 32 GB each" if is_published else NOT_PUBLISHED,
+        expected_time="20 % longer than deit-base" if is_published else NOT_PUBLISHED,
         top1=top1,
         top1_note="ImageNet-1k validation, 224 pixels, mean of both heads.",
         source=f"{_PAPER}, tables 3, 5 and 9",
@@ -63,13 +68,15 @@ def _distilled(size: str, epochs: int, top1: float) -> NamedRecipe:
 
 
 def _softly_distilled(size: str) -> NamedRecipe:
+    gpus, nodes = _GPUS[size]
     return NamedRecipe(
         name=f"deit-{size}-distilled-soft",
         summary=f"DeiT-{size} on ImageNet-1k with a RegNetY-16GF as teacher, softly (T = 3, weight 0.1), 300 epochs.",
         recipe=recipe_of(
             f"deit-{size}-distilled-patch16-224", {**_TABLE_9, "distillation.kind": "soft"}, teacher=_TEACHER
         ),
-        **_MACHINES[size],
+        gpus=gpus,
+        nodes=nodes,
         top1_note=f"{_TOP1[size][0]} was published of soft distillation without a distillation token.",
         source=f"{_PAPER}, section 4 and table 3",
         notes=("The paper compares hard distillation with this one, and hard wins.",),
