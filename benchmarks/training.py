@@ -39,10 +39,11 @@ from torchvision import transforms
 from deit.data.loader import Batch
 from deit.data.open_data import open_data
 from deit.models.trunk.vision_transformer import set_drop_path
+from deit.runtime.devices import autocast_type
 from deit.runtime.processes import current_processes
 from deit.train.loop import fit
 from deit.train.recipes.recipe import Recipe
-from deit.train.step import TrainStep, autocast_type
+from deit.train.step import TrainStep
 from deit.train.students.deit import build_student
 from deit.train.tasks import ClassificationTask, DistillationTask, Task
 from deit.train.teachers.cache import BatchPlace, HardRecords, TeacherCache

@@ -14,11 +14,12 @@ from deit.core.images.reading import ImageError
 from deit.data.augment import Augmentation
 from deit.data.loader import StepOrder
 from deit.data.sources import ArraySource, Data
+from deit.runtime.devices import autocast_type
 from deit.runtime.processes import Processes
 from deit.train.loop import fit
 from deit.train.recipes.sections import DataOptions, Optimizer
 from deit.train.run.state import load_state
-from deit.train.step import NonFiniteLossError, TrainStep, autocast_type, check_division
+from deit.train.step import NonFiniteLossError, TrainStep, check_division
 from deit.train.tasks import ClassificationTask
 from tests.train import tiny
 
@@ -123,9 +124,9 @@ def test_an_fp16_step_whose_gradients_overflow_changes_neither_weights_nor_avera
 
 
 def test_automatic_precision_is_bf16_where_the_hardware_multiplies_it(monkeypatch) -> None:
-    monkeypatch.setattr("deit.train.step._cpu_has_amx", lambda: True)
+    monkeypatch.setattr("deit.runtime.devices._cpu_has_amx", lambda: True)
     assert autocast_type("auto", CPU) is torch.bfloat16
-    monkeypatch.setattr("deit.train.step._cpu_has_amx", lambda: False)
+    monkeypatch.setattr("deit.runtime.devices._cpu_has_amx", lambda: False)
     assert autocast_type("auto", CPU) is None
     assert autocast_type("auto", torch.device("cuda")) is torch.bfloat16
     assert [autocast_type(name, CPU) for name in ("fp32", "bf16", "fp16")] == [None, torch.bfloat16, torch.float16]

@@ -334,13 +334,7 @@ class _Pass:
 
     def gathered(self, processes: Processes) -> list[_Seen] | None:
         """Returns in the first process what all processes saw, in the others None."""
-        if processes.world_size == 1:
-            return [self._seen]
-        from torch import distributed
-
-        everyone: list[Any] | None = [None] * processes.world_size if processes.is_first else None
-        distributed.gather_object(self._seen, everyone, dst=0)
-        return everyone
+        return processes.gathered(self._seen)
 
 
 def _head_results(scores: dict[str, Any], seen: list[_Seen], labels: npt.NDArray[Any]) -> dict[str, HeadResult]:

@@ -20,7 +20,7 @@ from deit.core.model_directory import kind_of_model, read_image_processor, read_
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.sources import Source, contents_of
 from deit.inference.reading import read_pixels
-from deit.runtime.devices import chosen_device, on_device
+from deit.runtime.devices import resolve
 
 Array = npt.NDArray[np.float32]
 
@@ -52,8 +52,9 @@ class Embedder:
         *,
         known_images: KnownImages | None = None,
     ) -> None:
-        self.device = chosen_device(device)
-        self.model = on_device(model, self.device).eval()
+        placement = resolve(device)
+        self.device = placement.device
+        self.model = placement.move(model).eval()
         self.processor = processor
         self.known_images = known_images
         self.tokens = tuple(name for name in TOKENS if name != "distillation" or model.config.num_prefix_tokens == 2)

@@ -31,6 +31,7 @@ from deit.models.auto import (
 )
 from deit.models.auto_openers import AutoImageProcessor
 from deit.models.weights.finiteness import refuse_non_finite_answers, refuse_non_finite_model
+from deit.runtime.devices import Placement, accelerator, resolve
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(-1),
@@ -80,7 +81,7 @@ class ImagePipeline(ABC):
         if image_processor is None:
             raise UserError("The preprocessing is missing: pass image_processor=, or a model directory in place of it.")
         self._parameters: Parameters = self._sanitize_parameters(**parameters)
-        self.device = model.device if device is None else _resolve_device(device)
+        self.device = model.device if device is None else resolve(device).device
         refuse_non_finite_model(model, "The model")
         self.model = _moved_model(model, self.device).eval()
         self.image_processor = image_processor
@@ -409,7 +410,7 @@ def pipeline(
         arguments = {"dtype": dtype if torch_dtype is None else torch_dtype, **hub, **(model_kwargs or {})}
         arguments.update({k: v for k, v in (("config", config), ("device_map", device_map)) if v is not None})
         model = auto.from_pretrained(model, **arguments)
-        device = _accelerator() if device is None and device_map is None else device
+        device = accelerator() if device is None and device_map is None else device
     if isinstance(given, (str, os.PathLike)):
         given = AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **hub)
     return (pipeline_class or kind)(model, given, device=device, **options)
@@ -456,29 +457,7 @@ def _check_function(name: Any) -> str | None:
     return str(plain).lower()
 
 
-def _accelerator() -> torch.device:
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if found is None else found
-
-
-def _resolve_device(device: int | str | torch.device) -> torch.device:
-    if isinstance(device, int):
-        if device < 0:
-            return torch.device("cpu")
-        found = _accelerator()
-        if found.type == "cpu":
-            raise UserError(f"There is no accelerator number {device} here. Pass device='cpu'.")
-        return torch.device(found.type, device)
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"Unknown device {device!r}. Pass 'cpu' or 'cuda:0'.") from error
-
-
 def _moved_model(model: Any, device: torch.device) -> Any:
     if model.device == device:
         return model
-    try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for missing drivers
-        raise UserError(f"The device {str(device)!r} cannot be used ({error}). Pass device='cpu'.") from error
+    return Placement(device).move(model)

@@ -18,7 +18,7 @@ from deit.core.model_directory import kind_of_model, read_image_processor, read_
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.models.timm.preprocessing import processor_from_timm, says_preprocessing
-from deit.runtime.devices import chosen_device, on_device
+from deit.runtime.devices import resolve
 
 Array = npt.NDArray[np.float32]
 
@@ -52,8 +52,9 @@ class TorchRunner:
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
-        self.device = chosen_device(device)
-        self.model = on_device(model, self.device).eval()
+        self.placement = resolve(device, precision)
+        self.device = str(self.placement.device)
+        self.model = self.placement.move(model).eval()
         self.label_names = label_names
         self.problem_type = problem_type
         self.precision = precision
@@ -69,10 +70,8 @@ class TorchRunner:
 
         from deit.models.classifier import head_logits
 
-        bf16 = self.precision == "bf16"
-        kind = torch.device(self.device).type
-        with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=bf16):
-            heads = head_logits(self.model, torch.from_numpy(pixels).to(self.device))
+        with torch.inference_mode(), self.placement.autocast():
+            heads = head_logits(self.model, torch.from_numpy(pixels).to(self.placement.device))
         return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
 
     def __call__(self, pixels: Array) -> Array:
@@ -120,7 +119,7 @@ def open_runner(
         if head_average is not None:
             _require_two_heads(classifier, folder)
             classifier.config.update({"head_average": head_average})
-        if chosen_device(device) == "cpu":
+        if resolve(device).device.type == "cpu":
             classifier.pack_weights()  # autocast leaves them aside
         return TorchRunner(classifier, names_in_order(classifier.config.id2label), **settings)
     from deit.models.timm.models import open_timm_folder, published_label_names

@@ -1,37 +1,124 @@
-"""Where a model computes: the one rule for the device that nobody named."""
+"""Resolves the device and the precision of a computation."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from deit.core.errors import UserError
 
-AUTO = "auto"
-
-
-def chosen_device(device: str | None) -> str:
-    """Returns a device's name for PyTorch: for "auto" or None a GPU of CUDA if there is one, any other as it is."""
-    if device is not None and device != AUTO:
-        return device
+if TYPE_CHECKING:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+AUTO = "auto"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def on_device(model: Any, device: str) -> Any:
-    """Moves a module to a device, and returns it.
+@dataclass(frozen=True)
+class Placement:
+    """Where a model computes, and in which type it multiplies matrices.
+
+    Attributes:
+        device: The device.
+        dtype: Type of matrix products under autocast; None for fp32.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+    def autocast(self) -> Any:
+        """Returns the context in which PyTorch computes in this precision; it does nothing for fp32."""
+        import torch
+
+        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def move(self, model: Any) -> Any:
+        """Moves a module or tensor to the device, and returns it.
+
+        Raises:
+            UserError: The device cannot be used.
+        """
+        try:
+            return model.to(self.device)
+        except (RuntimeError, AssertionError) as error:  # PyTorch's errors for missing drivers and full memory
+            raise _unusable(str(self.device), error) from error
+
+
+def resolve(device: int | str | torch.device | None = AUTO, precision: str = "fp32") -> Placement:
+    """Resolves a device and a precision as a user writes them. Every command, class and function asks here.
+
+    Args:
+        device: A device of PyTorch by name, such as "cpu" or "cuda:1". "auto" and None take the GPU of CUDA if there
+            is one, else the CPU. A number counts accelerators, -1 is the CPU. Under `torchrun`, "cuda" is the GPU of
+            this process.
+        precision: "fp32", "bf16" or "fp16"; "auto" takes bf16 on GPUs and on CPUs that multiply it in hardware (AMX).
 
     Raises:
-        UserError: There is no such device.
+        UserError: The device does not exist or cannot be used, or the precision is unknown.
     """
+    import torch
+
+    if precision not in PRECISIONS:
+        raise UserError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
+    name = _device_name(device)
     try:
-        return model.to(device)
-    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for names and for missing drivers
-        raise unusable_device(device, error) from error
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"Unknown device {name!r}. Pass 'cpu' or 'cuda:0'.") from error
+    placement = Placement(found, autocast_type(precision, found))
+    placement.move(torch.empty(0))
+    return placement
 
 
-def unusable_device(device: str, error: Exception) -> UserError:
-    """Returns the error that says why a device cannot be used."""
+def accelerator() -> torch.device:
+    """Returns the accelerator of this machine (CUDA, MPS, XPU, ...), or the CPU where there is none."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None else found
+
+
+def local_rank() -> int:
+    """Returns the number of this process on its machine, as `torchrun` counts; 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _device_name(device: int | str | torch.device | None) -> str:
+    import torch
+
+    if isinstance(device, int):
+        if device < 0:
+            return "cpu"
+        found = accelerator()
+        if found.type == "cpu":
+            raise UserError(f"There is no accelerator number {device} here. Pass device='cpu'.")
+        return f"{found.type}:{device}"
+    if device is None or device == AUTO:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{local_rank()}" if str(device) == "cuda" and under_torchrun else str(device)
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """Returns the type in which matrices are multiplied, or None for fp32; see `resolve`."""
+    import torch
+
+    if precision == "auto":
+        fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_amx())
+        return torch.bfloat16 if fast else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _cpu_has_amx() -> bool:
+    import torch
+
+    # Private in PyTorch 2.11 to 2.15, and the only way to ask; without it, fp32 is the careful answer.
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(ask is not None and ask())
+
+
+def _unusable(device: str, error: Exception) -> UserError:
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():

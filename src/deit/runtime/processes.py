@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed
 
 from deit.core.errors import UserError
-from deit.runtime.devices import chosen_device
+from deit.runtime.devices import local_rank, resolve
 
 T = TypeVar("T")
 
@@ -85,6 +85,14 @@ class Processes:
             values = values.clone()
             distributed.all_reduce(values)
         return values
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Gathers a tensor of which each process holds a shard, as FSDP leaves it; returns any other as it is.
+
+        Every process must call it, since gathering is a collective operation.
+        """
+        gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)  # DTensor takes seconds to import
+        return tensor if gather is None else gather()
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
@@ -234,7 +242,7 @@ def current_processes() -> Processes:
     return Processes(
         rank=distributed.get_rank(),
         world_size=distributed.get_world_size(),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_rank=local_rank(),
     )
 
 
@@ -252,9 +260,10 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield current_processes()
         return
-    on_gpu = chosen_device(device).startswith("cuda")
+    chosen = resolve(device).device
+    on_gpu = chosen.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
     # Numbers that Python asks for travel by gloo even so: no GPU has to wait for them.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:

@@ -28,9 +28,9 @@ from deit.data.loader import Batch, StepOrder, refuse_import_by_worker, training
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.models.trunk.vision_transformer import set_drop_path
+from deit.runtime.devices import resolve
 from deit.runtime.processes import FirstProcessError, current_processes
 from deit.runtime.signals import Interrupt, TrainingInterrupted, interrupts
-from deit.runtime.training_device import training_device
 from deit.train.optimization import describe_rates, learning_rate, planned_rates
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.folder import hardware_and_versions, open_run_folder, write_model
@@ -143,7 +143,7 @@ def fit(
     refuse_import_by_worker()
     with contextlib.ExitStack() as until_the_end, writing(Path(out)):
         found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
-        run = _Run(task, found, recipe, Path(out), training_device(device), resume, teacher_cache, until_the_end)
+        run = _Run(task, found, recipe, Path(out), resolve(device).device, resume, teacher_cache, until_the_end)
         try:
             logger.info(" ".join(describe_rates(run.recipe, steps_per_epoch=run.steps_per_epoch)))
             with interrupts() as interrupt:
@@ -463,7 +463,7 @@ class _Run:
         self.left_out.share(self.processes)
         if self._saved is None or self._saved[0] != self.step:
             sums = self._shared_loss_sums()
-            self._saved = self.step, self.processes.on_first(lambda: self._write_state(sums))
+            self._saved = self.step, self._write_state(sums)
         return self._saved[1]
 
     def _shared_loss_sums(self) -> dict[str, Tensor]:
@@ -478,9 +478,8 @@ class _Run:
         sums = {f"{_LOSSES}{name}": value for name, value in loss_sums.items()}
         left_out = list(self.left_out.reasons.items())
         meta = {**self.identity, _LEFT_OUT: left_out, _CHANGED: self.resumed.changes}
-        return save_state(
-            self.out / STATE_NAME, State(step=self.step, tensors=self.take_step.tensors() | sums, meta=meta)
-        )
+        state = State(step=self.step, tensors=self.take_step.tensors() | sums, meta=meta)
+        return save_state(self.out / STATE_NAME, state, self.processes)
 
     def _restore(self) -> None:
         state = load_state(self.out / STATE_NAME)

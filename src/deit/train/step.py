@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deit.core.errors import UserError
 from deit.data.augment import BatchMixer
 from deit.data.loader import Batch
+from deit.runtime.devices import resolve
 from deit.runtime.processes import Processes
 from deit.runtime.random_state import random_state_kept, set_random_state
 from deit.train.optimization import all_finite, build_average, build_optimizer, learning_rate, trained_parameters
@@ -90,8 +90,8 @@ class TrainStep:
             if recipe.augment.mixes
             else None
         )
-        self.autocast_type = autocast_type(recipe.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type is torch.float16)
+        self._placement = resolve(device, recipe.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._placement.dtype is torch.float16)
         self._skipped = 0
         module: nn.Module = task
         if recipe.compile:
@@ -138,7 +138,7 @@ class TrainStep:
         targets = batch.targets.to(self.device, non_blocking=True)
         if self.mixer is not None:
             pixels, targets = self.mixer(pixels, targets, place.step, self.processes)
-        with self._autocast():
+        with self._placement.autocast():
             prepared = self.task.prepare(pixels, targets, place)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.accumulate
@@ -149,7 +149,7 @@ class TrainStep:
             if self._share.draws_whole:
                 self._seed(place.step)
             with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with self._autocast(), self._share.at_hand(number, len(part[0]), self.device):
+                with self._placement.autocast(), self._share.at_hand(number, len(part[0]), self.device):
                     losses = self._module(*part)
                 self.scaler.scale(losses["loss"] / parts).backward()
             for name, loss in losses.items():
@@ -180,10 +180,6 @@ class TrainStep:
                 "Pass precision=bf16 or fp32, or a lower optimizer.lr."
             )
         return self._skipped == 0
-
-    def _autocast(self) -> Any:
-        kind = self.autocast_type
-        return torch.autocast(self.device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)
 
     def is_finite(self) -> bool:
         """Whether no trained weight is infinite or NaN."""
@@ -220,25 +216,6 @@ class TrainStep:
             values["_growth_tracker"] = int(tensors["scaler.growth_tracker"])
             self.scaler.load_state_dict(values)
             self._skipped = int(tensors["scaler.skipped"])
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """Returns the type in which matrices are multiplied, or None for fp32.
-
-    Args:
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 on GPUs, and on CPUs that multiply it in hardware (AMX).
-        device: Where to compute.
-    """
-    if precision == "auto":
-        fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_amx())
-        return torch.bfloat16 if fast else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def _cpu_has_amx() -> bool:
-    # Private in PyTorch 2.11 to 2.15, and the only way to ask; without it, fp32 is the careful answer.
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(ask is not None and ask())
 
 
 def check_division(recipe: Recipe, processes: Processes) -> None:

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import torch
 
 from deit.core.scores.metrics import REGRESSION
+from deit.runtime.devices import resolve
 from deit.runtime.processes import Processes
-from deit.runtime.training_device import training_device
 from deit.train.recipes.recipe import Recipe
 from deit.train.step import check_division
 from deit.train.students.deit import Student, build_masked_student, build_student
@@ -34,7 +34,7 @@ def try_start(
         ValueError: The device cannot be used, the batch cannot be divided, or see `build_student` and `freeze`.
         OSError: See `build_student`.
     """
-    training_device(device)
+    resolve(device)
     check_division(recipe, processes)
     if masked:
         student = build_masked_student(None, recipe)

@@ -5,34 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from deit.runtime.processes import Processes
 
 
 class _Sum(torch.autograd.Function):
     """The sum over all processes, in both directions."""
 
     @staticmethod
-    def forward(context: Any, values: Tensor) -> Tensor:
-        values = values.clone()
-        distributed.all_reduce(values)
-        return values
+    def forward(context: Any, values: Tensor, processes: Processes) -> Tensor:
+        context.processes = processes
+        return processes.sum_tensor(values)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        distributed.all_reduce(gradient)
-        return gradient
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.processes.sum_tensor(gradient), None
 
 
 def normalized(norm: Any, x: Tensor) -> Tensor:
     """Batch norm in training with the mean and the variance over all processes, which have equally many images."""
+    processes: Processes = norm.share.processes
     kind, wide = x.dtype, x.float()  # PyTorch's own takes statistics in fp32, too
     dims = [dim for dim in range(x.ndim) if dim != 1]
     shape = [1, -1, *[1] * (x.ndim - 2)]
-    count = x.numel() // x.shape[1] * distributed.get_world_size()
-    mean: Tensor = _Sum.apply(wide.sum(dims)) / count
+    count = x.numel() // x.shape[1] * processes.world_size
+    mean: Tensor = _Sum.apply(wide.sum(dims), processes) / count
     centred = wide - mean.view(shape)
-    variance: Tensor = _Sum.apply(centred.square().sum(dims)) / count
+    variance: Tensor = _Sum.apply(centred.square().sum(dims), processes) / count
     if norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
         momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum

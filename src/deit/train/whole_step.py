@@ -40,7 +40,7 @@ class ShareOfStep:
     """
 
     def __init__(self, student: nn.Module, processes: Processes, parts: int) -> None:
-        self._processes, self._parts = processes, parts
+        self.processes, self._parts = processes, parts
         self.total = 0
         self.rows: Tensor | None = None
         self.notes: list[str] = []
@@ -87,8 +87,8 @@ class ShareOfStep:
             images: In each part.
             device: Where they are.
         """
-        world_size = self._processes.world_size
-        first = self._processes.rank + part * images * world_size
+        world_size = self.processes.world_size
+        first = self.processes.rank + part * images * world_size
         self.total = images * self._parts * world_size
         self.rows = torch.arange(first, first + images * world_size, world_size, device=device)
         try:

@@ -33,6 +33,7 @@ from deit.core.weights.names import (
 from deit.core.weights.plan import LoadingInfo, plan_loading, refuse_missing_trunk
 from deit.models.trunk.construction import reserve_memory
 from deit.models.weights.tensor_source import DictSource, TensorSource
+from deit.runtime.devices import accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -388,11 +389,11 @@ def resolve_device(device_map: Any) -> torch.device:
     if device_map is None:
         return torch.device("cpu")
     if isinstance(device_map, str) and device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        return accelerator()
     try:
         if isinstance(device_map, int) and not isinstance(device_map, bool):
-            device_map = f"{torch.accelerator.current_accelerator() or 'cuda'}:{device_map}"
+            kind = accelerator().type
+            device_map = f"{'cuda' if kind == 'cpu' else kind}:{device_map}"
         return torch.device(device_map)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"device_map must name one device, such as 'cpu'. Received: {device_map!r}.") from error

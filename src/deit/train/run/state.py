@@ -1,4 +1,4 @@
-"""The training state: all that a run needs to go on. It is complete on the disk, or it does not exist."""
+"""Writes and reads training states. A state is complete on the disk, or it does not exist."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from deit.core.errors import DamagedFileError, UserError, parsing, read_json
 from deit.core.files import replace_folder_content
 from deit.core.weights.files import read_header
 from deit.core.writing import writing
+from deit.runtime.processes import Processes, current_processes
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +44,41 @@ class State:
     meta: dict[str, Any]
 
 
-def save_state(folder: Path, state: State) -> Path:
-    """Writes a state into `folder/step-N`; the two newest are kept.
+def save_state(folder: Path, state: State, processes: Processes | None = None) -> Path:
+    """Writes a state into `folder/step-N`, and keeps the two newest.
 
-    Sequence: files into a temporary folder, a manifest with their hashes, all synced, one rename.
+    A collective operation: every process calls it with its own tensors. Sharded tensors are gathered one by one, and
+    the first process writes. It writes files into a temporary folder, then a manifest with their hashes, syncs all,
+    and renames the folder.
+
+    Args:
+        folder: Folder of the states.
+        state: The state; each process has the same names in the same order.
+        processes: The processes that save; None takes those of the open process group.
 
     Returns:
         The new folder.
+
+    Raises:
+        WritingError: The first process cannot write.
+        FirstProcessError: On the other processes, in place of an error of the first.
     """
-    target = state_folder(folder, state.step)
+    processes = current_processes() if processes is None else processes
+    tensors = {}
+    for name, tensor in state.tensors.items():
+        whole = processes.whole(tensor)
+        if processes.is_first:
+            tensors[name] = whole.detach().cpu().contiguous()
+    return processes.on_first(lambda: _write(folder, state.step, tensors, state.meta))
+
+
+def _write(folder: Path, step: int, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Path:
+    target = state_folder(folder, step)
     with writing(target):
         folder.mkdir(parents=True, exist_ok=True)
     with replace_folder_content(target) as temporary:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         save_file(tensors, temporary / _TENSORS)
-        (temporary / _META).write_text(json.dumps({"step": state.step, **state.meta}), encoding="utf-8")
+        (temporary / _META).write_text(json.dumps({"step": step, **meta}), encoding="utf-8")
         manifest = {name: _hash(temporary / name) for name in (_TENSORS, _META)}
         (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     for old in _step_folders(folder)[:-_KEPT]:
@@ -66,22 +87,22 @@ def save_state(folder: Path, state: State) -> Path:
 
 
 def state_folder(folder: Path, step: int) -> Path:
-    """Returns where the state after a step is, or would be."""
+    """Returns the folder of the state after a step; it need not exist."""
     return folder / f"step-{step:08d}"
 
 
 def has_states(folder: Path) -> bool:
-    """Whether there are states, be they damaged."""
+    """Whether there are states, damaged or not."""
     return bool(_step_folders(folder))
 
 
 def remove_states(folder: Path) -> None:
-    """Removes all states and the list of the run's images, with their folder; what cannot be removed stays."""
+    """Removes the folder of states and the list of the run's images in it; files that cannot be removed stay."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def newest_state(folder: Path) -> Path | None:
-    """Returns the newest state that was written to its end, or None; its content is not looked at."""
+    """Returns the newest complete state, or None. Does not read its content."""
     complete = [path for path in _step_folders(folder) if (path / _MANIFEST).is_file()]
     return complete[-1] if complete else None
 
@@ -89,7 +110,7 @@ def newest_state(folder: Path) -> Path | None:
 def load_state(folder: Path) -> State | None:
     """Reads the newest complete state of a folder, or None when none was ever saved.
 
-    A damaged state is passed over with a warning, for the one before it.
+    Skips damaged states with a warning.
 
     Raises:
         ValueError: There are states, and all of them are damaged.
@@ -127,7 +148,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Gives an optimizer the tensors that `optimizer_tensors` took from one like it."""
+    """Restores the tensors that `optimizer_tensors` returned."""
     states: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         if full_name.startswith("optimizer."):
@@ -141,7 +162,7 @@ def _step_folders(folder: Path) -> list[Path]:
 
 
 def _hash(path: Path) -> str:
-    if path.exists() and not path.is_file():  # a pipe waits and a device goes on for ever
+    if path.exists() and not path.is_file():  # reading a pipe blocks, and a device never ends
         raise DamagedFileError(f"{path} is a folder, a pipe or a device, not a file.")
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,41 @@
+"""What several processes ask each other, they ask through `Processes`; saving a state is a collective operation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import deit
+from deit.train.run.state import load_state
+from tests.train.test_distributed import torchrun
+
+SOURCE = Path(deit.__file__).parent
+LAUNCHES = "cli/launch.py"  # starts processes and asks them nothing
+
+
+def test_no_other_file_asks_processes_anything() -> None:
+    imports = re.compile(r"torch\.distributed|from torch import [^\n]*\bdistributed\b")
+    found = {f.relative_to(SOURCE).as_posix() for f in SOURCE.rglob("*.py") if imports.search(f.read_text("utf-8"))}
+    assert found - {LAUNCHES} == {"runtime/processes.py"}
+
+
+def test_a_state_of_sharded_tensors_is_saved_whole_by_two_processes(tmp_path) -> None:
+    """The first process writes; the second must take part, or gathering its shards would never end."""
+    ran = torchrun("tests.runtime.sharded_state", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["step-00000003", "step-00000003"]  # both know where it is
+    saved = load_state(tmp_path / "states")
+    assert saved is not None
+    assert torch.equal(saved.tensors["sharded"], torch.arange(10.0).reshape(5, 2))
+    assert torch.equal(saved.tensors["plain"], torch.ones(3))
+    assert saved.meta == {"teacher": None}
+    assert load_file(tmp_path / "states" / "step-00000003" / "tensors.safetensors").keys() == {"sharded", "plain"}
+
+
+def test_an_error_of_the_process_that_writes_ends_the_others_too(tmp_path) -> None:
+    (tmp_path / "states").write_text("a file where the folder of states should be")
+    ran = torchrun("tests.runtime.sharded_state", tmp_path)
+    assert sorted(ran.stdout.split()) == ["FirstProcessError", "WritingError"], ran.stderr
