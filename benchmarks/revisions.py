@@ -1,0 +1,162 @@
+"""Two revisions of this package in turns: forward passes and training steps, through public names alone.
+
+python benchmarks/revisions.py OTHER_CHECKOUT [--size small] [--rounds 20]
+
+Each revision runs in a process of its own, which waits while the other computes; so the machine's drift meets both.
+A ratio above 1 says that this checkout is faster than the other one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness import report
+
+HERE = Path(__file__).resolve().parents[1]
+CLASSES = 1000
+
+
+class Stepper:
+    """A training that waits before each step until somebody asks for it."""
+
+    def __init__(self, size: str, precision: str, batch: int) -> None:
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        threading.excepthook = lambda failure: (sys.excepthook(*failure[:3]), os._exit(1))  # nobody would step again
+        threading.Thread(target=self._train, args=(size, precision, batch), daemon=True).start()
+        self._done.acquire()  # the first step is over: everything is set up
+
+    def _train(self, size: str, precision: str, batch: int) -> None:
+        import numpy as np
+
+        import deit
+
+        images = np.random.default_rng(0).integers(0, 256, (8 * batch, 32, 32, 3), dtype=np.uint8)
+        labels = np.arange(len(images)) % CLASSES
+        source = deit.ArraySource(images, labels, [str(i) for i in range(CLASSES)])
+        settings = {"batch_size": batch, "precision": precision, "schedule.epochs": 1000, "num_workers": 0}
+        recipe = deit.Recipe().with_settings(settings)
+        student = deit.build_student(f"deit-{size}-distilled-patch16-224", source.classes, recipe)
+        task = deit.ClassificationTask(student.model, student.processor)
+        with tempfile.TemporaryDirectory() as out:
+            deit.fit(task, deit.Data(train=source, val=source), recipe, out=Path(out) / "run", on_step=self._wait)
+
+    def _wait(self, _: Any) -> None:
+        self._done.release()
+        self._go.acquire()
+
+    def __call__(self) -> None:
+        """Lets one step be taken."""
+        self._go.release()
+        self._done.acquire()
+
+
+def cases(size: str, precision: str) -> dict[str, Callable[[], Any]]:
+    """Returns what is timed, by name; of trainings one alone, since two in a process wait for each other."""
+    import torch
+
+    import deit
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    config = deit.variant_config(f"deit-{size}-distilled-patch16-224", num_labels=CLASSES)
+    timed: dict[str, Callable[[], Any]] = {}
+    for packed in (False, True):
+        torch.manual_seed(0)
+        model = deit.DeiTForImageClassificationWithTeacher(config).to(dtype).eval()
+        if packed:
+            model.pack_weights()
+        for batch in (1, 8):
+            pixels = torch.randn(batch, 3, 224, 224, dtype=dtype)
+
+            def forward(model: Any = model, pixels: Any = pixels) -> None:
+                with torch.inference_mode():
+                    model(pixels)
+
+            timed[f"forward {precision}{', packed' if packed else ''}, batch {batch}"] = forward
+    timed[f"training step {precision}, batch 8"] = Stepper(size, precision, 8)
+    return timed
+
+
+def serve(size: str, precision: str) -> None:
+    """Times the cases that are named on standard input, one a line."""
+    timed = cases(size, precision)
+    print(json.dumps(list(timed)), flush=True)
+    for line in sys.stdin:
+        begin = time.perf_counter()
+        timed[line.strip()]()
+        print(time.perf_counter() - begin, flush=True)
+
+
+class Revision:
+    """A checkout of this package at work in a process of its own."""
+
+    def __init__(self, checkout: Path, size: str, precision: str) -> None:
+        command = [sys.executable, __file__, "--serve", precision, "--size", size]
+        environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self.names: list[str] = json.loads(self._process.stdout.readline())
+
+    def seconds(self, name: str) -> float:
+        """Returns how long one call of a case takes."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(name, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Ends the process, whose trainings have no end of their own."""
+        self._process.kill()
+        self._process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("other", nargs="?", type=Path, help="checkout of the other revision")
+    parser.add_argument("--size", default="small", choices=("tiny", "small", "base"))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.size, options.serve)
+        return
+    if options.other is None or not (options.other / "src" / "deit").is_dir():
+        parser.error("OTHER_CHECKOUT must be a checkout of this repository")
+    rows = [row for precision in ("fp32", "bf16") for row in compare_revisions(options, precision)]
+    report(f"revisions-{options.size}", rows)
+
+
+def compare_revisions(options: argparse.Namespace, precision: str) -> list[dict[str, Any]]:
+    """Returns a row for each case of one precision."""
+    both = [Revision(checkout, options.size, precision) for checkout in (HERE, options.other.resolve())]
+    rows = []
+    for name in both[0].names:
+        pairs = []
+        for i in range(options.rounds + 2):
+            order = both if i % 2 else both[::-1]  # nobody is always first
+            taken = {revision: revision.seconds(name) for revision in order}
+            pairs.append((taken[both[0]], taken[both[1]]))
+        here, there = zip(*pairs[2:], strict=True)
+        rows.append({
+            "what": name, "this ms": 1e3 * statistics.median(here), "other ms": 1e3 * statistics.median(there),
+            "other / this": statistics.median(b / a for a, b in zip(here, there, strict=True)),
+        })  # fmt: skip
+    for revision in both:
+        revision.close()
+    return rows
+
+
+if __name__ == "__main__":
+    main()
