@@ -52,7 +52,7 @@ class ShapeError(UserError, RuntimeError):
 def shown(value: object) -> str:
     """Returns `repr(value)`, shortened: a message never holds more than a few hundred characters of its input.
 
-    Example:
+    Examples:
         >>> shown("a" * 1000)
         "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'"
     """

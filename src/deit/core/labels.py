@@ -21,7 +21,7 @@ def names_in_order(id2label: Mapping[int, str]) -> list[str]:
 def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
     """Returns the names that several classes have, with the numbers of those.
 
-    Example:
+    Examples:
         >>> repeated_names(["crane", "cat", "crane"])
         {'crane': [0, 2]}
     """
@@ -42,7 +42,7 @@ def numbers_by_name(names: Sequence[str]) -> dict[str, int]:
 def distinct_names(names: Sequence[str]) -> list[str]:
     """Returns names by which classes can be told apart: a name that several have is followed by the class's number.
 
-    Example:
+    Examples:
         >>> distinct_names(["crane", "cat", "crane"])
         ['crane (0)', 'cat', 'crane (2)']
     """

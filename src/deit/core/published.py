@@ -105,8 +105,6 @@ def _published() -> dict[str, Variant]:
     return table
 
 
-# The published models, and some for images of 32 x 32 pixels without published weights: the student of the demo, the
-# paper's tiny model in patches of 4 (5.4 million parameters), and two for training on a CPU (2.7 and 0.8 million).
 VARIANTS: dict[str, Variant] = {
     **_published(),
     "deit-digits-distilled-patch8-32": Variant(
@@ -122,6 +120,11 @@ VARIANTS: dict[str, Variant] = {
         hidden_size=128, depth=4, num_heads=4, image_size=32, patch_size=4, distilled=True,
     ),
 }  # fmt: skip
+"""Name to architecture: the published models, and four without weights for images of 32 x 32 pixels.
+
+The four are the student of the demo, the paper's tiny model with patches of 4 pixels (5.4 million parameters), and two
+that train on a CPU (2.7 and 0.8 million).
+"""
 
 
 def list_models(*, published: bool = True) -> list[str]:
@@ -130,7 +133,7 @@ def list_models(*, published: bool = True) -> list[str]:
     Args:
         published: Only those whose weights are on the hub.
 
-    Example:
+    Examples:
         >>> list_models()[:2]
         ['deit-tiny-distilled-patch16-224', 'deit-small-distilled-patch16-224']
     """

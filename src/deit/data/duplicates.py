@@ -28,7 +28,7 @@ def first_copies(contents: Hashes) -> npt.NDArray[np.int64]:
     Args:
         contents: (N,) uint64.
 
-    Example:
+    Examples:
         >>> first_copies(np.array([7, 5, 7], np.uint64)).tolist()
         [0, 1, 0]
     """

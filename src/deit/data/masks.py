@@ -35,7 +35,7 @@ class BlockMasks:
     Raises:
         ValueError: Patches do not fill a block, or blocks do not fill the image; or a mask would hide everything.
 
-    Example:
+    Examples:
         >>> masks = BlockMasks((64, 96), (16, 16), mask_patch=32, ratio=0.5)
         >>> masks.num_patches, masks.num_masked
         (24, 12)

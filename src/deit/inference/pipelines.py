@@ -247,16 +247,19 @@ class ImagePipeline(ABC):
 class ImageClassificationPipeline(ImagePipeline):
     """Names what is in images.
 
-    For one image it returns a list of {"label", "score"}, first the best.
+    For one image it returns a list of {"label", "score"}, first the best. The other arguments are
+    those of `ImagePipeline`.
 
     Args:
         model: A classifier.
         image_processor: Its preprocessing.
-        top_k: Classes to name, first the best; at most as many as there are (5).
-        function_to_apply: "softmax", "sigmoid" or "none", from logits to scores; None (or "default") follows the
-            configuration: none for a regression, sigmoid for one label or a multi-label problem, else softmax.
-        timeout: Accepted for callers of transformers; nothing is fetched from the web.
-        **options: See `ImagePipeline`.
+
+    Other Parameters:
+        top_k (int): Classes to name, first the best; at most as many as there are (5).
+        function_to_apply (str | None): "softmax", "sigmoid" or "none", from logits to scores; None (or
+            "default") follows the configuration: none for a regression, sigmoid for one label or a multi-label problem,
+            else softmax.
+        timeout (float | None): Accepted for callers of transformers; nothing is fetched from the web.
 
     Raises:
         ValueError: There is no such device or function, a number is smaller than 1, or the model is no classifier.
@@ -302,16 +305,18 @@ class ImageClassificationPipeline(ImagePipeline):
 class ImageFeatureExtractionPipeline(ImagePipeline):
     """Turns images into features.
 
-    For one image it returns nested lists or a tensor, with a leading 1.
+    For one image it returns nested lists or a tensor, with a leading 1. The other arguments are those of
+    `ImagePipeline`.
 
     Args:
         model: Any model; its first output is taken: for `DeiTModel` the tokens, (1, N, D).
         image_processor: Its preprocessing.
-        pool: Take the pooled output, (1, D), in place of the tokens.
-        return_tensors: Return PyTorch tensors in place of nested lists.
-        image_processor_kwargs: Options of the processor.
-        timeout: Accepted for callers of transformers; nothing is fetched from the web.
-        **options: See `ImagePipeline`.
+
+    Other Parameters:
+        pool (bool): Take the pooled output, (1, D), in place of the tokens.
+        return_tensors (bool): Return PyTorch tensors in place of nested lists.
+        image_processor_kwargs (dict): Options of the processor.
+        timeout (float | None): Accepted for callers of transformers; nothing is fetched from the web.
 
     Raises:
         ValueError: There is no such device, the batch size is smaller than 1, or there is no pooled output.

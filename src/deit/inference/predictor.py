@@ -84,7 +84,7 @@ class Predictor:
         processor: The preprocessing that the weights were scored with.
         label_names: Class names in the order of the logits.
 
-    Example:
+    Examples:
         >>> predictor = Predictor(lambda pixels: pixels.mean((2, 3)), DeiTImageProcessor(), ["red", "green", "blue"])
         >>> predictor.classify([Image.new("RGB", (32, 32), "blue")])[0][0].label
         'blue'

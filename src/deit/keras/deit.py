@@ -47,7 +47,7 @@ class TFDeiTModel(TFDeiTPreTrainedModel):
         use_mask_token: Whether to have a mask token, so that `bool_masked_pos` can be passed.
         **options: See `KerasPreTrainedModel`.
 
-    Example:
+    Examples:
         >>> model = TFDeiTModel(DeiTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2))
         >>> tuple(model(np.zeros((1, 3, 224, 224), "float32")).last_hidden_state.shape)
         (1, 198, 32)

@@ -63,7 +63,7 @@ class KerasDistillation(keras.Model):
         ValueError: The teacher has another number of classes, is not built or gives other outputs than announced, or
             an argument is out of range.
 
-    Example:
+    Examples:
         >>> config = DeiTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32)
         >>> config.num_labels = 10
         >>> task = KerasDistillation(TFDeiTForImageClassificationWithTeacher(config), kind="soft", temperature=3.0)

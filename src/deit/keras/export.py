@@ -63,7 +63,7 @@ def export_saved_model(
         TypeError: The model is no Keras classifier of this package.
         ValueError: The processor does not fit the model, or `top_k` is smaller than 1.
 
-    Example:
+    Examples:
         >>> export_saved_model("runs/pets", "served/pets/1")                                    # doctest: +SKIP
         >>> served = tf.saved_model.load("served/pets/1").signatures["serving_default"]         # doctest: +SKIP
         >>> served(images=tf.io.decode_jpeg(tf.io.read_file("cat.jpg"))[None])["labels"][0, 0]  # doctest: +SKIP

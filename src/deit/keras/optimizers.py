@@ -33,7 +33,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     Raises:
         ValueError: A number is out of range.
 
-    Example:
+    Examples:
         >>> rate = WarmupCosine(1e-3, steps_per_epoch=100, epochs=10)
         >>> round(float(rate(500)), 6)
         0.000505

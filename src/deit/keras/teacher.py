@@ -50,7 +50,7 @@ class KerasTeacher:
         TypeError: `model` is no Keras model.
         ValueError: It is not built, or another argument means nothing.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
         >>> KerasTeacher(model, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).image_size
         (32, 32)

@@ -180,6 +180,13 @@ class AutoModelForMaskedImageModeling(_AutoModel):
     task = MASKED_IMAGE
 
 
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING: dict[type[Any], Any]
+"""Configuration class to its classifier, or to a tuple of them; computed when it is read."""
+
+MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING: dict[type[Any], Any]
+"""Configuration class to its masked-image model; computed when it is read."""
+
+
 def __getattr__(name: str) -> Any:
     tasks = {
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": CLASSIFICATION,

@@ -37,7 +37,7 @@ class DeiTModel(DeiTPreTrainedModel):
         add_pooling_layer: Whether to have a pooler.
         use_mask_token: Whether to have a mask token, so that `bool_masked_pos` can be passed.
 
-    Example:
+    Examples:
         >>> model = DeiTModel(DeiTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)).eval()
         >>> model(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape
         torch.Size([1, 198, 32])

@@ -42,7 +42,7 @@ class DeiTImageProcessorFast(ImageProcessor):
     the image by an odd number has its extra row of zeros below in place of above. The result is made where the images
     are, or on `device`.
 
-    Example:
+    Examples:
         >>> processor = DeiTImageProcessorFast(size=256, crop_size=224)
         >>> processor(Image.new("RGB", (640, 480)), return_tensors="pt").pixel_values.shape
         torch.Size([1, 3, 224, 224])

@@ -22,7 +22,7 @@ class Trainer(transformers.Trainer):
 
     Models that are not of this package are saved as transformers does.
 
-    Example:
+    Examples:
         >>> model = DeiTForImageClassification(DeiTConfig(hidden_size=32, num_attention_heads=2))  # doctest: +SKIP
         >>> Trainer(model, TrainingArguments("run"), train_dataset=images).train()  # doctest: +SKIP
     """

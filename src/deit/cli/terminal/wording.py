@@ -36,7 +36,7 @@ def in_options(message: str, parameters: Collection[str]) -> str:
         message: Of the library.
         parameters: Names of the command's options, in Python; with "set_" it takes settings of a recipe.
 
-    Example:
+    Examples:
         >>> in_options("The device 'x' cannot be used. Pass device='cpu'.", ["device"])
         "The device 'x' cannot be used. Pass --device cpu."
     """

@@ -13,7 +13,7 @@ C = TypeVar("C", bound=VisionTransformerConfig)
 class DeiTConfig(VisionTransformerConfig):
     """Describes a DeiT, which has a class token and a distillation token; fields as in `VisionTransformerConfig`.
 
-    Example:
+    Examples:
         >>> config = DeiTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=10)
         >>> config.num_labels
         10
@@ -28,7 +28,7 @@ class ViTConfig(VisionTransformerConfig):
 
     The published DeiT checkpoints without distillation are of this kind.
 
-    Example:
+    Examples:
         >>> ViTConfig(image_size=384).grid_size
         (24, 24)
     """

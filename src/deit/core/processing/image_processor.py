@@ -32,7 +32,7 @@ class DeiTImageProcessor(ImageProcessor):
     Published DeiT weights bring their own settings in `preprocessor_config.json`; the defaults here are only
     what transformers uses when a file says nothing. Options and errors: see `ImageProcessor`.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> processor = DeiTImageProcessor(size=256, crop_size=224)
         >>> processor(Image.new("RGB", (640, 480)), return_tensors="np").pixel_values.shape
@@ -66,7 +66,7 @@ class DeiTImageProcessor(ImageProcessor):
         Raises:
             ValueError: The ratio is not in (0, 1].
 
-        Example:
+        Examples:
             >>> processor = DeiTImageProcessor.paper_evaluation()
             >>> processor.size, processor.crop_size
             ({'shortest_edge': 256}, {'height': 224, 'width': 224})
@@ -315,7 +315,7 @@ def _scaled(image: px.Array, scale: float) -> px.Array:
 class ViTImageProcessor(DeiTImageProcessor):
     """`DeiTImageProcessor` with the defaults of ViT: squashed to 224 x 224 pixels, bilinear, no crop.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> ViTImageProcessor()(Image.new("RGB", (640, 480)), return_tensors="np").pixel_values.shape
         (1, 3, 224, 224)

@@ -150,7 +150,7 @@ class ScoreCounter:
     Attributes:
         totals: (5,): images, right at first, right among five, unanswered, sum of the losses.
 
-    Example:
+    Examples:
         >>> counter = ScoreCounter()
         >>> counter.add(np.array([[2.0, 1.0], [0.0, 3.0]], np.float32), np.array([0, 0]))
         >>> counter.scores().top1

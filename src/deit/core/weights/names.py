@@ -146,7 +146,7 @@ def detect_dialect(names: Iterable[str], *, default: str = HUGGINGFACE) -> str:
         names: Names of all tensors of the file.
         default: For names that belong to none. Heads alone are called the same in Hugging Face's dialects and here.
 
-    Example:
+    Examples:
         >>> detect_dialect(["cls_token", "blocks.0.attn.qkv.weight", "head.weight"])
         'timm'
     """
@@ -177,7 +177,7 @@ def network_names(names: Iterable[str]) -> dict[str, str]:
     Returns:
         Name in the file -> name in the network, still in the dialect of the file.
 
-    Example:
+    Examples:
         >>> network_names(["module._orig_mod.patch_embed.proj.weight", "n_averaged"])
         {'module._orig_mod.patch_embed.proj.weight': 'patch_embed.proj.weight'}
     """
@@ -202,7 +202,7 @@ def places(names: Iterable[str], dialect: str | None = None) -> dict[str, Part]:
     Returns:
         Name in the file -> part of a tensor of the network. Names that the table does not hold stay as they are.
 
-    Example:
+    Examples:
         >>> places(["encoder.layer.0.attention.attention.key.bias"])["encoder.layer.0.attention.attention.key.bias"]
         Part(name='trunk.blocks.0.attn.qkv.bias', index=1, count=3)
     """
@@ -236,7 +236,7 @@ def _filled(name: str, match: re.Match[str]) -> str:
 def name_in_trunk(name: str) -> str:
     """Returns the name of a tensor of the network without what stands in front of its trunk; heads keep theirs.
 
-    Example:
+    Examples:
         >>> name_in_trunk("deit.trunk.blocks.0.norm1.bias"), name_in_trunk("classifier.bias")
         ('blocks.0.norm1.bias', 'classifier.bias')
     """
@@ -253,7 +253,7 @@ def file_names(name: str, dialect: str = HUGGINGFACE) -> list[str]:
     Returns:
         One name, or three in the order query, key, value.
 
-    Example:
+    Examples:
         >>> file_names("deit.trunk.blocks.0.norm1.bias")
         ['deit.encoder.layer.0.layernorm_before.bias']
     """

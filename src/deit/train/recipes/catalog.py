@@ -24,7 +24,7 @@ _BY_NAME = {named.name: named for named in _ALL}
 def list_recipes() -> list[str]:
     """Returns the names of the recipes. Most also exist with `-original` appended; see `named_recipe`.
 
-    Example:
+    Examples:
         >>> list_recipes()[:3]
         ['deit-tiny', 'deit-small', 'deit-base']
     """
@@ -41,7 +41,7 @@ def named_recipe(name: str) -> NamedRecipe:
     Raises:
         ValueError: There is no such recipe, or no original code ran it.
 
-    Example:
+    Examples:
         >>> named_recipe("deit-small").recipe.batch_size
         1024
     """

@@ -211,7 +211,7 @@ class Recipe:
         Raises:
             ValueError: A name is unknown, or a value cannot be used.
 
-        Example:
+        Examples:
             >>> Recipe().with_settings({"schedule.epochs": "10"}).schedule.epochs
             10
         """

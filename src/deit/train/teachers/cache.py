@@ -171,7 +171,7 @@ class TeacherCache:
         ValueError: The folder holds a cache of another training, or something else; or it is new and `identity` names
             no teacher.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> place = BatchPlace(step=0, part=0, checksum=7)
         >>> with tempfile.TemporaryDirectory() as folder:

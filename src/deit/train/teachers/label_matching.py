@@ -40,7 +40,7 @@ def match_labels(known: Sequence[str], wanted: Sequence[str]) -> LabelMatch:
         known: Of a teacher or a checkpoint, in the order of its logits.
         wanted: Of the data.
 
-    Example:
+    Examples:
         >>> match_labels(["cat", "Polar Bear"], ["polar_bear", "cat"]).places
         (1, 0)
     """

@@ -60,7 +60,7 @@ class Teacher:
     Raises:
         ValueError: A weight of the model is NaN or infinite.
 
-    Example:
+    Examples:
         >>> teacher = Teacher(lambda pixels: pixels.mean((2, 3)))
         >>> teacher(torch.zeros(2, 3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).shape
         torch.Size([2, 3])
@@ -222,7 +222,7 @@ class TeacherEnsemble:
     Raises:
         ValueError: There is no member.
 
-    Example:
+    Examples:
         >>> even, sure = Teacher(lambda pixels: torch.zeros(1, 2)), Teacher(lambda pixels: torch.tensor([[50.0, 0.0]]))
         >>> half = (0.5, 0.5, 0.5)
         >>> TeacherEnsemble([even, sure])(torch.zeros(1, 3, 8, 8), mean=half, std=half).exp()
