@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests at a time; each computes on one thread. `make test JOBS=0 ARGS=tests/core` runs some in one process.
 JOBS ?= 2
 
-.PHONY: demo test test-lowest check format python clean
+.PHONY: demo test test-lowest check docs format python clean
 
 demo: $(VENV)/.demo
 	rm -rf build/demo
@@ -34,7 +34,7 @@ $(LOWEST)/.lowest: pyproject.toml | python
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--requirement pyproject.toml --extra dev "click==8.2.1" "pyparsing==3.2.5" --editable .
+		--requirement pyproject.toml --extra dev --extra docs "click==8.2.1" "pyparsing==3.2.5" --editable .
 	touch $@
 
 check: $(VENV)/.dev
@@ -42,6 +42,13 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site in build/site, from docs/ and the docstrings; open build/site/index.html. Warnings are errors (`strict` in
+# mkdocs.yml; --quiet would hide and pass them), and so is a page that loads anything from another site. The variable
+# silences an advertisement.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	! grep -rnoE '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]*' build/site
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+import urllib.error
+import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +26,11 @@ import deit
 from tests.cli.conftest import VARIANT, succeeds
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+KERAS_PAGES = ("keras.md", "tutorials/keras.md")
 BLOCKS = {
-    page: re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    page: re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for page, text in PAGES.items()
     if "```" in text
 }
@@ -42,6 +49,8 @@ NAMES = {
     "timm/resnet10t": "timm/test_resnet",
     "1%": "50%",
 }
+# What a recipe fetches from the model hub -> the option that names a model of this machine in its place.
+FETCHED = {"fine-tune": ["--init", "student"], "deit-tiny-distilled": ["--teacher", "teacher"]}
 QUICK = ["--epochs", "1", "--batch-size", "4", "--image-size", "32", "--device", "cpu"]
 
 
@@ -79,6 +88,36 @@ def commands(block: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+SERVERS: dict[int, subprocess.Popen[bytes]] = {}  # by port
+
+
+def start_server(words: list[str]) -> None:
+    """Starts a script on a free port in place of the one on the page."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    SERVERS[port] = subprocess.Popen([sys.executable, words[0], str(port)])
+
+
+def ask_server(words: list[str]) -> None:
+    """Sends a file as curl does, and expects the classes of the models here."""
+    assert words[1] == "--data-binary", words
+    (port,) = SERVERS
+    address = re.sub(r":\d+$", f":{port}", words[3])
+    for _ in range(300):
+        try:
+            answer = urllib.request.urlopen(address, Path(words[2].removeprefix("@")).read_bytes(), timeout=30)
+            break
+        except urllib.error.URLError:  # it is still starting
+            time.sleep(0.2)
+    with answer:
+        assert {told["label"] for told in json.load(answer)} == {"cat", "dog"}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(address, b"no image", timeout=30)
+    with refused.value:
+        assert refused.value.code == 400
+
+
 def run_command(words: list[str]) -> None:
     if words[:2] == ["pip", "install"]:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -88,6 +127,12 @@ def run_command(words: list[str]) -> None:
         return
     if words[0] == "export":
         assert words[1] in ("KERAS_BACKEND=tensorflow", "KERAS_BACKEND=jax", "KERAS_BACKEND=torch")
+        return
+    if words[0] == "curl":
+        ask_server(words)
+        return
+    if words[0] == "python" and words[-1] == "&":
+        start_server(words[1:-1])
         return
     if words[0] == "python":  # hours of a benchmark: see that it is there and knows the options
         source = (ROOT / words[1]).read_text(encoding="utf-8")
@@ -105,6 +150,8 @@ def run_command(words: list[str]) -> None:
         words, target = words[: words.index(">")], words[-1]
     words = [NAMES.get(word, word.replace("photos/new", "new")) for word in words[1:]]
     if words[0] in ("train", "pretrain"):
+        recipe = words[words.index("--recipe") + 1] if "--recipe" in words else ""
+        words += [] if "--teacher" in words else FETCHED.get(recipe, [])
         words += [*QUICK, *([] if "--student" in words or "--init" in words else ["--student", VARIANT])]
         words += ["--set", "masking.patch=8"] if words[0] == "pretrain" else []
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)  # of a command before, an alternative
@@ -118,26 +165,36 @@ def run_command(words: list[str]) -> None:
 def test_every_page_with_a_block_is_tested() -> None:
     assert {language for blocks in BLOCKS.values() for language, _ in blocks} == {"bash", "python", ""}
     plain = {page for page, blocks in BLOCKS.items() for language, _ in blocks if not language}
-    assert plain == {"architecture.md"}  # the picture of a folder
-    assert len(BLOCKS) >= 8
+    assert plain == {"architecture.md", "tutorials/photos_on_a_laptop.md"}  # pictures of folders
+    assert len(BLOCKS) >= 14
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in BLOCKS if page not in ("architecture.md", "keras.md")])
+@pytest.mark.parametrize("page", [page for page in BLOCKS if page not in ("architecture.md", *KERAS_PAGES)])
 def test_every_code_block_runs(page: str, place: Path) -> None:
-    for language, block in BLOCKS[page]:
-        if language == "bash":
-            for words in commands(block):
-                run_command(words)
-        else:
-            exec(compile(block, page, "exec"), {})
+    titles = iter(re.findall(r"^```\w+ title=\"(.*)\"$", PAGES[page], re.MULTILINE))
+    try:
+        for language, block in BLOCKS[page]:
+            if language == "bash":
+                for words in commands(block):
+                    run_command(words)
+            elif "__main__" in block and (title := next(titles, None)):
+                Path(title).write_text(block, encoding="utf-8")
+            elif language:
+                exec(compile(block, page, "exec"), {})
+    finally:
+        while SERVERS:
+            _, server = SERVERS.popitem()
+            server.kill()
+            server.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("keras") is None or find_spec("tensorflow") is None, reason="TensorFlow is not installed")
-def test_the_blocks_of_the_page_on_keras_run_as_they_are_written(place: Path) -> None:
+@pytest.mark.parametrize("name", KERAS_PAGES)
+def test_the_blocks_of_a_page_on_keras_run_as_they_are_written(name: str, place: Path) -> None:
     """In a process of their own, one after the other: TensorFlow and torchvision in one abort."""
-    (page,) = (BLOCKS[name] for name in BLOCKS if name == "keras.md")
+    page = BLOCKS[name]
     for words in (words for language, block in page if language == "bash" for words in commands(block)):
         run_command(words)
     deit.DeiTImageProcessor(size=32, crop_size=32).save_pretrained(place / "out")  # of the folder that is served

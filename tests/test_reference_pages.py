@@ -1,0 +1,32 @@
+"""The pages of docs/reference show every public name of the package, each once, and the site shows every page."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+import deit
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def shown() -> list[str]:
+    """Returns what the pages show the docstring of, without the "deit." before it."""
+    pages = sorted((DOCS / "reference").glob("*.md"))
+    return [name for page in pages for name in re.findall(r"^::: deit\.([\w.]+)$", page.read_text(), re.MULTILINE)]
+
+
+def test_every_public_name_is_shown_once_and_no_other() -> None:
+    public = set(dir(deit)) - {"__version__"}
+    assert Counter(name for name in shown() if "." not in name) == Counter(public)
+    assert len(shown()) == len(set(shown()))
+
+
+def test_the_navigation_lists_every_page() -> None:
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = re.findall(r"[\w/]+\.md", yaml.safe_dump(navigation))
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
