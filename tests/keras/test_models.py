@@ -15,8 +15,9 @@ from keras import ops
 
 import deit
 from deit.keras.activations import ACTIVATIONS
+from deit.keras.layers import DropPath
 from deit.keras.losses import classification_loss, distillation_loss, problem_loss
-from deit.keras.vision_transformer import DropPath, bicubic_matrix
+from deit.keras.position_embedding import bicubic_matrix
 from tests.keras.gradients import gradients
 from tests.keras.model_cases import ACTIVATION_INPUTS, CALLS, GRADIENTS, MASK, MODELS, TINY, fields_of, pixels
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import keras
 
 from deit.core.config.config_file import read_config
 from deit.core.errors import UserError, WrongStateError, WrongTypeError
@@ -16,13 +17,20 @@ from deit.core.labels import names_in_order
 from deit.core.model_directory import read_image_processor
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import MULTI_LABEL, REGRESSION
+from deit.keras.deit import TFDeiTForImageClassification, TFDeiTForImageClassificationWithTeacher
+from deit.keras.files import torch_class_name
 from deit.keras.graph_preprocessing import preprocessing_in_graph
+from deit.keras.pretrained import KerasPreTrainedModel
+from deit.keras.vit import TFViTForImageClassification
 
 # Classifiers by the name of their PyTorch class, which `config.json` holds.
-_CLASSIFIERS = {
-    "DeiTForImageClassification": ("deit.keras.deit", "TFDeiTForImageClassification"),
-    "DeiTForImageClassificationWithTeacher": ("deit.keras.deit", "TFDeiTForImageClassificationWithTeacher"),
-    "ViTForImageClassification": ("deit.keras.vit", "TFViTForImageClassification"),
+_CLASSIFIERS: dict[str, type[KerasPreTrainedModel]] = {
+    torch_class_name(model_class.__name__): model_class
+    for model_class in (
+        TFDeiTForImageClassification,
+        TFDeiTForImageClassificationWithTeacher,
+        TFViTForImageClassification,
+    )
 }
 
 
@@ -85,8 +93,6 @@ def export_saved_model(
 
 
 def _require_tensorflow() -> None:
-    import keras
-
     if keras.backend.backend() != "tensorflow":
         raise WrongStateError(
             f"A SavedModel is written on the backend TensorFlow. Keras runs on {keras.backend.backend()!r} here. Save "
@@ -99,13 +105,12 @@ def _open_classifier(folder: Path) -> Any:
     known = [name for name in names if name in _CLASSIFIERS]
     if not known:
         raise UserError(f"{folder} holds {names}, which is no image classifier. Known: {', '.join(_CLASSIFIERS)}.")
-    module, name = _CLASSIFIERS[known[0]]
-    return getattr(importlib.import_module(module), name).from_pretrained(folder)
+    return _CLASSIFIERS[known[0]].from_pretrained(folder)
 
 
 def _check(model: Any, processor: DeiTImageProcessor | None) -> None:
     config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "data_format") or type(model).__name__ not in _names_of_classes():
+    if config is None or not hasattr(model, "data_format") or type(model) not in _CLASSIFIERS.values():
         raise WrongTypeError(
             f"model must be a Keras classifier of this package, or a model directory. Received: {type(model).__name__}."
         )
@@ -122,12 +127,7 @@ def _check(model: Any, processor: DeiTImageProcessor | None) -> None:
         raise UserError(f"The processor gives images of {size}, and the model takes {config.grid_image_size}.")
 
 
-def _names_of_classes() -> set[str]:
-    return {name for _, name in _CLASSIFIERS.values()}
-
-
 def _write(model: Any, processor: DeiTImageProcessor, folder: Path, top_k: int | None) -> None:
-    import keras
     import tensorflow as tf
 
     height, width = model.config.grid_image_size

@@ -18,7 +18,7 @@ from deit.core.model_directory import published_files
 from deit.core.weights.files import find_weights, is_weight_file_name, number_of_bytes
 from deit.core.weights.plan import LoadingInfo, resolve_config
 from deit.keras.adapters import named_layers
-from deit.keras.vision_transformer import without_initial_values
+from deit.keras.layers import without_initial_values
 from deit.keras.weights import ArraysInMemory, ArraySource, load_arrays, published_arrays, write_arrays
 
 _KERAS_SUFFIXES = (".keras", ".h5")

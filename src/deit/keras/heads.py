@@ -13,6 +13,7 @@ from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.keras.activations import find_activation
 from deit.keras.inputs import as_pixels, as_tensor, check_patch_mask, check_pixels
+from deit.keras.layers import FileConvolution, NetworkLayer, convolution, dense
 from deit.keras.losses import infer_problem_type, masked_pixel_loss, problem_loss
 from deit.keras.outputs import (
     KerasBaseModelOutputWithPooling,
@@ -20,14 +21,7 @@ from deit.keras.outputs import (
     KerasMaskedImageModelingOutput,
     KerasModelOutput,
 )
-from deit.keras.vision_transformer import (
-    FileConvolution,
-    NetworkLayer,
-    convolution,
-    dense,
-    head_mask_per_block,
-    patch_grid,
-)
+from deit.keras.position_embedding import head_mask_per_block, patch_grid
 
 
 class KerasPooler(NetworkLayer):

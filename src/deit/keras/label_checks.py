@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import re
 import sys
@@ -169,7 +168,8 @@ def _checked(batch: Any, ranges: Mapping[str | None, ClassRange]) -> Any:
 
 def _checked_in_graph(batch: tuple[Any, ...], ranges: Mapping[str | None, ClassRange]) -> Any:
     """Returns a batch of `tf.data` that raises an error of TensorFlow, see `plain_errors`."""
-    tf = importlib.import_module("tensorflow")
+    import tensorflow as tf
+
     checks = []
     for labels, allowed in _pairs(*_parts(batch), ranges):
         if not hasattr(labels, "dtype") or not allowed.applies_to(labels.dtype.name, tuple(labels.shape)):

@@ -6,7 +6,6 @@ them.
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -141,8 +140,9 @@ def _register(output: type[KerasModelOutput]) -> None:
 
     backend = keras.backend.backend()
     if backend == "torch":  # Keras looks into structures with PyTorch's functions there; it has imported PyTorch
-        tree = importlib.import_module("torch.utils._pytree")
-        tree.register_pytree_node(
+        import torch.utils._pytree
+
+        torch.utils._pytree.register_pytree_node(
             output,
             lambda value: (list(value.to_tuple()), tuple(value)),
             lambda values, names: unflatten(names, values),
@@ -151,8 +151,9 @@ def _register(output: type[KerasModelOutput]) -> None:
         return
     optree.register_pytree_node(output, flatten, unflatten, namespace="keras")  # type: ignore[arg-type]
     if backend == "jax":
-        tree = importlib.import_module("jax.tree_util")
-        tree.register_pytree_node(output, flatten, unflatten)
+        import jax.tree_util
+
+        jax.tree_util.register_pytree_node(output, flatten, unflatten)
 
 
 for _output in (

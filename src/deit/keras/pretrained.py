@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
-from keras import ops
 
 from deit.core.config.config import DeiTConfig, ViTConfig
 from deit.core.config.vision_transformer import VisionTransformerConfig
@@ -27,19 +25,17 @@ from deit.keras.files import (
     save_model,
     torch_class_name,
 )
-from deit.keras.inputs import DATA_FORMATS, check_backend, check_inputs, labels_to_weight, name_arguments
-from deit.keras.label_checks import check_labels, checked_data, class_ranges, plain_errors
+from deit.keras.fitting import FittedModel
+from deit.keras.inputs import DATA_FORMATS, check_backend, check_inputs, name_arguments
 from deit.keras.layer_states import layer_states, restore_layer_states
-from deit.keras.optimizers import leave_undecayed, undecayed
-from deit.keras.outputs import KerasModelOutput
 from deit.keras.pruning import prune
-from deit.keras.targets import for_loss, for_metrics, main_output
+from deit.keras.targets import main_output
 
 # Arguments that are accepted because callers of transformers pass them; they change nothing.
 _WITHOUT_EFFECT = ("trust_remote_code", "from_pt", "low_cpu_mem_usage", "device_map", "attn_implementation")
 
 
-class KerasPreTrainedModel(keras.Model):
+class KerasPreTrainedModel(FittedModel):
     """What all Keras models share: a configuration, loading and saving.
 
     `TFDeiTPreTrainedModel` and `TFViTPreTrainedModel` are its kinds. All weights exist as soon as it is built.
@@ -239,141 +235,6 @@ class KerasPreTrainedModel(keras.Model):
         super().load_own_variables(without_adapters(store))
         load_adapters(self, store)
 
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns what the model was compiled with, and what its optimizer does not decay."""
-        config = super().get_compile_config()
-        plain = undecayed(self) if config else []
-        return {**config, "undecayed": plain} if plain else config
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as `get_compile_config` described."""
-        values = dict(config)
-        plain = values.pop("undecayed", None)
-        if not plain or type(self).compile is not keras.Model.compile:
-            super().compile_from_config(values)
-            return
-        self.compile(**keras.saving.deserialize_keras_object(values))
-        leave_undecayed(self, plain)
-        self.optimizer.build(self.trainable_variables)
-
-    # --- training ------------------------------------------------------------------------------------
-
-    def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
-        """Trains as `keras.Model.fit`; weights of samples and classes also act on labels that are in the inputs.
-
-        Raises:
-            ValueError: There are weights and no labels, or a class number is out of range.
-        """
-        weights = {name: options.get(name) for name in ("sample_weight", "class_weight")}
-        y = labels_to_weight(x, y, **weights)
-        validation = options.get("validation_data")
-        if isinstance(validation, (tuple, list)) and len(validation) >= 2:
-            inputs, labels, *weight = validation
-            check_labels(inputs, labels, self._class_ranges())
-            if weight:
-                labels = labels_to_weight(inputs, labels, sample_weight=weight[0], class_weight=None)
-                options["validation_data"] = (inputs, labels, weight[0])
-        elif validation is not None:
-            options["validation_data"] = checked_data(validation, self._class_ranges())
-        with self._checked(x, y) as x:
-            return super().fit(x, y, *args, **options)
-
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
-        """Scores as `keras.Model.evaluate`; weights and errors as in `fit`."""
-        y = labels_to_weight(x, y, sample_weight=options.get("sample_weight"), class_weight=None)
-        with self._checked(x, y) as x:
-            return super().evaluate(x, y, *args, **options)
-
-    def train_on_batch(
-        self,
-        x: Any,
-        y: Any = None,
-        sample_weight: Any = None,
-        class_weight: Mapping[int, float] | None = None,
-        return_dict: bool = False,
-    ) -> Any:
-        """Takes one step as `keras.Model.train_on_batch`; weights and errors as in `fit`."""
-        y = labels_to_weight(x, y, sample_weight=sample_weight, class_weight=class_weight)
-        check_labels(x, y, self._class_ranges())
-        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
-
-    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
-        """Scores one batch as `keras.Model.test_on_batch`; errors as in `fit`."""
-        check_labels(x, y, self._class_ranges())
-        return super().test_on_batch(x, y, sample_weight, return_dict)
-
-    def _class_ranges(self) -> dict[Any, Any]:
-        if "labels" not in self.call_signature_parameters:  # has no classifier
-            return {}
-        loss = None if self._compile_loss is None else self.loss
-        return class_ranges(self.config.num_labels, self.config.problem_type, loss)
-
-    @contextmanager
-    def _checked(self, x: Any, y: Any) -> Iterator[Any]:
-        """Checks labels that are there, and gives a data set that checks those of its batches."""
-        ranges = self._class_ranges()
-        check_labels(x, y, ranges)
-        with plain_errors(self):
-            yield x if y is not None else checked_data(x, ranges)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        """Returns the loss of `fit` and `evaluate`.
-
-        A loss given to `compile` compares `y` (or labels beside the pixels) with the logits; losses by the names of
-        outputs, `{"logits": ..., "cls_logits": ...}`, compare each with its targets, or all with `y` when it is one
-        array. Without one the model's own is taken: the one that it returns when the inputs hold labels (or, to
-        reconstruct, a mask), else the one of its problem type. Weights of samples (and of classes, which Keras turns
-        into them) multiply the losses of images before their mean.
-
-        Raises:
-            ValueError: There are no labels, a name is no output's, or the weights are not one for each image.
-        """
-        if self._compile_loss is not None or not isinstance(y_pred, KerasModelOutput):
-            y = x.get("labels") if y is None and isinstance(x, Mapping) else y
-            y, y_pred = for_loss(y, y_pred, self.loss)
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
-        own = y_pred.get("loss")
-        if own is None and y is None:
-            raise UserError("There is nothing to learn from. Pass y, or labels beside pixel_values in the inputs.")
-        if own is None:
-            own = self.loss_of_labels(y_pred, y, sample_weight=sample_weight)
-        elif sample_weight is not None:
-            own = self.loss_of_inputs(y_pred, x, sample_weight)
-        return own + ops.sum(ops.stack([ops.sum(loss) for loss in self.losses])) if self.losses else own
-
-    def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
-        """Returns the loss of an output by labels, each image with its weight (B,).
-
-        Raises:
-            TypeError: The model has no such loss.
-        """
-        raise WrongTypeError(f"{type(self).__name__} has no loss of its own. Pass loss= to compile.")
-
-    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
-        """Returns the loss of an output by what is in the inputs beside the pixels, each image with its weight (B,)."""
-        return self.loss_of_labels(output, inputs["labels"], sample_weight=sample_weight)
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Returns the metrics of `fit` and `evaluate`; what they compare is chosen as in `compute_loss`."""
-        if y is None and isinstance(x, Mapping):
-            y = x.get("labels")
-        if y is None and isinstance(y_pred, KerasModelOutput):
-            return self.get_metrics_result()
-        if self._compile_metrics is not None:
-            asked = (self._compile_metrics._user_metrics, self._compile_metrics._user_weighted_metrics)
-            y, y_pred = for_metrics(y, y_pred, asked)
-        return super().compute_metrics(x, y, y_pred, sample_weight)
-
-    def predict_step(self, *args: Any) -> Any:
-        """Returns the outputs of one batch without its loss, which `predict` could not join to those of others."""
-        result = super().predict_step(*args)
-        if isinstance(result, KerasModelOutput):
-            return _without_loss(result)
-        outputs, *state = result if isinstance(result, tuple) else (result,)
-        return (_without_loss(outputs), *state) if state else outputs
-
     def export(self, filepath: Any, format: str = "tf_saved_model", **options: Any) -> None:
         """Exports for serving, as `keras.Model.export`; the model needs not have been called before.
 
@@ -538,12 +399,6 @@ def _new_name(class_name: str) -> str:
     name = re.sub(r"(?<=.)([A-Z])", r"_\1", words).lower()
     count = keras.backend.get_uid(name)
     return name if count == 1 else f"{name}_{count - 1}"
-
-
-def _without_loss(output: Any) -> Any:
-    if not isinstance(output, KerasModelOutput) or "loss" not in output:
-        return output
-    return type(output)(**{name: value for name, value in output.items() if name != "loss"})
 
 
 class TFDeiTPreTrainedModel(KerasPreTrainedModel):

@@ -11,7 +11,8 @@ import numpy as np
 from keras import ops
 
 from deit.core.errors import UserError
-from deit.keras.vision_transformer import Attention, without_initial_values
+from deit.keras.layers import without_initial_values
+from deit.keras.vision_transformer import Attention
 
 
 def prune(trunk: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[int, list[int]]:

@@ -5,11 +5,7 @@ Letters in shape comments: B batch, C channels, N tokens, P patches, D embedding
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -17,149 +13,21 @@ import numpy as np
 from keras import ops
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
-from deit.core.errors import UserError
 from deit.keras.activations import find_activation
-
-_DRAWS_INITIAL_VALUES = ContextVar("draws initial values", default=True)
-
-
-@contextmanager
-def without_initial_values() -> Iterator[None]:
-    """Builds models full of zeros, which is fast, for a file to fill."""
-    token = _DRAWS_INITIAL_VALUES.set(False)
-    try:
-        yield
-    finally:
-        _DRAWS_INITIAL_VALUES.reset(token)
-
-
-class NetworkLayer(keras.layers.Layer):
-    """What the layers of the network share: `summary(expand_nested=True)` shows what is inside, and shapes."""
-
-    # Of its main output, for `summary`; None stands for the batch.
-    output_shape: tuple[int | None, ...] = ()
-
-    @property
-    def layers(self) -> list[keras.layers.Layer]:
-        """The layers directly inside, as Keras's models have them."""
-        return list(self._flatten_layers(include_self=False, recursive=False))
-
-    def __dir__(self) -> Iterable[str]:
-        # Keras's files name a layer by the first attribute that leads to it, which shall stay the one of its own.
-        return [name for name in super().__dir__() if name != "layers"]
-
-    def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
-        return {}
-
-    def finish(self, *output_shape: int | None) -> None:
-        """Says that all weights are there.
-
-        Args:
-            *output_shape: See `output_shape`.
-        """
-        self.built = True
-        show_shape(self, *output_shape)
-
-
-def show_shape(layer: Any, *output_shape: int | None, input_shape: tuple[int | None, ...] | None = None) -> None:
-    """Lets `summary` show the shape of a layer's output, also of one that was not built from a shape.
-
-    Args:
-        layer: One that is whole.
-        *output_shape: Of its main output; None stands for the batch.
-        input_shape: Where it matters, which is in models: TensorFlow writes them down with it in a SavedModel.
-    """
-    if not isinstance(layer, keras.layers.Dropout):  # which returns the shape that it was built from
-        layer.output_shape = output_shape
-    layer._build_shapes_dict = {"input_shape": input_shape or output_shape}
-
-
-def _dropout(rate: float, *output_shape: int | None, **options: Any) -> keras.layers.Dropout:
-    layer = keras.layers.Dropout(rate, **options)
-    show_shape(layer, *output_shape)
-    return layer
-
-
-def _tokens(config: VisionTransformerConfig) -> tuple[None, int, int]:
-    """Shape of the tokens of an image of the trained size."""
-    return None, config.num_prefix_tokens + config.grid_size[0] * config.grid_size[1], config.hidden_size
-
-
-def _initializer(kind: type[keras.initializers.Initializer], **options: Any) -> keras.initializers.Initializer:
-    return kind(**options) if _DRAWS_INITIAL_VALUES.get() else keras.initializers.Zeros()
-
-
-def normal_values(std: float) -> keras.initializers.Initializer:
-    """Returns what linear layers, tokens and positions start with: normal values.
-
-    PyTorch's and the paper's truncated normal cuts at -2 and 2, a hundred deviations away, which never happens.
-    """
-    return _initializer(keras.initializers.RandomNormal, stddev=std)
-
-
-def dense(inputs: int, units: int, config: VisionTransformerConfig, **options: Any) -> keras.layers.Dense:
-    """Builds a linear layer with weights at once: normal values and a bias of zeros."""
-    layer = keras.layers.Dense(units, kernel_initializer=normal_values(config.initializer_range), **options)
-    layer.build((None, inputs))
-    return layer
-
-
-def convolution(inputs: int, units: int, **options: Any) -> keras.layers.Dense:
-    """Builds a linear layer that stands for a convolution without overlap, with PyTorch's initial values of one."""
-    bound = 1.0 / math.sqrt(inputs)
-    draw = _initializer(keras.initializers.RandomUniform, minval=-bound, maxval=bound)
-    draw_bias = _initializer(keras.initializers.RandomUniform, minval=-bound, maxval=bound)
-    layer = keras.layers.Dense(units, kernel_initializer=draw, bias_initializer=draw_bias, **options)
-    layer.build((None, inputs))
-    return layer
-
-
-@dataclass(frozen=True)
-class FileConvolution:
-    """Says that files hold a linear layer as a convolution (outputs, channels, height, width).
-
-    Attributes:
-        layer: Result of `convolution`.
-        kernel_size: (height, width).
-    """
-
-    layer: keras.layers.Dense
-    kernel_size: tuple[int, int]
-
-
-def _norm(config: VisionTransformerConfig, **options: Any) -> keras.layers.LayerNormalization:
-    layer = keras.layers.LayerNormalization(epsilon=config.layer_norm_eps, **options)
-    layer.build(_tokens(config))
-    return layer
-
-
-def as_rows(x: Any) -> Any:
-    """Turns (B, N, D) into (B x N, D): XLA multiplies two matrices up to 1.4 times faster than a batch with one."""
-    return ops.reshape(x, (-1, x.shape[-1]))
-
-
-class DropPath(NetworkLayer):
-    """Skips a residual branch for some samples while training, and scales the others up (stochastic depth).
-
-    Args:
-        rate: Probability of skipping.
-        *output_shape: See `NetworkLayer`.
-    """
-
-    def __init__(self, rate: float, *output_shape: int | None, **options: Any) -> None:
-        super().__init__(**options)
-        self.rate = rate
-        self.seed_generator = keras.random.SeedGenerator() if rate > 0 else None
-        self.finish(*output_shape)
-
-    def call(self, x: Any, training: bool = False) -> Any:
-        """Returns (B, N, D), in evaluation the input itself."""
-        if not training or self.rate == 0.0:
-            return x
-        drawn = keras.random.uniform((ops.shape(x)[0], 1, 1), dtype="float32", seed=self.seed_generator)
-        kept = x * ops.cast(drawn >= self.rate, x.dtype)
-        return kept / (1.0 - self.rate) if self.rate < 1.0 else kept
+from deit.keras.layers import (
+    DropPath,
+    FileConvolution,
+    LayerScale,
+    NetworkLayer,
+    as_rows,
+    convolution,
+    dense,
+    dropout,
+    norm,
+    normal_values,
+    token_shape,
+)
+from deit.keras.position_embedding import patch_grid, resize_position_embedding
 
 
 class PatchEmbed(NetworkLayer):
@@ -217,10 +85,10 @@ class Attention(NetworkLayer):
         with keras.name_scope(self.name):
             self.qkv = dense(width, 3 * inner, config, use_bias=config.qkv_bias, name="qkv", dtype=self.dtype_policy)
             self.proj = dense(inner, width, config, name="proj", dtype=self.dtype_policy)
-            tokens = _tokens(config)[1]
+            tokens = token_shape(config)[1]
             shape = (None, len(self.heads), tokens, tokens)
-            self.drop = _dropout(config.attention_probs_dropout_prob, *shape, name="drop", dtype=self.dtype_policy)
-        self.finish(*_tokens(config))
+            self.drop = dropout(config.attention_probs_dropout_prob, *shape, name="drop", dtype=self.dtype_policy)
+        self.finish(*token_shape(config))
 
     def call(
         self, x: Any, head_mask: Any = None, *, need_probabilities: bool = False, training: bool = False
@@ -274,7 +142,7 @@ class Mlp(NetworkLayer):
             self.fc1 = dense(config.hidden_size, config.intermediate_size, config, name="fc1", dtype=self.dtype_policy)
             self.fc2 = dense(config.intermediate_size, config.hidden_size, config, name="fc2", dtype=self.dtype_policy)
             self.activation = find_activation(config.hidden_act, dtype=self.dtype_policy)
-        self.finish(*_tokens(config))
+        self.finish(*token_shape(config))
 
     def call(self, x: Any) -> Any:
         """Maps (B, N, D) to (B, N, D)."""
@@ -289,30 +157,6 @@ class Mlp(NetworkLayer):
         return parts
 
 
-class LayerScale(NetworkLayer):
-    """Multiplies each channel of a residual branch by a learnt number (DeiT III).
-
-    Args:
-        shape: Of what it multiplies, (None, N, D).
-        initial_value: What every factor starts with; small, so that a deep network starts near the identity.
-    """
-
-    def __init__(self, shape: tuple[None, int, int], initial_value: float, **options: Any) -> None:
-        super().__init__(**options)
-        with keras.name_scope(self.name):
-            start = keras.initializers.Constant(initial_value)
-            self.gamma = self.add_weight(shape=shape[-1:], initializer=start, name="gamma")
-        self.finish(*shape)
-
-    def call(self, x: Any) -> Any:
-        """Returns (B, N, D)."""
-        return x * ops.cast(self.gamma, x.dtype)
-
-    def network_parts(self) -> dict[str, Any]:
-        """Returns its tensor by its name in the network."""
-        return {"gamma": self.gamma}
-
-
 class Block(NetworkLayer):
     """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input."""
 
@@ -321,20 +165,20 @@ class Block(NetworkLayer):
     ) -> None:
         super().__init__(**options)
         with keras.name_scope(self.name):
-            self.norm1 = _norm(config, name="norm1", dtype=self.dtype_policy)
+            self.norm1 = norm(config, name="norm1", dtype=self.dtype_policy)
             self.attn = Attention(config, pruned_heads, name="attn", dtype=self.dtype_policy)
             self.ls1 = self._layer_scale(config, "ls1")
-            self.norm2 = _norm(config, name="norm2", dtype=self.dtype_policy)
+            self.norm2 = norm(config, name="norm2", dtype=self.dtype_policy)
             self.mlp = Mlp(config, name="mlp", dtype=self.dtype_policy)
             self.ls2 = self._layer_scale(config, "ls2")
-            shape = _tokens(config)
-            self.drop = _dropout(config.hidden_dropout_prob, *shape, name="drop", dtype=self.dtype_policy)
+            shape = token_shape(config)
+            self.drop = dropout(config.hidden_dropout_prob, *shape, name="drop", dtype=self.dtype_policy)
             self.drop_path = DropPath(drop_path_rate, *shape, name="drop_path", dtype=self.dtype_policy)
         self.finish(*shape)
 
     def _layer_scale(self, config: VisionTransformerConfig, name: str) -> LayerScale | None:
         return (
-            LayerScale(_tokens(config), config.layer_scale_init, name=name, dtype=self.dtype_policy)
+            LayerScale(token_shape(config), config.layer_scale_init, name=name, dtype=self.dtype_policy)
             if config.layer_scale_init
             else None
         )
@@ -392,15 +236,15 @@ class KerasVisionTransformer(NetworkLayer):
                     shape=(1, 1, config.hidden_size), initializer="zeros", name="mask_token"
                 )
             self.pos_embed = self._token("pos_embed", positions)
-            shape = _tokens(config)
-            self.pos_drop = _dropout(config.hidden_dropout_prob, *shape, name="pos_drop", dtype=self.dtype_policy)
+            shape = token_shape(config)
+            self.pos_drop = dropout(config.hidden_dropout_prob, *shape, name="pos_drop", dtype=self.dtype_policy)
             rates = [config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
             pruned = config.pruned_heads
             self.blocks = [
                 Block(config, rate, pruned.get(i, ()), name=f"blocks_{i}", dtype=self.dtype_policy)
                 for i, rate in enumerate(rates)
             ]
-            self.norm = _norm(config, name="norm", dtype=self.dtype_policy)
+            self.norm = norm(config, name="norm", dtype=self.dtype_policy)
         self.finish(*shape)
 
     def _token(self, name: str, count: int) -> Any:
@@ -474,75 +318,3 @@ class KerasVisionTransformer(NetworkLayer):
     def _mask(self, patches: Any, patch_mask: Any) -> Any:
         mask = ops.cast(patch_mask, patches.dtype)[:, :, None]
         return patches * (1.0 - mask) + ops.cast(self.mask_token, patches.dtype) * mask
-
-
-# --- positions ----------------------------------------------------------------------------------------
-
-
-def patch_grid(size: tuple[int | None, ...], config: VisionTransformerConfig) -> tuple[int, int]:
-    """Returns the patches per column and row of an image; a side that is not known yet (None) is the trained one."""
-    height, width = (own if side is None else side for side, own in zip(size, config.grid_image_size, strict=True))
-    patch_height, patch_width = config.grid_patch_size
-    return height // patch_height, width // patch_width
-
-
-def resize_position_embedding(
-    positions: Any, old_grid: tuple[int, int], new_grid: tuple[int, int], *, num_prefix_positions: int
-) -> Any:
-    """Resizes the patch part of a position embedding; numbers as those of PyTorch's bicubic interpolation.
-
-    Args:
-        positions: (1, prefix + rows x columns, D), patches row by row.
-        old_grid: (rows, columns) of `positions`.
-        new_grid: (rows, columns) asked for; an equal grid returns `positions` itself.
-        num_prefix_positions: How many positions stand before the patches (0 for DeiT III).
-
-    Returns:
-        (1, prefix + new rows x new columns, D).
-    """
-    if new_grid == old_grid:
-        return positions
-    (rows, columns), (new_rows, new_columns) = old_grid, new_grid
-    width = positions.shape[-1]
-    prefix, patches = positions[:, :num_prefix_positions], positions[:, num_prefix_positions:]
-    downwards = ops.convert_to_tensor(bicubic_matrix(rows, new_rows), dtype=positions.dtype)
-    across = ops.convert_to_tensor(bicubic_matrix(columns, new_columns), dtype=positions.dtype)
-    patches = ops.matmul(downwards, ops.reshape(patches, (rows, columns * width)))
-    patches = ops.matmul(across, ops.reshape(patches, (new_rows, columns, width)))  # (new rows, new columns, D)
-    return ops.concatenate([prefix, ops.reshape(patches, (1, new_rows * new_columns, width))], axis=1)
-
-
-def bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """Returns what resizes a line of numbers as PyTorch does: (new, old), cubic with a = -0.75, edges repeated."""
-    sharpness = -0.75
-    places = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(places).astype(int)
-    matrix = np.zeros((new, old))
-    for offset in (-1, 0, 1, 2):
-        x = np.abs(places - first - offset)
-        near = (sharpness + 2) * x**3 - (sharpness + 3) * x**2 + 1
-        far = sharpness * (x**3 - 5 * x**2 + 8 * x - 4)
-        np.add.at(matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(x <= 1, near, far))
-    return matrix.astype(np.float32)
-
-
-def head_mask_per_block(head_mask: Any, depth: int, heads: int) -> Any:
-    """Returns a head mask as (L, B or 1, H or 1, N or 1, N or 1); a row is what multiplies a block's probabilities.
-
-    Args:
-        head_mask: (H,), (L, H), or already of five dimensions.
-        depth: L.
-        heads: H; heads that were pruned are counted too.
-
-    Raises:
-        ValueError: The mask has the wrong shape.
-    """
-    shape = tuple(head_mask.shape)
-    if shape in ((heads,), (depth, heads)):
-        head_mask = ops.reshape(head_mask, (-1, 1, heads, 1, 1))
-    elif len(shape) != 5 or shape[0] not in (1, depth) or shape[2] not in (1, heads):
-        raise UserError(
-            f"head_mask must have the shape (heads,) = ({heads},) or (layers, heads) = ({depth}, {heads}), or five "
-            f"dimensions (layers, batch, heads, tokens, tokens). Received: {shape}."
-        )
-    return ops.broadcast_to(head_mask, (depth, *head_mask.shape[1:]))

@@ -6,7 +6,6 @@ place that knows it. Names are translated by the table in `deit.core.weights.nam
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,9 @@ from deit.core.file_names import WEIGHTS_NAME
 from deit.core.weights.files import TensorEntry, WeightFiles, distribute, read_header, shard_name, with_variant
 from deit.core.weights.names import Part, detect_dialect, layout
 from deit.core.weights.plan import LoadingInfo, plan_loading, refuse_missing_trunk
-from deit.keras.vision_transformer import FileConvolution, resize_position_embedding
+from deit.keras.layers import FileConvolution
+from deit.keras.pickled_weights import read_pickles
+from deit.keras.position_embedding import resize_position_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class ArraySource:
         self._entries: dict[str, TensorEntry] = {}
         self._arrays: dict[str, np.ndarray] = {}
         if weights.pickled:
-            self._arrays = _read_pickles(weights)
+            self._arrays = read_pickles(weights)
             self.shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
             return
         for file in weights.files:
@@ -204,27 +205,6 @@ class ArraySource:
 
 
 _NOWHERE = TensorEntry(file=Path(), dtype="", shape=(), offset=0, size=0)
-
-
-def _read_pickles(weights: WeightFiles) -> dict[str, np.ndarray]:
-    try:  # by name, because Keras files never import PyTorch otherwise
-        torch = importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{weights.main} is a PyTorch pickle, which needs the 'torch' package. Save the weights as "
-            'model.safetensors where PyTorch is installed, or install it with: pip install "deit[torch]"',
-            name="torch",
-        ) from error
-    source = importlib.import_module("deit.models.weights.tensor_source").open_source(weights)
-    arrays = {}
-    for name, shape in source.shapes.items():
-        tensor = torch.empty(shape, dtype=source.dtypes[name])
-        source.read_into({name: tensor})
-        if tensor.dtype == torch.bfloat16:
-            arrays[name] = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        else:
-            arrays[name] = tensor.numpy()
-    return arrays
 
 
 @dataclass(frozen=True)
