@@ -96,7 +96,7 @@ def encode(
     interpolate_pos_encoding: bool | None,
     training: bool | None,
 ) -> KerasBaseModelOutputWithPooling:
-    """Runs the trunk and the pooler of a bare model; arguments as in `TFDeiTModel.call`."""
+    """Runs the trunk and the pooler of a bare model; arguments as in `BareModel.call`."""
     config = model.config
     pixels, mask = as_pixels(pixel_values), as_tensor(bool_masked_pos)
     check_pixels(tuple(pixels.shape), model, bool(interpolate_pos_encoding))
