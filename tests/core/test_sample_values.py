@@ -128,9 +128,7 @@ def test_colours_of_16_bits_keep_their_high_bytes_and_are_refused_where_those_ar
     bright = png_of_16_bits([65535, 0, 257, 256 * 100, 256 * 200, 0])
     assert np.asarray(load_image(bright)).ravel().tolist() == [255, 0, 1, 100, 200, 0]
     dark = png_of_16_bits([4095, 0, 1000, 100, 200, 0])  # 12 bits in 16
-    with pytest.raises(
-        ValueRangeError, match="16-bit colours, of which the high bytes are read, and these reach 15 of"
-    ):
+    with pytest.raises(ValueRangeError, match="16-bit colors, of which the high bytes are read, and these reach 15 of"):
         load_image(dark)
     assert np.asarray(load_image(dark, value_range=(0, 65535))).ravel().tolist() == [15, 0, 3, 0, 0, 0]
     with pytest.raises(ValueRangeError, match="cannot be applied"):

@@ -1,4 +1,4 @@
-"""The commands put together. Nothing heavy is imported before a command runs, so help is instant."""
+"""Puts the commands together. Imports nothing heavy before a command runs, so that help is fast."""
 
 from __future__ import annotations
 

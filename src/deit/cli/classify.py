@@ -1,4 +1,4 @@
-"""`deit classify`: what is in these images."""
+"""`deit classify`: predicts the classes of images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def classify(
 
 
 def _is_file(stream: TextIO) -> bool:
-    """Whether what is printed goes into a file: what reads from a pipe may print to the terminal itself."""
+    """Whether a stream writes to a file. A program that reads from a pipe may print to the terminal itself."""
     try:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except (OSError, ValueError):  # replaced by something that is no file of the system
@@ -95,7 +95,7 @@ def _printed(names: Sequence[str | None], *, as_json: bool, silent: bool) -> Abs
 
 
 def _tell(results: Iterator[Classified], total: int, takes: list[Take], *, shown: bool) -> tuple[int, list[Classified]]:
-    """Gives each result to what prints and writes; returns how many have an answer, and those that have none."""
+    """Passes each result to the writers. Returns the number of predictions, and the results without one."""
     used, broken = 0, []
     with progress_bar("Classifying", shown=shown) as update:
         for number, result in enumerate(results, start=1):

@@ -1,4 +1,4 @@
-"""`deit embed`: images as features; and what `deit evaluate --knn` prints of them."""
+"""`deit embed`: writes the features of images. Also prints the scores of `deit evaluate --knn`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def evaluate_features_of(
     value_range: tuple[float, float] | None,
     as_json: bool,
 ) -> None:
-    """Prints how well the features of `data` are told apart by those of `known`; processes of torchrun share both."""
+    """Prints k-nearest-neighbor scores of the features of `data` among those of `known`. Processes share both."""
     from deit.evaluate.features import NEIGHBOURS, evaluate_features
     from deit.inference.embedder import Embedder
     from deit.runtime.processes import process_group
@@ -148,7 +148,7 @@ def _notes(result: FeatureEvaluation) -> list[str]:
 
 
 def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
-    """Opens known images as `train` and others as `val`: two data sets, or one that is divided."""
+    """Opens known images as `train` and queries as `val`: two data sets, or one that is split."""
     from deit.data.duplicates import count_shared
     from deit.data.open_data import open_data, open_labelled
     from deit.data.sources import Data

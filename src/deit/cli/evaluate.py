@@ -1,4 +1,4 @@
-"""`deit evaluate`: how good a model is on labelled images."""
+"""`deit evaluate`: measures a model on labeled images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deit.cli.terminal.parameters import (
     ImageColumn,
     InferenceBatchSize,
     LabelColumn,
-    LabelledImages,
+    LabeledImages,
     Model,
     Strict,
     ValueRange,
@@ -64,7 +64,7 @@ Known = Annotated[
 def evaluate(
     context: typer.Context,
     model: Model,
-    data: LabelledImages,
+    data: LabeledImages,
     teacher: Teacher = None,
     head: Head = "",
     report: Annotated[
@@ -117,7 +117,7 @@ def evaluate(
 
 
 def _tell(result: Evaluation, source: Source, context: typer.Context, notes: list[str], folder: Path) -> None:
-    """Prints a result, and writes the report that was asked for."""
+    """Prints a result, and writes the report if one was requested."""
     from deit.data.sources import place_of
 
     given = context.params
@@ -185,7 +185,7 @@ def _open(data: str, runner: TorchRunner, options: dict[str, Any], *, silent: bo
 
 
 def _bar(label: str, *, shown: bool) -> AbstractContextManager[Any]:
-    """A progress bar; of several processes the first one alone shows it."""
+    """Returns a progress bar, which only the first of several processes shows."""
     return progress_bar(label) if shown else nullcontext(lambda *_: None)
 
 
@@ -202,7 +202,7 @@ def _held_out(model: Path, source: Source) -> Source:
 
 
 def _readable(source: Source, result: Evaluation) -> Source:
-    """Returns the images that a result is of."""
+    """Returns the images of a result, without those that could not be read."""
     import numpy as np
 
     from deit.data.sources import Subset
@@ -264,13 +264,13 @@ def _write_report(
 
 
 def _settings(context: typer.Context) -> dict[str, str]:
-    """What was asked for, defaults included."""
+    """Returns all options, defaults included."""
     given = {name: value for name, value in context.params.items() if name not in ("report", "as_json", "knn")}
     return {name.replace("_", " "): str(value) for name, value in given.items() if value not in (None, "")}
 
 
 def _command(context: typer.Context) -> str:
-    """The command as it was given, without the defaults."""
+    """Returns the command line, without options at their defaults."""
     words = ["deit", "evaluate"]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")

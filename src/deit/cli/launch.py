@@ -1,4 +1,4 @@
-"""Several processes on this machine, as `torchrun --standalone` starts them, without a report of its own on errors."""
+"""Runs a command in several processes on this machine, as `torchrun --standalone`, without its error report."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _AFTERWARDS = "The system does so when memory runs out. A training goes on from 
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Runs a command in several processes that work together; the first of them speaks for all.
+    """Runs a command in several processes that work together. The first of them prints.
 
-    torchrun follows an error with a traceback of its own and a table; here what the processes say is all there is.
+    torchrun adds a traceback and a table to every error. This prints only what the processes print.
 
     Args:
         processes: How many.

@@ -1,4 +1,4 @@
-"""`deit pretrain`: from images without labels to weights that a classifier can start from."""
+"""`deit pretrain`: trains on unlabeled images; a classifier can start from the weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE, DEFAULT_STUDENT = "simmim-100", "deit-tiny-distilled-patch16-224"
 
-UnlabelledImages = Annotated[
+UnlabeledImages = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
@@ -84,7 +84,7 @@ Settings = Annotated[
 
 @reports_errors
 def pretrain(
-    data: UnlabelledImages,
+    data: UnlabeledImages,
     out: RunFolder,
     student: StudentName = None,
     init: InitialWeights = None,
@@ -132,7 +132,7 @@ def pretrain(
 
 
 def _left_to_the_data(name_or_path: str | None, chosen: Iterable[str]) -> list[str]:
-    """Returns the settings that follow from the data: those of a recipe that is meant for large ones, not of a file."""
+    """Returns the names of settings to fit to the data: of a recipe for large data, none of a recipe from a file."""
     from deit.train.recipes.catalog import is_recipe_file
 
     if name_or_path is not None and is_recipe_file(name_or_path):
@@ -141,7 +141,7 @@ def _left_to_the_data(name_or_path: str | None, chosen: Iterable[str]) -> list[s
 
 
 def _fitted(recipe: Recipe, images: Data, built: Student, free: list[str], processes: Processes) -> Recipe:
-    """Returns the recipe with the batch size and the mask patch that fit the data, and says so."""
+    """Returns the recipe with a batch size and a mask patch that fit the data, and prints the changes."""
     from deit.train.recipes.fitting import fitting_batch, fitting_mask_patch
 
     count, size = len(images.train.labels), built.processor.output_size
@@ -189,7 +189,7 @@ def _open_recipe(name_or_path: str | None, init: str | None, config: str) -> Rec
 
 
 def _resolved(recipe: Recipe, student: str | None, init: str | None, image_size: int | None) -> Recipe:
-    """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
+    """Returns the recipe with student and weights filled in. Checks that they exist, before any image is read."""
     from deit.train.students.start import resolved_start
 
     resolved = resolved_start(recipe, student=student, init=init, image_size=image_size, open_weights=True)

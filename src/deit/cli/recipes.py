@@ -1,4 +1,4 @@
-"""`deit recipes`: the named recipes, and all that is known about one."""
+"""`deit recipes`: lists the training recipes, or shows one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deit train`: from images with labels to a model directory."""
+"""`deit train`: trains a classifier on labeled images and writes a model directory."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _open_recipe(name_or_path: str | None, init: str | None) -> Recipe:
 def _resolved(
     recipe: Recipe, student: str | None, init: str | None, image_size: int | None, teachers: list[str]
 ) -> Recipe:
-    """Returns the recipe with everything that a run starts from, which is there; nothing else was read yet."""
+    """Returns the recipe with student and weights filled in. Checks that they exist, before any image is read."""
     from deit.core.published import VARIANTS
     from deit.train.students.start import resolved_start
 
@@ -201,7 +201,7 @@ def _no_distillation_head(student: str) -> UserError:
 
 
 def _open_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> Any:
-    """Opens the teachers; a cache that was written speaks for the recipe's."""
+    """Opens the teachers, unless a cache already holds the outputs of the recipe's."""
     from deit.train.teachers.cache import is_cache
     from deit.train.teachers.teacher import open_teachers
 
@@ -219,7 +219,7 @@ def _open_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> Any:
 
 
 def _label_settings(text: str | None) -> dict[str, Any]:
-    """Turns "10" or "1%" into settings."""
+    """Returns the settings for --labels: "10" or "1%"."""
     if text is None:
         return {}
     number = text.strip().removesuffix("%").strip()
@@ -299,12 +299,12 @@ def _build_task(teachers: Any, images: Data, recipe: Recipe, *, taught: bool) ->
 def _print_plan(images: Data, recipe: Recipe, built: Student, *, taught: bool, teacher_cache: Path | None) -> None:
     from deit.data.few_labels import count_unlabelled, labelled_again
 
-    count, unlabelled = len(images.train.labels), count_unlabelled(images.train)
+    count, unlabeled = len(images.train.labels), count_unlabelled(images.train)
     again = len(labelled_again(images.train, recipe.data.labelled_share))
     few = ""
-    if unlabelled:
-        shown = (count - unlabelled + again) / (count + again)
-        few = f" ({count - unlabelled} with a label, {shown:.0%} of what is shown)"
+    if unlabeled:
+        shown = (count - unlabeled + again) / (count + again)
+        few = f" ({count - unlabeled} with a label, {shown:.0%} of what is shown)"
     teacher = ", ".join(recipe.teacher) or "none"
     if teacher_cache is not None:
         teacher = f"what {teacher_cache} recorded"

@@ -30,7 +30,7 @@ class WrongTypeError(UserError, TypeError):
 
 
 class WrongStateError(UserError, RuntimeError):
-    """The process or the model is not in a state in which this can be done."""
+    """The operation is not possible in the current state of the process or model."""
 
 
 class MissingPackageError(ImportError, UserError):
@@ -50,7 +50,7 @@ class ShapeError(UserError, RuntimeError):
 
 
 def shown(value: object) -> str:
-    """Returns `repr(value)`, shortened: a message never holds more than a few hundred characters of its input.
+    """Returns `repr(value)`, shortened to a few hundred characters for a message.
 
     Examples:
         >>> shown("a" * 1000)
@@ -64,12 +64,12 @@ class ImageError(UserError):
 
 
 class ValueRangeError(ImageError):
-    """What the values of an image mean cannot be known; the setting `value_range` says it."""
+    """The range of an image's values is unknown. Set `value_range`."""
 
 
 @contextmanager
 def parsing(path: Path, kind: str) -> Iterator[None]:
-    """Turns every error of a parser into `DamagedFileError`. Parse inside the block, and nothing else.
+    """Converts every error of a parser to `DamagedFileError`. The block must do nothing but parse.
 
     Args:
         path: File that is parsed.
@@ -89,12 +89,12 @@ def parsing(path: Path, kind: str) -> Iterator[None]:
 
 
 def read_bytes(path: Path, kind: str, most: int) -> bytes:
-    """Reads a small file whole; never a pipe or a device, which may wait or go on for ever.
+    """Reads a small file whole. Rejects pipes and devices, which may block or never end.
 
     Args:
         path: The file.
         kind: What it should be, with its article, for the message.
-        most: Bytes it may have.
+        most: Maximum size in bytes.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -119,7 +119,7 @@ def read_json(path: Path, kind: str, most: int = MOST_JSON_BYTES) -> dict[str, A
     Args:
         path: The file.
         kind: What it should be, with its article, for the message.
-        most: Bytes it may have.
+        most: Maximum size in bytes.
 
     Raises:
         FileNotFoundError: There is no such file.

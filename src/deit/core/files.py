@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and what a killed process left of them."""
+"""Writes files and folders atomically, and removes temporary ones that killed processes left."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deit.core.writing import writing
 
 
 def at_home(path: str) -> str:
-    """Returns a path whose leading ~ is the home folder, as a shell has it; what exists under its own name stays.
+    """Expands a leading ~ to the home folder, unless a file of that very name exists.
 
-    Shells do so only with a ~ that begins a word, not in --out=~/run, quotes, or a file of settings.
+    Shells do not expand --out=~/run, quoted words, or settings in files.
     """
     return path if not path.startswith("~") or os.path.lexists(path) else os.path.expanduser(path)
 
@@ -27,14 +27,14 @@ _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile` names them b
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old content or the new one, never a part."""
+    """Writes a text file atomically: readers see the old content or the new one."""
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary file to write into; on success it takes the place of `path`, on an error nothing is changed.
+    """Yields a temporary file that replaces `path` on success. On an error, changes nothing.
 
     Args:
         path: What shall be written.
@@ -55,16 +55,15 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
-    """Writes indented JSON so that a reader sees the old content or the new one, never a part."""
+    """Writes indented JSON atomically: readers see the old content or the new one."""
     write_text_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager
 def replace_folder_content(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder to write into; on success its files appear in `folder`.
+    """Yields a temporary folder whose files appear in `folder` on success. On an error, changes nothing.
 
-    A folder that does not exist yet appears in one rename. Into one that exists, each file is moved by a
-    rename of its own; files of other names stay. On an error nothing is changed.
+    A new folder appears in one rename. Into an existing folder, each file is renamed by itself; other files stay.
 
     Args:
         folder: Where the files shall be.
@@ -94,14 +93,14 @@ def replace_folder_content(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Removes temporary files and folders of processes that were killed while they wrote.
+    """Removes temporary files and folders of killed processes.
 
-    Only what the functions of this module made, and only if no living process is at it: each holds a lock of the
-    operating system, which ends with the process. Where the file system has no such locks everything stays.
+    Removes only files of this module that no running process uses: each process holds a lock of the operating system,
+    which ends with it. On file systems without locks, removes nothing.
 
     Args:
-        folder: In which to look; it need not exist.
-        name: What the file or folder was going to be; any when "*".
+        folder: Folder to search; it may be missing.
+        name: Final name of the file or folder; "*" for all.
     """
     escaped = name.replace("[", "[[]")
     inner = folder.glob(f"..{escaped}.*.tmp.*.tmp")  # a model directory that was written into a temporary folder
@@ -129,7 +128,7 @@ def _temporary_beside(path: Path, *, directory: bool) -> Iterator[Path]:
 
 
 def _new_temporary(path: Path, *, directory: bool) -> tuple[Path, int]:
-    """Makes an empty file or folder and locks it; returns it with the open file that holds the lock."""
+    """Creates an empty file or folder and locks it. Returns it with the file descriptor that holds the lock."""
     prefix, suffix = f".{path.name}.", ".tmp"
     while True:
         if directory:
@@ -171,13 +170,13 @@ def _umask() -> int:
 
 
 def sync_file(path: Path) -> None:
-    """Waits until the content of a file is on the disk."""
+    """Flushes the content of a file to the disk."""
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Flushes the entries of a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

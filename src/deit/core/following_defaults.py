@@ -1,4 +1,4 @@
-"""Defaults that follow another setting, the same in PyTorch and in Keras."""
+"""Defines defaults that depend on another setting, for PyTorch and Keras."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class FollowingDefault(float):
-    """A default that follows another setting: it is worked out anew when that setting changes, chosen numbers are not.
+    """A default that depends on another setting. It changes with that setting; a chosen number does not.
 
-    A number like any other otherwise, so that it survives `dataclasses.replace` and copies.
+    It is a float, so that it survives `dataclasses.replace` and copies.
     """
 
 
@@ -26,7 +26,7 @@ FOLLOWING: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def following(name: str, value: float | None, followed: str) -> float:
-    """Returns the value of a setting of `FOLLOWING`: the one chosen, or else the one that belongs to `followed`."""
+    """Returns the value of a setting of `FOLLOWING`: the chosen one, or the default for `followed`."""
     if value is None or isinstance(value, FollowingDefault):
         return FollowingDefault(FOLLOWING[name][1].get(followed, 1.0))  # an unknown one is refused by who asks
     return value

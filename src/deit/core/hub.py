@@ -1,4 +1,4 @@
-"""Names of published models: from a name or a path to a local folder.
+"""Downloads models from the Hugging Face Hub, and uploads them.
 
 Everything that goes over the network goes through huggingface_hub, which brings the cache (`HF_HOME`), the offline
 mode (`HF_HUB_OFFLINE`), mirrors (`HF_ENDPOINT`) and tokens. Only data is fetched: configuration, preprocessing and
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from deit.core.errors import UserError
+from deit.core.errors import UserError, parsing
 from deit.core.file_names import CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, PROCESSOR_NAME
 from deit.core.printable import markdown_text
 from deit.core.published import VARIANTS
@@ -29,7 +29,7 @@ _FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions:
-    """How to ask the hub; the fields are the arguments of `from_pretrained` of that name.
+    """Options of a download, named as the arguments of `from_pretrained`.
 
     Attributes:
         revision: Branch, tag or commit; None takes the main branch. Name a commit to get the same files for ever.
@@ -63,9 +63,9 @@ class HubOptions:
 
 
 def is_hub_name(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether a string names a model on the hub rather than something on this machine.
+    """Whether a string names a model on the hub.
 
-    What exists on this machine wins, and a path object is always a path.
+    An existing file or folder of that name takes precedence. A path object is always a path.
     """
     if not isinstance(name_or_path, str) or os.path.exists(name_or_path):
         return False
@@ -83,7 +83,7 @@ def local_path(
     variant: str | None = None,
     use_safetensors: bool | None = None,
 ) -> Path:
-    """Returns the folder (or file) on this machine that holds a model; a name is downloaded first.
+    """Returns the local folder or file of a model. Downloads it if it is a name on the hub.
 
     Args:
         name_or_path: Folder or file; a short name of `VARIANTS` such as "deit-tiny-patch16-224"; or a name on the
@@ -136,7 +136,7 @@ def _hint(name_or_path: str | os.PathLike[str]) -> str:
 
 
 def _file_groups(need: str, subfolder: str, variant: str | None, use_safetensors: bool | None) -> list[tuple[str, ...]]:
-    """Returns patterns to fetch; a later group only when the ones before it brought no weights."""
+    """Returns groups of file patterns to download. A later group is used only if the earlier ones had no weights."""
     prefix = f"{subfolder}/" if subfolder else ""
     small = {"config": (CONFIG_NAME,), "processor": (*_PROCESSOR_FILES, CONFIG_NAME)}
     if need in small:
@@ -212,7 +212,7 @@ def _unreachable(name: str, error: Exception, options: HubOptions) -> OSError:
 
 
 def _status(error: Exception) -> int | None:
-    """Returns the HTTP status that the hub answered with, if it answered."""
+    """Returns the HTTP status of the hub's answer, if there was one."""
     status: int | None = getattr(getattr(error, "response", None), "status_code", None)
     return status
 
@@ -234,7 +234,7 @@ def upload_folder(
     create_pr: bool = False,
     tags: Sequence[str] = (),
 ) -> str:
-    """Uploads files of a folder to the hub; the repository is made if it is missing.
+    """Uploads files of a folder to the hub. Creates the repository if it does not exist.
 
     Args:
         folder: Where they are.
@@ -281,7 +281,7 @@ def upload_folder(
 
 
 def _uploading() -> tuple[Any, tuple[type[Exception], ...]]:
-    """Returns huggingface_hub, and what its functions raise when something is wrong with a request."""
+    """Returns huggingface_hub and the exceptions that its requests raise."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -300,7 +300,8 @@ def _write_tags(folder: Path, name: str, tags: Sequence[str], token: str | bool 
     file = folder / CARD_NAME
     try:
         path = file if file.is_file() else huggingface_hub.hf_hub_download(name, CARD_NAME, token=token)
-        card = ModelCard.load(path)
+        with parsing(Path(path), "a model card"):
+            card = ModelCard.load(path)
     except errors.EntryNotFoundError:
         title = markdown_text(name.rpartition("/")[2])
         card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {title}\n")  # transformers opens the files, too
@@ -309,7 +310,7 @@ def _write_tags(folder: Path, name: str, tags: Sequence[str], token: str | bool 
 
 
 def _not_uploaded(name: str, revision: str | None, error: Exception) -> Exception:
-    """Returns the error to raise for one of huggingface_hub's."""
+    """Converts an error of huggingface_hub."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):

@@ -1,4 +1,4 @@
-"""Which images a model has learnt from, kept in its directory as hashes of their bytes, and which it meets again."""
+"""Records which images a model was trained on, as hashes of their bytes, and counts those that it meets again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deit.core.file_names import IMAGES_NAME
 from deit.core.files import replaced_file
 from deit.core.printable import counted
 
-# What an image was to a model; one may have been several things.
+# Roles of an image for a model; one may have several.
 LEARNT, INITIAL, MEASURED, TAUGHT = 1, 2, 4, 8
 
 _ENTRY = np.dtype([("hash", "<u8"), ("role", "u1")])  # 9 bytes; ImageNet's images need 12 MB
@@ -24,7 +24,7 @@ _KIND = "a list of image hashes"
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How many images a model has met before; an image counts where it weighs most, in this order.
+    """Numbers of images that a model has met before. An image is counted once, under the first kind that applies.
 
     Attributes:
         images: Number of images looked at.
@@ -32,7 +32,7 @@ class Overlap:
         initial: Those that the weights were trained on that it began with.
         taught: Those that its teacher was trained on.
         measured: Those, of all, that training scored the model on, and may have been chosen by.
-        unrecorded: Models that it descends from, or learnt from, whose own images are not recorded.
+        unrecorded: Models that it descends from, or learned from, whose own images are not recorded.
     """
 
     images: int
@@ -43,7 +43,7 @@ class Overlap:
     unrecorded: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """Says it in sentences; none where nothing was met before."""
+        """Returns sentences that describe the overlap; none without one."""
         notes = []
         if self.learnt:
             notes.append(f"The model was trained on {self._of(self.learnt)}, so the scores are too good.")
@@ -64,7 +64,7 @@ class Overlap:
 
 
 class KnownImages:
-    """Hashes of images, and what each was to a model.
+    """Hashes of images, with the role of each for a model.
 
     Args:
         hashes: (N,) uint64, sorted and different.
@@ -83,7 +83,7 @@ class KnownImages:
     def merge(
         cls, parts: Iterable[tuple[npt.NDArray[np.uint64], int | npt.NDArray[np.uint8]]], unrecorded: Iterable[str] = ()
     ) -> KnownImages:
-        """Puts hashes with their roles together; a hash that comes several times gets all its roles."""
+        """Merges lists of hashes. A hash that occurs several times gets all its roles."""
         pairs = [(hashes, np.broadcast_to(np.asarray(role, np.uint8), hashes.shape)) for hashes, role in parts]
         hashes = np.concatenate([np.zeros(0, np.uint64), *(each for each, _ in pairs)])
         roles = np.concatenate([np.zeros(0, np.uint8), *(each for _, each in pairs)])
@@ -94,7 +94,7 @@ class KnownImages:
 
     @classmethod
     def read(cls, folder: Path) -> KnownImages | None:
-        """Reads what a folder holds, or returns None where there is none.
+        """Reads the record of a folder. Returns None if there is none.
 
         Raises:
             DamagedFileError: The file is damaged or something else.
@@ -115,14 +115,14 @@ class KnownImages:
         return cls(hashes, entries["role"].copy())
 
     def write(self, folder: Path) -> None:
-        """Writes the file of a folder, whole or not at all."""
+        """Writes the record into a folder, atomically."""
         entries = np.zeros(len(self.hashes), _ENTRY)
         entries["hash"], entries["role"] = self.hashes, self.roles
         with replaced_file(folder / IMAGES_NAME) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array(file, entries, version=(1, 0), allow_pickle=False)
 
     def roles_of(self, contents: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-        """Returns what each of (N,) images was to the model: (N,) uint8, 0 for one that it has not met."""
+        """Returns the roles of (N,) images: (N,) uint8, 0 for an unknown one."""
         if not len(self.hashes):
             return np.zeros(len(contents), np.uint8)
         places = np.minimum(np.searchsorted(self.hashes, contents), len(self.hashes) - 1)

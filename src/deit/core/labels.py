@@ -1,4 +1,4 @@
-"""Class names: classes are numbers, names are shown, and a name that several classes have names none of them."""
+"""Maps class names to class numbers. A name that several classes share identifies none of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def names_in_order(id2label: Mapping[int, str]) -> list[str]:
 
 
 def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
-    """Returns the names that several classes have, with the numbers of those.
+    """Returns the names that several classes share, with the numbers of those classes.
 
     Examples:
         >>> repeated_names(["crane", "cat", "crane"])
@@ -34,13 +34,13 @@ def repeated_names(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def numbers_by_name(names: Sequence[str]) -> dict[str, int]:
-    """Returns the number of each name that one class alone has."""
+    """Returns the class number of each unique name."""
     repeated = repeated_names(names)
     return {name: number for number, name in enumerate(names) if name not in repeated}
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Returns names by which classes can be told apart: a name that several have is followed by the class's number.
+    """Returns distinct names: appends the class number to names that several classes share.
 
     Examples:
         >>> distinct_names(["crane", "cat", "crane"])
@@ -51,7 +51,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def several_classes(name: str, numbers: Sequence[int], names: Sequence[str]) -> str:
-    """Returns a sentence that refuses a name which several classes have.
+    """Returns an error message for a name that several classes share.
 
     Args:
         name: The name.

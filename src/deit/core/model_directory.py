@@ -1,4 +1,4 @@
-"""The folder that training writes and everything else reads: configuration, preprocessing, weights, history."""
+"""Describes a model directory: which files it has, which are uploaded, and how to read them."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def is_model_directory(path: Path) -> bool:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether a folder holds a training, begun or finished, or a model: what is in it is the result of images."""
+    """Whether a folder holds a model or a training run, finished or not."""
     begun = (path / RECIPE_NAME).is_file() and (path / STATE_NAME).is_dir()
     return begun or (path / TRAINING_NAME).is_file() or is_model_directory(path)
 
 
 def published_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Returns the names of the files in a folder that may be uploaded, and of all else that is in it.
+    """Returns the names of the files in a folder that are uploaded, and the names of all others.
 
-    A link that leads out of the folder is not followed: what it leads to may be anything.
+    Does not follow links out of the folder.
     """
     taken, left = [], []
     inside = folder.resolve()
@@ -154,7 +154,7 @@ def read_training_record(path: Path) -> dict[str, Any] | None:
 
 
 def read_known_images(path: Path) -> KnownImages | None:
-    """Returns what is recorded of the images that a model has learnt from, or None where nothing is.
+    """Returns the record of the images that a model was trained on, or None without one.
 
     Args:
         path: A model directory, or a weight file in one.

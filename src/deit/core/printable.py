@@ -1,4 +1,4 @@
-"""Text from outside as it may be shown: nothing in it moves the cursor, hides, or turns the direction of reading."""
+"""Escapes text from outside before it is printed: control characters, invisible ones, bidirectional overrides."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: object, most: int = MOST_CHARACTERS) -> str:
-    r"""Returns one line in which everything can be seen: an escape becomes `\x1b`, the end of a line `\n`.
+    r"""Returns one line with control characters escaped: an escape becomes `\x1b`, the end of a line `\n`.
 
-    Names of classes and files, cells of tables, answers of servers and messages of parsers may hold anything, also what
-    a terminal obeys. Every text that is printed or written for people passes this function or `printable_lines`.
+    Names of classes and files, cells of tables, answers of servers and messages of parsers may hold control sequences
+    of terminals. Every text for people passes through this function or `printable_lines`.
 
     Args:
-        text: Anything; its `str` is taken.
-        most: Longest result; the middle of a longer one is left out.
+        text: Any value; converted with `str`.
+        most: Maximum length; the middle of a longer text is left out.
     """
     line = str(text)
     cut = len(line) > most
@@ -33,7 +33,7 @@ def printable(text: object, most: int = MOST_CHARACTERS) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Returns a text whose lines are each `printable`, and stay lines."""
+    """Applies `printable` to each line of a text."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
@@ -44,7 +44,7 @@ def counted(number: float, what: str, plural: str = "") -> str:
 
 
 def markdown_code(text: object, most: int = 100) -> str:
-    """Returns Markdown that shows a text as code, whatever is in it. Not for the cells of tables."""
+    """Returns a text as inline code in Markdown. Not for cells of tables."""
     line = printable(text, most)
     if not line.strip():
         line = f'"{line}"'
@@ -54,7 +54,7 @@ def markdown_code(text: object, most: int = 100) -> str:
 
 
 def markdown_text(text: object, most: int = 100) -> str:
-    """Returns Markdown that shows a text as it is: no link, tag, address or heading comes out of it."""
+    """Returns a text escaped for Markdown: it makes no link, tag, address or heading."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", printable(text, most))
 
 

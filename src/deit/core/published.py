@@ -1,4 +1,4 @@
-"""The published models as data: sizes, preprocessing, where their weights are and what they score."""
+"""Lists the named architectures and published models: sizes, preprocessing, where the weights are, accuracy."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ that train on a CPU (2.7 and 0.8 million).
 
 
 def list_models(*, published: bool = True) -> list[str]:
-    """Returns the short names that `from_pretrained` and `deit train` understand.
+    """Returns the short names for `from_pretrained` and `deit train`.
 
     Args:
         published: Only those whose weights are on the hub.

@@ -1,4 +1,4 @@
-"""Configurations and preprocessing of the named architectures."""
+"""Builds the configurations and preprocessing of the named architectures."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def same_architecture(config: Mapping[str, Any]) -> str | None:
 
 
 def closest_variant(config: Mapping[str, Any]) -> str | None:
-    """Returns the first variant with the sizes of a configuration; one for images of another size if need be."""
+    """Returns the first variant with the sizes of a configuration, if need be with another image size."""
     return same_architecture(config) or next((name for name in VARIANTS if fits_variant(config, name)), None)
 
 

@@ -1,4 +1,4 @@
-"""Why something cannot be written, in one sentence, whichever library found out."""
+"""Converts errors of writing, of any library, to one message: disk full, no permission, read-only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _TEXTS = {
 
 
 class WritingError(UserError, OSError):
-    """Something cannot be written: disk full, no permission, read-only, device error.
+    """A file or folder cannot be written: disk full, no permission, read-only, device error.
 
     Args:
         path: What could not be written.
@@ -57,7 +57,7 @@ class WritingError(UserError, OSError):
 
 @contextmanager
 def writing(path: Path, intact: str = "") -> Iterator[None]:
-    """Turns what libraries raise when something cannot be written into `WritingError`; other errors pass.
+    """Converts errors of writing to `WritingError`. Other errors pass.
 
     Args:
         path: What is written in the block, as its user knows it.
@@ -117,7 +117,7 @@ def _number(error: BaseException) -> int | None:
 
 
 def _is_about(error: BaseException, path: Path) -> bool:
-    """Whether an error names the place itself, something beside or below it, or nothing."""
+    """Whether an error names the path itself, a path beside or below it, or none."""
     name = getattr(error, "filename", None)
     if not isinstance(name, str):
         return not isinstance(name, bytes)

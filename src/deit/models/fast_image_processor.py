@@ -37,7 +37,7 @@ class DeiTImageProcessorFast(ImageProcessor):
     """Turns images into `pixel_values` with PyTorch: the faster of the two processors.
 
     Options, defaults and files are those of `DeiTImageProcessor`; values are those of transformers' torchvision
-    processor. They differ from Pillow's by a level of 8-bit colour here and there: torchvision rounds its filters
+    processor. They differ from Pillow's by a level of 8-bit color here and there: torchvision rounds its filters
     otherwise. Two more differences, as in transformers: floats are resized as floats, and a crop that is larger than
     the image by an odd number has its extra row of zeros below in place of above. The result is made where the images
     are, or on `device`.
@@ -68,7 +68,7 @@ class DeiTImageProcessorFast(ImageProcessor):
             input_data_format: Of a tensor; inferred when None.
         """
         if isinstance(image, Image.Image):
-            return px.in_colours(image, 3, True, self.value_range)
+            return px.in_colors(image, 3, True, self.value_range)
         if px.layout_of(image.shape, input_data_format) == CHANNELS_LAST:
             return _to_rgb(image.movedim(-1, 0)).movedim(0, -1)
         return _to_rgb(image)
@@ -119,7 +119,7 @@ class DeiTImageProcessorFast(ImageProcessor):
                 class's own when None.
         """
         channels, to_rgb = self._channels, bool(self.do_convert_rgb)
-        image = px.in_colours(image, channels, to_rgb, self.value_range)
+        image = px.in_colors(image, channels, to_rgb, self.value_range)
         if 0 in (image.size if isinstance(image, Image.Image) else getattr(image, "shape", ())):
             raise UserError("The image has no pixels.")
         if isinstance(image, Image.Image):
@@ -380,6 +380,6 @@ def _to_rgb(image: Tensor) -> Tensor:
         return image.expand(3, -1, -1)
     if image.is_floating_point() and not px.is_in_unit_range(image):
         raise UserError(f"Transparency needs values in [0, 1] or integers. Received: {image.min()} to {image.max()}.")
-    colours = tv.to_dtype(image, torch.float32, scale=True)
-    mixed = colours[:3] * colours[3:] + (1 - colours[3:])
+    colors = tv.to_dtype(image, torch.float32, scale=True)
+    mixed = colors[:3] * colors[3:] + (1 - colors[3:])
     return tv.to_dtype(mixed, image.dtype, scale=True)

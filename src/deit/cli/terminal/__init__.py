@@ -1,1 +1,1 @@
-"""What every command shares: printing, options, errors."""
+"""Printing, options and errors of the command line."""

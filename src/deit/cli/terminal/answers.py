@@ -1,4 +1,4 @@
-"""What `deit classify` says of images: rows on a terminal or in a pipe, JSON, and files of predictions."""
+"""Prints the predictions of `deit classify` as rows or JSON, and writes them to files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_predictions_path(path: Path) -> None:
 
 
 class Rows:
-    """Prints a row for each image as soon as its answer is there; no name is cut.
+    """Prints a row for each image as soon as it is predicted. Never cuts a name.
 
     In a pipe or a file a row is a line: the image, then each class with its probability, with tabs between. On a
     terminal the columns are aligned; what does not fit continues below, and where names leave no room they get a line
@@ -61,7 +61,7 @@ class Rows:
         self._own_line = self._width > _NARROW * OUT.width
 
     def __call__(self, result: Classified) -> None:
-        """Prints the row of an image, if it has an answer."""
+        """Prints the row of an image, unless it could not be read."""
         if result.error:
             return
         found = [f"{p.label} {100 * p.score:.1f} %" for p in result.predictions]
@@ -78,7 +78,7 @@ class Rows:
 
 
 def _filled(line: str, cells: Sequence[str], indent: int, width: int) -> Iterator[str]:
-    """Yields lines of cells, two blanks between; a cell that is longer than a line is broken between words."""
+    """Yields lines of cells, separated by two spaces. Breaks a cell that is longer than a line between words."""
     used = full = False
     for cell in cells:
         if used and (full or len(line) + 2 + len(cell) > width):
@@ -98,7 +98,7 @@ def _filled(line: str, cells: Sequence[str], indent: int, width: int) -> Iterato
 
 @contextmanager
 def json_rows() -> Iterator[list[Take]]:
-    """Prints one JSON array, whose items appear as they are ready."""
+    """Prints one JSON array, item by item."""
     with json_array() as say_item:
         yield [lambda result: say_item(result.to_dict())]
 
@@ -108,7 +108,7 @@ def json_rows() -> Iterator[list[Take]]:
 
 @contextmanager
 def written_predictions(path: Path, top_k: int) -> Iterator[list[Take]]:
-    """Writes a row for each image, whole or not at all; images without an answer have an error in their row.
+    """Writes a file with a row for each image, whole or not at all. The row of an unreadable image holds the error.
 
     `.csv` and `.parquet` have the columns image, label_1, score_1, ..., error, scores between 0 and 1; `.jsonl` has
     what `--json` prints, an object a line.
@@ -134,14 +134,14 @@ def _columns(top_k: int) -> list[str]:
 
 
 def _cells(result: Classified, top_k: int) -> list[Any]:
-    """Returns the row of an image, None where there is nothing."""
+    """Returns the row of an image, with None in empty cells."""
     found: list[Any] = [value for p in result.predictions for value in (_as_unicode(p.label), p.score)]
     found += [None] * (2 * top_k - len(found))
     return [_as_unicode(result.name), *found, _as_unicode(result.error) or None]
 
 
 def _as_unicode(name: str) -> str:
-    r"""Returns a text as files hold it: a byte of a file name that is no UTF-8 becomes `\udcNN`."""
+    r"""Returns a text that can be encoded: a byte of a file name that is not UTF-8 becomes `\udcNN`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -163,7 +163,7 @@ def _not_computed(cell: Any) -> Any:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet would compute a cell: classes and names may be a stranger's."""
+    """Whether a spreadsheet would run a cell as a formula. Names of classes and files are not trusted."""
     if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Printing: errors in one line, tables, progress."""
+"""Prints errors, notes, tables and progress bars."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _refuse_zero_bytes(arguments: Mapping[str, object]) -> None:
-    """Refuses what cannot be the name of a file, and which Python reports without naming it."""
+    """Rejects arguments with a zero byte: no file name has one, and Python's error does not name the argument."""
     for name, value in arguments.items():
         for text in map(str, value if isinstance(value, list) else [value]):
             if "\0" in text:
@@ -128,14 +128,14 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 class _Notes(logging.Handler):
-    """Prints above a progress bar, too: a stream that was there before the bar would print into it."""
+    """Prints log records. Looks up the stream for each, so that they go above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record), err=True)
 
 
 class _Once:
-    """Lets a note pass once: what a command opens twice (to check it, then to use it) would tell of it twice."""
+    """Drops repeated notes: a command may open a file twice, to check it and to use it."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -163,7 +163,7 @@ def _warning_line(
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Prints one line, with whatever is in it made visible; a terminal gets it broken between words."""
+    """Prints one line, with control characters escaped. On a terminal, breaks it between words."""
     typer.echo(_broken_to_fit(printable(text), ERR if err else OUT), err=err)
 
 
@@ -177,17 +177,17 @@ def _broken_to_fit(line: str, console: Console) -> str:
 
 
 def say_lines(text: str, *, err: bool = False) -> None:
-    """Prints lines of our own making, with whatever is in them made visible."""
+    """Prints several lines, with control characters escaped."""
     typer.echo(printable_lines(text.removesuffix("\n")), err=err)
 
 
 def say_cells(cells: Iterable[str], most_characters: int) -> None:
-    """Prints a row for programs: cells with tabs between, each with whatever is in it made visible."""
+    """Prints cells separated by tabs, with control characters escaped."""
     typer.echo("\t".join(printable(cell, most_characters) for cell in cells))
 
 
 def say_json(value: Any) -> None:
-    """Prints JSON, whose strings are escaped; what is not a finite number becomes null."""
+    """Prints JSON. NaN and infinity become null."""
     typer.echo(json_text(value))
 
 
@@ -243,7 +243,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def report_skipped(skipped: Sequence[SkippedFile]) -> None:
-    """Says which files were left out and why: at most five by name, and of what is no image by its name one."""
+    """Prints which files were skipped and why: at most five by name, and one of those that are not images."""
     from deit.data.storage.image_search import NOT_IMAGES
 
     broken = [file for file in skipped if file.kind != NOT_IMAGES]
@@ -267,14 +267,14 @@ def report_found(
     others: Sequence[SkippedFile] = (),
     unit: str = "files",
 ) -> None:
-    """Names what was left out, and accounts for all that was found in one line, unless all of it is used.
+    """Prints skipped files, and one line that counts everything that was found, unless all of it is used.
 
     Args:
-        used: How many images are used.
-        skipped: What was left out, to be named here.
-        ignored: Counts of what nobody meant to be used.
-        others: What was left out and is named already.
-        unit: What is counted.
+        used: Number of images that are used.
+        skipped: Skipped files, to be printed.
+        ignored: Counts of files that are not data, such as hidden ones, by kind.
+        others: Skipped files that were printed already.
+        unit: Noun for what is counted.
     """
     from deit.data.storage.image_search import describe_found
 
@@ -285,7 +285,7 @@ def report_found(
 
 @contextmanager
 def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
-    """Shows a bar with count and time left while a block runs; in a file or a pipe a line now and then.
+    """Shows a progress bar with count and time left while a block runs; in a file or a pipe, occasional lines.
 
     Args:
         label: In front of the bar.
@@ -316,9 +316,9 @@ def progress_bar(label: str, *, shown: bool = True) -> Iterator[Update]:
 
 
 class _ProgressLines:
-    """Tells of progress in whole lines: the first after half a minute, then ever more seldom, each ten minutes at last.
+    """Prints progress as lines: the first after half a minute, then less and less often, at last every ten minutes.
 
-    A work of a minute has one line, one of an hour sixty, one of a day two hundred.
+    A minute gives one line, an hour sixty, a day two hundred.
     """
 
     def __init__(self, label: str) -> None:

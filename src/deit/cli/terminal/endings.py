@@ -1,4 +1,4 @@
-"""How a command ends: by a signal, by an error of its own, or because a process that it worked with has ended."""
+"""Ends a command after a signal, an error, or the loss of another process; decides which process reports it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from types import FrameType
 
 _LOST = re.compile("gloo|nccl|connection (closed|reset) by peer|broken pipe", re.IGNORECASE)
 _RANK = "LOCAL_RANK"  # set by torchrun
-_FIRST_SECONDS = 20.0  # in which the process that tells of an error does so; its end then ends this one
+_FIRST_SECONDS = 20.0  # for the process that reports the error to do so; torchrun then ends this one
 
 
 class SignalError(BaseException):
-    """A signal that ends a command, raised where it arrived, so that nothing is left half written.
+    """A signal ends the command. It is raised as an exception, so that files are closed and temporary ones removed.
 
     Attributes:
         number: Of the signal.
@@ -30,7 +30,7 @@ class SignalError(BaseException):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turns SIGTERM and SIGHUP into `SignalError` for a block, as Python does with SIGINT; ignored ones stay so."""
+    """Raises `SignalError` for SIGTERM and SIGHUP in a block, as Python for SIGINT. Ignored signals stay ignored."""
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
@@ -56,10 +56,10 @@ def leave_time_to_speak() -> None:
 
 
 def speaks(error: BaseException | None = None) -> bool:
-    """Whether this process tells of an error.
+    """Whether this process reports an error.
 
-    Of the processes that torchrun started on a machine all meet the errors of their common command line: the first one
-    tells. Once they work together, each tells of errors that are its own.
+    All processes that torchrun starts on a machine meet the errors of their common command line: the first one reports
+    them. Once they work together, each reports its own errors.
     """
     if is_told(error):
         return False
@@ -72,10 +72,10 @@ def is_told(error: BaseException | None) -> bool:
 
 
 def speaks_of_signal(error: SignalError) -> bool:
-    """Whether this process tells of a signal: not of SIGTERM, by which torchrun ends the others after an error."""
+    """Whether this process reports a signal. Under torchrun not SIGTERM, by which it ends the other processes."""
     return speaks() and (error.number == signal.SIGINT or _RANK not in os.environ)
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether this is what PyTorch raises in a process that waits for one that has ended."""
+    """Whether PyTorch raised an error because another process has ended."""
     return isinstance(error, RuntimeError) and _RANK in os.environ and bool(_LOST.search(str(error)))

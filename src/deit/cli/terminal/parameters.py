@@ -9,12 +9,12 @@ import typer
 
 
 def path(text: str) -> Path:
-    """Reads a path of this machine; a ~ at its beginning is the home folder."""
+    """Returns a path; a leading ~ is the home folder."""
     return Path(place(str(text)))
 
 
 def place(text: str) -> str:
-    """Reads what may be a path, or a name, pattern or address of another kind."""
+    """Returns a path, name, pattern or address; a leading ~ is the home folder."""
     from deit.core.files import at_home
 
     return at_home(text)
@@ -26,7 +26,7 @@ Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="Model directory, name on the Hugging Face Hub, or timm/NAME.", parser=place),
 ]
-LabelledImages = Annotated[
+LabeledImages = Annotated[
     str,
     typer.Argument(
         metavar="DATA",

@@ -1,4 +1,4 @@
-"""What the commands that train share: the recipe of the options, the checked images, the progress of the run."""
+"""Turns the options of `deit train` and `deit pretrain` into a recipe, opens the images and runs the training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGEST_WARMUP = 0.1  # share of the epochs
 
 
 def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
-    """Returns a recipe of a file, or by its name, which must be one of a command's.
+    """Opens a recipe by file or name. A name must be one of the command's recipes.
 
     Raises:
         FileNotFoundError: See `open_recipe`.
@@ -40,7 +40,7 @@ def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
 def recipe_settings(
     recipe: Recipe, *, epochs: int | None, batch_size: int | None, seed: int | None, given: list[str]
 ) -> dict[str, Any]:
-    """Returns the settings that options ask for; `given` are the texts of --set.
+    """Returns the settings that options set; `given` holds the texts of --set.
 
     Fewer epochs have no more of them as warm-up than a tenth, or the recipe's share where that is larger: five of ten
     would leave the learning rate no time at its height.
@@ -64,12 +64,12 @@ def recipe_settings(
 
 
 def named_settings(epochs: int | None, given: list[str]) -> set[str]:
-    """Returns the names of settings that --epochs and --set name."""
+    """Returns the names of the settings that --epochs and --set set."""
     return {text.partition("=")[0].strip() for text in given} | ({"schedule.epochs"} if epochs is not None else set())
 
 
 def named_start(student: str | None, init: str | None, given: list[str]) -> tuple[str | None, str | None]:
-    """Returns student and weights of the options --student and --init, or as --set names them: it means the same.
+    """Returns student and weights, from --student and --init or from --set.
 
     Raises:
         ValueError: Both name one.
@@ -87,7 +87,7 @@ def named_start(student: str | None, init: str | None, given: list[str]) -> tupl
 
 
 def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: Iterable[str] = ()) -> Recipe:
-    """Returns the recipe of a run that goes on: what follows from others and nobody chose is as it was.
+    """Returns the recipe of a resumed run: settings that were derived and not chosen stay as they were.
 
     Args:
         out: Folder of the run.
@@ -117,13 +117,13 @@ def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: 
 
 
 def check_freeze(recipe: Recipe) -> None:
-    """Refuses to keep weights that were drawn at random."""
+    """Rejects freezing random weights."""
     if recipe.freeze and not recipe.init:
         raise UserError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
 
 
 def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:
-    """Returns what a training starts from and how its learning rate will go, in lines."""
+    """Returns lines that describe the start of a training and its learning-rate schedule."""
     from deit.train.optimization import describe_rates
 
     height, width = processor.output_size
@@ -135,7 +135,7 @@ def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:
 
 
 def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> Data:
-    """Opens images on the first process, with a progress bar, and says what was left out."""
+    """Opens images on the first process, with a progress bar, and prints which files were skipped."""
 
     def opened() -> Data:
         with progress_bar("Checking images") as update:
@@ -148,7 +148,7 @@ def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> D
 
 
 def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **options: Any) -> FitResult:
-    """Trains, with a progress bar and a line for each evaluation; Ctrl-C ends it with a hint."""
+    """Trains with a progress bar and a line for each evaluation. After Ctrl-C, prints how to resume."""
     from deit.runtime.signals import TrainingInterrupted
     from deit.train.loop import fit
 
@@ -180,7 +180,7 @@ def _print_epoch(row: dict[str, Any]) -> None:
 
 
 def print_result(result: FitResult) -> None:
-    """Prints the scores and where the model is."""
+    """Prints the scores and the path of the model."""
     columns = list(next(iter(result.scores.values())).as_dict())
     titles = {"top1": "top-1 %", "top5": "top-5 %"}
     rows = [

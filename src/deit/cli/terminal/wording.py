@@ -1,7 +1,7 @@
-"""Messages of the library in the words of the command line: arguments become options, settings become --set.
+"""Rewrites messages of the library for the command line: arguments become options, settings become --set.
 
-The library speaks to whoever calls it in Python ("Pass device='cpu'."). On the command line the same thing has another
-name; the one place that knows both is here.
+The library's messages are for Python ("Pass device='cpu'."). On the command line the same thing has another name. This
+module knows both.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _OWN_OPTIONS = {"schedule.epochs": "epochs"}
 
 
 def in_options(message: str, parameters: Collection[str]) -> str:
-    """Returns a message with the names that the command line has for things.
+    """Returns a message with the names of the command line.
 
     Args:
-        message: Of the library.
-        parameters: Names of the command's options, in Python; with "set_" it takes settings of a recipe.
+        message: The library's message.
+        parameters: Python names of the command's options. "set_" among them: it takes settings of a recipe.
 
     Examples:
         >>> in_options("The device 'x' cannot be used. Pass device='cpu'.", ["device"])
@@ -79,7 +79,7 @@ def _not_a_setting(found: re.Match[str], parameters: Collection[str]) -> str:
 
 
 def _as_word(value: str) -> str:
-    """Returns a value of Python as a word of the command line."""
+    """Returns a Python value as written on the command line."""
     if value in ("True", "False"):
         return value.lower()
     return value[1:-1] if value[:1] in ("'", '"') else value
@@ -87,7 +87,7 @@ def _as_word(value: str) -> str:
 
 @functools.cache
 def _settings() -> dict[str, str]:
-    """Returns the dotted name of each setting of a recipe, also by its last part where that says which."""
+    """Returns the dotted name of each setting of a recipe, by itself and by its last part if that is unique."""
     from deit.train.recipes.recipe import Recipe
     from deit.train.recipes.values import flat
 

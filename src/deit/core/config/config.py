@@ -38,7 +38,7 @@ class ViTConfig(VisionTransformerConfig):
 
 
 def as_config(config: Any, config_class: type[C], asker: str) -> C:
-    """Returns a configuration of a class: the one given, or what an object of transformers of that kind says.
+    """Returns a configuration as an instance of a class. Converts configurations of transformers.
 
     Args:
         config: Either of them.

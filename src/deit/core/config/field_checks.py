@@ -1,4 +1,4 @@
-"""Checks of the fields of a configuration: kinds, ranges, the most that a size may be, and what must agree."""
+"""Checks the fields of a configuration: types, ranges, upper limits, and consistency."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MOST_LABELS = 100_000
 
 
 def check_count(name: str, value: Any) -> None:
-    """Checks a whole number from 1 to the most that its field may be."""
+    """Checks a whole number between 1 and the limit of its field."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise WrongTypeError(f"{name} must be an integer. Received: {shown(value)}.")
     if value < 1:
@@ -121,7 +121,7 @@ def check_fields(config: Any) -> None:
 
 
 def check_label_count(config: Any) -> None:
-    """Checks that there are two classes to choose from where one is to be chosen."""
+    """Checks that single-label classification has at least two classes."""
     if config.problem_type == "single_label_classification" and config.num_labels == 1:
         raise UserError(
             "problem_type 'single_label_classification' needs at least two labels. Set num_labels=2, or "

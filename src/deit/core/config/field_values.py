@@ -1,4 +1,4 @@
-"""Defaults of a configuration's fields, and their values as JSON and texts give them."""
+"""Holds defaults of a configuration's fields, and converts values from JSON and from text."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _numbered(count: Any) -> dict[int, str]:
 
 
 def with_overrides(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns fields with others in their place; class names that belong to replaced ones are left out."""
+    """Returns fields with overrides; drops class names that no longer fit."""
     values = {**fields, **overrides}
     if "num_labels" in overrides and "id2label" not in overrides:
         names = fields.get("id2label")
@@ -78,7 +78,7 @@ def with_overrides(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
 
 
 def with_int_keys(name: str, table: Any) -> dict[int, Any]:
-    """Returns a table whose keys are numbers: JSON knows text keys only.
+    """Returns a table with integer keys. JSON has only text keys.
 
     Args:
         name: Of the field, for messages.
@@ -99,7 +99,7 @@ def with_int_keys(name: str, table: Any) -> dict[int, Any]:
 
 
 def with_int_values(label2id: Any) -> dict[str, int]:
-    """Returns a table of class numbers by name whose numbers are no texts.
+    """Returns a table of class numbers by name with integer values.
 
     Raises:
         TypeError: It is no table.
@@ -114,14 +114,14 @@ def with_int_values(label2id: Any) -> dict[str, int]:
 
 
 def with_lists(value: Any) -> Any:
-    """Turns tuples into lists, as JSON does, so that a configuration equals the one that was written."""
+    """Converts tuples to lists, as JSON does, so that a configuration equals its saved copy."""
     if isinstance(value, Mapping):
         return {key: with_lists(item) for key, item in value.items()}
     return [with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def parse_like(old: Any, name: str, text: str) -> Any:
-    """Reads a text as a value of the type of another.
+    """Converts a text to the type of another value.
 
     Args:
         old: The other value.
@@ -146,7 +146,7 @@ def parse_like(old: Any, name: str, text: str) -> Any:
 
 
 def parse_assignments(fields: Mapping[str, Any], text: str, owner: str) -> dict[str, Any]:
-    """Reads a text such as "hidden_size=96,qkv_bias=false"; each value gets the type of the field's present one.
+    """Reads a text such as "hidden_size=96,qkv_bias=false". Each value gets the type of the current one.
 
     Args:
         fields: Present values by name.

@@ -1,4 +1,4 @@
-"""Describes a vision transformer as data, which is checked, and written as JSON that transformers can read."""
+"""Holds the configuration of a vision transformer: checks it, reads it, and writes JSON that transformers can read."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class VisionTransformerConfig:
         distillation_kind: "hard" or "soft": the loss of `DeiTForImageClassificationWithTeacher` given teacher logits.
         distillation_temperature: Temperature T of soft distillation (the paper uses 3 for soft).
         distillation_weight: Share of the distillation loss (0.5 for hard, 0.1 for soft in the paper).
-        layer_scale_init: Initial value of layer scale, the learnt factor of each channel on each branch (DeiT III:
+        layer_scale_init: Initial value of layer scale, the learned factor of each channel on each branch (DeiT III:
             1e-4); 0 builds no layer scale.
         head_average: What two heads answer with together: "logits", the mean of their logits, as the paper's code and
             transformers (the default); or "probabilities", the mean of their softmax outputs, as the paper's text says
@@ -195,7 +195,7 @@ class VisionTransformerConfig:
 
     @property
     def dtype(self) -> Any:
-        """Type of the weights: a torch type where the process has imported torch, else its name; None if not known.
+        """Type of the weights: a torch type if torch is imported, else its name; None if unknown.
 
         A model keeps it true.
         """
@@ -219,7 +219,7 @@ class VisionTransformerConfig:
 
     @property
     def name_or_path(self) -> str:
-        """What the model of this configuration was read from; empty for a new one. Never written."""
+        """Name or path that the model was read from; empty for a new one. Never written."""
         return self._name_or_path
 
     @name_or_path.setter
@@ -247,7 +247,7 @@ class VisionTransformerConfig:
         return bool(self.return_dict)
 
     def validate(self) -> None:
-        """Checks types and ranges of the fields, and that they agree, which only a model needs: it calls this.
+        """Checks the fields and their consistency. Called when a model is built.
 
         Raises:
             TypeError: A value has the wrong type.
@@ -277,12 +277,12 @@ class VisionTransformerConfig:
     # --- JSON ----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every field, common and inert ones included, as plain Python values."""
+        """Returns every field as plain Python values, unknown ones included."""
         values = {k: copy.deepcopy(v) for k, v in vars(self).items() if not k.startswith("_")}
         return {**values, "dtype": self._dtype, "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Returns what `config.json` holds: all own fields, and common ones that are not at their default."""
+        """Returns the content of `config.json`: all fields, without optional ones at their default."""
         values = self.to_dict()
         for key, default in OPTIONAL_FIELDS.items():
             if values[key] == default:
@@ -304,7 +304,7 @@ class VisionTransformerConfig:
         write_text_atomically(Path(json_file_path), self.to_json_string(use_diff))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes `config.json` into a folder, which is made if it is missing."""
+        """Writes `config.json` into a folder. Creates the folder if it does not exist."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self.to_json_file(Path(save_directory) / CONFIG_NAME)
 
@@ -387,7 +387,7 @@ class VisionTransformerConfig:
 
     @classmethod
     def field_names(cls) -> set[str]:
-        """Returns the names of all fields that have a meaning here."""
+        """Returns the names of all fields that this package uses."""
         own = set(VisionTransformerConfig.__init__.__annotations__) - {"kwargs", "return"}
         return own | set(OPTIONAL_FIELDS) | {
             "num_labels", "id2label", "label2id", "torch_dtype", "attn_implementation", "name_or_path",
@@ -395,7 +395,7 @@ class VisionTransformerConfig:
         }  # fmt: skip
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Sets several fields at once; when one is wrong, none is set. Whether they agree, a model checks.
+        """Sets several fields, all or none. A model checks their consistency when it is built.
 
         Raises:
             TypeError: A value has the wrong type.
@@ -434,7 +434,7 @@ class VisionTransformerConfig:
         return self
 
     def __iter__(self) -> Iterator[str]:
-        """Yields the names of the fields, inert ones included."""
+        """Yields the names of the fields, unknown ones included."""
         return iter(self.to_dict())
 
     def __eq__(self, other: object) -> bool:

@@ -1,1 +1,1 @@
-"""Image files: which can be read, how, and what their samples mean."""
+"""Reads image files: formats, limits, and the meaning of pixel values."""

@@ -1,4 +1,4 @@
-"""How large the pictures of an AV1 bitstream are (AV1 Bitstream & Decoding Process Specification, section 5.5)."""
+"""Reads picture sizes from an AV1 bitstream (AV1 Bitstream & Decoding Process Specification, section 5.5)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def skip_uvlc(self) -> None:
-        """Passes over a number of variable length."""
+        """Skips a number of variable length."""
         zeros = 0
         while not self.take(1):
             zeros += 1

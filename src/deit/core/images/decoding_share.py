@@ -1,4 +1,4 @@
-"""How many pixels the threads of a process may hold decoded at the same time."""
+"""Limits the pixels that the threads of a process decode at the same time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class DecodingShare:
-    """Lets threads decode together as long as their images are small, and one after the other where they are not.
+    """Lets threads decode small images in parallel, and large ones one after the other.
 
     Without it sixteen threads hold sixteen images of the largest size allowed. One image alone always passes.
 
@@ -24,7 +24,7 @@ class DecodingShare:
 
     @contextmanager
     def of(self, pixels: int) -> Iterator[None]:
-        """Waits until there is room for an image, which is given back at the end, or at the end of `kept`.
+        """Waits until there is room for an image. Frees it at the end of the block, or of `kept`.
 
         Args:
             pixels: Of the image.
@@ -43,7 +43,7 @@ class DecodingShare:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keeps the room of what this thread decodes inside until the end: for work on the decoded image."""
+        """Keeps the room of images decoded in the block until its end, for work on the decoded image."""
         if getattr(self._own, "keeps", False):
             yield
             return

@@ -1,4 +1,4 @@
-"""HEIC and AVIF files, which phones write: their boxes are looked through before a decoder sees them.
+"""Checks the boxes of HEIC and AVIF files before they are decoded.
 
 Boxes follow ISO/IEC 14496-12 (section 4.2) and ISO/IEC 23008-12 (HEIF); see `av1_sizes` for the pictures of AVIF.
 """
@@ -60,7 +60,7 @@ def begins_like_heif(head: bytes) -> bool:
 
 
 def read_heif(data: bytes, name: str) -> HeifBytes:
-    """Looks through the boxes of a HEIC or AVIF file.
+    """Checks the boxes of a HEIC or AVIF file.
 
     How a picture is turned is a property of these formats, which decoders apply; what EXIF says of it does not count.
 
@@ -80,7 +80,7 @@ def read_heif(data: bytes, name: str) -> HeifBytes:
 
 
 class _File:
-    """One file while it is looked through."""
+    """A file that is being checked."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self._data = bytearray(data)
@@ -92,7 +92,7 @@ class _File:
         self._tiles: dict[int, list[int]] = {}  # of grids
 
     def read(self) -> HeifBytes:
-        """Looks through the file; see `read_heif`."""
+        """Checks the file; see `read_heif`."""
         meta = None
         for box in self._boxes(0, len(self._data)):
             if box.kind == b"meta":
@@ -135,7 +135,7 @@ class _File:
             place = stop
 
     def _read_brands(self, box: _Box) -> set[bytes]:
-        """Returns what the file says it is, after those of moving pictures have become those of still ones."""
+        """Returns the brands of the file, with those of image sequences replaced by those of still images."""
         brands = set()
         for place in (box.start, *range(box.start + 8, min(box.end - 3, box.start + _MOST_BRAND_BYTES), 4)):
             brand = bytes(self._data[place : place + 4])

@@ -1,4 +1,4 @@
-"""The bytes of image files, without what they carry beside pixels, and within limits."""
+"""Reads the bytes of image files within limits, and strips metadata that decoders need not see."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ImageBytes:
 
 
 def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> ImageBytes:
-    """Reads an image file, leaving out EXIF, XMP, colour profiles, comments and further frames' directories.
+    """Reads an image file without EXIF, XMP, color profiles, comments and directories of further frames.
 
     Args:
         source: A path, or the content.
@@ -86,7 +86,7 @@ def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> Image
 
 
 def read_content(path: str | os.PathLike[str], name: str) -> bytes:
-    """Reads a file that should be an image, whole.
+    """Reads a file that should be an image.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -153,7 +153,7 @@ def _jpeg(data: bytes, name: str) -> ImageBytes:
 
 
 def _png(data: bytes) -> ImageBytes:
-    """Keeps the chunks that pixels need: those that are critical, and the transparent colour."""
+    """Keeps the chunks that pixels need: those that are critical, and the transparent color."""
     kept = io.BytesIO()
     kept.write(_PNG_SIGNATURE)
     exif = texts = xmp = b""

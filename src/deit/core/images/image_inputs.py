@@ -1,4 +1,4 @@
-"""What people call an image, or several: told apart without loading a framework."""
+"""Recognizes the kinds of image inputs without importing a framework."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_one_image(inputs: Any) -> bool:
 
 
 def is_whole(inputs: Any) -> bool:
-    """Whether all images are there already, so that all results are returned at once."""
+    """Whether inputs are a list in memory, whose results are returned as a list."""
     return isinstance(inputs, (list, tuple)) or is_array(inputs)
 
 
@@ -65,7 +65,7 @@ def image_of(item: Any) -> Any:
 
 
 def name_of(image: Any) -> str:
-    """Returns what to call an image in an answer: its path, or what kind of thing it is."""
+    """Returns a name of an image for messages: its path, or its type."""
     if isinstance(image, Mapping):
         image = image.get("image")
     if isinstance(image, bytes):

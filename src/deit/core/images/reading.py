@@ -1,4 +1,4 @@
-"""Image files into upright RGB: decoding, and the one conversion of colours that everything uses."""
+"""Decodes image files to upright RGB, with the only conversion of colors in this package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = (
 # decoder bugs and are refused.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG brings MPO (two-lens photos)
 KNOWN_FORMATS = (*IMAGE_FORMATS, "AVIF", "HEIC")  # whose files are looked through first, see `heif_files`
-# 8192 x 8192: 256 MiB once decoded, and twice that while colours are converted. Cameras of 61 megapixels fit.
+# 8192 x 8192: 256 MiB once decoded, and twice that while colors are converted. Cameras of 61 megapixels fit.
 MOST_PIXELS = 2**26
 # Of formats that Pillow decodes in Python, a value at a time.
 MOST_PIXELS_IN_PYTHON = 2**23
@@ -64,11 +64,11 @@ def begins_like_an_image(head: bytes) -> bool:
 def load_image(
     source: ImageFile | Image.Image, *, mode: str | None = "RGB", value_range: ValueRange | None = None
 ) -> Image.Image:
-    """Reads an image upright and converts it to a colour mode.
+    """Reads an image upright and converts it to a color mode.
 
     The conversion for every mode: turned as its EXIF tag says; of several frames the first; grey of more than 8 bits
     is brought to 8 by the rule in `sample_values`; transparency is laid on white; then Pillow's own conversion to
-    `mode`. What a file carries beside pixels (EXIF, XMP, colour profiles, comments) is never decoded but for the
+    `mode`. What a file carries beside pixels (EXIF, XMP, color profiles, comments) is never decoded but for the
     orientation, and may be damaged.
 
     Args:
@@ -92,7 +92,7 @@ def load_image(
 
 
 def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> None:
-    """Does what `load_image` does, as cheaply as the format allows, to find out whether it will succeed.
+    """Checks that `load_image` will succeed, as cheaply as the format allows.
 
     Args:
         source: See `load_image`.
@@ -109,7 +109,7 @@ def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> 
 def convert_image(
     image: Image.Image, mode: str | None = "RGB", *, value_range: ValueRange | None = None
 ) -> Image.Image:
-    """Converts the colours of an image as `load_image` does, without turning it.
+    """Converts the colors of an image as `load_image` does, without turning it.
 
     Args:
         image: Of any mode.
@@ -137,7 +137,7 @@ def _converted(image: Image.Image, samples: Samples, mode: str | None, value_ran
 
 
 def _on_white(image: Image.Image, mode: str) -> Image.Image:
-    """Lays an image on white, some rows after the other: whole, each of the three steps would be as large as it."""
+    """Composes an image over white, some rows at a time, to save memory."""
     rows = max(_STRIP_PIXELS // max(image.width, 1), 1)
     result = Image.new(mode, image.size)
     for top in range(0, image.height, rows):
@@ -199,7 +199,7 @@ def _opened(found: ImageBytes, name: str) -> Iterator[Image.Image]:
 
 
 def _opened_heif(found: ImageBytes, name: str) -> Image.Image:
-    """Opens HEIC, which is turned while it is decoded, or AVIF, whose orientation Pillow says as EXIF."""
+    """Opens HEIC, whose decoder rotates it, or AVIF, whose orientation Pillow gives as EXIF."""
     if found.kind == AVIF and not features.check("avif"):
         raise ImageError(f"{name} is an AVIF image, and this Pillow was built without AVIF. Convert it to JPEG.")
     opener: Any = AvifImageFile
@@ -219,7 +219,7 @@ def _opened_heif(found: ImageBytes, name: str) -> Image.Image:
 
 @contextmanager
 def _pillow_errors(name: str) -> Iterator[None]:
-    """Turns what Pillow raises on broken files into `ImageError`."""
+    """Converts errors of Pillow to `ImageError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged tags
@@ -235,7 +235,7 @@ def _pillow_errors(name: str) -> Iterator[None]:
 
 
 def _contents(file: IO[bytes]) -> bytes:
-    """Reads an open file from its beginning, where it has one; what is too large is not read whole."""
+    """Reads an open file from its start if it can seek. Stops at the size limit."""
     with suppress(AttributeError, OSError):
         file.seek(0)
     contents = file.read(MOST_FILE_BYTES + 1)
@@ -245,7 +245,7 @@ def _contents(file: IO[bytes]) -> bytes:
 
 
 def _resolved(source: ImageFile) -> tuple[str | os.PathLike[str] | bytes, str]:
-    """Returns what Pillow shall open and how to call it in a message."""
+    """Returns the input for Pillow and its name in messages."""
     if isinstance(source, bytes):
         return source, "the given bytes"
     if is_file_object(source):

@@ -1,4 +1,4 @@
-"""What the values of an image with more than 8 bits mean: the one rule that makes 8 bits of them.
+"""Converts images of more than 8 bits to 8 bits, by one rule.
 
 | values | range that becomes 0 to 255 |
 |---|---|
@@ -6,7 +6,7 @@
 | 16-bit grey, 12-bit TIFF, PGM with a largest value | of the type or as the file says |
 | 16-bit grey whose largest value would fit 14 bits | not known: 10, 12 or 14 bits are often kept so |
 | signed, 32-bit and floating-point grey | not known |
-| 16-bit colours | of the type: Pillow reads their high bytes; refused where those are below 64 |
+| 16-bit colors | of the type: Pillow reads their high bytes; refused where those are below 64 |
 
 A range that is set (`value_range`) is used for every grey image of more than 8 bits, and is needed where the table says
 "not known". It belongs to a data set, never to one image, so that two images keep their relation. The tags
@@ -38,14 +38,14 @@ _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 @dataclass(frozen=True)
 class Samples:
-    """How the values of an image are kept, from its file.
+    """The sample format of an image file.
 
     Attributes:
         grey: "unsigned", "signed" or "float" for grey of more than 8 bits or with a sign; empty for all others.
         stated: The range that the file says, if it does.
         scale: What Pillow has multiplied the file's values by.
         inverted: Whether the lowest value is white.
-        wide_colours: Whether colours had 16 bits, of which Pillow gives the high bytes.
+        wide_colors: Whether colors had 16 bits, of which Pillow gives the high bytes.
         white: The value that is transparent.
     """
 
@@ -53,7 +53,7 @@ class Samples:
     stated: ValueRange | None = None
     scale: float = 1.0
     inverted: bool = False
-    wide_colours: bool = False
+    wide_colors: bool = False
     white: int | None = None
 
 
@@ -76,7 +76,7 @@ def checked_range(value: Any, name: str = "value_range") -> ValueRange:
 
 
 def samples_of(image: Image.Image) -> Samples:
-    """Finds out how the values of an image are kept; before its pixels are decoded, which loses some of it."""
+    """Returns the sample format of an image. Call it before the pixels are decoded, which loses some of it."""
     tags: Any = getattr(image, "tag_v2", {})  # of TIFF
     tiles = getattr(image, "tile", None) or ()
     layout = " ".join(str(tile[3]) for tile in tiles)
@@ -84,7 +84,7 @@ def samples_of(image: Image.Image) -> Samples:
     if image.mode == "L" and signed:
         return Samples(grey="signed", inverted=_first(tags, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
     if not image.mode.startswith(("I", "F")):
-        return Samples(wide_colours=";16" in layout and len(image.getbands()) > 1)
+        return Samples(wide_colors=";16" in layout and len(image.getbands()) > 1)
     inverted = _first(tags, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
     white = image.info.get("transparency")
     if image.mode == "F":
@@ -109,7 +109,7 @@ def _first(tags: Any, number: int) -> Any:
 
 
 def in_8_bits(image: Image.Image, samples: Samples, value_range: ValueRange | None) -> Image.Image:
-    """Brings an image to 8 bits by the rule of this file.
+    """Converts an image to 8 bits by the rule of this module.
 
     Args:
         image: Of any mode, decoded.
@@ -124,8 +124,8 @@ def in_8_bits(image: Image.Image, samples: Samples, value_range: ValueRange | No
         ValueRangeError: The range is not known.
     """
     value_range = None if value_range is None else checked_range(value_range)
-    if samples.wide_colours:
-        _refuse_dark_colours(image, value_range)
+    if samples.wide_colors:
+        _refuse_dark_colors(image, value_range)
     if not samples.grey:
         return image
     low, high = _extremes(image, samples)
@@ -147,7 +147,7 @@ def in_8_bits(image: Image.Image, samples: Samples, value_range: ValueRange | No
 
 
 def _strips(image: Image.Image, samples: Samples) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
-    """Gives the values of some rows after the other, so that a large image is never held as numbers of 8 bytes."""
+    """Yields the values in strips of rows, so that a large image is never held as 8-byte numbers."""
     rows = max(_STRIP_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):
         strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
@@ -187,7 +187,7 @@ def _range_of(samples: Samples, low: float, high: float, value_range: ValueRange
     )
 
 
-def _refuse_dark_colours(image: Image.Image, value_range: ValueRange | None) -> None:
+def _refuse_dark_colors(image: Image.Image, value_range: ValueRange | None) -> None:
     if value_range == _FULL_16_BIT:
         return
     bands = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in "Aa"]
@@ -195,7 +195,7 @@ def _refuse_dark_colours(image: Image.Image, value_range: ValueRange | None) -> 
     if value_range is None and highest >= _FITS_14_BITS >> 8:
         return
     raise ValueRangeError(
-        f"The image has 16-bit colours, of which the high bytes are read, and these reach {highest} of 255. "
+        f"The image has 16-bit colors, of which the high bytes are read, and these reach {highest} of 255. "
         + (
             f"The range {value_range[0]:g},{value_range[1]:g} cannot be applied to them. "
             if value_range

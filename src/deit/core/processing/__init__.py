@@ -1,1 +1,1 @@
-"""From an image to normalized pixel values, without a framework."""
+"""Turns images into normalized pixel values, without a framework."""

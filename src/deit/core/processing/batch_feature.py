@@ -1,4 +1,4 @@
-"""What an image processor returns: a dict of tensors, or of what tensors are made of."""
+"""Holds the output of an image processor: a dict of tensors, arrays or lists."""
 
 from __future__ import annotations
 

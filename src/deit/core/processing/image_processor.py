@@ -1,4 +1,4 @@
-"""Images into pixels with Pillow and numpy: the processors of DeiT and ViT."""
+"""Turns images into pixels with Pillow and numpy: the image processors of DeiT and ViT."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class DeiTImageProcessor(ImageProcessor):
         image = _opened(image, settings)
         if settings.do_convert_rgb:
             image = self.convert_to_rgb(image, input_data_format=settings.input_data_format)
-        image = px.in_colours(image, settings._channels, False, settings.value_range)
+        image = px.in_colors(image, settings._channels, False, settings.value_range)
         return _writable(px.to_channels_first(image, settings.input_data_format, settings._channels, False))
 
     def convert_to_rgb(self, image: Any, input_data_format: str | None = None) -> Any:
@@ -96,7 +96,7 @@ class DeiTImageProcessor(ImageProcessor):
             input_data_format: Of an array; inferred when None.
         """
         if isinstance(image, Image.Image):
-            return px.in_colours(image, 3, True, self.value_range)
+            return px.in_colors(image, 3, True, self.value_range)
         return _in_planes(
             lambda planes: px.to_channels_first(planes, CHANNELS_FIRST, 3, True), image, input_data_format
         )
@@ -247,7 +247,7 @@ class DeiTImageProcessor(ImageProcessor):
     def _pixels(self, images: list[Any]) -> Any:
         self._refuse_other_devices()
         channels, to_rgb = self._channels, bool(self.do_convert_rgb)
-        opened = [px.in_colours(image, channels, to_rgb, self.value_range) for image in images]
+        opened = [px.in_colors(image, channels, to_rgb, self.value_range) for image in images]
         arrays = [
             image
             if self.do_resize and px.is_resized_by_pillow(image)
@@ -283,10 +283,10 @@ DeiTImageProcessor._own_parts = parts_of(DeiTImageProcessor)
 
 
 def _opened(image: Any, settings: DeiTImageProcessor) -> Any:
-    """Reads a file as the settings say; all else is returned as it is."""
+    """Reads image files; returns other inputs unchanged."""
     if not (isinstance(image, (str, bytes, os.PathLike)) or is_file_object(image)):
         return image
-    return px.in_colours(image, settings._channels, bool(settings.do_convert_rgb), settings.value_range)
+    return px.in_colors(image, settings._channels, bool(settings.do_convert_rgb), settings.value_range)
 
 
 def _in_planes(
@@ -304,7 +304,7 @@ def _in_planes(
 
 
 def _writable(array: px.Array) -> px.Array:
-    """Returns an array that a step of the user's may change in place: those of Pillow cannot be written to."""
+    """Returns a writable array: a replaced step may change it in place, and arrays of Pillow are read-only."""
     return array if array.flags.writeable else array.copy()
 
 
@@ -343,7 +343,7 @@ class DeiTFeatureExtractor(DeiTImageProcessor):
 def evaluation_processor(
     image_size: tuple[int, int], *, crop_ratio: float, mean: Sequence[float], std: Sequence[float]
 ) -> DeiTImageProcessor:
-    """Same as `DeiTImageProcessor.paper_evaluation`, with everything said."""
+    """Does the same as `DeiTImageProcessor.paper_evaluation`, without defaults."""
     return DeiTImageProcessor.paper_evaluation(image_size, crop_ratio, image_mean=mean, image_std=std)
 
 
@@ -356,7 +356,7 @@ _NAMES = {
 
 
 def processor_family(values: Mapping[str, Any], model_type: str | None, source: object) -> str:
-    """Returns whose defaults a file of settings means: "deit" or "vit".
+    """Returns the family whose defaults a settings file uses: "deit" or "vit".
 
     Args:
         values: Content of `preprocessor_config.json`.
@@ -376,7 +376,7 @@ def processor_family(values: Mapping[str, Any], model_type: str | None, source: 
 
 
 def open_image_processor(path: str | os.PathLike[str], **overrides: Any) -> DeiTImageProcessor:
-    """Opens the processor of a folder or file on this machine with the class that its file names.
+    """Opens the processor of a local folder or file with the class that the file names.
 
     A file that names none, in a folder whose configuration names none either, is read with the defaults of DeiT.
 

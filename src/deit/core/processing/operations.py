@@ -1,4 +1,4 @@
-"""Arrays of pixels: from whatever people call an image, and through resize, crop, pad and normalize.
+"""Converts images to arrays, and resizes, crops, pads and normalizes them.
 
 Values are those of transformers' Pillow processor, bit for bit.
 """
@@ -55,13 +55,13 @@ def _each(images: ImageLike) -> Iterator[Any]:
 
 
 def channels_needed(do_normalize: bool, *statistics: float | Sequence[float]) -> int | None:
-    """Returns the number of channels that mean and std ask for; None when any will do."""
+    """Returns the number of channels of mean and std; None if any number fits."""
     lengths = {len(s) for s in statistics if isinstance(s, Sequence)}
     return max(lengths) if do_normalize and lengths else None
 
 
-def in_colours(image: Any, channels: int | None, do_convert_rgb: bool, value_range: ValueRange | None = None) -> Any:
-    """Reads files, and converts PIL images that have not the channels that the model needs.
+def in_colors(image: Any, channels: int | None, do_convert_rgb: bool, value_range: ValueRange | None = None) -> Any:
+    """Reads files, and converts PIL images to the channels that the model needs.
 
     Files and bytes are read by `load_image`, upright and in RGB (grey when one channel is needed). PIL images stay as
     they are when they have three bands, or four where that is wanted or nothing is known: transformers takes them so.
@@ -123,7 +123,7 @@ def to_channels_first(image: Any, input_data_format: str | None, channels: int |
 
 
 def layout_of(shape: Sequence[int], input_data_format: str | None) -> str:
-    """Returns where the channels of an array are: told, or inferred from the shape (first when both would do).
+    """Returns the layout of an array: as given, or inferred from the shape (channels first if ambiguous).
 
     Raises:
         ValueError: It has not 3 dimensions, or none of them fits.
@@ -143,7 +143,7 @@ def layout_of(shape: Sequence[int], input_data_format: str | None) -> str:
 
 
 def _array_to_rgb(image: Array) -> Array:
-    """Repeats one channel (1, H, W), and lays four (4, H, W) on white."""
+    """Repeats one channel (1, H, W), and composes four (4, H, W) over white."""
     if len(image) == 1:
         return np.repeat(image, 3, axis=0)
     is_float = np.issubdtype(image.dtype, np.floating)
@@ -165,7 +165,7 @@ def is_in_unit_range(image: Any) -> bool:
 
 
 def is_resized_by_pillow(image: Any) -> bool:
-    """Whether a PIL image can be resized as it is: its array would have the same numbers, and cost the memory twice."""
+    """Whether a PIL image can be resized directly, with the same result as its array and half the memory."""
     return isinstance(image, Image.Image) and image.mode in ("L", "RGB") and 0 not in image.size
 
 
@@ -222,7 +222,7 @@ def _channels_first(image: Image.Image) -> Array:
 def _center_suffices(
     image: Array | Image.Image, size: tuple[int, int], resample: int, crop: tuple[int, int] | None
 ) -> bool:
-    """Whether a part of the result is enough and can be made alone, with the same numbers."""
+    """Whether the center of the result is enough and can be computed alone, with the same numbers."""
     if crop is None or min(size[0], crop[0]) * min(size[1], crop[1]) > MOST_PIXELS or not can_resize_part(resample):
         return False
     height, width = image.shape[1:] if isinstance(image, np.ndarray) else (image.height, image.width)
@@ -299,7 +299,7 @@ def _per_channel(value: float | Sequence[float], name: str, image: Array) -> Arr
 
 
 def padded_size(sizes: Sequence[tuple[int, int]], wanted: tuple[int, int] | None) -> tuple[int, int]:
-    """Returns the size that images are padded to: the one wanted, or the largest height and width among them.
+    """Returns the size to pad images to: the one given, or their largest height and width.
 
     Raises:
         ValueError: An image is larger than the one wanted.
@@ -313,7 +313,7 @@ def padded_size(sizes: Sequence[tuple[int, int]], wanted: tuple[int, int] | None
 
 
 def pad(image: Array, size: tuple[int, int], fill_value: float = 0, mode: Any = "constant") -> Array:
-    """Adds zeros, or what else is wanted, below and to the right of (C, H, W)."""
+    """Pads (C, H, W) below and to the right, by default with zeros."""
     filled = {"constant_values": fill_value} if mode == "constant" else {}
     return np.pad(image, ((0, 0), (0, size[0] - image.shape[1]), (0, size[1] - image.shape[2])), mode, **filled)
 
@@ -322,7 +322,7 @@ def pad(image: Array, size: tuple[int, int], fill_value: float = 0, mode: Any = 
 
 
 def stack(pixels: list[Array], return_tensors: str | None) -> Any:
-    """Makes one tensor of images of one size.
+    """Stacks images of one size into a tensor.
 
     Args:
         pixels: Arrays.
@@ -340,7 +340,7 @@ def stack(pixels: list[Array], return_tensors: str | None) -> Any:
 
 
 def refuse_different_sizes(shapes: Sequence[tuple[int, ...]]) -> None:
-    """Refuses shapes that cannot be stacked.
+    """Raises an error for shapes that cannot be stacked.
 
     Raises:
         ValueError: They differ.
@@ -362,7 +362,7 @@ _TENSOR_MAKERS: dict[str, tuple[str, str, str]] = {  # -> (package to install, m
 
 
 def to_tensor(batch: Array, return_tensors: str) -> Any:
-    """Makes a tensor of another package; arguments and errors as in `stack`."""
+    """Converts an array to a tensor of another package; arguments and errors as in `stack`."""
     package, module, function = _TENSOR_MAKERS[return_tensors]
     try:
         make: Callable[[Array], Any] = getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""The options of an image processor: what each may be, and what sizes mean."""
+"""Checks and converts the options of an image processor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOST_SIDE = 16_384
 
 
 class SizeDict(dict[str, int]):
-    """A size as a dict whose sides are also attributes; a side that is not given is None."""
+    """A size as a dict whose sides are also attributes. A missing side is None."""
 
     def __missing__(self, side: str) -> None:
         if side not in _SIDES:
@@ -83,7 +83,7 @@ def size_dict(size: Any, name: str, *, default_to_square: bool = True) -> SizeDi
 
 
 def resized_size(size: Mapping[str, int], height: int, width: int) -> tuple[int, int]:
-    """Returns what (height, width) an image is resized to.
+    """Returns the (height, width) that an image is resized to.
 
     Args:
         size: As `size_dict` gives it.
@@ -211,7 +211,7 @@ OPTIONS = tuple(_CHECKS)
 
 
 def checked_option(name: str, value: Any) -> Any:
-    """Returns the value of an option in its one form: sizes as `SizeDict`, filters as Pillow's, means as a list.
+    """Returns the value of an option in canonical form: sizes as `SizeDict`, filters as Pillow's, means as a list.
 
     Raises:
         TypeError: It has the wrong type.
@@ -221,7 +221,7 @@ def checked_option(name: str, value: Any) -> Any:
 
 
 def refuse_unknown_options(names: Iterable[str]) -> None:
-    """Refuses names that are no option.
+    """Raises an error for unknown options.
 
     Raises:
         TypeError: There is one; the message suggests the nearest.

@@ -1,4 +1,4 @@
-"""The steps of an image processor that a user may replace, in a subclass, in the class or on one instance."""
+"""Lists the steps of an image processor that may be replaced, in a subclass, in the class or on an instance."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parts_of(owner: type[Any]) -> dict[str, Any]:
 
 
 def is_replaced(processor: Any, names: tuple[str, ...] = PARTS) -> bool:
-    """Whether one of some parts is no longer this package's own: the steps must then be taken one by one.
+    """Whether a part was replaced. The steps are then run one by one.
 
     Args:
         processor: Its class holds the package's own parts as `_own_parts`.
@@ -55,7 +55,7 @@ def is_replaced(processor: Any, names: tuple[str, ...] = PARTS) -> bool:
 
 
 def refuse_what_is_not_called(owner: type[Any]) -> None:
-    """Refuses a subclass that overrides what is never called.
+    """Raises an error for a subclass that overrides a method that is never called.
 
     Raises:
         TypeError: It does.
@@ -69,7 +69,7 @@ def refuse_what_is_not_called(owner: type[Any]) -> None:
 
 
 def refuse_replaced(processor: Any) -> None:
-    """Refuses to write a processor of which a part was replaced on the instance.
+    """Raises an error for a processor with a part replaced on the instance: no file can hold it.
 
     Raises:
         TypeError: It was.
@@ -83,12 +83,12 @@ def refuse_replaced(processor: Any) -> None:
 
 
 def arguments_of(owner: type[Any], beside: tuple[str, ...]) -> set[str]:
-    """Returns the names of arguments that the constructor of a class has beside the ones that are known."""
+    """Returns the names of the constructor's arguments, without the known ones."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(owner).parameters.values()
     return {p.name for p in parameters if p.kind in named} - set(beside)
 
 
 def class_defaults(owner: type[Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns options that a class sets as its attributes, as processors of transformers do."""
+    """Returns options that a class sets as class attributes, as processors of transformers do."""
     return {name: getattr(owner, name) for name in names if getattr(owner, name, None) is not None}

@@ -1,4 +1,4 @@
-"""A part of a resized image, with the numbers of Pillow, for images whose resized whole would not fit into memory."""
+"""Computes a part of a resized image, with Pillow's numbers, for results that would not fit into memory."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _FILTERS: dict[int, tuple[Callable[[Array], Array], float]] = {
 
 
 def can_resize_part(resample: int) -> bool:
-    """Whether `resized_part` knows a filter."""
+    """Whether `resized_part` supports a filter."""
     return resample in _FILTERS
 
 
 def resized_part(image: Array, size: tuple[int, int], part: tuple[slice, slice], resample: int) -> Array:
-    """Returns some rows and columns of a resized image as Pillow makes them, without the rest.
+    """Returns some rows and columns of a resized image, as Pillow computes them.
 
     Pillow weighs columns, rounds to 8 bits, then weighs rows; its weights have 22 bits after the point. That holds
     where neither side shrinks; elsewhere it may begin with the rows.

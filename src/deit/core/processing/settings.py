@@ -1,4 +1,4 @@
-"""What every image processor shares: options as attributes, files, calls and their output."""
+"""Defines the abstract image processor: its options, files and calls."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class ImageProcessor(ABC):
         input_data_format: str | None = None,
         **options: Any,
     ) -> BatchFeature:
-        """Processes one image or a list of them; each option left at None is the processor's own.
+        """Processes one image or a list of them. An option of None takes the processor's value.
 
         Args:
             images: PIL images; paths, bytes or base64 text of files; open files; arrays or tensors of 3 dimensions, or
@@ -199,7 +199,7 @@ class ImageProcessor(ABC):
         return self._preprocess([self.process_image(image, **values) for image in single], **values)
 
     def _with(self, options: Mapping[str, Any]) -> Self:
-        """Returns a copy with other options, each left at None as it is here."""
+        """Returns a copy with other options; None keeps the value."""
         refuse_unknown_options(options)
         settings = copy.copy(self)
         settings._set({k: v for k, v in options.items() if v is not None})
@@ -208,13 +208,13 @@ class ImageProcessor(ABC):
 
     @abstractmethod
     def _pixels(self, images: list[Any]) -> Any:
-        """Returns what `preprocess` puts in `pixel_values`, for single images: the steps together, and so faster."""
+        """Returns the `pixel_values` of single images, with all steps in one pass."""
 
     @abstractmethod
     def process_image(
         self, image: Any, do_convert_rgb: bool | None = None, input_data_format: str | None = None, **options: Any
     ) -> Any:
-        """Returns one image, of whatever kind, as the array (C, H, W) that the other steps take.
+        """Converts an image of any kind to the array (C, H, W) that the other steps take.
 
         Args:
             image: See `preprocess`.
@@ -225,7 +225,7 @@ class ImageProcessor(ABC):
 
     @abstractmethod
     def _preprocess(self, images: list[Any], **options: Any) -> BatchFeature:
-        """Takes the steps one by one, each as it may have been replaced, with images (C, H, W)."""
+        """Runs the steps one by one, replaced ones included, on images (C, H, W)."""
 
     def _warn_of_rescaled(self, images: Sequence[Any]) -> None:
         if self.do_rescale and any(px.is_in_unit_range(image) for image in images):
@@ -263,7 +263,7 @@ class ImageProcessor(ABC):
     # --- JSON ----------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as `preprocessor_config.json` holds them, unknown keys of the file included."""
+        """Returns the settings as in `preprocessor_config.json`, unknown keys of the file included."""
         values = {name: copy.deepcopy(getattr(self, name)) for name in OPTIONS if name != "device"}
         kept = {k: v for k, v in values.items() if v is not None}
         for name in ("default_to_square", "data_format"):
@@ -298,7 +298,7 @@ class ImageProcessor(ABC):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **hub_options: Any
     ) -> list[str]:
-        """Writes `preprocessor_config.json` into a folder, which is made if it is missing.
+        """Writes `preprocessor_config.json` into a folder. Creates the folder if it does not exist.
 
         Args:
             save_directory: The folder.
@@ -411,7 +411,7 @@ class ImageProcessor(ABC):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, subfolder: str = "", **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads what `from_dict` builds a processor of.
+        """Reads the arguments of `from_dict` from a file.
 
         Args:
             pretrained_model_name_or_path: See `from_pretrained`.

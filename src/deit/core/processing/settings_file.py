@@ -38,7 +38,7 @@ def read_preprocessor_config(
 
 
 def whole_processor(file: Path, values: Mapping[str, Any]) -> str | None:
-    """Returns the class of a processor of several parts that the settings of an image processor belong to, if any.
+    """Returns the class of the whole processor that an image processor is a part of, if any.
 
     Args:
         file: Where they are from.

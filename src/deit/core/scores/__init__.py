@@ -1,1 +1,1 @@
-"""Numbers about predictions: metrics, intervals, calibration, and how charts of them look."""
+"""Computes scores of predictions: metrics, confidence intervals, calibration; and the style of charts."""

@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: reliability, expected calibration error, temperature (Guo et al. 2017)."""
+"""Measures calibration: reliability bins, expected calibration error, temperature scaling (Guo et al. 2017)."""
 
 from __future__ import annotations
 

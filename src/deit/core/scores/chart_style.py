@@ -1,4 +1,4 @@
-"""How charts look, in every picture and report: colors, and the quiet axes. No plotting library is loaded here."""
+"""Defines colors and axes of all charts. Imports no plotting library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SERIES = (BLUE, ORANGE, GREEN, "#8a5fb0", "#b0476f", "#4a9aa8", SOFT)
 
 
 def tidy(axis: Any) -> None:
-    """Takes the frame of an axis of matplotlib away but for its two axes, and draws these quietly."""
+    """Removes the frame of matplotlib axes except for the two axis lines, and draws these in gray."""
     axis.tick_params(colors=INK, labelsize=9)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
@@ -20,6 +20,6 @@ def tidy(axis: Any) -> None:
 
 
 def plain_text(texts: Any) -> None:
-    """Lets texts of matplotlib stand as they are: a dollar sign in a name is one."""
+    """Turns off mathematical text in matplotlib, so that a dollar sign stays one."""
     for text in texts:
         text.set_parse_math(False)

@@ -1,4 +1,4 @@
-"""How far a share that was counted on some images can be believed."""
+"""Computes confidence intervals of shares."""
 
 from __future__ import annotations
 

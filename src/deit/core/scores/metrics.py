@@ -1,4 +1,4 @@
-"""Scores of a model, from any function that gives logits: counts that add up over batches and over processes."""
+"""Scores the logits of any function. Counts add up over batches and processes."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Scores:
     unanswered: int = 0
 
     def as_dict(self) -> dict[str, float]:
-        """Returns the scores by name, first the one to look at; without the counts."""
+        """Returns the scores by name, the most important first, without counts."""
         return _scores_alone(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelScores:
-    """Scores of a model that says yes or no to each class; yes is a probability above one half.
+    """Scores of multi-label classification. A class is predicted if its probability is above one half.
 
     Attributes:
         micro_f1: F1 of all answers taken together, in percent.
@@ -77,13 +77,13 @@ class MultiLabelScores:
     unanswered: int = 0
 
     def as_dict(self) -> dict[str, float]:
-        """Returns the scores by name, first the one to look at; without the counts."""
+        """Returns the scores by name, the most important first, without counts."""
         return _scores_alone(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionScores:
-    """Scores of a model that says one number for each image.
+    """Scores of a regression with one number per image.
 
     Attributes:
         mean_absolute_error: In the unit of the labels.
@@ -103,7 +103,7 @@ class RegressionScores:
     unanswered: int = 0
 
     def as_dict(self) -> dict[str, float]:
-        """Returns the scores by name, first the one to look at; without the counts."""
+        """Returns the scores by name, the most important first, without counts."""
         return _scores_alone(self)
 
 
@@ -348,7 +348,7 @@ def evaluate(
 
 
 def _combined(counters: dict[str, Counter], new_counter: Callable[[], Counter], combine: Combine) -> dict[str, Counter]:
-    """Sums counters over processes; one without images learns from the others which heads there are."""
+    """Sums counters over processes. A process without images takes the names of the heads from the others."""
     layout = json.dumps({name: counter.totals.size for name, counter in counters.items()}).encode() if counters else b""
     with_images, length = combine(np.array([bool(layout), len(layout)], np.float64))
     if not with_images:
@@ -405,7 +405,7 @@ def has_answer(logits: Array) -> npt.NDArray[np.bool_]:
 
 
 def f1_scores(right: Any, wrong_yes: Any, wrong_no: Any) -> Floats:
-    """Returns F1, 0 where a class was neither there nor named.
+    """Returns F1; 0 for a class that is neither present nor predicted.
 
     Args:
         right: How often yes was right, a number or one for each class.

@@ -1,1 +1,1 @@
-"""Weight files: names of tensors, formats, and what a file says about the model."""
+"""Reads weight files: names of tensors, formats, and the configuration that the shapes imply."""

@@ -1,4 +1,4 @@
-"""Weight files: which ones a folder holds, and where each tensor is in them, checked before anything is read.
+"""Finds the weight files of a folder, and checks headers before tensors are read.
 
 Nothing here runs code from a file. Headers are checked against the size of the file, and an index may only name
 files of its own folder.
@@ -165,7 +165,7 @@ def _shard(index: Path, name: str) -> Path:
 
 
 def _allowed_folders(folder: Path) -> list[Path]:
-    """The folder itself and, in huggingface_hub's cache, the one that its links lead to."""
+    """Returns the folder and, in the cache of huggingface_hub, the folder that its links lead to."""
     allowed = [folder.resolve()]
     absolute = Path(os.path.abspath(folder))
     for parent in absolute.parents:
@@ -218,7 +218,7 @@ def _entry(file: Path, fields: Mapping[str, Any], start: int) -> TensorEntry:
 
 
 def is_weight_file_name(name: str, variant: str | None) -> bool:
-    """Whether a file of this name holds weights of a variant as `save_pretrained` writes them, or their index."""
+    """Whether a file name is one of weights, or of their index, as `save_pretrained` writes them."""
     for whole in (WEIGHTS_NAME, PICKLE_NAME):
         if name in (with_variant(whole, variant), with_variant(f"{whole}.index.json", variant)):
             return True
@@ -257,7 +257,7 @@ def number_of_bytes(size: int | str) -> int:
 
 
 def distribute(sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
-    """Shares tensors out to files, in their order; a tensor larger than a file gets one of its own.
+    """Distributes tensors over files in order. A tensor larger than a file gets its own.
 
     Args:
         sizes: Name -> bytes.

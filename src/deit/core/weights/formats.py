@@ -1,4 +1,4 @@
-"""What a weight file is, told by its content and never by its name, and the limits within which one is opened."""
+"""Detects the format of a weight file by its content, and checks it against limits before it is opened."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _END, _END64_LOCATOR, _END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 
 
 def weight_format(file: Path) -> str:
-    """Returns `SAFETENSORS` or `PICKLE`, told by the first bytes; only where they say nothing does the ending count.
+    """Returns `SAFETENSORS` or `PICKLE`, by the first bytes, or by the file name if these are ambiguous.
 
     Raises:
         DamagedFileError: It is of a format that is known and not read, such as HDF5.
@@ -58,7 +58,7 @@ def weight_format(file: Path) -> str:
 
 
 def pickled_names(file: Path) -> set[str]:
-    """Checks a PyTorch file against the limits, without reading it as PyTorch does, and returns what it refers to.
+    """Checks a PyTorch file against the limits without loading it, and returns the names that it refers to.
 
     Returns:
         Full names of all classes and functions, such as "torch._utils._rebuild_tensor_v2".
@@ -110,7 +110,7 @@ def _names_in_archive(file: Path, handle: BinaryIO) -> set[str]:
 
 
 def _check_directory(file: Path, handle: BinaryIO, total: int) -> None:
-    """Reads how long the list of members is before the list itself: each entry costs ten times its bytes in memory."""
+    """Checks the length of the list of members before it is read: each entry costs ten times its bytes in memory."""
     tail_size = min(total, 2**16 + 22)
     handle.seek(total - tail_size)
     tail = handle.read(tail_size)
@@ -133,7 +133,7 @@ _Step = tuple[str, object]
 
 
 def _checked_steps(file: Path, handle: BinaryIO, budget: int) -> Iterator[_Step]:
-    """Yields the instructions of one pickle without following them."""
+    """Yields the instructions of a pickle without executing them."""
     start = handle.tell()
     for count, (opcode, argument, position) in enumerate(pickletools.genops(handle)):
         if count >= budget or (position or 0) - start > MOST_PICKLE_BYTES:
@@ -144,7 +144,7 @@ def _checked_steps(file: Path, handle: BinaryIO, budget: int) -> Iterator[_Step]
 
 
 def _referred(steps: Iterator[_Step] | list[_Step]) -> set[str]:
-    """Returns the names that a pickle refers to; those of protocol 4 stand on the stack as two texts."""
+    """Returns the names that a pickle refers to. Protocol 4 puts module and name on the stack."""
     names: set[str] = set()
     texts: list[str] = []
     for name, argument in steps:

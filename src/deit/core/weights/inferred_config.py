@@ -1,4 +1,4 @@
-"""The configuration of weights that come without one: read off the names and shapes of their tensors.
+"""Infers a configuration from the names and shapes of tensors.
 
 Files of the original release and of timm say nothing, or little, about the architecture. What tensors cannot tell (the
 number of attention heads, the epsilon of LayerNorm) is the paper's: 64 channels per head, but for DeiT III-H, and 1e-6.
@@ -22,7 +22,7 @@ from deit.core.weights.names import TRUNK, file_names, is_distilled, name_in_tru
 _DECODER = "decoder.0"
 _OUTSIDE = {"classifier", "cls_classifier", "distillation_classifier", "pooler.dense", _DECODER}
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
-_LAYER_SCALE_INIT = 1e-4  # the paper's; the learnt values are in the file
+_LAYER_SCALE_INIT = 1e-4  # the paper's; the learned values are in the file
 
 # What timm calls the architecture that a variant has, and its fields that the name alone does not say.
 _TIMM_BASES = {
@@ -45,7 +45,7 @@ def own_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
 def infer_config(
     shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Any] | None = None, *, source: object = "The file"
 ) -> VisionTransformerConfig:
-    """Reads a configuration off the tensors of a file in any dialect.
+    """Infers a configuration from the tensors of a file in any dialect.
 
     Args:
         shapes: Of all tensors of the file.

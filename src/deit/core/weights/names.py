@@ -1,9 +1,11 @@
-"""Names of tensors: one table for every dialect in which the weights of a DeiT are written.
+"""Renames tensors: one table maps the keys of .pth, .bin and .safetensors files to the names in memory, and back.
 
-Translation works on names alone, so it is the same for every framework: for each tensor of a file it says which
-tensor of the network it is, or which part of one (query, key and value of the Hugging Face files are joined here).
+The table is `_TRUNK_NAMES` for the trunk, `_HEADS_OF_TWO` and `_HEADS_OF_ONE` for the classifiers: edit these to rename
+a key. `places` renames the keys of a file that is read, `file_names` those of a file that is written. PyTorch and Keras
+share the table. It also says which keys are parts of one tensor: query, key and value of Hugging Face files are one
+tensor in memory.
 
-The dialects, told apart by their names and never asked for:
+The dialect of a file is detected from its keys:
 
 * `deit`: the names in memory here; those of timm under `trunk.`, heads as in `huggingface`.
 * `huggingface`: published files, and transformers up to 5.8 in memory (`encoder.layer.3.attention.attention.query`).
@@ -86,7 +88,7 @@ _ANCHOR = re.compile(
     r"|patch_embed\.proj)\.weight"
 )
 _SECOND_COPY = ("ema", "teacher", "target", "momentum", "average")  # of a wrapper, where a file holds several networks
-_SUFFIX = r"(?P<suffix>\.weight|\.bias|\.alpha_[np]|\.beta|\.eps)?"  # the last ones of a learnt activation
+_SUFFIX = r"(?P<suffix>\.weight|\.bias|\.alpha_[np]|\.beta|\.eps)?"  # the last ones of a learned activation
 _PARTS = re.compile(r"\[([^\]]+)\]")
 
 
@@ -107,7 +109,7 @@ class Part:
 
 @dataclass(frozen=True)
 class _Row:
-    """One line of the table for one dialect: the names there of one tensor here."""
+    """One line of the table for one dialect: the names of a tensor in that dialect."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -163,13 +165,13 @@ def is_distilled(names: Iterable[str]) -> bool:
 
 
 def wrapper_of(names: Iterable[str]) -> str:
-    """Returns what training scripts have put in front of the network's names, such as "model." or ""."""
+    """Returns the prefix that training scripts put in front of the network's names, such as "model." or ""."""
     found = {match[1] for match in (_ANCHOR.fullmatch(_INSERTED.sub("", name)) for name in names) if match}
     return min(found, key=lambda wrapper: (any(word in wrapper for word in _SECOND_COPY), len(wrapper)), default="")
 
 
 def network_names(names: Iterable[str]) -> dict[str, str]:
-    """Returns the tensors of a file that belong to the network, and what they are called without wrappers.
+    """Returns the names of the network's tensors in a file, and those names without wrappers.
 
     Where a wrapper stands in front of the network, tensors beside it are left out (the loss's, a second copy), but for
     classifiers.
@@ -234,7 +236,7 @@ def _filled(name: str, match: re.Match[str]) -> str:
 
 
 def name_in_trunk(name: str) -> str:
-    """Returns the name of a tensor of the network without what stands in front of its trunk; heads keep theirs.
+    """Returns the name of a tensor without the prefix of its trunk; names of heads stay.
 
     Examples:
         >>> name_in_trunk("deit.trunk.blocks.0.norm1.bias"), name_in_trunk("classifier.bias")
@@ -276,7 +278,7 @@ def file_names(name: str, dialect: str = HUGGINGFACE) -> list[str]:
 
 
 def layout(names: Iterable[str], dialect: str = HUGGINGFACE) -> dict[str, Part]:
-    """Returns, for every tensor of the file that a network would be written to, its place in the network.
+    """Returns, for every tensor of a file to be written, its place in the network.
 
     Args:
         names: Names of all tensors of the network.
@@ -294,7 +296,7 @@ def layout(names: Iterable[str], dialect: str = HUGGINGFACE) -> dict[str, Part]:
 
 
 def match_prefix(found: Iterable[str], wanted: Iterable[str], base_prefix: str) -> dict[str, str]:
-    """Relates network names of a file to those of a model when one of the two is a bare trunk.
+    """Maps network names of a file to those of a model, if one of the two is a bare trunk.
 
     A model with heads can be started from a bare trunk's file, and a bare trunk from a file with heads.
 

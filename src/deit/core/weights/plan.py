@@ -1,4 +1,4 @@
-"""What of a checkpoint goes where in a model: decided from names and shapes alone, so the same for every framework."""
+"""Plans the loading of a checkpoint from names and shapes alone, for every framework."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_NEW_NUMBERS = 1 << 26  # 256 MiB in fp32: heads of 40,000 classes on DeiT-b
 
 @dataclass(kw_only=True)
 class LoadingInfo:
-    """What did not match when a checkpoint was loaded, in the names of its dialect.
+    """Mismatches of a loaded checkpoint, in the names of its dialect.
 
     Attributes:
         missing_keys: Tensors the model has and the file has not; they keep their initial values.
@@ -40,13 +40,13 @@ class LoadingInfo:
     error_msgs: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields by name, sets where transformers has sets."""
+        """Returns the fields by name, as sets where transformers has sets."""
         return {name: value if name == "error_msgs" else set(value) for name, value in vars(self).items()}
 
 
 @dataclass(kw_only=True)
 class LoadingPlan:
-    """Which tensor of a file goes where in a model.
+    """Maps the tensors of a file to those of a model.
 
     Attributes:
         found: Name in the file -> place in the model.
@@ -62,7 +62,7 @@ class LoadingPlan:
 def plan_loading(
     file_names: Iterable[str], model_names: Iterable[str], *, base_prefix: str, dialect: str
 ) -> LoadingPlan:
-    """Relates the names of a file to those of a model; missing ones are given in the dialect of the file.
+    """Maps the names of a file to those of a model. Missing ones are given in the dialect of the file.
 
     Args:
         file_names: Names of all tensors of the file.
@@ -105,7 +105,7 @@ def refuse_missing_trunk(missing: Mapping[str, Part], model_name: str, source: o
 
 
 def numbers_of(config: Any) -> int:
-    """Returns how many numbers a model of a configuration holds, without layer scale and what subclasses add."""
+    """Returns the number of weights of a model, without layer scale and additions of subclasses."""
     width, patches = config.hidden_size, config.grid_size[0] * config.grid_size[1]
     block = width * (4 * width + 2 * config.intermediate_size)
     patch = config.num_channels * config.grid_patch_size[0] * config.grid_patch_size[1]
@@ -114,7 +114,7 @@ def numbers_of(config: Any) -> int:
 
 
 def refuse_larger_than_file(config: Any, shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
-    """Checks, before a model is built, that its weights are in the file: what is new may be heads and positions.
+    """Checks, before a model is built, that its weights are in the file. Only heads and positions may be new.
 
     Raises:
         ValueError: The configuration asks for more.
