@@ -14,9 +14,8 @@ from deit import (
     ViTConfig,
     ViTForImageClassification,
 )
-from deit.models.trunk import vision_transformer
-from deit.models.trunk.block_shortcuts import can_compute_prefix
-from deit.models.trunk.cpu_kernels import _packs, linear, linear_activation, linear_rows, pack
+from deit.models.trunk import cpu_kernels
+from deit.models.trunk.cpu_kernels import _packs, can_compute_prefix, linear, linear_activation, linear_rows, pack
 from deit.models.trunk.vision_transformer import _FORWARDS
 from tests.conftest import TINY
 
@@ -47,9 +46,9 @@ def test_without_gradients_the_logits_are_the_same(tiny_config, redraw, kind, fi
 def test_the_shortcut_is_really_taken(tiny_config, redraw, monkeypatch) -> None:
     model = classifier(tiny_config, redraw)
     taken = []
-    original = vision_transformer.compute_prefix
+    original = cpu_kernels.compute_prefix
     monkeypatch.setattr(
-        vision_transformer,
+        cpu_kernels,
         "compute_prefix",
         lambda block, x, count: taken.append(count) or original(block, x, count),
     )

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.models.trunk import gradients
-from deit.models.trunk.gradients import attend_by_hand, attend_of_few, backward_by_hand, can_attend
+from deit.models.trunk import cpu_kernels
+from deit.models.trunk.cpu_kernels import attend_of_few, backward_by_hand, can_attend
+from deit.models.trunk.gradients import attend_by_hand
 from deit.models.trunk.vision_transformer import VisionTransformer
 
 
@@ -84,7 +85,7 @@ def test_it_is_used_in_training_and_left_to_pytorch_everywhere_else(monkeypatch)
         assert not can_attend(qkv)
     assert not can_attend(qkv.to("meta"))
     assert torch.equal(torch.func.vmap(lambda x: x * backward_by_hand(x))(qkv), torch.zeros_like(qkv))
-    monkeypatch.setattr(gradients, "MAX_TOKENS", 6)
+    monkeypatch.setattr(cpu_kernels, "MAX_TOKENS", 6)
     assert not can_attend(qkv)
 
 

@@ -168,7 +168,7 @@ KerasDeiTForImageClassificationWithTeacher = TFDeiTForImageClassificationWithTea
 
 
 def _average(first: Any, second: Any, config: VisionTransformerConfig) -> Any:
-    """Returns the logits (B, K) of two heads together; see `deit.models.head_average`."""
+    """Returns the logits (B, K) of two heads together; see `deit.models.deit.average_heads`."""
     numbers = config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
     if config.head_average == "logits" or numbers:
         return (first + second) / 2

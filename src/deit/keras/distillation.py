@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from deit.core.config.following_defaults import following
 from deit.core.errors import UserError, WrongTypeError
-from deit.core.following_defaults import following
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.keras.deit import TFDeiTForImageClassificationWithTeacher
 from deit.keras.label_checks import ClassRange, check_labels, checked_data, plain_errors

@@ -20,10 +20,12 @@ from deit.core.model_directory import published_files
 from deit.core.weights.files import number_of_bytes
 from deit.models.losses import configured_loss
 from deit.models.trunk.attention import require_implementation
+from deit.models.trunk.checkpointing import Checkpointing
 from deit.models.trunk.construction import mark_as_initialized, modules_to_initialize, waits_for_values
 from deit.models.trunk.cpu_kernels import pack
+from deit.models.trunk.pruning import prune
 from deit.models.trunk.split_qkv import join_tensors, split_model, split_tensors
-from deit.models.trunk.vision_transformer import Checkpointing, VisionTransformer, initialize_layer
+from deit.models.trunk.vision_transformer import VisionTransformer, initialize_layer
 from deit.models.weights.from_pretrained import open_model
 from deit.models.weights.loading import published_tensors, refuse_incompatible, save_model, translate_state
 
@@ -300,7 +302,7 @@ class PreTrainedModel(nn.Module):
         for trunk in self._trunks():
             trunk.config.update({"pruned_heads": table})
             for block, heads in heads_to_prune.items():
-                trunk.blocks[block].attn.prune(heads)  # type: ignore[operator,union-attr]
+                prune(trunk.blocks[block].attn, heads)  # type: ignore[arg-type]
 
     # --- gradient checkpointing ----------------------------------------------------------------------
 

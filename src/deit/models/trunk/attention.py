@@ -8,14 +8,16 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import MissingPackageError, UserError
-from deit.models.trunk.gradients import attend_by_hand, can_attend
 from deit.runtime.library_order import make_order_safe
 
 logger = logging.getLogger(__name__)
@@ -37,33 +39,18 @@ def require_implementation(name: str) -> None:
         _flash_function(name)
 
 
-def attend(
+def attend_by_name(
     qkv: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None, dropout_rate: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Attends, by the fastest way that gives what is asked.
-
-    Args:
-        qkv: Query, key and value, (B, N, 3, H, d).
-        implementation: What `choose_implementation` returned.
-        bias: Added to the scores, broadcast to (B, H, N, N).
-        head_mask: Multiplies the probabilities, broadcast to (B, H, N, N).
-        dropout_rate: Dropout on the probabilities; 0 outside of training.
-
-    Returns:
-        (B, N, H * d), and the probabilities (B, H, N, N) where the implementation is "eager".
-    """
-    plain = implementation == "sdpa" and bias is None and head_mask is None and not dropout_rate
-    if plain and can_attend(qkv):
-        return attend_by_hand(qkv), None
+    """Attends by an implementation that can do whatever is asked; arguments and results as in `cpu_kernels.attend`."""
     query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
-    probabilities = None
     if implementation == "eager":
         mixed, probabilities = eager_attention(query, key, value, bias, dropout_rate, head_mask)
-    else:
-        mixed = fused_attention(implementation, query, key, value, bias, dropout_rate)
-        if head_mask is not None:  # the same as masking the probabilities: they enter linearly
-            mixed = mixed * head_mask
-    return mixed.transpose(1, 2).flatten(2), probabilities
+        return mixed.transpose(1, 2).flatten(2), probabilities
+    mixed = fused_attention(implementation, query, key, value, bias, dropout_rate)
+    if head_mask is not None:  # the same as masking the probabilities: they enter linearly
+        mixed = mixed * head_mask
+    return mixed.transpose(1, 2).flatten(2), None
 
 
 def eager_attention(
@@ -112,23 +99,7 @@ def fused_attention(
         return _flash_attention(name, query, key, value, dropout_rate)
     if name == "flex_attention":
         return _flex_attention(query, key, value, bias, dropout_rate)
-    if bias is None and not dropout_rate and _is_faster_in_steps(query):
-        return F.softmax((query * query.shape[-1] ** -0.5) @ key.transpose(2, 3), dim=-1) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout_rate)
-
-
-def _is_faster_in_steps(query: Tensor) -> bool:
-    """Whether two plain products beat PyTorch's fused attention: in bfloat16 on the CPU, for images of usual size.
-
-    Measured in `benchmarks/models.py`. The scores are rounded to bfloat16, as in the eager path.
-    """
-    return (
-        query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and query.shape[2] <= 1024
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
 
 
 def _flash_attention(name: str, query: Tensor, key: Tensor, value: Tensor, dropout_rate: float) -> Tensor:
@@ -180,6 +151,60 @@ def _flex_function(compiled: bool) -> Any:
 
 
 # --- masks --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """How the attention of one call of the trunk is computed.
+
+    Attributes:
+        implementation: The name of the implementation, the same for all blocks.
+        bias: Added to the scores before softmax, broadcast to (B, H, N, N); None adds nothing.
+        head_masks: For each block what multiplies its probabilities, (B or 1, H or 1, N or 1, N or 1), or None.
+    """
+
+    implementation: str
+    bias: Tensor | None
+    head_masks: Sequence[Tensor | None]
+
+
+def plan_attention(
+    config: VisionTransformerConfig,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    head_mask: Tensor | None,
+    need_attentions: bool,
+    depth: int,
+) -> AttentionPlan:
+    """Prepares masks for all blocks and chooses the implementation.
+
+    Args:
+        config: Names the implementation and the sizes.
+        tokens: (B, N, D), what enters the first block.
+        attention_mask: See `attention_bias`.
+        head_mask: See `head_mask_per_block`.
+        need_attentions: Whether attention maps are wanted.
+        depth: Number of blocks.
+
+    Raises:
+        ValueError: A mask has the wrong shape.
+    """
+    bias = attention_bias(attention_mask, tokens)
+    if head_mask is not None:
+        head_mask = head_mask_per_block(head_mask, depth, config.num_attention_heads, tokens.dtype)
+    return AttentionPlan(
+        implementation=choose_implementation(config._attn_implementation, need_attentions, head_mask, bias),
+        bias=bias,
+        head_masks=[None] * depth if head_mask is None else _without_pruned_heads(head_mask, config.pruned_heads),
+    )
+
+
+def _without_pruned_heads(head_mask: Tensor, pruned_heads: Mapping[int, Sequence[int]]) -> list[Tensor]:
+    masks = []
+    for i, mask in enumerate(head_mask):
+        kept = [head for head in range(mask.shape[1]) if head not in pruned_heads.get(i, ())]
+        masks.append(mask if mask.shape[1] == 1 else mask[:, kept])
+    return masks
 
 
 def attention_bias(mask: Tensor | None, tokens: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,15 @@ def new_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Lin
     layer: nn.Linear = _UndrawnLinear(in_features, out_features, bias)
     layer.__class__ = nn.Linear  # tools look for exactly this class
     return layer
+
+
+def linear_like(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Builds a linear layer with copies of a weight and a bias; it is trained, or not, as an older layer."""
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.clone(), requires_grad=old.weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
+    return new.train(old.training)
 
 
 def new_projection(channels: int, width: int, patch_size: tuple[int, int]) -> nn.Conv2d:

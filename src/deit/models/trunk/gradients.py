@@ -1,7 +1,6 @@
-"""Steps of training on the CPU with a backward pass of our own, because PyTorch's is slow there.
+"""Attention for training on the CPU with a backward pass of its own, because PyTorch's is slow there.
 
-The numbers are the same up to rounding. Everything else (a GPU, compiling, exporting, tracing, function transforms,
-second derivatives of a transform) takes PyTorch's own way. Measured in `benchmarks/training.py`.
+The numbers are the same up to rounding. `cpu_kernels.can_attend` says where it is used.
 
 Letters in shape comments: B batch, N tokens, H heads, d width of a head.
 """
@@ -15,26 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-# Attention keeps its probabilities (B, H, N, N) for the backward pass; above this N they would be most of the memory.
-MAX_TOKENS = 640
-_TYPES = (torch.float32, torch.bfloat16)
-
-
-def backward_by_hand(x: Tensor) -> bool:
-    """Whether the steps of this file may stand for PyTorch's own at this input."""
-    return (
-        x.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch._C._get_tracing_state()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-def can_attend(qkv: Tensor) -> bool:
-    """Whether `attend_by_hand` is the right way for this projection (B, N, 3, H, d)."""
-    return qkv.dtype in _TYPES and qkv.shape[1] <= MAX_TOKENS and backward_by_hand(qkv)
-
 
 def attend_by_hand(qkv: Tensor) -> Tensor:
     """Multi-head self-attention without masks or dropout.
@@ -46,22 +25,6 @@ def attend_by_hand(qkv: Tensor) -> Tensor:
         (B, N, H * d).
     """
     return _Attention.apply(qkv)
-
-
-def attend_of_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of a few queries, such as those of the class and the distillation token, without masks or dropout.
-
-    Args:
-        query: (B, H, M, d), M much less than N.
-        key: (B, H, N, d).
-        value: (B, H, N, d).
-
-    Returns:
-        (B, H, M, d).
-    """
-    if query.dtype == torch.bfloat16 and backward_by_hand(query):  # PyTorch's backward takes several times as long
-        return _probabilities(query, key) @ value
-    return F.scaled_dot_product_attention(query, key, value)
 
 
 def _probabilities(query: Tensor, key: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from deit.core.errors import UserError
+from deit.models.trunk.construction import linear_like
 from deit.models.trunk.vision_transformer import Attention
 
 _FUSED = re.compile(r"(?P<before>(?:.+\.)?blocks\.\d+\.attn\.)qkv(?P<kind>\.weight|\.bias)")
@@ -26,7 +28,31 @@ def split_model(model: nn.Module, names: tuple[str, str, str]) -> None:
     """
     for module in list(model.modules()):
         if isinstance(module, Attention):
-            module.split(names)
+            split_attention(module, names)
+
+
+@torch.no_grad()
+def split_attention(attention: Attention, names: tuple[str, str, str]) -> None:
+    """Puts three layers with the same values in the place of the fused one, unless that was done before.
+
+    Args:
+        attention: The module to change.
+        names: Of the layers for query, key and value.
+
+    Raises:
+        ValueError: The module has an attribute of that name.
+    """
+    fused = attention.qkv
+    if fused is None:
+        return
+    taken = [name for name in names if hasattr(attention, name)]
+    if taken:
+        raise UserError(f"qkv_names: {taken[0]!r} is taken by another part of the attention. Choose another name.")
+    weights = fused.weight.chunk(3)
+    biases = (None,) * 3 if fused.bias is None else fused.bias.chunk(3)
+    for name, weight, bias in zip(names, weights, biases, strict=True):
+        setattr(attention, name, linear_like(fused, weight, bias))
+    attention.qkv, attention.qkv_names = None, names
 
 
 def split_tensors(state: Mapping[str, Tensor], names: tuple[str, str, str]) -> Mapping[str, Tensor]:

@@ -6,24 +6,20 @@ Letters in shape comments: B batch, C channels, N tokens, P patches, D embedding
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import checkpoint
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.models.trunk.activations import XIELU, find_activation
-from deit.models.trunk.attention import attend, attention_bias, choose_implementation, head_mask_per_block
-from deit.models.trunk.block_shortcuts import can_compute_prefix, compute_prefix, run_block
+from deit.models.trunk.attention import plan_attention
+from deit.models.trunk.checkpointing import Checkpointing
 from deit.models.trunk.construction import new_linear, new_projection
-from deit.models.trunk.cpu_kernels import Forwards, is_untouched, linear, linear_activation
+from deit.models.trunk.cpu_kernels import Forwards, attend, first_tokens, linear, linear_activation, run_block
 from deit.models.trunk.position_embedding import resize_position_embedding
-from deit.runtime.library_order import make_order_safe
 
 DROP_PATH_SHAPES = ("linear", "constant")
 
@@ -96,7 +92,12 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for query, key and value, or with three (see `split`).
+    """Multi-head self-attention with one fused projection for query, key and value.
+
+    `split_qkv.split_model` puts three layers in the place of the fused one. `forward` takes tokens (B, N, D), the name
+    of an implementation (see `deit.models.trunk.attention`), a bias added to the scores before softmax, and a mask that
+    multiplies the probabilities, both broadcast to (B, H, N, N). It returns (B, N, D), and the probabilities
+    (B, H, N, N) where the implementation is "eager".
 
     Args:
         config: Sizes and rates.
@@ -117,22 +118,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends.
-
-        Args:
-            x: (B, N, D).
-            implementation: How; see `deit.models.trunk.attention`.
-            bias: Added to the scores before softmax, broadcast to (B, H, N, N).
-            head_mask: Multiplies the probabilities, (B or 1, H or 1, N or 1, N or 1); pruned heads are counted too.
-
-        Returns:
-            (B, N, D), and the probabilities (B, H, N, N) where the implementation is "eager".
-        """
+        """Maps tokens (B, N, D) to tokens (B, N, D), and returns attention maps (B, H, N, N) where they were made."""
         qkv = self.project(x).unflatten(2, (3, len(self.heads), self.head_width))  # (B, N, 3, H, d)
-        if head_mask is not None and head_mask.shape[1] > len(self.heads):
-            head_mask = head_mask[:, self.heads]
         dropout_rate = self.dropout_rate if self.training else 0.0
-        mixed, probabilities = attend(qkv, implementation, bias, head_mask, dropout_rate)
+        mixed, probabilities = attend(qkv, implementation, bias, head_mask, dropout_rate)  # (B, N, H * d)
         return linear(self.proj, mixed), probabilities
 
     def project(self, x: Tensor) -> Tensor:
@@ -140,57 +129,6 @@ class Attention(nn.Module):
         if self.qkv is not None:
             return linear(self.qkv, x)
         return torch.cat([linear(getattr(self, name), x) for name in self.qkv_names], dim=-1)
-
-    @torch.no_grad()
-    def split(self, names: tuple[str, str, str]) -> None:
-        """Puts three layers with the same values in the place of the fused one, unless that was done before.
-
-        Args:
-            names: Of the layers for query, key and value.
-
-        Raises:
-            ValueError: The module has an attribute of that name.
-        """
-        fused = self.qkv
-        if fused is None:
-            return
-        taken = [name for name in names if hasattr(self, name)]
-        if taken:
-            raise UserError(f"qkv_names: {taken[0]!r} is taken by another part of the attention. Choose another name.")
-        weights = fused.weight.chunk(3)
-        biases = (None,) * 3 if fused.bias is None else fused.bias.chunk(3)
-        for name, weight, bias in zip(names, weights, biases, strict=True):
-            setattr(self, name, _linear_like(fused, weight, bias))
-        self.qkv, self.qkv_names = None, names
-
-    @torch.no_grad()
-    def prune(self, heads: Iterable[int]) -> None:
-        """Removes heads for good: their rows of the projection to query, key and value, and their columns of the other.
-
-        Args:
-            heads: Numbers as in the whole model; those removed before are ignored.
-        """
-        kept = [head for head in self.heads if head not in set(heads)]
-        places = torch.tensor([self.heads.index(head) for head in kept], device=self.proj.weight.device)
-        within = torch.arange(self.head_width, device=places.device)
-        columns = (places[:, None] * self.head_width + within).flatten()
-        rows = torch.cat([part * len(self.heads) * self.head_width + columns for part in range(3)])
-        for name in self.qkv_names or ("qkv",):
-            setattr(self, name, _with_rows(getattr(self, name), columns if self.qkv_names else rows))
-        self.proj = _linear_like(self.proj, self.proj.weight[:, columns], self.proj.bias)
-        self.heads = kept
-
-
-def _with_rows(layer: nn.Linear, rows: Tensor) -> nn.Linear:
-    return _linear_like(layer, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
-
-
-def _linear_like(old: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    new.weight = nn.Parameter(weight.clone(), requires_grad=old.weight.requires_grad)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.clone(), requires_grad=old.bias.requires_grad)
-    return new.train(old.training)
 
 
 class Mlp(nn.Module):
@@ -226,7 +164,11 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input."""
+    """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input.
+
+    Under autocast a branch has fewer bits than its input. It takes the type of the input before the sum, because
+    PyTorch is slow to add tensors of two types.
+    """
 
     def __init__(
         self, config: VisionTransformerConfig, drop_path_rate: float, pruned_heads: Iterable[int] = ()
@@ -244,9 +186,8 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, implementation: str, bias: Tensor | None, head_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Maps (B, N, D) to (B, N, D); arguments and second result as in `Attention`."""
+        """Maps tokens (B, N, D) to tokens (B, N, D); arguments and second result as in `Attention`."""
         mixed, probabilities = self.attn(self.norm1(x), implementation, bias, head_mask)
-        # Under autocast a branch has fewer bits than x: PyTorch is slow to add tensors of two types.
         x = x + self.drop_path(self.ls1(self.drop(mixed))).to(x.dtype)
         x = x + self.drop_path(self.ls2(self.drop(self.mlp(self.norm2(x))))).to(x.dtype)
         return x, probabilities
@@ -309,27 +250,6 @@ def _layer_scale(config: VisionTransformerConfig) -> nn.Module:
     return LayerScale(config.hidden_size, config.layer_scale_init) if config.layer_scale_init else nn.Identity()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpointing:
-    """Gradient checkpointing: blocks forget what is inside them and compute it again in the backward pass.
-
-    Attributes:
-        options: Of `torch.utils.checkpoint.checkpoint`.
-        every: Every how many blocks.
-        offload: Whether what a block keeps, its input, waits in the memory of the CPU.
-    """
-
-    options: dict[str, Any]
-    every: int = 1
-    offload: bool = False
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Runs a block; arguments as in `run_block`."""
-        make_order_safe()  # torch.utils.checkpoint loads torch._dynamo
-        with save_on_cpu(pin_memory=arguments[1].is_cuda) if self.offload else nullcontext():
-            return checkpoint(run_block, *arguments, **self.options)
-
-
 class VisionTransformer(nn.Module):
     """The trunk: pixels to tokens.
 
@@ -347,7 +267,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         width, depth = config.hidden_size, config.num_hidden_layers
-        self.grid_size = config.grid_size
+        self.image_size, self.grid_size = config.grid_image_size, config.grid_size
         self.num_prefix_tokens = config.num_prefix_tokens
         num_patches = self.grid_size[0] * self.grid_size[1]
         self.patch_embed = PatchEmbed(config)
@@ -400,51 +320,43 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: Pixels or masks have the wrong shape.
         """
-        config = self.config
         x = self.embed(pixels, patch_mask, interpolate)
-        bias = attention_bias(attention_mask, x)
-        if head_mask is not None:
-            head_mask = head_mask_per_block(head_mask, len(self.blocks), config.num_attention_heads, x.dtype)
-        implementation = choose_implementation(config.attn_implementation, need_attentions, head_mask, bias)
-        hidden_states = [x]
-        attentions = []
-        shortened = prefix_only and implementation == "sdpa" and self._can_shorten(bias, head_mask, need_hidden_states)
-        for i, block in enumerate(self.blocks[:-1] if shortened else self.blocks):
-            run: Any = run_block
-            if self.checkpointing is not None and self.training and i % self.checkpointing.every == 0:
-                run = self.checkpointing
-            x, probabilities = run(
-                block, x, implementation, bias, None if head_mask is None else head_mask[i], _FORWARDS
-            )
+        plan = plan_attention(self.config, x, attention_mask, head_mask, need_attentions, len(self.blocks))
+        plain = plan.implementation == "sdpa" and attention_mask is None and head_mask is None
+        shortens = prefix_only and plain and not need_hidden_states and not (self.training and self.checkpointing)
+        hidden_states, attentions, tokens = [x], [], None
+        for i, (block, mask) in enumerate(zip(self.blocks, plan.head_masks, strict=True)):
+            if shortens and i == len(self.blocks) - 1:
+                tokens = first_tokens(block, self.norm, x, self.num_prefix_tokens, _FORWARDS)
+            if tokens is None:
+                x, probabilities = self._run(i, block, x, plan.implementation, plan.bias, mask)
             if need_hidden_states:
                 hidden_states.append(x)
             if need_attentions:
                 attentions.append(probabilities)
-        if shortened:
-            x = compute_prefix(self.blocks[-1], x, self.num_prefix_tokens)
-        tokens = self.norm(x)
+        tokens = self.norm(x) if tokens is None else tokens
         return TrunkOutput(
             tokens=tokens[:, : self.num_prefix_tokens] if prefix_only else tokens,
             hidden_states=tuple(hidden_states) if need_hidden_states else None,
             attentions=tuple(attentions) if need_attentions else None,
         )
 
-    def _can_shorten(self, bias: Tensor | None, head_mask: Tensor | None, need_hidden_states: bool) -> bool:
-        if bias is not None or head_mask is not None or need_hidden_states:
-            return False
-        if self.checkpointing is not None and self.training:
-            return False
-        return can_compute_prefix(self.blocks[-1], _FORWARDS) and is_untouched(self.norm, _FORWARDS)
+    def _run(self, number: int, block: nn.Module, *arguments: Any) -> Any:
+        if not self.training:
+            return block(*arguments)
+        run: Any = run_block
+        if self.checkpointing is not None and number % self.checkpointing.every == 0:
+            return self.checkpointing(run, block, *arguments, _FORWARDS)
+        return run(block, *arguments, _FORWARDS)
 
     def embed(self, pixels: Tensor, patch_mask: Tensor | None = None, interpolate: bool = False) -> Tensor:
         """Returns the tokens that enter the first block, (B, N, D); arguments as in `forward`."""
         x = self.patch_embed(pixels)  # (B, P, D)
         height, width = pixels.shape[-2:]
-        if not interpolate and (height, width) != self.config.grid_image_size:
+        if not interpolate and (height, width) != self.image_size:
             raise UserError(
-                f"The image is {height} x {width} pixels, the model was made for "
-                f"{self.config.grid_image_size[0]} x {self.config.grid_image_size[1]}. "
-                "Resize the image or pass interpolate_pos_encoding=True."
+                f"The image is {height} x {width} pixels, the model was made for {self.image_size[0]} x "
+                f"{self.image_size[1]}. Resize the image or pass interpolate_pos_encoding=True."
             )
         if patch_mask is not None:
             x = self._mask(x, patch_mask)

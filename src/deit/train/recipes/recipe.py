@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from deit.core.config.following_defaults import FOLLOWS, following
 from deit.core.files import write_text_atomically
-from deit.core.following_defaults import FOLLOWS, following
 from deit.data.augment import Augmentation
 from deit.models.losses import CLASSIFICATION_LOSSES
 from deit.models.trunk.vision_transformer import DROP_PATH_SHAPES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deit.core.following_defaults import FOLLOWS, following
+from deit.core.config.following_defaults import FOLLOWS, following
 from deit.core.images.sample_values import ValueRange, checked_range
 from deit.core.scores.metrics import PROBLEM_TYPES
 from deit.models.losses import DISTILLATION_KINDS, REDUCTIONS

@@ -7,8 +7,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
+from deit.core.config.following_defaults import FOLLOWING, FOLLOWS, FollowingDefault
 from deit.core.errors import UserError, shown
-from deit.core.following_defaults import FOLLOWING, FOLLOWS, FollowingDefault
 
 SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data", "masking")
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
