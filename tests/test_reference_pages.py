@@ -30,3 +30,9 @@ def test_the_navigation_lists_every_page() -> None:
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = re.findall(r"[\w/]+\.md", yaml.safe_dump(navigation))
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def test_docstrings_name_their_examples_as_the_reference_shows_them() -> None:
+    """A heading "Example:" would be shown as prose, without a warning."""
+    sources = sorted((ROOT / "src" / "deit").rglob("*.py"))
+    assert [f.name for f in sources if re.search(r"^ +Example:$", f.read_text(encoding="utf-8"), re.MULTILINE)] == []
