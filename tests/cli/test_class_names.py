@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from deit.core.config.config import DeiTConfig
+from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.open_data import open_data, open_labelled
 from deit.data.readers.image_folder import ImageFolder
 from deit.data.sources import ArraySource
-from deit.evaluate.evaluation import TeacherModel
+from deit.evaluate.evaluation import teacher_columns
+from deit.inference.predictor import Predictor
 from deit.models.deit import DeiTForImageClassification
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, encoded, fill
@@ -102,16 +104,13 @@ def test_a_teacher_is_asked_by_number_where_the_lists_are_equal(model, tmp_path)
 
 
 def test_a_teacher_of_another_order_is_refused():
-    class Runner:
-        problem_type, label_names = "single_label_classification", ["cat", "crane", "crane"]
-
-    teacher = TeacherModel(runner=Runner(), processor=None)
+    teacher = Predictor(lambda pixels: pixels, DeiTImageProcessor(), ["cat", "crane", "crane"])
     with pytest.raises(
         ValueError, match=r"lacks 2 of the model's 3 classes: crane, crane\. .* Several classes have one"
     ):
-        teacher.columns(NAMES)
-    assert teacher.columns(["cat"]).tolist() == [0]
-    assert teacher.columns(["cat", "crane", "crane"]).tolist() == [0, 1, 2]
+        teacher_columns(teacher, NAMES)
+    assert teacher_columns(teacher, ["cat"]).tolist() == [0]
+    assert teacher_columns(teacher, ["cat", "crane", "crane"]).tolist() == [0, 1, 2]
 
 
 def test_classify_and_the_model_card_tell_them_apart(model, tmp_path):

@@ -13,12 +13,11 @@ import pytest
 
 from deit.core.file_names import IMAGES_NAME
 from deit.core.known_images import KnownImages
-from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.open_data import open_labelled
 from deit.evaluate.evaluation import evaluate_model
 from deit.evaluate.features import evaluate_features
 from deit.inference.embedder import Embedder
-from deit.inference.runners import open_runner
+from deit.inference.predictor import Predictor
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.data.pictures import COLOURS, fill, picture, write_parquet
 
@@ -101,7 +100,7 @@ def test_new_images_are_said_to_be_none(photos, student, tmp_path):
 
 def test_from_python_the_result_says_it(photos, student, tmp_path):
     source = open_labelled(all_and_one(photos, tmp_path), classes=list(COLOURS))
-    result = evaluate_model(open_runner(student), source, DeiTImageProcessor.from_pretrained(student))
+    result = evaluate_model(Predictor.open(student), source)
     assert (result.overlap.learnt, result.overlap.images) == (24, 25)
     assert result.as_dict()["overlap"]["learnt"] == 24
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.readers.image_folder import ImageFolder
-from deit.inference.runners import open_runner
+from deit.inference.engine import open_engine
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.state import load_state
 from deit.train.students.deit import build_student
@@ -168,7 +168,7 @@ def test_transformers_opens_the_model_and_agrees(photos, student):
     pixels = processor([images.image(i) for i in range(12)], return_tensors="np").pixel_values
     with torch.no_grad():
         expected = oracle(torch.from_numpy(pixels))
-    heads = open_runner(student).heads(pixels)
+    heads = open_engine(student)(pixels)
     assert np.abs(heads["both"] - expected.logits.numpy()).max() < 1e-5
     assert np.abs(heads["class"] - expected.cls_logits.numpy()).max() < 1e-5
     assert np.abs(heads["distillation"] - expected.distillation_logits.numpy()).max() < 1e-5
@@ -181,7 +181,7 @@ def test_a_teacher_trained_here_keeps_its_size_classes_and_normalization(teacher
     assert opened.image_size == (32, 32)
     assert opened.label_names == list(COLOURS)
     assert opened.mean == DeiTImageProcessor.from_pretrained(teacher).channel_mean == (0.5, 0.5, 0.5)
-    assert open_runner(teacher).label_names == list(COLOURS)
+    assert open_engine(teacher).contract.label_names == list(COLOURS)
 
 
 def test_a_transformer_of_timm_is_built_for_the_size_asked_for(photos, tmp_path):
@@ -189,7 +189,7 @@ def test_a_transformer_of_timm_is_built_for_the_size_asked_for(photos, tmp_path)
     options = ("--image-size", 32, "--epochs", 1, "--batch-size", 4, "--out", out)
     succeeds("train", photos, "--student", "timm/vit_tiny_patch16_224", *options)
     assert open_teacher(out).image_size == (32, 32)
-    logits = open_runner(out)(np.zeros((1, 3, 32, 32), np.float32))
+    logits = open_engine(out)(np.zeros((1, 3, 32, 32), np.float32))["class"]
     assert logits.shape == (1, 3)
 
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.sources import ArraySource
-from deit.evaluate.evaluation import TeacherModel, evaluate_model
+from deit.evaluate.evaluation import evaluate_model
+from deit.inference.contract import Contract
+from deit.inference.predictor import Predictor
 from deit.runtime.processes import process_group
 
 CLASSES = ["ant", "bee", "cow", "dog"]
@@ -33,10 +35,10 @@ def single_source(count: int = 101, classes: list[str] | None = None, seed: int 
     return ArraySource(numbered_images(count), np.random.default_rng(seed).integers(0, len(names), count), names)
 
 
-class TableRunner:
+class TableEngine:
     """Answers from a table (N, K) for each head, by the number of the image."""
 
-    device = "cpu"
+    device, precision = "cpu", "fp32"
 
     def __init__(
         self,
@@ -44,34 +46,36 @@ class TableRunner:
         label_names: list[str],
         problem_type: str = "single_label_classification",
         factor: int = 1,
+        processor: DeiTImageProcessor = PLAIN,
     ) -> None:
         self.tables = {name: np.asarray(table, np.float32) for name, table in tables.items()}
-        self.label_names = label_names
-        self.problem_type = problem_type
+        self.contract = Contract(
+            processor=processor, label_names=label_names, head_names=tuple(tables), problem_type=problem_type
+        )
         self._factor = factor
 
-    def heads(self, pixels: Any, /) -> dict[str, Any]:
+    def __call__(self, pixels: Any, /) -> dict[str, Any]:
         numbers = np.round(pixels[:, 0, 0, 0] / self._factor).astype(int)
         return {name: table[numbers] for name, table in self.tables.items()}
 
 
-def two_heads(source: ArraySource, seed: int = 1) -> TableRunner:
+def two_heads(source: ArraySource, seed: int = 1) -> TableEngine:
     """A model with two heads that is right more often than not."""
     random = np.random.default_rng(seed)
     shape = (len(source.labels), len(source.classes))
     true = np.eye(shape[1])[source.labels]
     first, second = (random.normal(size=shape) + 1.5 * true for _ in range(2))
-    return TableRunner({"both": (first + second) / 2, "class": first, "distillation": second}, source.classes)
+    return TableEngine({"both": (first + second) / 2, "class": first, "distillation": second}, source.classes)
 
 
-def known_teacher(source: ArraySource, seed: int = 2) -> TeacherModel:
+def known_teacher(source: ArraySource, seed: int = 2) -> Predictor:
     """A teacher with the classes in another order, one more, and another preprocessing."""
     names = [*reversed(source.classes), "elk"]
     random = np.random.default_rng(seed)
     true = np.eye(len(names))[len(source.classes) - 1 - source.labels]
     table = random.normal(size=true.shape) + 2 * true
     table[:, -1] += 3  # what the student cannot say must not count
-    return TeacherModel(runner=TableRunner({"class": table}, names, factor=2), processor=DOUBLED)
+    return Predictor(TableEngine({"class": table}, names, factor=2, processor=DOUBLED))
 
 
 def main(out: Path) -> None:
@@ -81,9 +85,8 @@ def main(out: Path) -> None:
         for count in (101, 1):
             source = single_source(count)
             result = evaluate_model(
-                two_heads(source),
+                Predictor(two_heads(source)),
                 source,
-                PLAIN,
                 batch_size=8,
                 teacher=known_teacher(source),
                 processes=processes,

@@ -16,11 +16,11 @@ import pytest
 from deit.core.images.reading import ImageError
 from deit.core.scores.metrics import average_precision, softmax
 from deit.data.sources import ArraySource, Subset
-from deit.evaluate.evaluation import TeacherModel, evaluate_model
+from deit.evaluate.evaluation import evaluate_model
+from deit.inference.predictor import Predictor
 from tests.evaluate.evaluation_cases import (
     CLASSES,
-    PLAIN,
-    TableRunner,
+    TableEngine,
     known_teacher,
     numbered_images,
     single_source,
@@ -31,7 +31,7 @@ MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
 
 
 def evaluated(runner, source, **options):
-    return evaluate_model(runner, source, PLAIN, **{"batch_size": 8, **options})
+    return evaluate_model(Predictor(runner), source, **{"batch_size": 8, **options})
 
 
 def test_every_head_equals_scikit_learn():
@@ -80,7 +80,7 @@ def test_agreement_and_teacher_are_mapped_by_name_and_seen_through_the_teacher_s
     source = single_source()
     runner, teacher = two_heads(source), known_teacher(source)
     result = evaluated(runner, source, teacher=teacher)
-    taught = 3 - teacher.runner.tables["class"][:, :4].argmax(1)
+    taught = 3 - teacher.engine.tables["class"][:, :4].argmax(1)
     said = {name: table.argmax(1) for name, table in runner.tables.items()} | {"teacher": taught}
     expected = {
         f"{a}, {b}": 100 * sum(x == y for x, y in zip(said[a], said[b], strict=True)) / 101
@@ -140,7 +140,7 @@ def test_images_without_an_answer_are_counted_and_are_in_no_column():
 
 def test_a_model_that_never_answers_has_no_temperature():
     source = single_source(5)
-    result = evaluated(TableRunner({"class": np.full((5, 4), np.nan)}, CLASSES), source)
+    result = evaluated(TableEngine({"class": np.full((5, 4), np.nan)}, CLASSES), source)
     assert result.temperature is None
     assert math.isnan(result.heads["class"].calibration_error)
     assert result.heads["class"].scores.unanswered == 5
@@ -214,7 +214,7 @@ def test_several_labels_equal_scikit_learn():
     labels = (random.random((70, 4)) < 0.4).astype(np.float32)
     table = random.normal(size=(70, 4)) + labels
     source = ArraySource(numbered_images(70), labels, CLASSES, problem_type=MULTI_LABEL)
-    result = evaluated(TableRunner({"class": table}, CLASSES, MULTI_LABEL), source)
+    result = evaluated(TableEngine({"class": table}, CLASSES, MULTI_LABEL), source)
     assert result.heads["class"].scores.micro_f1 == pytest.approx(100 * f1_score(labels, table > 0, average="micro"))
     rows = result.per_class()
     assert [r["f1"] for r in rows] == pytest.approx((100 * f1_score(labels, table > 0, average=None)).tolist())
@@ -233,7 +233,7 @@ def test_numbers_have_errors_and_the_farthest_come_first():
     true = np.linspace(-3, 3, 20).astype(np.float32)
     said = (true + np.linspace(0, 1, 20) ** 2).astype(np.float32)
     source = ArraySource(numbered_images(20), true, ["size"], problem_type=REGRESSION)
-    result = evaluated(TableRunner({"class": said[:, None]}, ["size"], REGRESSION), source)
+    result = evaluated(TableEngine({"class": said[:, None]}, ["size"], REGRESSION), source)
     assert result.heads["class"].scores.mean_absolute_error == pytest.approx(np.abs(said - true).mean(), rel=1e-6)
     assert [m.index for m in result.mistakes(3)] == [19, 18, 17]
     assert result.mistakes(1)[0].size == pytest.approx(1.0)
@@ -263,15 +263,15 @@ def test_images_that_do_not_suit_the_model_are_refused():
 
 def test_a_teacher_that_does_not_suit_is_refused():
     source = single_source(10)
-    teacher = TeacherModel(runner=TableRunner({"class": np.zeros((10, 2))}, ["ant", "cow"]), processor=PLAIN)
+    teacher = Predictor(TableEngine({"class": np.zeros((10, 2))}, ["ant", "cow"]))
     with pytest.raises(ValueError, match=r"lacks 2 of the model's 4 classes: bee, dog\. It knows: ant, cow"):
         evaluated(two_heads(source), source, teacher=teacher)
-    numbers = TeacherModel(runner=TableRunner({"class": np.zeros((10, 1))}, ["x"], REGRESSION), processor=PLAIN)
+    numbers = Predictor(TableEngine({"class": np.zeros((10, 1))}, ["x"], REGRESSION))
     with pytest.raises(ValueError, match="must choose one class"):
         evaluated(two_heads(source), source, teacher=numbers)
     numeric = ArraySource(numbered_images(10), np.zeros(10), ["x"], problem_type=REGRESSION)
     with pytest.raises(ValueError, match="needs one class for each image"):
-        evaluated(numbers.runner, numeric, teacher=teacher)
+        evaluated(numbers.engine, numeric, teacher=teacher)
 
 
 def test_an_image_that_cannot_be_read_any_more_is_left_out_of_everything_and_told(monkeypatch):

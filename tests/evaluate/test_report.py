@@ -17,10 +17,10 @@ from deit.evaluate import report as evaluation_report
 from deit.evaluate.evaluation import evaluate_model
 from deit.evaluate.html_page import image_uri
 from deit.evaluate.report import check_report_path, write_evaluation_report
+from deit.inference.predictor import Predictor
 from tests.evaluate.evaluation_cases import (
     CLASSES,
-    PLAIN,
-    TableRunner,
+    TableEngine,
     known_teacher,
     numbered_images,
     single_source,
@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 def written(tmp_path, runner, source, **options):
     teacher = options.pop("teacher", None)
-    result = evaluate_model(runner, source, PLAIN, batch_size=8, teacher=teacher)
+    result = evaluate_model(Predictor(runner), source, batch_size=8, teacher=teacher)
     path = write_evaluation_report(tmp_path / "r.html", result, source, model="m", data="d", **options)
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -109,7 +109,7 @@ def test_a_report_shows_curves_settings_and_where_the_mistakes_are(tmp_path):
     photos = ImageFolder(tmp_path / "photos")
     numbered = ArraySource(numbered_images(len(photos.labels)), photos.labels, CLASSES)
     wrong = np.eye(len(CLASSES))[(photos.labels + 1) % len(CLASSES)] * 5
-    result = evaluate_model(TableRunner({"class": wrong}, CLASSES), numbered, PLAIN, batch_size=8)
+    result = evaluate_model(Predictor(TableEngine({"class": wrong}, CLASSES)), numbered, batch_size=8)
     options = {"model": "m", "data": "d", "folder": folder}
     settings = {"batch size": "8", "head": "class"}
     write_evaluation_report(tmp_path / "r.html", result, photos, **options, settings=settings)
@@ -162,7 +162,7 @@ def test_several_labels_have_precision_for_each_class_and_no_confusion(tmp_path)
     labels = (np.random.default_rng(0).random((40, 4)) < 0.4).astype(np.float32)
     source = ArraySource(numbered_images(40), labels, CLASSES, problem_type="multi_label_classification")
     table = np.random.default_rng(1).normal(size=(40, 4)) + labels
-    result, page = written(tmp_path, TableRunner({"class": table}, CLASSES, source.problem_type), source)
+    result, page = written(tmp_path, TableEngine({"class": table}, CLASSES, source.problem_type), source)
     for row in result.per_class():
         said, true = table[:, CLASSES.index(row["class"])] > 0, labels[:, CLASSES.index(row["class"])] == 1
         precision, recall, f1, _ = precision_recall_fscore_support(true, said, average="binary")
@@ -176,7 +176,7 @@ def test_numbers_have_a_picture_of_errors_and_the_largest_of_them(tmp_path):
     true = np.linspace(-3, 3, 20).astype(np.float32)
     source = ArraySource(numbered_images(20), true, ["size"], problem_type="regression")
     said = (true + np.linspace(0, 1, 20) ** 2)[:, None]
-    result, page = written(tmp_path, TableRunner({"class": said}, ["size"], "regression"), source)
+    result, page = written(tmp_path, TableEngine({"class": said}, ["size"], "regression"), source)
     assert len(page.pictures()) == 1 + 20
     assert "4 is 3 , off by 1" in page.text
     assert f"{result.heads['class'].scores.mean_absolute_error:.3f}" in page.text

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import deit
 from deit.cli.app import app
 from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.inference.engine import open_engine
 from deit.inference.predictor import Predictor
-from deit.inference.runners import open_runner
 
 
 @pytest.fixture
@@ -38,16 +38,17 @@ PIXELS = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
 
 
 def test_probabilities_are_averaged_as_the_paper_says(folder):
-    heads = open_runner(folder, head_average="probabilities").heads(PIXELS)
+    heads = open_engine(folder, head_average="probabilities")(PIXELS)
     expected = (softmax(heads["class"]) + softmax(heads["distillation"])) / 2
     np.testing.assert_allclose(softmax(heads["both"]), expected, atol=1e-6)
-    logits = open_runner(folder, head_average="logits").heads(PIXELS)["both"]
+    logits = open_engine(folder, head_average="logits")(PIXELS)["both"]
     np.testing.assert_allclose(logits, (heads["class"] + heads["distillation"]) / 2, atol=1e-6)
     assert np.abs(softmax(logits) - expected).max() > 1e-3  # they are not the same
 
 
 def test_logits_are_averaged_when_nothing_is_said(folder):
-    np.testing.assert_array_equal(open_runner(folder)(PIXELS), open_runner(folder, head_average="logits")(PIXELS))
+    logits = open_engine(folder, head_average="logits")(PIXELS)["both"]
+    np.testing.assert_array_equal(open_engine(folder)(PIXELS)["both"], logits)
 
 
 def test_several_labels_average_the_sigmoid(folder):
@@ -63,8 +64,8 @@ def test_several_labels_average_the_sigmoid(folder):
 def test_the_choice_is_kept_with_the_model(folder, tmp_path):
     model = deit.DeiTForImageClassificationWithTeacher.from_pretrained(folder, head_average="probabilities")
     model.save_pretrained(folder)
-    wanted = open_runner(folder, head_average="probabilities")(PIXELS)
-    np.testing.assert_array_equal(open_runner(folder)(PIXELS), wanted)
+    wanted = open_engine(folder, head_average="probabilities")(PIXELS)["both"]
+    np.testing.assert_array_equal(open_engine(folder)(PIXELS)["both"], wanted)
     pipe = deit.pipeline("image-classification", str(folder))
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 16, 3), np.uint8))
     named = {entry["label"]: entry["score"] for entry in pipe(image)}
@@ -89,7 +90,7 @@ def test_the_command_takes_it_by_name(folder, tmp_path):
 def test_one_head_has_no_average(tiny_vit_config, redraw, tmp_path):
     redraw(deit.ViTForImageClassification(tiny_vit_config())).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a model with one head"):
-        open_runner(tmp_path, head_average="logits")
+        open_engine(tmp_path, head_average="logits")
 
 
 def test_large_logits_do_not_overflow():

@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from deit.inference.runners import open_runner
+from deit.inference.engine import open_engine
 from deit.models.timm.models import create_timm, open_published_timm, open_timm_folder
 from deit.train.teachers.teacher import open_teacher
 
@@ -44,7 +44,7 @@ class Bomb:
         return os.mkdir, ("bomb-went-off",)
 
 
-@pytest.mark.parametrize("use", [open_timm_folder, open_teacher, open_runner])
+@pytest.mark.parametrize("use", [open_timm_folder, open_teacher, open_engine])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_beside_timms_configuration_is_not_run(folder, monkeypatch, use, zipped):
     monkeypatch.chdir(folder.parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -64,7 +64,8 @@ def classify(
     if value_range is not None:
         predictor.processor.value_range = value_range
     with _written(out, min(top_k, len(predictor.label_names))) as write:
-        with _printed(found.paths, as_json=as_json, silent=out is not None) as show:
+        rows = Rows([name for name in found.paths if name is not None], predictor.problem_type)
+        with json_rows() if as_json else nullcontext([] if out is not None else [rows]) as show:
             results = predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict)
             used, broken = _tell(results, len(sources), [*write, *show], shown=out is not None or _is_file(sys.stdout))
         if not used:
@@ -86,12 +87,6 @@ def _is_file(stream: TextIO) -> bool:
 
 def _written(out: Path | None, top_k: int) -> AbstractContextManager[list[Take]]:
     return nullcontext([]) if out is None else written_predictions(out, top_k)
-
-
-def _printed(names: Sequence[str | None], *, as_json: bool, silent: bool) -> AbstractContextManager[list[Take]]:
-    if as_json:
-        return json_rows()
-    return nullcontext([] if silent else [Rows([name for name in names if name is not None])])
 
 
 def _tell(results: Iterator[Classified], total: int, takes: list[Take], *, shown: bool) -> tuple[int, list[Classified]]:

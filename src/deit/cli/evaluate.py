@@ -28,9 +28,8 @@ from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
-    from deit.evaluate.evaluation import TeacherModel
     from deit.evaluate.results import Evaluation, HeadResult
-    from deit.inference.runners import TorchRunner
+    from deit.inference.predictor import Predictor
 
 Teacher = Annotated[
     str | None,
@@ -94,23 +93,23 @@ def evaluate(
         return
     from deit.evaluate.evaluation import evaluate_model
     from deit.evaluate.report import check_report_path
-    from deit.inference.runners import open_model
+    from deit.inference.predictor import Predictor
     from deit.runtime.processes import process_group
 
     if report is not None:
         check_report_path(report)
     with process_group(device) as processes:
-        opened = open_model(model, device, precision=precision, head_average=average)
-        runner, processor, folder = opened.runner, opened.processor, opened.folder
-        opinion = _open_teacher(teacher, device, precision)
+        predictor = Predictor.open(model, device=device, precision=precision, head_average=average)
+        folder = predictor.engine.contract.folder or Path(model)
+        opinion = None if teacher is None else Predictor.open(teacher, device=device, precision=precision)
         options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "strict": strict}
-        options["value_range"] = value_range or processor.value_range
-        source = _open(data, runner, options, silent=not processes.is_first)
+        options["value_range"] = value_range or predictor.processor.value_range
+        source = _open(data, predictor, options, silent=not processes.is_first)
         if held_out:
             source = _held_out(folder, source)
         with _bar("Evaluating", shown=processes.is_first) as update:
             options = {"batch_size": batch_size, "head": head, "teacher": opinion, "processes": processes}
-            result = evaluate_model(runner, source, processor, on_batch=update, **options)
+            result = evaluate_model(predictor, source, on_batch=update, **options)
     if result is not None:  # the first process speaks for all
         source = _readable(source, result)
         _tell(result, source, context, _notes(result, folder, source), folder)
@@ -158,26 +157,13 @@ def _score_features(context: typer.Context, known: str) -> None:
     )
 
 
-def _open_teacher(name_or_path: str | None, device: str, precision: str) -> TeacherModel | None:
-    if name_or_path is None:
-        return None
-    from deit.evaluate.evaluation import TeacherModel
-    from deit.inference.runners import open_model
-
-    opened = open_model(name_or_path, device, precision=precision)
-    return TeacherModel(runner=opened.runner, processor=opened.processor)
-
-
-def _open(data: str, runner: TorchRunner, options: dict[str, Any], *, silent: bool) -> Source:
+def _open(data: str, predictor: Predictor, options: dict[str, Any], *, silent: bool) -> Source:
     from deit.data.open_data import open_labelled
 
+    contract = predictor.engine.contract
     with _bar("Checking images", shown=not silent) as update:
         source = open_labelled(
-            data,
-            classes=runner.label_names,
-            problem_type=runner.problem_type,
-            progress=update,
-            **options,
+            data, classes=contract.label_names, problem_type=contract.problem_type, progress=update, **options
         )
     if not silent:
         report_found(len(source.labels), source.skipped, source.ignored)

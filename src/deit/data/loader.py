@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import signal
-import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deit.core.errors import UserError
-from deit.core.images.reading import DECODING, ImageError
+from deit.core.images.reading import ImageError
+from deit.core.processing.batches import pixel_batches, usable_cores
 from deit.core.processing.image_processor import DeiTImageProcessor
-from deit.data.sources import Source
+from deit.data.sources import Source, place_of
 from deit.runtime.random_state import forget_other_threads, random_state_kept, set_random_state
 
 if TYPE_CHECKING:  # it brings timm, which evaluation does without
@@ -310,16 +307,10 @@ def default_workers(*, gpu: bool = False) -> int:
         gpu: Whether the model computes on a GPU. The CPU's cores are then free for images; without one a machine of
             up to 2 cores has none to spare.
     """
-    cores = _cores()
+    cores = usable_cores()
     if cores <= 2:
         return cores if gpu else 0
     return min(cores - 1, 16)
-
-
-def _cores() -> int:
-    """Returns how many cores this process may use; the processes that torchrun starts share a machine's."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
 class EvaluationBatches:
@@ -359,41 +350,15 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
         self.left_out.clear()
-        with ThreadPoolExecutor(min(_cores(), 16)) as pool:
-            for start in range(0, len(self._numbers), self._batch_size):
-                chunk = self._numbers[start : start + self._batch_size]
-                # Filters of warnings belong to the whole process, and the threads' own changes of them interleave:
-                # this takes all of them back.
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", Image.DecompressionBombWarning)
-                    pixels = self._pixels(chunk, pool)
-                self.numbers = [number for number in chunk if number not in self.left_out]
-                if self.numbers:
-                    yield pixels, self._source.labels[self.numbers]
-
-    def _pixels(self, numbers: Sequence[int], pool: ThreadPoolExecutor) -> npt.NDArray[np.float32]:
-        """Prepares images in threads: Pillow decodes and resizes outside of the interpreter lock."""
-        if self._processor.do_pad:  # what is added to an image may depend on its neighbours
-            images = [image for image in pool.map(self._image, numbers) if image is not None]
-            return self._processed(images) if images else np.zeros(0, np.float32)
-        parts = [part for part in pool.map(self._image_pixels, numbers) if part is not None]
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-    def _image(self, number: int) -> Image.Image | None:
-        try:
-            return self._source.image(number)
-        except (ImageError, OSError) as error:
-            self.left_out[number] = str(error)
-            return None
-
-    def _image_pixels(self, number: int) -> npt.NDArray[np.float32] | None:
-        with DECODING.kept():
-            image = self._image(number)
-            try:
-                return None if image is None else self._processed(image)
-            except ImageError as error:
-                self.left_out[number] = str(error)
-                return None
-
-    def _processed(self, images: Any) -> npt.NDArray[np.float32]:
-        return np.asarray(self._processor(images, return_tensors="np").pixel_values, np.float32)
+        batches = pixel_batches(
+            self._numbers,
+            self._processor,
+            self._batch_size,
+            read=self._source.image,
+            name=lambda number: place_of(self._source, number),
+        )
+        for batch in batches:
+            self.left_out |= {i: error for i, error in zip(batch.items, batch.errors, strict=True) if error}
+            self.numbers = batch.readable
+            if batch.pixels is not None:
+                yield batch.pixels, self._source.labels[self.numbers]

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.files import replaced_file
-from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import Scores
 from deit.data.augment import Augmentation
 from deit.data.sources import ArraySource, Data, Subset
@@ -168,9 +167,3 @@ def _save_held_out(data: Data, out: Path, seed: int) -> tuple[Path, str]:
     with replaced_file(path) as temporary:
         data.val.image(index).save(temporary, "PNG")
     return path, label
-
-
-def preprocess(data: Data, indices: list[int], processor: DeiTImageProcessor) -> npt.NDArray[np.float32]:
-    """Returns the pixels (B, 3, H, W) of some test images."""
-    pixels: npt.NDArray[np.float32] = processor([data.val.image(i) for i in indices], return_tensors="np").pixel_values
-    return pixels

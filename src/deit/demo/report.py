@@ -10,12 +10,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from deit.core.file_names import CURVES_NAME
-from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.intervals import share_interval
-from deit.core.scores.metrics import softmax
-from deit.demo.journey import LABELS_PER_CLASS, Journey, preprocess
+from deit.demo.journey import LABELS_PER_CLASS, Journey
 from deit.evaluate.html_page import image_uri, png_uri, write_page
-from deit.inference.runners import TorchRunner, open_runner
+from deit.inference.predictor import Predictor
+from deit.models.deit import DeiTForImageClassificationWithTeacher
 from deit.train.run.curves import draw_curves
 
 _GRID_IMAGES = 40
@@ -28,8 +27,7 @@ def write_report(journey: Journey) -> Path:
     It shows the table, the learning curves, test images with what the distilled student says of them (mistakes
     marked), and where its two tokens look.
     """
-    runner = open_runner(journey.distilled.out)
-    processor = DeiTImageProcessor.from_pretrained(journey.distilled.out)
+    predictor = Predictor.open(journey.distilled.out)
     curves = journey.out / CURVES_NAME
     draw_curves(
         {
@@ -51,8 +49,8 @@ def write_report(journey: Journey) -> Path:
         steps=journey.distilled.steps,
         seconds=round(journey.teacher.seconds + journey.alone.seconds + journey.distilled.seconds),
         curves=png_uri(curves.read_bytes()),
-        grid=_grid(journey, runner, processor),
-        maps=_attention_maps(journey, runner, processor),
+        grid=_grid(journey, predictor),
+        maps=_attention_maps(journey, predictor),
         held_out={
             "image": image_uri(Image.open(journey.held_out)),
             "label": journey.held_out_label,
@@ -61,35 +59,34 @@ def write_report(journey: Journey) -> Path:
     )
 
 
-def _grid(journey: Journey, runner: TorchRunner, processor: DeiTImageProcessor) -> list[dict[str, Any]]:
-    indices = list(range(_GRID_IMAGES))
-    probabilities = softmax(runner(preprocess(journey.data, indices, processor)))
+def _grid(journey: Journey, predictor: Predictor) -> list[dict[str, Any]]:
+    images = [journey.data.val.image(i) for i in range(_GRID_IMAGES)]
     cells = []
-    for i, row in zip(indices, probabilities, strict=True):
-        best, true = int(row.argmax()), int(journey.data.val.labels[i])
-        names = runner.label_names
+    for i, (best, *_) in enumerate(predictor.classify(images, top_k=1)):
+        true = predictor.label_names[int(journey.data.val.labels[i])]
         cells.append(
             {
-                "image": image_uri(journey.data.val.image(i)),
-                "said": names[best],
-                "true": names[true],
-                "score": float(row[best]),
-                "right": best == true,
+                "image": image_uri(images[i]),
+                "said": best.label,
+                "true": true,
+                "score": best.score,
+                "right": best.label == true,
             }
         )
     return cells
 
 
-def _attention_maps(journey: Journey, runner: TorchRunner, processor: DeiTImageProcessor) -> list[dict[str, str]]:
+def _attention_maps(journey: Journey, predictor: Predictor) -> list[dict[str, str]]:
     """Where class token and distillation token look in the last block, mean over the heads."""
     import torch
 
     indices = [int(np.flatnonzero(journey.data.val.labels == digit)[0]) for digit in range(_MAP_IMAGES)]
-    pixels = torch.from_numpy(preprocess(journey.data, indices, processor))
-    runner.model.set_attn_implementation("eager")
+    pixels = predictor.processor([journey.data.val.image(i) for i in indices], return_tensors="pt").pixel_values
+    model: Any = DeiTForImageClassificationWithTeacher.from_pretrained(journey.distilled.out).eval()
+    model.set_attn_implementation("eager")
     with torch.inference_mode():
-        attention = runner.model(pixels, output_attentions=True).attentions[-1].mean(1).numpy()  # (B, N, N)
-    grid = runner.model.config.grid_size
+        attention = model(pixels, output_attentions=True).attentions[-1].mean(1).numpy()  # (B, N, N)
+    grid = model.config.grid_size
     rows = []
     for image, weights in zip(indices, attention, strict=True):
         picture = journey.data.val.image(image)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deit.core.errors import UserError
-from deit.core.known_images import KnownImages, Overlap
-from deit.core.labels import distinct_names, numbers_by_name, repeated_names
-from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.labels import numbers_by_name, repeated_names
 from deit.core.scores import metrics
 from deit.core.scores.calibration import (
     confidences,
@@ -25,9 +22,10 @@ from deit.core.scores.calibration import (
     reliability,
 )
 from deit.core.scores.metrics import SINGLE_LABEL, Array, Integers
-from deit.data.loader import EvaluationBatches
-from deit.data.sources import Source, Subset, contents_of
+from deit.data.sources import Source, Subset, place_of
+from deit.evaluate.recorded_scores import overlap_of
 from deit.evaluate.results import Evaluation, HeadResult, Temperature, Throughput
+from deit.inference.predictor import Predictor
 from deit.runtime.processes import Processes
 
 # Logits of the answer that are kept, in bytes: all 50,000 x 1,000 of ImageNet's validation images need a fifth of it.
@@ -36,83 +34,57 @@ _KEPT_BYTES = 1 << 30
 OnBatch = Callable[[int, int], None]
 
 
-class HeadRunner(Protocol):
-    """What is evaluated; see `TorchRunner`. It may have its `known_images`."""
+def teacher_columns(teacher: Predictor, classes: list[str]) -> Integers:
+    """Returns the columns of a teacher's logits that stand for these classes.
 
-    label_names: list[str]
-    problem_type: str
-    device: str
-
-    def heads(self, pixels: Array, /) -> dict[str, Array]:
-        """Returns the logits (B, K) of each head; the first is the model's answer."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherModel:
-    """A model whose answers the evaluated one is compared with.
-
-    Args:
-        runner: Of the teacher.
-        processor: Its own preprocessing.
+    Raises:
+        UserError: It lacks a class, or does not choose one class for each image.
     """
-
-    runner: HeadRunner
-    processor: DeiTImageProcessor
-
-    def columns(self, classes: list[str]) -> Integers:
-        """Returns where the teacher has these classes.
-
-        Raises:
-            ValueError: It lacks one, or does not choose one class for each image.
-        """
-        if self.runner.problem_type != SINGLE_LABEL:
-            raise UserError(f"The teacher must choose one class. Received: a model for {self.runner.problem_type}.")
-        names = self.runner.label_names
-        if names == classes:  # names that come twice are then no matter
-            return np.arange(len(classes))
-        known, repeated = numbers_by_name(names), repeated_names(classes)
-        missing = [name for name in classes if name not in known or name in repeated]
-        if missing:
-            several = set(missing) & {*repeated, *repeated_names(names)}
-            why = " Several classes have one name, and the lists are not the same." if several else ""
-            raise UserError(
-                f"The teacher lacks {len(missing)} of the model's {len(classes)} classes: {_some(missing)}. "
-                f"It knows: {_some(names)}.{why}"
-            )
-        return np.array([known[name] for name in classes], np.int64)
+    if teacher.problem_type != SINGLE_LABEL:
+        raise UserError(f"The teacher must choose one class. Received: a model for {teacher.problem_type}.")
+    names = teacher.engine.contract.label_names
+    if names == classes:  # repeated names then do not matter
+        return np.arange(len(classes))
+    known, repeated = numbers_by_name(names), repeated_names(classes)
+    missing = [name for name in classes if name not in known or name in repeated]
+    if missing:
+        several = set(missing) & {*repeated, *repeated_names(names)}
+        why = " Several classes have one name, and the lists are not the same." if several else ""
+        raise UserError(
+            f"The teacher lacks {len(missing)} of the model's {len(classes)} classes: {_some(missing)}. "
+            f"It knows: {_some(names)}.{why}"
+        )
+    return np.array([known[name] for name in classes], np.int64)
 
 
 def evaluate_model(
-    runner: HeadRunner,
+    predictor: Predictor,
     source: Source,
-    processor: DeiTImageProcessor,
     *,
     batch_size: int = 64,
     head: str = "",
-    teacher: TeacherModel | None = None,
+    teacher: Predictor | None = None,
     processes: Processes | None = None,
     on_batch: OnBatch | None = None,
 ) -> Evaluation | None:
     """Evaluates a model on labelled images, on one process or on several that share them.
 
-    An image that cannot be read any more is left out of everything, and told in `left_out`.
+    An image that cannot be read any more is left out of everything and listed in `left_out`.
 
     Args:
-        runner: The model; its `problem_type` says what the labels must be.
-        source: Labelled images, with the model's classes in the model's order.
-        processor: The preprocessing that the weights were scored with.
+        predictor: The model; its `problem_type` decides what the labels must be.
+        source: Labelled images, with the classes of the model in its order.
         batch_size: Images that go through the model together, in each process.
-        head: Whose details to keep; the model's answer when empty.
-        teacher: Compare with it.
+        head: Head to report in detail; the answer of the model when empty.
+        teacher: Model to compare the answers with, through its own preprocessing.
         processes: Those that share the images; this one alone when None.
         on_batch: Called with (batches done, batches of this process in all), the teacher's counted as well.
 
     Returns:
-        What was found; None in every process but the first.
+        The result; None in every process but the first.
 
     Raises:
-        ValueError: Classes, labels or problem type do not suit the model, the teacher lacks a class, the head is
+        UserError: Classes, labels or problem type do not suit the model, the teacher lacks a class, the head is
             unknown, or there are no images.
     """
     processes = processes or Processes()
@@ -121,8 +93,8 @@ def evaluate_model(
         numbers = np.array([i for i in range(len(source.labels)) if i not in left_out], np.int64)
         part = Subset(source, numbers) if left_out else source
         try:
-            result = _evaluate(runner, part, processor, batch_size, head, teacher, processes, on_batch)
-        except _UnreadableImagesError as found:  # rare, as they were checked: the others are looked at once more
+            result = _evaluate(predictor, part, batch_size, head, teacher, processes, on_batch)
+        except _UnreadableImagesError as found:  # rare, as they were checked: evaluates the others once more
             left_out |= {int(numbers[i]): reason for i, reason in found.reasons.items()}
             continue
         return None if result is None else replace(result, left_out=dict(sorted(left_out.items())))
@@ -135,80 +107,71 @@ class _UnreadableImagesError(Exception):
 
 
 def _evaluate(
-    runner: HeadRunner,
+    predictor: Predictor,
     source: Source,
-    processor: DeiTImageProcessor,
     batch_size: int,
     head: str,
-    teacher: TeacherModel | None,
+    teacher: Predictor | None,
     processes: Processes,
     on_batch: OnBatch | None,
 ) -> Evaluation | None:
-    _check(runner, source, teacher)
-    every = max(-(-len(source.labels) * len(runner.label_names) * 4 // _KEPT_BYTES), 1)
+    contract = predictor.engine.contract
+    columns = _check(predictor, source, head, teacher)
+    every = max(-(-len(source.labels) * len(contract.label_names) * 4 // _KEPT_BYTES), 1)
     steps = _Steps(on_batch, passes=1 if teacher is None else 2)
-    student = _Pass(runner.heads, source, runner.problem_type, head=head, keep_every=every)
-    scores = student.run(processor, batch_size, processes, steps)
-    seen = student.gathered(processes)
-    opinion = None if teacher is None else _ask(teacher, source, runner.label_names, batch_size, processes, steps)
+    student = _Pass(predictor, source, head=head, keep_every=every)
+    scores = student.run(batch_size, processes, steps)
+    seen = processes.gathered(student.seen)
+    opinion = None
+    if teacher is not None:
+        teaching = _Pass(teacher, source, columns=columns)
+        taught = teaching.run(batch_size, processes, steps)
+        answers = processes.gathered(teaching.seen)
+        opinion = None if answers is None else next(iter(_head_results(taught, answers, source.labels).values()))
     if seen is None:
         return None
     heads = _head_results(scores, seen, source.labels)
     kept, logits = _kept(seen)
+    single = contract.problem_type == SINGLE_LABEL
     return Evaluation(
-        problem_type=runner.problem_type,
-        classes=distinct_names(runner.label_names),
+        problem_type=contract.problem_type,
+        classes=predictor.label_names,
         labels=source.labels,
         head=head or next(iter(heads)),
         heads=heads,
         teacher=opinion,
-        temperature=_temperature(logits, source.labels[kept]) if runner.problem_type == SINGLE_LABEL else None,
-        throughput=_throughput(seen, batch_size, runner.device),
+        temperature=_temperature(logits, source.labels[kept]) if single else None,
+        throughput=_throughput(seen, batch_size, predictor.engine.device),
         kept=kept,
         logits=logits,
-        overlap=_overlap(runner, source),
-        teacher_overlap=None if teacher is None else _overlap(teacher.runner, source),
+        overlap=overlap_of(contract.known_images, source),
+        teacher_overlap=None if teacher is None else overlap_of(teacher.engine.contract.known_images, source),
     )
 
 
-def _overlap(runner: HeadRunner, source: Source) -> Overlap | None:
-    known: KnownImages | None = getattr(runner, "known_images", None)
-    contents = contents_of(source)
-    return None if known is None or contents is None else known.overlap(contents)
-
-
-def _ask(
-    teacher: TeacherModel, source: Source, classes: list[str], batch_size: int, processes: Processes, steps: _Steps
-) -> HeadResult | None:
-    columns = teacher.columns(classes)
-
-    def predict(pixels: Array) -> dict[str, Array]:
-        return {"teacher": next(iter(teacher.runner.heads(pixels).values()))[:, columns]}
-
-    teaching = _Pass(predict, source, SINGLE_LABEL)
-    scores = teaching.run(teacher.processor, batch_size, processes, steps)
-    seen = teaching.gathered(processes)
-    return None if seen is None else _head_results(scores, seen, source.labels)["teacher"]
-
-
-def _check(runner: HeadRunner, source: Source, teacher: TeacherModel | None) -> None:
+def _check(predictor: Predictor, source: Source, head: str, teacher: Predictor | None) -> Integers | None:
+    """Refuses images, a head or a teacher that do not suit the model; returns the columns of the teacher."""
+    contract = predictor.engine.contract
     kind = getattr(source, "problem_type", SINGLE_LABEL)
-    if kind != runner.problem_type:
-        raise UserError(f"The model is for {runner.problem_type}. Received: labels for {kind}.")
+    if kind != contract.problem_type:
+        raise UserError(f"The model is for {contract.problem_type}. Received: labels for {kind}.")
     if not len(source.labels):
         raise UserError("There are no images to evaluate the model on.")
-    if kind != metrics.REGRESSION and list(source.classes) != list(runner.label_names):
+    if kind != metrics.REGRESSION and list(source.classes) != list(contract.label_names):
         raise UserError(
-            f"The images must have the model's classes, in its order: {_some(runner.label_names)}. "
+            f"The images must have the model's classes, in its order: {_some(contract.label_names)}. "
             f"Received: {_some(source.classes)}."
         )
-    labels, count = source.labels, len(runner.label_names)
+    labels, count = source.labels, len(contract.label_names)
     if kind == SINGLE_LABEL and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         raise UserError(f"Labels must lie in [0, {count}). Received: {int(labels.min())} to {int(labels.max())}.")
-    if teacher is not None:
-        if kind != SINGLE_LABEL:
-            raise UserError(f"Agreement with a teacher needs one class for each image. Received: a model for {kind}.")
-        teacher.columns(runner.label_names)
+    if head and head not in contract.head_names:
+        raise UserError(f"The model has no head {head!r}. Known: {', '.join(contract.head_names)}.")
+    if teacher is None:
+        return None
+    if kind != SINGLE_LABEL:
+        raise UserError(f"Agreement with a teacher needs one class for each image. Received: a model for {kind}.")
+    return teacher_columns(teacher, contract.label_names)
 
 
 class _Steps:
@@ -229,26 +192,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
-class _Numbered:
-    """Another source whose labels are the numbers of its images, so that a batch tells which images it holds."""
-
-    problem_type = SINGLE_LABEL
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.classes = source.classes
-        self.labels: Integers = np.arange(len(source.labels))
-
-    def image(self, index: int) -> Image.Image:
-        return self._source.image(index)
-
-    def fingerprint(self) -> str:
-        return self._source.fingerprint()
-
-
 @dataclass(kw_only=True, eq=False)
 class _Seen:
-    """What one process found out about its images."""
+    """The answers to the images of one process."""
 
     indices: list[Integers] = field(default_factory=list)
     picks: dict[str, list[npt.NDArray[np.int32]]] = field(default_factory=dict)
@@ -261,80 +207,95 @@ class _Seen:
 
 
 class _Pass:
-    """Takes one model once over the images of this process."""
+    """Takes one model once over the images of this process.
+
+    Args:
+        predictor: The model.
+        source: All images.
+        columns: Of a teacher: the columns of its answer that stand for the classes of the model. Its other heads are
+            left out.
+        head: Head whose logits are kept; the answer when empty.
+        keep_every: Keeps the logits of the images whose numbers it divides; 0 keeps none.
+    """
 
     def __init__(
         self,
-        predict: Callable[[Array], dict[str, Array]],
+        predictor: Predictor,
         source: Source,
-        problem_type: str,
         *,
+        columns: Integers | None = None,
         head: str = "",
         keep_every: int = 0,
     ) -> None:
-        self._predict = predict
+        self._predictor = predictor
         self._source = source
-        self._problem_type = problem_type
+        self._columns = columns
         self._head = head
         self._keep_every = keep_every
-        self._seen = _Seen()
+        self.seen = _Seen()
 
-    def run(
-        self, processor: DeiTImageProcessor, batch_size: int, processes: Processes, steps: _Steps
-    ) -> dict[str, Any]:
-        numbered = _Numbered(self._source)
-        batches = EvaluationBatches(
-            numbered, processor, batch_size, rank=processes.rank, world_size=processes.world_size
-        )
+    def run(self, batch_size: int, processes: Processes, steps: _Steps) -> dict[str, Any]:
+        """Returns the scores of every head; each process has the scores of all images."""
+        numbers = range(processes.rank, len(self._source.labels), processes.world_size)
+        left_out: dict[int, str] = {}
 
-        def labelled() -> Iterator[tuple[Array, npt.NDArray[Any]]]:
+        def answered() -> Iterator[tuple[Any, npt.NDArray[Any]]]:
             started = time.perf_counter()
-            for pixels, indices in batches:
-                self._seen.indices.append(indices)
-                yield pixels, self._source.labels[indices]
-                now = time.perf_counter()
-                self._seen.seconds.append(now - started)
-                started = now
-                steps.one_more(len(batches))
+            batches = self._predictor.answers(
+                numbers,
+                batch_size,
+                read=self._source.image,
+                name=lambda number: place_of(self._source, number),
+                # On a CPU the threads would take time from the model, which is measured.
+                ahead=self._predictor.engine.device != "cpu",
+            )
+            for told in batches:
+                left_out.update((i, e) for i, e in zip(told.batch.items, told.batch.errors, strict=True) if e)
+                indices = np.array(told.batch.readable, np.int64)
+                if len(indices):
+                    heads = self._heads(told.outputs)
+                    self._remember(heads, indices)
+                    yield heads, self._source.labels[indices]
+                    now = time.perf_counter()
+                    self.seen.model_seconds.append(told.seconds)
+                    self.seen.seconds.append(now - started)
+                    started = now
+                steps.one_more(-(-len(numbers) // batch_size))
 
-        scores: dict[str, Any] = {}
+        kind, scores = self._predictor.problem_type, {}
         try:
-            scores = metrics.evaluate(self._watch, labelled(), problem_type=self._problem_type, combine=processes.sum)
-        except UserError:  # no image was left to count, perhaps
-            if not batches.left_out:
+            scores = metrics.evaluate(dict, answered(), problem_type=kind, combine=processes.sum)
+        except UserError:
+            if not left_out:  # else there may be no image left to count
                 raise
         marks = np.zeros(len(self._source.labels))
-        marks[list(batches.left_out)] = 1
+        marks[list(left_out)] = 1
         unreadable = np.flatnonzero(processes.sum(marks)).tolist()
         if unreadable:
             elsewhere = "Another process could not read it."
-            raise _UnreadableImagesError({i: batches.left_out.get(i, elsewhere) for i in unreadable})
+            raise _UnreadableImagesError({i: left_out.get(i, elsewhere) for i in unreadable})
         return scores
 
-    def _watch(self, pixels: Array) -> dict[str, Array]:
-        started = time.perf_counter()
-        heads = self._predict(pixels)
-        self._seen.model_seconds.append(time.perf_counter() - started)
-        if self._head and self._head not in heads:
-            raise UserError(f"The model has no head {self._head!r}. Known: {', '.join(heads)}.")
-        if self._problem_type == SINGLE_LABEL:
+    def _heads(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        if self._columns is None:
+            return dict(outputs)
+        name, logits = next(iter(outputs.items()))
+        return {name: logits[:, self._columns]}
+
+    def _remember(self, heads: dict[str, Array], indices: Integers) -> None:
+        self.seen.indices.append(indices)
+        if self._predictor.problem_type == SINGLE_LABEL:
             for name, logits in heads.items():
                 answered = metrics.has_answer(logits)
                 picks = np.where(answered, logits.argmax(axis=1), -1).astype(np.int32)
                 sure = np.full(len(logits), np.nan, np.float32)
                 sure[answered] = confidences(logits[answered])
-                self._seen.picks.setdefault(name, []).append(picks)
-                self._seen.sure.setdefault(name, []).append(sure)
+                self.seen.picks.setdefault(name, []).append(picks)
+                self.seen.sure.setdefault(name, []).append(sure)
         if self._keep_every:
-            indices = self._seen.indices[-1]
             mine = indices % self._keep_every == 0
-            self._seen.kept.append(indices[mine])
-            self._seen.logits.append(heads[self._head or next(iter(heads))][mine])
-        return heads
-
-    def gathered(self, processes: Processes) -> list[_Seen] | None:
-        """Returns in the first process what all processes saw, in the others None."""
-        return processes.gathered(self._seen)
+            self.seen.kept.append(indices[mine])
+            self.seen.logits.append(heads[self._head or next(iter(heads))][mine])
 
 
 def _head_results(scores: dict[str, Any], seen: list[_Seen], labels: npt.NDArray[Any]) -> dict[str, HeadResult]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ import numpy.typing as npt
 from deit.core.errors import UserError
 from deit.core.images.reading import ImageError
 from deit.core.known_images import Overlap
-from deit.data.loader import EvaluationBatches
-from deit.data.sources import Source, Subset, contents_of
-from deit.inference.embedder import Array, Embedder
+from deit.data.sources import Source, Subset, contents_of, place_of
+from deit.evaluate.recorded_scores import overlap_of
+from deit.inference.contract import Array
+from deit.inference.embedder import Embedder
 from deit.runtime.processes import Processes
 
 Floats = npt.NDArray[np.float64]
@@ -232,9 +234,8 @@ def evaluate_features(
         raise UserError(f"Features are scored where an image has one class. Received: {known.problem_type}.")
     asked, left_out = without_known(queries, known)
     processes = processes or Processes()
-    place = {"rank": processes.rank, "world_size": processes.world_size}
-    sources = [EvaluationBatches(source, embedder.processor, batch_size, **place) for source in (known, asked)]
-    collected = [_of_all(part, processes) for part in _embedded(embedder, sources, block, on_batch)]
+    embedded = _embedded(embedder, (known, asked), block, batch_size, processes, on_batch)
+    collected = [_of_all(part, processes) for part in embedded]
     if not processes.is_first:
         return None
     first, second = (part.of(source) for part, source in zip(collected, (known, asked), strict=True))
@@ -244,31 +245,37 @@ def evaluate_features(
         known=len(first.labels),
         unreadable_known=list(collected[0].left_out.values()),
         unreadable=list(collected[1].left_out.values()),
-        overlap=embedder.overlap(second),
+        overlap=overlap_of(embedder.known_images, second),
     )
 
 
 def _embedded(
     embedder: Embedder,
-    sources: Sequence[EvaluationBatches],
+    sources: Sequence[Source],
     block: int | None,
+    batch_size: int,
+    processes: Processes,
     on_batch: Callable[[int, int], None] | None,
 ) -> Iterator[_Embedded]:
-    """Gives the features of this process's images, one source after the other."""
-    total, done = sum(map(len, sources)), 0
-    for batches in sources:
+    """Yields the features of the images of this process, one source after the other."""
+    shares = [range(processes.rank, len(source.labels), processes.world_size) for source in sources]
+    total, done = sum(-(-len(share) // batch_size) for share in shares), 0
+    for source, share in zip(sources, shares, strict=True):
         numbers: list[int] = []
+        left_out: dict[int, str] = {}
         parts: dict[str, list[Array]] = {token: [] for token in embedder.tokens}
-        for pixels, _ in batches:
-            for token, features in embedder(pixels, block=block).items():
+        place = partial(place_of, source)
+        for told in embedder.answers(share, batch_size, block=block, read=source.image, name=place):
+            for token, features in told.outputs.items():
                 parts[token].append(features)
-            numbers += batches.numbers
+            numbers += told.batch.readable
+            left_out |= {i: error for i, error in zip(told.batch.items, told.batch.errors, strict=True) if error}
             done += 1
             if on_batch is not None:
                 on_batch(done, total)
         none = np.zeros((0, int(embedder.model.config.hidden_size)), np.float32)
         made = {token: np.concatenate([none, *parts.pop(token)]) for token in embedder.tokens}
-        yield _Embedded(made, numbers, dict(batches.left_out))
+        yield _Embedded(made, numbers, left_out)
 
 
 def without_known(queries: Source, known: Source) -> tuple[Source, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deit.core.errors import UserError
-from deit.core.known_images import LEARNT, MEASURED
+from deit.core.known_images import LEARNT, MEASURED, KnownImages, Overlap
 from deit.core.model_directory import read_known_images, read_training_record
 from deit.core.scores.metrics import score_text, score_title
 from deit.data.divisions import split_indices
@@ -129,6 +129,12 @@ def held_out(model_directory: Path, source: Source) -> Subset | None:
         return None
     part = Subset(source, kept)
     return part if record.get("data", {}).get("val_fingerprint") in _fingerprints(part) else None
+
+
+def overlap_of(known: KnownImages | None, source: Source) -> Overlap | None:
+    """Counts how many images the model has met before; None where that is not recorded."""
+    contents = contents_of(source)
+    return None if known is None or contents is None else known.overlap(contents)
 
 
 def _fingerprints(source: Source) -> tuple[str, str]:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deit.core.errors import UserError
 from deit.core.files import replaced_file
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
-from deit.core.known_images import KnownImages, Overlap
+from deit.core.known_images import KnownImages
 from deit.core.model_directory import kind_of_model, read_image_processor, read_known_images
 from deit.core.processing.image_processor import DeiTImageProcessor
-from deit.data.sources import Source, contents_of
-from deit.inference.reading import read_pixels
+from deit.inference.answers import Answers, Item, answers
+from deit.inference.contract import Array
 from deit.runtime.devices import resolve
-
-Array = npt.NDArray[np.float32]
 
 TOKENS = ("class", "distillation", "mean")
 
@@ -93,11 +90,6 @@ class Embedder:
         trunk = getattr(model, model.base_model_prefix, model)
         return cls(trunk, read_image_processor(folder), device, known_images=read_known_images(folder))
 
-    def overlap(self, images: Source) -> Overlap | None:
-        """Counts how many images the model has met before; None where that is not recorded."""
-        contents = contents_of(images)
-        return None if self.known_images is None or contents is None else self.known_images.overlap(contents)
-
     def check(self, token: str, block: int | None) -> None:
         """Checks that the model has a token and a block.
 
@@ -131,11 +123,36 @@ class Embedder:
             ValueError: The model has no such token or block, `batch_size` is smaller than 1, or it is no image.
         """
         single = is_one_image(images)
-        batches = _batches(
-            self, [images] if single else items_of(images), token, block, batch_size, strict=strict or single
-        )
+        items = [images] if single else items_of(images)
+        batches = self._embedded(items, token, block, batch_size, strict=strict or single)
         results = [result for batch in batches for result in batch]
         return results[0].features if single else results
+
+    def answers(
+        self,
+        images: Iterable[Item],
+        batch_size: int,
+        *,
+        block: int | None = None,
+        read: Callable[[Item], Any] | None = None,
+        name: Callable[[Item], str] = name_of,
+        strict: bool = False,
+    ) -> Iterator[Answers[Item]]:
+        """Yields the features of every token, batch after batch; see `deit.inference.answers.answers`."""
+        model = partial(self, block=block)
+        return answers(model, self.processor, images, batch_size, read=read, name=name, strict=strict)
+
+    def _embedded(
+        self, images: Iterable[Any], token: str, block: int | None, batch_size: int, *, strict: bool
+    ) -> Iterator[list[EmbeddedImage]]:
+        """Embeds images batch after batch; an unreadable image has an error in its place."""
+        self.check(token, block)
+        for told in self.answers(images, batch_size, block=block, strict=strict):
+            rows = iter(told.outputs.get(token, ()))
+            yield [
+                EmbeddedImage(name=name_of(image), features=None if error else next(rows), error=error)
+                for image, error in zip(told.batch.items, told.batch.errors, strict=True)
+            ]
 
     def __call__(self, pixels: Array, *, block: int | None = None) -> dict[str, Array]:
         """Returns the features (B, D) of each token in `tokens`.
@@ -227,30 +244,13 @@ def embed_files(
         ImageError: An image cannot be read, and `strict` is on.
     """
     width = int(embedder.model.config.hidden_size)
-    for batch in _batches(embedder, paths, token, block, batch_size, strict=strict):
+    for batch in embedder._embedded(paths, token, block, batch_size, strict=strict):
         rows = [result.features for result in batch if result.features is not None]
         yield Embedded(
             names=[result.name for result in batch if not result.error],
             features=np.stack(rows) if rows else np.zeros((0, width), np.float32),
             errors=[result.error for result in batch if result.error],
         )
-
-
-def _batches(
-    embedder: Embedder, images: Iterable[Any], token: str, block: int | None, batch_size: int, *, strict: bool
-) -> Iterator[list[EmbeddedImage]]:
-    """Reads and embeds images, batch after batch, each in its place."""
-    embedder.check(token, block)
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1. Received: {batch_size}.")
-    remaining = iter(images)
-    while chunk := list(islice(remaining, batch_size)):
-        read = read_pixels(embedder.processor, chunk, strict=strict)
-        rows = iter(() if read.pixels is None else embedder(read.pixels, block=block)[token])
-        yield [
-            EmbeddedImage(name=name_of(image), features=None if error else next(rows), error=error)
-            for image, error in zip(chunk, read.errors, strict=True)
-        ]
 
 
 def _as_unicode(name: str) -> str:

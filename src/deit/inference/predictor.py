@@ -1,12 +1,11 @@
-"""Image in, named predictions out."""
+"""Classifies images: from files, arrays and PIL images to named predictions."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,20 +13,22 @@ from deit.core.errors import UserError
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
 from deit.core.labels import distinct_names
 from deit.core.processing.image_processor import DeiTImageProcessor
-from deit.core.scores.metrics import has_answer, softmax
-from deit.inference.reading import read_pixels
-from deit.inference.runners import Array, open_model
+from deit.core.scores.functions import FUNCTIONS, function_name
+from deit.core.scores.metrics import SINGLE_LABEL, has_answer
+from deit.inference.answers import Answers, Item, answers
+from deit.inference.contract import Array, Contract
+from deit.inference.engine import Engine, FunctionEngine, open_engine
 
 _NO_NUMBER = "the model answers with NaN or infinity. Its weights may be damaged."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One class and how probable the model finds it.
+    """One class and its score.
 
     Attributes:
         label: Class name.
-        score: Between 0 and 1.
+        score: Probability of the class, between 0 and 1; for a regression the value itself.
     """
 
     label: str
@@ -36,12 +37,12 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """What came of one image.
+    """The result of one image.
 
     Attributes:
         name: Its path, "standard input" for bytes, or "an image".
-        predictions: The most probable classes, first the best; empty when the image could not be read.
-        error: Why it could not be read, or that the model's answer is no number; or an empty string.
+        predictions: The classes with the highest scores, in descending order; empty when there is an error.
+        error: Why the image cannot be read, or that the answer of the model is not a number; else an empty string.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Classified:
 
 
 class Predictions(list[Prediction]):
-    """The most probable classes of one image, first the best; none where it could not be read.
+    """The predictions of one image as a list, in descending order of their scores; empty when there is an error.
 
     Attributes:
         name: See `Classified`.
@@ -77,12 +78,19 @@ class Predictions(list[Prediction]):
 
 
 class Predictor:
-    """Classifies images with a model directory.
+    """Classifies images with an engine.
+
+    Scores follow the problem type: softmax for one class, sigmoid for several labels, the value for a regression.
 
     Args:
-        runner: Any function from pixels (B, 3, H, W) to logits (B, K).
-        processor: The preprocessing that the weights were scored with.
-        label_names: Class names in the order of the logits.
+        engine: An engine, or any function from pixels (B, 3, H, W) to logits (B, K).
+        processor: The preprocessing; that of the engine when None. A function needs one.
+        label_names: Class names in the order of the logits; those of the engine when None. A function needs them.
+
+    Attributes:
+        engine: The engine.
+        processor: The preprocessing in use.
+        label_names: Class names, each followed by its number where several classes share it.
 
     Examples:
         >>> predictor = Predictor(lambda pixels: pixels.mean((2, 3)), DeiTImageProcessor(), ["red", "green", "blue"])
@@ -91,30 +99,32 @@ class Predictor:
     """
 
     def __init__(
-        self, runner: Callable[[Array], Array], processor: DeiTImageProcessor, label_names: Sequence[str]
+        self,
+        engine: Engine | Callable[[Array], Array],
+        processor: DeiTImageProcessor | None = None,
+        label_names: Sequence[str] | None = None,
     ) -> None:
-        self.runner = runner
-        self.processor = processor
-        self.label_names = distinct_names(label_names)
+        self.engine = _as_engine(engine, processor, label_names)
+        contract = self.engine.contract
+        self.processor = contract.processor if processor is None else processor
+        self.label_names = distinct_names(contract.label_names if label_names is None else label_names)
 
     @classmethod
     def open(
-        cls, model_directory: str | os.PathLike[str], *, device: str = "cpu", head_average: str | None = None
+        cls,
+        model_directory: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        head_average: str | None = None,
     ) -> Predictor:
-        """Opens a model directory.
+        """Opens a model by its path or name; see `open_engine` for the arguments and errors."""
+        return cls(open_engine(model_directory, device, precision=precision, head_average=head_average))
 
-        Args:
-            model_directory: As training or `save_pretrained` writes it, with its preprocessing; or a name, see
-                `deit.models.weights.model_names.find_model`.
-            device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
-            head_average: See `open_runner`.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, or `head_average` cannot be used.
-        """
-        opened = open_model(model_directory, device, head_average=head_average)
-        return cls(opened.runner, opened.processor, opened.runner.label_names)
+    @property
+    def problem_type(self) -> str:
+        """Meaning of the scores, one of `PROBLEM_TYPES`."""
+        return self.engine.contract.problem_type
 
     def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 32, strict: bool = False) -> Any:
         """Classifies one image or several.
@@ -128,13 +138,13 @@ class Predictor:
             strict: Raise at the first of several images that cannot be read.
 
         Returns:
-            For one image its `Predictions`, a list with the most probable class first. For several a list of these;
-            one that cannot be read is in its place, empty and with an `error`.
+            For one image its `Predictions`, a list in descending order of the scores. For several a list of these;
+            that of an unreadable image is empty and has an `error`.
 
         Raises:
             FileNotFoundError: The path of the one image does not exist.
             ImageError: The one image cannot be read.
-            ValueError: `top_k` or `batch_size` is smaller than 1, it is no image, or the model answers with NaN or
+            UserError: `top_k` or `batch_size` is smaller than 1, an item is no image, or the model answers with NaN or
                 infinity.
         """
         if is_one_image(images):
@@ -146,14 +156,12 @@ class Predictor:
         return [Predictions(result) for result in results]
 
     def classify_each(
-        self,
-        images: Iterable[Any],
-        *,
-        top_k: int = 5,
-        batch_size: int = 32,
-        strict: bool = False,
+        self, images: Iterable[Any], *, top_k: int = 5, batch_size: int = 32, strict: bool = False
     ) -> Iterator[Classified]:
-        """Classifies images one batch after the other; what cannot be read comes back with an error in its place.
+        """Classifies images batch after batch; an unreadable image has an error in its place.
+
+        Threads decode the images. Those of a list are decoded while the model works on the batch before; an iterator is
+        asked for a batch only after the results of the one before were taken.
 
         Args:
             images: See `classify`.
@@ -162,33 +170,54 @@ class Predictor:
             strict: Raise at the first image that cannot be read.
 
         Yields:
-            One result for each image, in order. The images of a batch are decoded one after the other.
+            One result for each image, in order.
 
         Raises:
             FileNotFoundError: A path does not exist, and `strict` is on.
             ImageError: An image cannot be read, and `strict` is on.
-            ValueError: `top_k` or `batch_size` is smaller than 1.
+            UserError: `top_k` or `batch_size` is smaller than 1.
         """
         if top_k < 1 or batch_size < 1:
             raise UserError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
-        remaining = iter(images)
-        while chunk := list(islice(remaining, batch_size)):
-            read = read_pixels(self.processor, chunk, strict=strict)
-            answers = iter(() if read.pixels is None else self._answer(read.pixels, top_k))
-            for image, error in zip(chunk, read.errors, strict=True):
-                answer = () if error else next(answers)
-                reason = error or ("" if answer else f"{name_of(image)}: {_NO_NUMBER}")
-                if strict and not answer:
+        for told in self.answers(images, batch_size, strict=strict):
+            rows = iter(next(iter(told.outputs.values()), ()))
+            for image, error in zip(told.batch.items, told.batch.errors, strict=True):
+                found = () if error else self._best(next(rows)[None], top_k)
+                reason = error or ("" if found else f"{name_of(image)}: {_NO_NUMBER}")
+                if strict and not found:
                     raise UserError(reason)
-                yield Classified(name=name_of(image), predictions=answer, error=reason)
+                yield Classified(name=name_of(image), predictions=found, error=reason)
 
-    def _answer(self, pixels: Array, top_k: int) -> list[tuple[Prediction, ...]]:
-        return [self._best(logits[None], top_k) for logits in self.runner(pixels)]
+    def answers(
+        self,
+        images: Iterable[Item],
+        batch_size: int,
+        *,
+        read: Callable[[Item], Any] | None = None,
+        name: Callable[[Item], str] = name_of,
+        strict: bool = False,
+        ahead: bool = True,
+    ) -> Iterator[Answers[Item]]:
+        """Yields the logits of every head, batch after batch; see `deit.inference.answers.answers`."""
+        return answers(
+            self.engine, self.processor, images, batch_size, read=read, name=name, strict=strict, ahead=ahead
+        )
 
     def _best(self, logits: Array, top_k: int) -> tuple[Prediction, ...]:
-        """Returns the best classes of one image, none where its logits (1, K) are no numbers."""
-        if not has_answer(logits).all():
+        """Returns the classes with the highest scores for logits (1, K); none when these are not numbers."""
+        answered = has_answer(logits) if self.problem_type == SINGLE_LABEL else np.isfinite(logits)
+        if not answered.all():
             return ()
-        scores = softmax(logits)[0]
+        scores = FUNCTIONS[function_name(self.problem_type, logits.shape[1])](logits)[0]
         best = np.argsort(-scores, kind="stable")[:top_k]
         return tuple(Prediction(label=self.label_names[i], score=float(scores[i])) for i in best)
+
+
+def _as_engine(
+    engine: Engine | Callable[[Array], Array], processor: DeiTImageProcessor | None, label_names: Sequence[str] | None
+) -> Engine:
+    if hasattr(engine, "contract"):
+        return cast("Engine", engine)
+    if processor is None or label_names is None:
+        raise UserError("A function needs processor and label_names beside it.")
+    return FunctionEngine(engine, Contract(processor=processor, label_names=list(label_names)))

@@ -36,6 +36,11 @@ def open_classifier(folder: Path) -> Any:
     return model
 
 
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Returns the names of a classifier's heads, in the order of `head_logits`."""
+    return (BOTH, CLASS, DISTILLATION) if hasattr(model, "distillation_classifier") else (CLASS,)
+
+
 def head_logits(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     """Returns the logits (B, K) of each head; the first one is the model's answer.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deit.cli.terminal.console import OUT, json_array, say_cells, say_lines
 from deit.core.errors import UserError
 from deit.core.printable import printable
+from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL
 
 if TYPE_CHECKING:
     from deit.inference.predictor import Classified
@@ -53,10 +54,12 @@ class Rows:
     of their own.
 
     Args:
-        names: Of all images, for the width of their column.
+        names: Names of all images, for the width of their column.
+        problem_type: Meaning of the scores: numbers for a regression, else shares that are printed in percent.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], problem_type: str = SINGLE_LABEL) -> None:
+        self._is_number = problem_type == REGRESSION
         self._width = max((len(printable(name)) for name in names), default=0)
         self._own_line = self._width > _NARROW * OUT.width
 
@@ -64,7 +67,7 @@ class Rows:
         """Prints the row of an image, unless it could not be read."""
         if result.error:
             return
-        found = [f"{p.label} {100 * p.score:.1f} %" for p in result.predictions]
+        found = [f"{p.label} {self._text(p.score)}" for p in result.predictions]
         if not OUT.is_terminal:
             say_cells((result.name, *found), _MOST_CHARACTERS)
             return
@@ -75,6 +78,9 @@ class Rows:
         else:
             name, indent = f"{name:<{self._width}}  ", self._width + 2
         say_lines("\n".join(_filled(name, [printable(cell) for cell in found], indent, OUT.width)))
+
+    def _text(self, score: float) -> str:
+        return f"{score:.4g}" if self._is_number else f"{100 * score:.1f} %"
 
 
 def _filled(line: str, cells: Sequence[str], indent: int, width: int) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeAlias, cast
@@ -18,6 +17,7 @@ from deit.core.images.decoding_share import DecodingShare
 from deit.core.images.heif_files import AVIF, HEIF, MOST_HEIF_PIXELS, begins_like_heif
 from deit.core.images.image_files import MOST_FILE_BYTES, ImageBytes, read_image_bytes
 from deit.core.images.image_inputs import is_file_object, name_of
+from deit.core.images.pillow_warnings import pillow_warnings_ignored
 from deit.core.images.sample_values import Samples, ValueRange as ValueRange, in_8_bits, samples_of
 
 IMAGE_SUFFIXES = (
@@ -189,6 +189,7 @@ def _opened(found: ImageBytes, name: str) -> Iterator[Image.Image]:
         with _pillow_errors(name):
             image = Image.open(found.file, formats=IMAGE_FORMATS)
         limit = MOST_PIXELS_IN_PYTHON if any(tile[0] in _SLOW_DECODERS for tile in image.tile) else MOST_PIXELS
+    limit = min(limit, Image.MAX_IMAGE_PIXELS or limit)  # above its limit Pillow only warns
     with image:
         if image.width * image.height > limit:
             raise ImageError(
@@ -221,13 +222,11 @@ def _opened_heif(found: ImageBytes, name: str) -> Image.Image:
 def _pillow_errors(name: str) -> Iterator[None]:
     """Converts errors of Pillow to `ImageError`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged tags
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with pillow_warnings_ignored():
             yield
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image (known: {', '.join(KNOWN_FORMATS)}).") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError(f"{name} claims more pixels than are safe to decode ({error}).") from error
     except Exception as error:  # decoders of hostile bytes raise nearly every type
         reason = str(error).partition("\n")[0][:200] or type(error).__name__

@@ -11,11 +11,9 @@ import hashlib
 import logging
 import os
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +21,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image
 
 import deit
 from deit.core.files import replaced_file
@@ -101,7 +98,7 @@ def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -
     found = np.zeros(images.count, _ENTRY)
     reasons: dict[int, str] = {}
     unknown: list[int] = []
-    with _bombs_are_errors(), ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
         if cache is not None:
             stamps = b"".join(stamp or _NO_STAMP for stamp in pool.map(images.stamp, range(images.count)))
             found["stamp"] = np.frombuffer(stamps, "<u8").reshape(-1, 2)
@@ -162,15 +159,6 @@ def refuse_unknown_ranges(found: Contents, place: Callable[[int], str]) -> None:
 
 def _sums(data: bytes) -> tuple[int, int, int]:
     return len(data), zlib.crc32(data), content_hash(data)
-
-
-@contextmanager
-def _bombs_are_errors() -> Iterator[None]:
-    # Filters of warnings belong to the whole process, and the threads' own changes of them interleave. This one is in
-    # force while they run and takes all of them back.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 def file_stamp(path: str | os.PathLike[str]) -> bytes | None:

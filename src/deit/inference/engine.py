@@ -1,0 +1,110 @@
+"""Defines what runs a model, and opens the right engine for the file of a model.
+
+A new engine is one file like `torch_engine` and one row of `ENGINES`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from deit.core.errors import UserError
+from deit.core.model_directory import kind_of_model
+from deit.inference.contract import Array, Contract
+from deit.inference.torch_engine import open_torch_engine
+
+
+class Engine(Protocol):
+    """Runs a model on pixels.
+
+    Attributes:
+        contract: What the engine takes and what its answers mean.
+        device: Name of the device that computes: "cpu", "cuda", ...
+        precision: "fp32" or "bf16".
+    """
+
+    @property
+    def contract(self) -> Contract: ...  # noqa: D102
+
+    @property
+    def device(self) -> str: ...  # noqa: D102
+
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+
+    def __call__(self, pixels: Array, /) -> Mapping[str, Array]:
+        """Returns the logits (B, K) of each head of `contract.head_names`.
+
+        Args:
+            pixels: (B, 3, H, W) float32, as `contract.processor` makes them.
+        """
+        ...
+
+
+class OpenEngine(Protocol):
+    """Opens an engine; see `open_engine` for the arguments."""
+
+    def __call__(  # noqa: D102
+        self, path: Path, device: str, *, precision: str, head_average: str | None, published: bool
+    ) -> Engine: ...
+
+
+# Ending of what is opened -> engine. A model directory counts as one without ending.
+ENGINES: dict[str, OpenEngine] = {
+    "": open_torch_engine,
+}
+
+
+class FunctionEngine:
+    """Makes an engine of a function from pixels (B, 3, H, W) to logits (B, K).
+
+    Args:
+        function: The function.
+        contract: Its contract.
+    """
+
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, function: Callable[[Array], Array], contract: Contract) -> None:
+        self.function = function
+        self.contract = contract
+
+    def __call__(self, pixels: Array, /) -> dict[str, Array]:
+        """Returns the logits (B, K) of the one head."""
+        return {self.contract.head_names[0]: self.function(pixels)}
+
+
+def open_engine(
+    name_or_path: str | os.PathLike[str],
+    device: str = "cpu",
+    *,
+    precision: str = "fp32",
+    head_average: str | None = None,
+) -> Engine:
+    """Opens a classifier by its path or name.
+
+    Args:
+        name_or_path: See `deit.models.weights.model_names.find_model`. The preprocessing of `timm/NAME` is timm's.
+        device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
+        precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast).
+        head_average: What two heads answer with together: "logits" (their mean, as the paper's code and transformers)
+            or "probabilities" (the mean of their softmax outputs, as the paper's text). None follows the model's
+            configuration, whose default is "logits".
+
+    Raises:
+        OSError: See `find_model`; or a file is missing.
+        UserError: A file is damaged or holds no classifier; there is no such device, precision or average; or the model
+            has one head, of which there is no average.
+    """
+    from deit.models.weights.model_names import find_model, timm_name
+
+    path = find_model(name_or_path)
+    ending = "" if path.is_dir() else path.suffix.lower()
+    if ending not in ENGINES:
+        known = ", ".join(["a model directory", *(f"*{other}" for other in ENGINES if other)])
+        raise UserError(f"{path} cannot be opened as a model. Pass one of: {known}.")
+    published = timm_name(name_or_path) is not None and kind_of_model(path) == "timm"
+    return ENGINES[ending](path, device, precision=precision, head_average=head_average, published=published)
