@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
-from deit.core.hub import HubOptions, local_path, upload_folder
-from deit.core.images.image_inputs import image_of, is_one_image, is_whole, items_of
-from deit.core.model_directory import published_files
-from deit.core.processing.batch_feature import BatchFeature
-from deit.inference.pipeline_inputs import apart, first_tensor, moved, opened, together
+from deit.core.hub import HubOptions, local_path
+from deit.core.scores.functions import FUNCTIONS, function_name
+from deit.inference.image_pipeline import ImagePipeline, Parameters, at_least_one
 from deit.models.auto import (
     CLASSIFICATION,
     FEATURES,
@@ -30,218 +23,7 @@ from deit.models.auto import (
     names_of,
 )
 from deit.models.auto_openers import AutoImageProcessor
-from deit.models.weights.finiteness import refuse_non_finite_answers, refuse_non_finite_model
-from deit.runtime.devices import Placement, accelerator, resolve
-
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda logits: logits.softmax(-1),
-    "sigmoid": torch.sigmoid,
-    "none": lambda logits: logits,
-}
-Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
-
-
-class ImagePipeline(ABC):
-    """What the pipelines share: inputs of every kind, batches, the device.
-
-    A call takes each image through `preprocess`, batches of them through `forward`, and each answer through
-    `postprocess`. Each can be called by itself, and a subclass may replace it: `pipeline(pipeline_class=...)`.
-
-    Args:
-        model: A model of this package (or one that is called in the same way).
-        image_processor: Its preprocessing.
-        feature_extractor: The old name of `image_processor`.
-        device: "cpu", "cuda:1", a number (-1 is the CPU) or a `torch.device`; None leaves the model where it is.
-        batch_size: Images that go through the model together.
-        num_workers: Without effect: images are read when their batch is due.
-        **parameters: Those of a call, which a call can override.
-
-    Raises:
-        ValueError: There is no such device, the batch size is smaller than 1, or the model is of another kind.
-    """
-
-    task: ClassVar[str]
-    _other_models: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(
-        self,
-        model: Any,
-        image_processor: Any = None,
-        *,
-        feature_extractor: Any = None,
-        device: int | str | torch.device | None = None,
-        batch_size: int = 1,
-        num_workers: int | None = None,
-        **parameters: Any,
-    ) -> None:
-        names = {c.__name__ for c in type(model).__mro__}
-        if names & set(self._other_models):
-            raise UserError(f"{type(model).__name__} cannot do {self.task!r}.")
-        image_processor = feature_extractor if image_processor is None else image_processor
-        if image_processor is None:
-            raise UserError("The preprocessing is missing: pass image_processor=, or a model directory in place of it.")
-        self._parameters: Parameters = self._sanitize_parameters(**parameters)
-        self.device = model.device if device is None else resolve(device).device
-        refuse_non_finite_model(model, "The model")
-        self.model = _moved_model(model, self.device).eval()
-        self.image_processor = image_processor
-        self.batch_size = _at_least_one("batch_size", batch_size)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the model's parameters, which pixels are converted to."""
-        dtype: torch.dtype = self.model.dtype
-        return dtype
-
-    # --- the steps -----------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _sanitize_parameters(self, *nothing: Any, **parameters: Any) -> Parameters:
-        """Returns the parameters of a call for each of the steps: only those that were given."""
-
-    def preprocess(self, image: Any, timeout: float | None = None, **process: Any) -> Any:
-        """Reads an image and prepares it for the model.
-
-        Args:
-            image: See a call.
-            timeout: Accepted for callers of transformers; nothing is fetched from the web.
-            **process: Options of the processor.
-
-        Returns:
-            A dict with `pixel_values`, (1, C, H, W), in the type of the model.
-
-        Raises:
-            FileNotFoundError: A path does not exist.
-            ValueError: The image cannot be read, or an option cannot be used.
-        """
-        return self._pixels([image], process)[0]
-
-    def _pixels(self, images: list[Any], process: Mapping[str, Any]) -> list[BatchFeature]:
-        value_range = process.get("value_range", getattr(self.image_processor, "value_range", None))
-        read = [opened(image_of(image), value_range) for image in images]
-        pixels = self.image_processor(read, **process)["pixel_values"]
-        return [BatchFeature({"pixel_values": torch.as_tensor(p)[None]}).to(self.dtype) for p in pixels]
-
-    def _prepared(self, images: list[Any], process: dict[str, Any]) -> list[Any]:
-        """Prepares the images of a batch: one at a time, unless the result of one depends on the others."""
-        pads = process.get("do_pad", getattr(self.image_processor, "do_pad", None))
-        if pads and type(self).preprocess is ImagePipeline.preprocess and "preprocess" not in vars(self):
-            return self._pixels(images, {k: v for k, v in process.items() if k != "timeout"})
-        return [self.preprocess(image, **process) for image in images]
-
-    def _forward(self, model_inputs: Any) -> Any:
-        """Asks the model."""
-        return self.model(**model_inputs, return_dict=True)
-
-    def forward(self, model_inputs: Any, **parameters: Any) -> Any:
-        """Asks the model without gradients, on its device.
-
-        Args:
-            model_inputs: What `preprocess` returned, or several of them as one.
-            **parameters: Arguments of `_forward`, which a subclass may have.
-
-        Returns:
-            The model's output, on the CPU.
-
-        Raises:
-            NonFiniteError: It is NaN or infinite.
-        """
-        with torch.no_grad():
-            output = self._forward(moved(model_inputs, self.device), **parameters)
-        first = first_tensor(output)
-        if first is not None:
-            refuse_non_finite_answers(first, "The model")
-        return moved(output, torch.device("cpu"))
-
-    @abstractmethod
-    def postprocess(self, model_outputs: Any) -> Any:
-        """Returns what a call returns for one image, from what `forward` gave for it."""
-
-    # --- the call ------------------------------------------------------------------------------------
-
-    def __call__(
-        self,
-        inputs: Any = None,
-        *,
-        images: Any = None,
-        batch_size: int | None = None,
-        num_workers: int | None = None,
-        **parameters: Any,
-    ) -> Any:
-        """Answers for one image, or for several.
-
-        Args:
-            inputs: A path, bytes, base64 text, an open file, a PIL image, an array or a tensor; a list of these; an
-                iterator or a data set of them (or of dicts with an "image"). Everything but arrays is read by
-                `load_image`.
-            images: The name of `inputs` in transformers 4.
-            batch_size: See the class.
-            num_workers: See the class.
-            **parameters: See the class.
-
-        Returns:
-            One result, a list of them, or an iterator over them, as the inputs are.
-
-        Raises:
-            FileNotFoundError: A path does not exist.
-            TypeError: A parameter is unknown.
-            ValueError: An image cannot be read, or a parameter cannot be used.
-        """
-        size = self.batch_size if batch_size is None else _at_least_one("batch_size", batch_size)
-        inputs = images if inputs is None else inputs
-        if inputs is None:
-            raise UserError("No image was given.")
-        given = self._sanitize_parameters(**parameters)
-        steps = tuple({**first, **second} for first, second in zip(self._parameters, given, strict=True))
-        if is_one_image(inputs):
-            return next(self._results([inputs], 1, *steps))
-        results = self._results(items_of(inputs), size, *steps)
-        return list(results) if is_whole(inputs) else results
-
-    def predict(self, inputs: Any) -> Any:
-        """Same as a call: the name in scikit-learn."""
-        return self(inputs)
-
-    def transform(self, inputs: Any) -> Any:
-        """Same as a call: the name in scikit-learn."""
-        return self(inputs)
-
-    def _results(
-        self, items: Iterable[Any], size: int, process: dict[str, Any], ask: dict[str, Any], finish: dict[str, Any]
-    ) -> Iterator[Any]:
-        remaining = iter(items)
-        while chunk := list(islice(remaining, size)):
-            for batch, count in together(self._prepared([image_of(item) for item in chunk], process)):
-                for output in apart(self.forward(batch, **ask), count):
-                    yield self.postprocess(output, **finish)
-
-    # --- files ---------------------------------------------------------------------------------------
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **saving: Any
-    ) -> None:
-        """Writes a model directory that `pipeline` opens: configuration, weights and preprocessing.
-
-        Args:
-            save_directory: Folder, made if missing.
-            safe_serialization: See `DeiTPreTrainedModel.save_pretrained`.
-            **saving: Its other arguments.
-
-        Raises:
-            NotADirectoryError: There is a file of that name.
-            TypeError: An argument is unknown, or a step of the processor was replaced on this instance.
-        """
-        self.model.save_pretrained(save_directory, safe_serialization=safe_serialization, **saving)
-        self.image_processor.save_pretrained(save_directory)
-
-    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload pipeline", **upload: Any) -> str:
-        """Uploads what `save_pretrained` writes to the hub; further arguments and errors as in `hub.upload_folder`."""
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            return upload_folder(
-                folder, repo_id, files=published_files(folder)[0], commit_message=commit_message, **upload
-            )
+from deit.runtime.devices import accelerator
 
 
 class ImageClassificationPipeline(ImagePipeline):
@@ -273,7 +55,7 @@ class ImageClassificationPipeline(ImagePipeline):
     ) -> Parameters:
         finish: dict[str, Any] = {}
         if top_k is not None:
-            finish["top_k"] = _at_least_one("top_k", top_k)
+            finish["top_k"] = at_least_one("top_k", top_k)
         if (function := _check_function(function_to_apply)) is not None:
             finish["function_to_apply"] = function
         return {}, {}, finish
@@ -289,15 +71,10 @@ class ImageClassificationPipeline(ImagePipeline):
         Returns:
             A list of {"label", "score"}, first the best.
         """
-        config, function = self.model.config, _check_function(function_to_apply)
-        if function is None:
-            if config.problem_type == "regression":
-                function = "none"
-            elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
-                function = "sigmoid"
-            else:
-                function = "softmax"
-        values = _FUNCTIONS[function](model_outputs["logits"][0].float()).tolist()
+        config = self.model.config
+        logits = model_outputs["logits"][0].detach().float().numpy()
+        function = _check_function(function_to_apply) or function_name(config.problem_type, config.num_labels)
+        values = FUNCTIONS[function](logits).tolist()
         scores = [{"label": config.id2label[i], "score": score} for i, score in enumerate(values)]
         return sorted(scores, key=lambda entry: entry["score"], reverse=True)[:top_k]
 
@@ -447,22 +224,10 @@ def _task_of(model: Any, hub: Mapping[str, Any]) -> str:
 # --- arguments ----------------------------------------------------------------------------------------
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} must be a whole number of at least 1. Received: {value!r}.")
-    return value
-
-
 def _check_function(name: Any) -> str | None:
     plain = getattr(name, "value", name)
     if plain is None or str(plain).lower() == "default":
         return None
-    if str(plain).lower() not in _FUNCTIONS:
-        raise UserError(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}. Received: {name!r}.")
+    if str(plain).lower() not in FUNCTIONS:
+        raise UserError(f"function_to_apply must be one of {', '.join(FUNCTIONS)}. Received: {name!r}.")
     return str(plain).lower()
-
-
-def _moved_model(model: Any, device: torch.device) -> Any:
-    if model.device == device:
-        return model
-    return Placement(device).move(model)
