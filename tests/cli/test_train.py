@@ -392,7 +392,7 @@ REFUSED_OPTIONS = {
     "an unknown RandAugment": (("--set", "augment.rand_augment=hard"), "augment.rand_augment must be like"),
     "a learning rate of nothing": (("--set", "optimizer.lr=0"), "optimizer.lr must be positive. Received: 0.0."),
     "no epochs": (("--epochs", 0), "--epochs must be at least 1. Received: 0."),
-    "an unknown device": (("--device", "gpu"), "The device 'gpu' cannot be used"),
+    "an unknown device": (("--device", "gpu"), "Unknown device 'gpu'"),
     "a typo in the variant": (
         ("--student", "deit-tinny-distilled-patch16-224"),
         "Unknown variant 'deit-tinny-distilled-patch16-224'. Did you mean 'deit-tiny-distilled-patch16-224'?",
