@@ -25,7 +25,7 @@ from deit.runtime.devices import Placement, resolve
 
 Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
-_MOST_THREADS = 4  # each works with the threads of PyTorch
+_THREADS = 4  # each works with the threads of PyTorch
 
 
 class ImagePipeline(ABC):
@@ -200,7 +200,7 @@ class ImagePipeline(ABC):
             image = image_of(item)
             return image if pads else self.preprocess(image, **process)
 
-        for batch in prepared_batches(items, prepare, size, threads=_MOST_THREADS if in_threads else 0):
+        for batch in prepared_batches(items, prepare, size, threads=_THREADS if in_threads else 0):
             prepared = [result() for _, result in batch]
             # The padding of an image depends on the others.
             for inputs, count in together(self._pixels(prepared, options) if pads else prepared):

@@ -22,7 +22,7 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MOST_THREADS = 16
+DECODING_THREADS = 16
 
 
 def usable_cores() -> int:
@@ -37,7 +37,7 @@ def prepared_batches(
     batch_size: int,
     *,
     ahead: bool = True,
-    threads: int = MOST_THREADS,
+    threads: int = DECODING_THREADS,
 ) -> Iterator[list[tuple[Item, Callable[[], Result]]]]:
     """Divides items into batches and prepares each item, in threads where that is safe.
 
