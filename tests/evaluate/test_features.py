@@ -121,7 +121,7 @@ def test_what_a_model_has_not_is_refused(tmp_path):
         list(embed_files(embedder, [], block=4))
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         list(embed_files(embedder, [], batch_size=0))
-    with pytest.raises(ValueError, match="'nowhere' cannot be used"):
+    with pytest.raises(ValueError, match="Unknown device 'nowhere'"):
         Embedder.open(tmp_path, "nowhere")
 
 
