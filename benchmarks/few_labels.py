@@ -34,8 +34,7 @@ from harness import report, tells
 from deit.data.augment import Augmentation
 from deit.data.few_labels import with_fewer_labels
 from deit.data.open_data import open_data
-from deit.data.sources import Data
-from deit.data.unlabelled import WithoutLabels
+from deit.data.sources import Data, WithoutLabels
 from deit.train.loop import FitResult, fit
 from deit.train.masked_images import MaskedImageTask
 from deit.train.recipes.recipe import Recipe

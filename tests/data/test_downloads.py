@@ -19,7 +19,7 @@ import pytest
 from deit.data import downloads
 from deit.data.downloads import fetch_shards
 from deit.data.readers.image_stores import StoredImages
-from deit.data.readers.webdataset import expand_braces, shard_part
+from deit.data.readers.webdataset import expand_braces, read_shards
 from tests.data.pictures import colour_members, picture, write_shard
 
 
@@ -97,7 +97,7 @@ def test_shards_are_fetched_once_into_the_cache(tmp_path, web):
     web.files.clear()  # as without a network
     assert fetch_shards(addresses) == paths
     assert len(web.ranges) == 2
-    ours = StoredImages(shard_part("train", paths))
+    ours = StoredImages(read_shards("train", paths))
     assert np.array_equal(np.asarray(ours.image(5)), np.asarray(picture("red", 5)))
     assert not list((tmp_path / "cache").rglob("*.part*"))
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from deit.core.labels import NO_LABEL
 from deit.data.augment import Augmentation, BatchMixer
 from deit.data.few_labels import choose_labelled, labelled_again, limited, with_fewer_labels
-from deit.data.sources import ArraySource, Data
-from deit.data.unlabelled import WithoutLabels
+from deit.data.sources import ArraySource, Data, WithoutLabels
 from deit.models.losses import classification_loss, label_weights
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deit.core.images.reading import ImageError
-from deit.data.readers.csv_files import listed_parts
+from deit.data.readers.csv_files import read_table
 from deit.data.readers.image_stores import StoredImages
 from tests.data.pictures import COLOURS, fill, picture, write_truncated_jpeg
 
@@ -32,7 +32,7 @@ def write(folder: Path, text: str, name: str = "list.csv", **options: Any) -> Pa
 def source(path: Path, **options: Any) -> StoredImages:
     columns = {key: options.pop(key) for key in ("image_column", "label_column") if key in options}
     problem_type = options.get("problem_type", "single_label_classification")
-    parts = listed_parts(path, problem_type=problem_type, **columns)
+    parts = read_table(path, problem_type=problem_type, **columns)
     assert list(parts) == [""]
     return StoredImages(parts[""], **options)
 
@@ -101,11 +101,11 @@ def test_numbers_to_learn(photos):
 
 def test_a_column_split_divides_the_rows(photos):
     lines = [f"images/{c}/{i}.png,{c},{('Train', 'VALIDATION')[i]}" for c in COLOURS for i in range(2)]
-    parts = listed_parts(write(photos, "path,label,Split\n" + "\n".join(lines) + "\nimages/red/0.png,red,test\n"))
+    parts = read_table(write(photos, "path,label,Split\n" + "\n".join(lines) + "\nimages/red/0.png,red,test\n"))
     assert {name: len(part.store) for name, part in parts.items()} == {"train": 3, "val": 3, "test": 1}
     assert parts["val"].store.place(0).endswith("list.csv line 3 (images/blue/1.png)")
     with pytest.raises(ValueError, match=r"line 3 has the split 'holdout'. Use train, val \(or validation\) or test"):
-        listed_parts(write(photos, "path,label,split\nimages/red/0.png,red,train\nimages/red/0.png,red,holdout\n"))
+        read_table(write(photos, "path,label,split\nimages/red/0.png,red,train\nimages/red/0.png,red,holdout\n"))
 
 
 # --- what is left out or refused ----------------------------------------------------------------------

@@ -18,7 +18,7 @@ from PIL import Image
 from deit.core.images.reading import ImageError
 from deit.data.readers import webdataset as shards
 from deit.data.readers.image_stores import StoredImages
-from deit.data.readers.webdataset import expand_braces, shard_part
+from deit.data.readers.webdataset import expand_braces, read_shards
 from tests.data.pictures import COLOURS, colour_members, encoded, picture, truncated_jpeg, write_shard, write_text
 from tests.hostile import table_cases
 from tests.hostile.kit import Kit
@@ -31,7 +31,7 @@ MULTI, REGRESSION = "multi_label_classification", "regression"
 def source(*paths: Path, **options: Any) -> StoredImages:
     columns = {key: options.pop(key) for key in ("image_column", "label_column") if key in options}
     problem_type = options.get("problem_type", "single_label_classification")
-    return StoredImages(shard_part("train", list(paths), problem_type=problem_type, **columns), **options)
+    return StoredImages(read_shards("train", list(paths), problem_type=problem_type, **columns), **options)
 
 
 def read_by_webdataset(paths: list[Path]) -> list[Any]:
@@ -231,7 +231,7 @@ def test_a_label_cut_off_at_the_end_of_a_shard_takes_its_image_along(tmp_path):
     with tarfile.open(path) as archive:
         member = archive.getmember("red-1.cls")
     path.write_bytes(path.read_bytes()[: member.offset + 10])
-    part = shard_part("val", [path])
+    part = read_shards("val", [path])
     assert len(StoredImages(part, labels_needed=True).labels) == 5
 
 
@@ -392,4 +392,4 @@ def test_a_hostile_shard_is_refused_in_one_sentence_at_once(tmp_path, name):
     case = table_cases.CASES[name]
     case.make(Kit(tmp_path, tmp_path))
     with pytest.raises(ValueError, match=r"a\.tar"):
-        shard_part("train", [tmp_path / "a.tar"])
+        read_shards("train", [tmp_path / "a.tar"])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deit.core.images.reading import ImageError
 from deit.data.labels.label_columns import LabelColumn
-from deit.data.readers.image_stores import Part, StoredImages
+from deit.data.readers.image_stores import Rows, StoredImages
 from deit.data.sources import SkippedFile
 from deit.data.storage.cache_folder import cache_folder
 from tests.data.pictures import encoded, picture
@@ -36,8 +36,8 @@ class Shelf:
         return f"shelf {row}"
 
 
-def part(contents: list[bytes | None], labels: list[object], **more: object) -> Part:
-    return Part(
+def part(contents: list[bytes | None], labels: list[object], **more: object) -> Rows:
+    return Rows(
         name="train", origin="the shelf", store=Shelf(contents), labels=LabelColumn(name="label", values=labels), **more
     )
 

@@ -14,7 +14,7 @@ from deit.core.images.reading import ImageError
 from deit.data.labels import label_columns
 from deit.data.open_data import open_data
 from deit.data.readers import csv_files as listings, parquet_limits, webdataset as shards
-from deit.data.readers.parquet import parquet_part
+from deit.data.readers.parquet import read_parquet
 from tests.data.pictures import COLOURS, encoded, fill, write_colours
 
 pa = pytest.importorskip("pyarrow")
@@ -75,7 +75,7 @@ def test_notes_that_nobody_can_read_are_passed_over(notes, tmp_path):
 def test_a_cell_does_not_name_a_device(tmp_path):
     cells = [{"bytes": None, "path": "/dev/zero"}, {"bytes": encoded("red"), "path": None}]
     pq.write_table(pa.table({"image": cells, "label": ["red", "red"]}), tmp_path / "a.parquet")
-    part = parquet_part("", [tmp_path / "a.parquet"])
+    part = read_parquet("", [tmp_path / "a.parquet"])
     with pytest.raises(ImageError, match="it is a device, not a file"):
         part.store.read(0)
 

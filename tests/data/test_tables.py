@@ -14,9 +14,9 @@ import pytest
 
 from deit.core.images.reading import ImageError
 from deit.data.readers import parquet as parquet_tables
-from deit.data.readers.hf_datasets import dataset_part, is_saved_dataset, load_saved_dataset
+from deit.data.readers.hf_datasets import is_saved_dataset, load_saved_dataset, read_dataset
 from deit.data.readers.image_stores import StoredImages
-from deit.data.readers.parquet import parquet_part
+from deit.data.readers.parquet import read_parquet
 from tests.data.pictures import COLOURS, encoded, picture, truncated_jpeg, write_colours, write_parquet, write_text
 
 datasets = pytest.importorskip("datasets")
@@ -39,7 +39,7 @@ def pixels(colour: str, seed: int) -> np.ndarray:
 def source(path: Path, **options: Any) -> StoredImages:
     columns = {key: options.pop(key) for key in ("image_column", "label_column") if key in options}
     problem_type = options.get("problem_type", "single_label_classification")
-    return StoredImages(parquet_part("train", [path], problem_type=problem_type, **columns), **options)
+    return StoredImages(read_parquet("train", [path], problem_type=problem_type, **columns), **options)
 
 
 def hub_dataset(count: int = 2, **more: Any) -> Any:
@@ -103,7 +103,7 @@ def test_an_image_may_be_a_file_beside_the_table(tmp_path):
 def test_several_files_are_one_part_in_their_order(tmp_path):
     files = [write_colours(tmp_path / f"{i}.parquet", 1, seed=10 * i) for i in range(3)]
     write_parquet(tmp_path / "none.parquet", {"image": pa.array([], pa.binary()), "label": pa.array([], pa.string())})
-    part = parquet_part("train", [files[0], tmp_path / "none.parquet", *files[1:]])
+    part = read_parquet("train", [files[0], tmp_path / "none.parquet", *files[1:]])
     ours = StoredImages(part)
     assert ours.labels.tolist() == [0, 1, 2] * 3
     assert np.array_equal(np.asarray(ours.image(7)), pixels("green", 20))
@@ -208,7 +208,7 @@ def test_files_with_other_columns_are_not_one_part(tmp_path):
     first = write_colours(tmp_path / "a.parquet", 1)
     second = write_parquet(tmp_path / "b.parquet", {"image": [encoded()], "class": ["a"]})
     with pytest.raises(ValueError, match=r"b.parquet has other columns or class names than .*a.parquet"):
-        parquet_part("train", [first, second])
+        read_parquet("train", [first, second])
 
 
 def test_broken_images_and_rows_without_label_are_left_out_with_their_place(tmp_path, caplog):
@@ -231,7 +231,7 @@ def test_broken_images_and_rows_without_label_are_left_out_with_their_place(tmp_
 def test_labels_missing_where_they_are_needed_are_counted(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"image": [encoded()] * 3, "label": [1, -1, None]})
     with pytest.raises(ValueError, match=r"Labels missing from val: 2 of 3 images have none, the first is .* row 1\."):
-        StoredImages(parquet_part("val", [path]), labels_needed=True)
+        StoredImages(read_parquet("val", [path]), labels_needed=True)
     path = write_parquet(
         tmp_path / "b.parquet", {"image": [encoded()] * 2, "label": pa.array([None, None], pa.int64())}
     )
@@ -292,7 +292,7 @@ def test_a_table_that_is_too_large_for_the_memory_is_unpacked_into_the_cache_onc
     monkeypatch.setattr(parquet_tables, "IN_MEMORY", 0)
     monkeypatch.setattr(parquet_tables, "_BATCH", 2)
     seen: list[tuple[int, int]] = []
-    part = parquet_part("train", [path], progress=lambda done, total: seen.append((done, total)))
+    part = read_parquet("train", [path], progress=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 9), (4, 9), (6, 9), (8, 9), (9, 9)]
     ours = StoredImages(part)
     assert ours.fingerprint() == expected.fingerprint()
@@ -347,7 +347,7 @@ def test_progress_ends_with_all_images(tmp_path):
 
 def test_a_dataset_gives_its_images_labels_and_names():
     made = hub_dataset(2).shuffle(seed=1).select(range(5))
-    ours = StoredImages(dataset_part("train", made, origin="it"))
+    ours = StoredImages(read_dataset("train", made, origin="it"))
     assert ours.classes == ["red", "green", "blue"]
     assert ours.labels.tolist() == made["label"][:]
     for i in range(5):
@@ -381,7 +381,7 @@ def test_a_broken_image_in_a_dataset_is_left_out_with_its_row():
     rows = {"image": [{"bytes": encoded(), "path": None}, {"bytes": b"no", "path": None}], "label": [0, 1]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     made = datasets.Dataset.from_dict(rows, features=features)
-    ours = StoredImages(dataset_part("train", made, origin="the data set (train)"))
+    ours = StoredImages(read_dataset("train", made, origin="the data set (train)"))
     assert [file.path for file in ours.skipped] == ["the data set (train) row 1"]
     with pytest.raises(ValueError, match=r"Column 'label' of it is not an image: it holds int64"):
-        dataset_part("train", made, origin="it", image_column="label")
+        read_dataset("train", made, origin="it", image_column="label")

@@ -17,8 +17,8 @@ from torchvision import transforms
 from deit.core.config.config import DeiTConfig, ViTConfig
 from deit.core.processing.image_processor import evaluation_processor
 from deit.data.augment import Augmentation, build_transform
-from deit.data.sources import ArraySource, place_of
-from deit.data.unlabelled import ImageFiles, WithoutLabels
+from deit.data.readers.image_folder import ImageFiles
+from deit.data.sources import ArraySource, WithoutLabels, place_of
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.models.vit import ViTForMaskedImageModeling
 from deit.runtime.random_state import seeded

@@ -10,8 +10,7 @@ from huggingface_hub import ModelCard
 
 from deit.core.file_names import CARD_NAME
 from deit.core.printable import printable
-from deit.data.sources import Data
-from deit.data.unlabelled import WithoutLabels
+from deit.data.sources import Data, WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.train.loop import fit
 from deit.train.masked_images import MaskedImageTask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deit.core.errors import UserError, WrongTypeError
+from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from deit.data.storage.contents import Hashes, content_hash
 from deit.data.storage.image_search import SkippedFile as SkippedFile
@@ -75,6 +77,18 @@ def former_fingerprint(source: Source) -> str:
     """Returns the fingerprint that a source had when that of a folder was made of names and sizes alone."""
     ask: Callable[[], str] = getattr(source, "former_fingerprint", source.fingerprint)
     return ask()
+
+
+def skipped_of(source: Source) -> Sequence[SkippedFile]:
+    """Returns the files that a source left out."""
+    skipped: Sequence[SkippedFile] = getattr(source, "skipped", ())
+    return skipped
+
+
+def ignored_of(source: Source) -> Mapping[str, int]:
+    """Returns the counts of files that a source passed over, such as hidden ones."""
+    ignored: Mapping[str, int] = getattr(source, "ignored", {})
+    return ignored
 
 
 def refuse_skipped(skipped: Sequence[SkippedFile], what: str, *, strict: bool) -> None:
@@ -228,6 +242,57 @@ class Subset:
         return hashlib.sha256(of_source.encode() + self.indices.tobytes()).hexdigest()
 
 
+class WithoutLabels:
+    """Another source whose labels are ignored.
+
+    Args:
+        source: The other source.
+
+    Attributes:
+        classes: Always empty.
+        labels: (N,) int64, all `NO_LABEL`.
+        problem_type: Always "single_label_classification".
+    """
+
+    problem_type = SINGLE_LABEL
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.classes: list[str] = []
+        self.labels: Labels = np.full(len(source.labels), NO_LABEL, dtype=np.int64)
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB."""
+        return self.source.image(index)
+
+    def place(self, index: int) -> str:
+        """Names the image as the other source does."""
+        return place_of(self.source, index)
+
+    @property
+    def skipped(self) -> Sequence[SkippedFile]:
+        """Files that the other source left out."""
+        return skipped_of(self.source)
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """Counts of files that the other source passed over."""
+        return ignored_of(self.source)
+
+    @property
+    def contents(self) -> Hashes | None:
+        """(N,) uint64 hashes of the images, if the other source has them."""
+        return contents_of(self.source)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the other source."""
+        return hashlib.sha256(b"without labels\n" + self.source.fingerprint().encode()).hexdigest()
+
+    def former_fingerprint(self) -> str:
+        """Returns the same with the other source's former fingerprint."""
+        return hashlib.sha256(b"without labels\n" + former_fingerprint(self.source).encode()).hexdigest()
+
+
 class Joined:
     """Several sources one after the other, with the classes of the first; the others have labels of it, or none.
 
@@ -250,6 +315,16 @@ class Joined:
     def place(self, index: int) -> str:
         """Names the image as its source does."""
         return place_of(*self._found(index))
+
+    @property
+    def skipped(self) -> list[SkippedFile]:
+        """Files that the sources left out."""
+        return [file for source in self.sources for file in skipped_of(source)]
+
+    @property
+    def ignored(self) -> Mapping[str, int]:
+        """Counts of files that the sources passed over."""
+        return sum((Counter(ignored_of(source)) for source in self.sources), Counter())
 
     def _found(self, index: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self._ends, index, side="right"))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.sources import Data, Labels
@@ -18,6 +19,19 @@ logger = logging.getLogger(__name__)
 _SHOWN = 3
 _BETWEEN_WORDS = re.compile(r"[\s_-]+")
 _LEADING_ZEROS = re.compile(r"0+(?=\d+$)")
+
+
+def require_two_classes(classes: Sequence[str]) -> None:
+    """Refuses a single class.
+
+    Raises:
+        UserError: There is one.
+    """
+    if len(classes) < 2:
+        raise UserError(
+            f"All images are of one class, {classes[0]!r}: there is nothing to tell apart. Images without labels are "
+            "for deit pretrain."
+        )
 
 
 def note_classes(data: Data) -> None:

@@ -16,7 +16,7 @@ from deit.data.labels.cells import is_missing, read_switch
 
 logger = logging.getLogger(__name__)
 
-PART_NAMES = {  # what a part may be called, in any case, and what it is then
+SPLIT_NAMES = {  # what a part may be called, in any case, and what it is then
     "train": "train",
     "training": "train",
     "val": "val",
@@ -28,7 +28,7 @@ PART_NAMES = {  # what a part may be called, in any case, and what it is then
     "eval": "test",
     "evaluation": "test",
 }
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 # Words that add nothing to the name of a part: "Training Set", "train_images".
 _FILLING = (
     "data",
@@ -44,24 +44,24 @@ _FILLING = (
     "set",
     "split",
 )
-_SPLIT_NAMES = ("split", "splits", "data_split", "dataset_split", "split_name", "train_test_split")
+_SPLIT_COLUMNS = ("split", "splits", "data_split", "dataset_split", "split_name", "train_test_split")
 # Columns of these names divide the rows if all of their values name a part.
-_PERHAPS_SPLIT_NAMES = ("subset", "set", "partition", "part", "phase", "usage", "fold", "dataset", "mode", "group")
+_PERHAPS_SPLIT_COLUMNS = ("subset", "set", "partition", "part", "phase", "usage", "fold", "dataset", "mode", "group")
 
 
-def part_of(name: str) -> str:
+def split_of(name: str) -> str:
     """Returns the part that a name is: "Train", "train_images", "val2017", "Test Set"; "" where it says more, or less.
 
     Args:
         name: Of a folder or part, or a value of a column.
     """
     words = [word for word in _words(name) if word not in _FILLING]
-    return PART_NAMES.get(words[0], "") if len(words) == 1 else ""
+    return SPLIT_NAMES.get(words[0], "") if len(words) == 1 else ""
 
 
-def part_within(name: str) -> str:
+def split_within(name: str) -> str:
     """Returns the part that one word of a name tells: "imagenet-train-0001", "seg_train"; "" for none or several."""
-    told = {PART_NAMES[word] for word in _words(name) if word in PART_NAMES}
+    told = {SPLIT_NAMES[word] for word in _words(name) if word in SPLIT_NAMES}
     return told.pop() if len(told) == 1 else ""
 
 
@@ -71,14 +71,14 @@ def _words(text: str) -> list[str]:
     for letters in re.findall(r"[^\W\d_]+", text):
         for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+|[A-Z]", letters):
             word = word.lower()
-            found.append(word.removesuffix("set") if word.removesuffix("set") in PART_NAMES else word)
+            found.append(word.removesuffix("set") if word.removesuffix("set") in SPLIT_NAMES else word)
     return found
 
 
-def name_parts(names: Sequence[str], origin: str) -> dict[str, str]:
+def name_splits(names: Sequence[str], origin: str) -> dict[str, str]:
     """Tells which of several names, of folders or of keys, stand for parts of a data set.
 
-    A name is that of a part, as `part_of` has it; where none is, names that differ in the word of the part alone are
+    A name is that of a part, as `split_of` has it; where none is, names that differ in the word of the part alone are
     ("seg_train" beside "seg_test"). A plain name goes before one with more to it ("train" before "train_small").
 
     Args:
@@ -91,11 +91,11 @@ def name_parts(names: Sequence[str], origin: str) -> dict[str, str]:
     Raises:
         ValueError: Two names are equally good for one part.
     """
-    told = {name: part_of(name) for name in names if part_of(name)} or _alike(names)
+    told = {name: split_of(name) for name in names if split_of(name)} or _alike(names)
     found = {}
-    for part in PARTS:
+    for part in SPLITS:
         members = [name for name, its in told.items() if its == part]
-        plain = [name for name in members if name.lower() in PART_NAMES]
+        plain = [name for name in members if name.lower() in SPLIT_NAMES]
         members = plain or members
         if len(members) > 1:
             raise UserError(
@@ -107,8 +107,8 @@ def name_parts(names: Sequence[str], origin: str) -> dict[str, str]:
 
 
 def _alike(names: Sequence[str]) -> dict[str, str]:
-    told = {name: part_within(name) for name in names if part_within(name)}
-    rests = {name: tuple(word for word in _words(name) if word not in PART_NAMES) for name in told}
+    told = {name: split_within(name) for name in names if split_within(name)}
+    rests = {name: tuple(word for word in _words(name) if word not in SPLIT_NAMES) for name in told}
     alike = {name for name in told if any(rests[name] == rests[other] and told[name] != told[other] for other in told)}
     return {name: part for name, part in told.items() if name in alike}
 
@@ -147,7 +147,7 @@ def divide_rows(
     for name, values in columns.items():
         if _switch_of(name):
             continue
-        parts = ["" if is_missing(value) else part_of(str(value)) for value in values]
+        parts = ["" if is_missing(value) else split_of(str(value)) for value in values]
         if not any(parts) and not _is_split(name):
             notes.append(f"Column {name!r} of {origin} names no parts ({values[0]!r}, ...) and divides nothing.")
             continue
@@ -169,17 +169,17 @@ def divide_rows(
             raise UserError(f"Columns {first!r} and {name!r} of {origin} divide the rows differently. Remove one.")
     if first.lower() != "split":
         counts = Counter(parts)
-        shown = ", ".join(f"{counts[part]} {part}" for part in PARTS if part in counts)
+        shown = ", ".join(f"{counts[part]} {part}" for part in SPLITS if part in counts)
         notes.append(f"Column {first!r} of {origin} divides the rows: {shown}.")
     return parts, [name for key in found for name in key.split(", ") if name in columns], notes
 
 
 def _is_split(name: str) -> bool:
-    return name.strip().lower().replace(" ", "_").replace("-", "_") in _SPLIT_NAMES
+    return name.strip().lower().replace(" ", "_").replace("-", "_") in _SPLIT_COLUMNS
 
 
 def _perhaps_split(name: str) -> bool:
-    return name.strip().lower() in _PERHAPS_SPLIT_NAMES
+    return name.strip().lower() in _PERHAPS_SPLIT_COLUMNS
 
 
 def _switch_of(name: str) -> str:
@@ -187,13 +187,13 @@ def _switch_of(name: str) -> str:
     words = _words(name)
     if len(words) > 1 and words[0] == "is":
         words = [word for word in words[1:] if word not in _FILLING]
-        return PART_NAMES.get(words[0], "") if len(words) == 1 else ""
-    return PART_NAMES.get(words[0].removeprefix("is"), "") if len(words) == 1 and words[0].startswith("is") else ""
+        return SPLIT_NAMES.get(words[0], "") if len(words) == 1 else ""
+    return SPLIT_NAMES.get(words[0].removeprefix("is"), "") if len(words) == 1 and words[0].startswith("is") else ""
 
 
 def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str]) -> list[str]:
     told = {name: _switch_of(name) for name in columns}
-    rest = next((part for part in PARTS if part not in told.values()), "")
+    rest = next((part for part in SPLITS if part not in told.values()), "")
     parts = []
     for row in range(len(next(iter(columns.values())))):
         true = set()
@@ -210,7 +210,7 @@ def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str])
     return parts
 
 
-def note_parts_in_paths(origin: str, paths: Sequence[str]) -> None:
+def note_splits_in_paths(origin: str, paths: Sequence[str]) -> None:
     """Tells where images lie in folders of several parts that nothing else divides.
 
     Args:
@@ -218,7 +218,7 @@ def note_parts_in_paths(origin: str, paths: Sequence[str]) -> None:
         paths: Of the images, as they stand in it.
     """
     folders = {name.replace("\\", "/").rpartition("/")[0] for name in paths}
-    named = {part for folder in folders for step in folder.split("/") if (part := part_of(step))}
+    named = {part for folder in folders for step in folder.split("/") if (part := split_of(step))}
     if len(named) > 1:
         logger.warning(
             "The paths in %s lie in folders of the parts %s, but no column or key divides them: they are taken "

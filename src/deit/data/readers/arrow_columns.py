@@ -16,15 +16,13 @@ from deit.core.images.reading import ImageError
 from deit.core.scores.metrics import MULTI_LABEL, REGRESSION
 from deit.data.labels.columns import IMAGE_NAMES, LABEL_NAMES, PATH_NAMES, choose_column, choose_switches, not_an_image
 from deit.data.labels.label_columns import UNLABELLED, LabelColumn, ignored_labels, switch_labels
-from deit.data.labels.split_names import divide_rows, note_parts_in_paths, split_columns
+from deit.data.labels.split_names import divide_rows, note_splits_in_paths, split_columns
 from deit.data.readers.parquet_limits import MOST_NOTES_BYTES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 logger = logging.getLogger(__name__)
-
-# Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ def labels_and_split(table: ArrowTable, count: int, asked: str, problem_type: st
         logger.warning("%s", note)
     for name in [] if split else others:
         if name.lower() in PATH_NAMES and name != asked and is_text(table.schema.field(name).type):
-            note_parts_in_paths(table.origin, [path for path in table.read([name])[name] if path])
+            note_splits_in_paths(table.origin, [path for path in table.read([name])[name] if path])
     others = [name for name in others if name not in dividing]
     if problem_type == UNLABELLED:
         return ignored_labels(count), split

@@ -7,7 +7,7 @@ import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -16,15 +16,19 @@ from deit.core.images.image_files import read_content
 from deit.core.images.reading import IMAGE_SUFFIXES, ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.labels.columns import MOST_COLUMNS, PATH_NAMES, choose_column, choose_labels, described, not_an_image
-from deit.data.labels.split_names import divide_rows, note_parts_in_paths, split_columns
-from deit.data.readers.image_stores import Part, divided
+from deit.data.labels.split_names import divide_rows, note_splits_in_paths, split_columns
+from deit.data.readers.image_stores import Rows, divided
+from deit.data.readers.reader import Place, ReadOptions, Splits
+from deit.data.readers.split_files import files_at, files_in, split_files
 from deit.data.sources import SkippedFile
 from deit.data.storage.contents import file_stamp
+from deit.data.storage.image_search import visible_folders
 
 # A line names an image and its labels; the reader of Python takes fields of 128 KiB.
 MOST_LINE_CHARACTERS = 2**20
 # Spreadsheets save some below the last row.
 MOST_EMPTY_LINES = 2_000_000
+_ENDINGS = (".csv", ".tsv")
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +48,39 @@ class _Table:
     skipped: list[SkippedFile]
 
 
-def listed_parts(
+class CsvFiles:
+    """Reads .csv and .tsv files of paths and labels."""
+
+    def takes(self, place: Place) -> bool:
+        """Whether a place holds tables, and no other folder than one that they may be meant for."""
+        if place.folder is None:
+            return bool(files_at(place, _ENDINGS))
+        inside = visible_folders(place.folder)
+        beside_images = bool(inside) and (len(inside) > 1 or inside[0].name == "train")
+        return bool(files_in([place.folder], _ENDINGS)) and not beside_images
+
+    def splits(self, place: Place, options: ReadOptions) -> Splits:
+        """Finds the splits by the names of the tables, or by a column."""
+        if place.folder is None:
+            return split_files(place.names, _open_files, options, at_once=True)
+        tables, inside = sorted(files_in([place.folder], _ENDINGS)), visible_folders(place.folder)
+        if inside:
+            raise UserError(
+                f"{place.folder} has one folder, {inside[0].name}/, and a table. Pass the table: {tables[0]}."
+            )
+        return split_files(tables, _open_files, options, at_once=True)
+
+
+def _open_files(name: str, files: Sequence[str], options: ReadOptions) -> dict[str, Rows]:
+    if len(files) > 1:
+        raise UserError(f"{files[0]} and {files[1]} are for the same part. Join them into one table.")
+    found = read_table(Path(files[0]), **options.columns())
+    return {name: replace(found[""], name=name)} if "" in found else found
+
+
+def read_table(
     path: Path, *, image_column: str = "", label_column: str = "", problem_type: str = SINGLE_LABEL
-) -> dict[str, Part]:
+) -> dict[str, Rows]:
     """Opens a table of image files.
 
     The first line names the columns. Paths are relative to the table's folder. Several classes for an image stand in
@@ -90,9 +124,9 @@ def listed_parts(
     for note in notes:
         logger.warning("%s", note)
     if not split:
-        note_parts_in_paths(str(path), columns[images])
+        note_splits_in_paths(str(path), columns[images])
     return divided(
-        Part(name="", origin=str(path), store=store, labels=labels, skipped=tuple(table.skipped), split=split)
+        Rows(name="", origin=str(path), store=store, labels=labels, skipped=tuple(table.skipped), split=split)
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deit.core.errors import UserError
-from deit.data.labels.split_names import PARTS, name_parts, part_of
-from deit.data.storage.image_search import holds_images, is_image_name, visible_folders
+from deit.data.labels.split_names import SPLITS, name_splits, split_of
+from deit.data.storage.image_search import find_image_files, holds_images, is_image_name, visible_folders
 
 logger = logging.getLogger(__name__)
 
@@ -18,21 +19,21 @@ UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderParts:
+class FolderSplits:
     """A folder that is divided into parts.
 
     Attributes:
-        parts: "train", "val", "test", those there are, and their folders.
+        splits: "train", "val", "test", those there are, and their folders.
         unlabelled: Folders of images without a label.
         others: Folders that are not used.
     """
 
-    parts: dict[str, Path]
+    splits: dict[str, Path]
     unlabelled: list[Path]
     others: list[Path]
 
 
-def folder_parts(root: Path, *, labelled: bool = True) -> FolderParts | None:
+def folder_splits(root: Path, *, labelled: bool = True) -> FolderSplits | None:
     """Returns the parts of a folder, or None where its sub-folders are classes, or (not labelled) anything.
 
     Sub-folders with the name of a split (see `deit.data.labels.split_names`) are splits if they hold class folders. If
@@ -46,7 +47,7 @@ def folder_parts(root: Path, *, labelled: bool = True) -> FolderParts | None:
         ValueError: What the sub-folders are cannot be told.
     """
     folders = visible_folders(root)
-    found = {part: root / name for part, name in name_parts([f.name for f in folders], str(root)).items()}
+    found = {part: root / name for part, name in name_splits([f.name for f in folders], str(root)).items()}
     unlabelled = [folder for folder in folders if folder.name.lower() in UNLABELLED_FOLDERS]
     others = [folder for folder in folders if folder not in (*found.values(), *unlabelled) and holds_images(folder)]
     if not found:
@@ -57,7 +58,7 @@ def folder_parts(root: Path, *, labelled: bool = True) -> FolderParts | None:
     with_classes = [part for part, folder in parts.items() if _holds_classes(folder)]
     if not labelled:
         divided = "train" in parts and len(parts) > 1 and (bool(with_classes) or not others)
-        return FolderParts(parts=parts, unlabelled=unlabelled, others=others) if divided else None
+        return FolderSplits(splits=parts, unlabelled=unlabelled, others=others) if divided else None
     shown = ", ".join(f"{folder.name}/" for folder in found.values())
     if others and not with_classes:
         if len(found) < len(folders):
@@ -75,8 +76,8 @@ def folder_parts(root: Path, *, labelled: bool = True) -> FolderParts | None:
         )
     for folder in parts.values():
         refuse_same_sub_folders(folder)
-    return FolderParts(
-        parts={part: parts[part] for part in PARTS if part in parts}, unlabelled=unlabelled, others=others
+    return FolderSplits(
+        splits={name: parts[name] for name in SPLITS if name in parts}, unlabelled=unlabelled, others=others
     )
 
 
@@ -84,7 +85,7 @@ def _unwrapped(folder: Path, part: str) -> Path:
     """Goes into a folder that holds nothing but one of the same meaning: "seg_train/seg_train", as archives unpack."""
     while True:
         inside = visible_folders(folder)
-        same = len(inside) == 1 and (inside[0].name == folder.name or part_of(inside[0].name) == part)
+        same = len(inside) == 1 and (inside[0].name == folder.name or split_of(inside[0].name) == part)
         if not same or _holds_images(folder) or folder.resolve() == inside[0].resolve():
             return folder
         folder = inside[0]
@@ -118,7 +119,7 @@ def refuse_same_sub_folders(root: Path) -> None:
         return
     if len(folders) == 1:
         hint = f"Pass {folders[0]}."
-    elif all(part_of(name) for name in same):
+    elif all(split_of(name) for name in same):
         hint = "Put the parts outside and the classes inside: train/CLASS/, val/CLASS/."
     else:
         hint = (
@@ -131,3 +132,47 @@ def refuse_same_sub_folders(root: Path) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def class_folders(root: Path) -> list[str]:
+    """Returns the sorted names of the sub-folders with images.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: There are none.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"No folder at {root}. Pass a folder with one sub-folder of images for each class.")
+    folders = visible_folders(root)
+    names = [folder.name for folder in folders if holds_images(folder)]
+    if folders and not names:
+        raise UserError(f"No image in {_named(folders)}. Add images of each class to its folder.")
+    if not names:
+        raise UserError(
+            f"{root} has no class folders. It must hold one sub-folder of images for each class. "
+            "Images without labels are for deit pretrain."
+        )
+    return names
+
+
+def note_empty(root: Path, with_images: Sequence[str], *, strict: bool) -> None:
+    """Logs the sub-folders without images, or (strict) refuses them."""
+    known = set(with_images)
+    empty = [folder for folder in visible_folders(root) if folder.name not in known]
+    if not empty:
+        return
+    what = f"No image in {_named(empty)}"
+    if strict:
+        raise UserError(f"{what}. Add images, or remove what is empty; strict is on.")
+    logger.warning("%s: no class.", what)
+
+
+def _named(folders: Sequence[Path]) -> str:
+    """Names folders without images, and what lies there all the same."""
+    shown = []
+    for folder in folders[:3]:
+        inside = find_image_files(folder)
+        ignored = inside.ignored + Counter(file.kind for file in inside.skipped)
+        counts = ", ".join(f"{count} {what}" for what, count in sorted(ignored.items()) if count)
+        shown.append(f"{folder} ({counts or 'empty'})")
+    return ", ".join(shown) + (f" and {len(folders) - 3} more folders" if len(folders) > 3 else "")

@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit.core.errors import parsing, read_json
+from deit.core.errors import UserError, parsing, read_json
 from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.labels.split_names import name_splits, split_of
 from deit.data.readers.arrow_columns import ArrowTable, image_bytes, image_column_of, labels_and_split
-from deit.data.readers.image_stores import Part
+from deit.data.readers.image_stores import Rows, StoredSplit, divided
+from deit.data.readers.reader import Place, ReadOptions, Splits
+from deit.data.readers.split_files import only, opened_splits
 
 if TYPE_CHECKING:
     import datasets
 
-# Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
+
+class HuggingFaceDatasets:
+    """Reads a `datasets.Dataset` or `DatasetDict`, and folders of `datasets.save_to_disk`."""
+
+    def takes(self, place: Place) -> bool:
+        """Whether a place is such an object or such a folder."""
+        if place.folder is not None:
+            return is_saved_dataset(place.folder)
+        if type(place.data).__module__.partition(".")[0] != "datasets":
+            return False
+        import datasets
+
+        return isinstance(place.data, (datasets.Dataset, datasets.DatasetDict))
+
+    def splits(self, place: Place, options: ReadOptions) -> Splits:
+        """Finds the splits by the keys of the data set, or by a column."""
+        if place.folder is not None:
+            return _splits_of(load_saved_dataset(place.folder), str(place.folder), options)
+        return _splits_of(
+            dict(place.data) if isinstance(place.data, dict) else {"": place.data}, "the data set", options
+        )
+
+
+def _splits_of(loaded: Mapping[str, datasets.Dataset], origin: str, options: ReadOptions) -> Splits:
+    if not loaded:
+        raise UserError(f"{origin} has no parts. Save it again.")
+    if len(loaded) == 1:
+        ((key, dataset),) = loaded.items()
+        return opened_splits(partial(_open, split_of(key) or key, dataset, origin), options)
+    known = {key: name for name, key in name_splits(list(loaded), origin).items()}
+    named = {known.get(key, key): dataset for key, dataset in loaded.items()}
+    origins = {known.get(key, key): f"{origin} ({key})" for key in loaded}
+    return Splits(
+        named={
+            name: StoredSplit(read=partial(_open_one, name, dataset, origins[name]), options=options)
+            for name, dataset in named.items()
+        }
+    )
+
+
+def _open(name: str, dataset: datasets.Dataset, origin: str, options: ReadOptions) -> dict[str, Rows]:
+    shown = f"{origin} ({name})" if name else origin
+    return divided(read_dataset(name, dataset, origin=shown, **options.columns()))
+
+
+def _open_one(name: str, dataset: datasets.Dataset, origin: str, options: ReadOptions) -> Rows:
+    return only(name, divided(read_dataset(name, dataset, origin=origin, **options.columns())), origin)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -40,7 +90,7 @@ def load_saved_dataset(folder: Path) -> dict[str, datasets.Dataset]:
     return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
 
 
-def dataset_part(
+def read_dataset(
     name: str,
     dataset: datasets.Dataset,
     *,
@@ -48,15 +98,15 @@ def dataset_part(
     image_column: str = "",
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
-) -> Part:
+) -> Rows:
     """Takes a `datasets.Dataset` as one part of a data set.
 
     Args:
         name: Of the part.
         dataset: With a column of images and one of labels.
         origin: What messages call it.
-        image_column: See `parquet_part`.
-        label_column: See `parquet_part`.
+        image_column: See `read_parquet`.
+        label_column: See `read_parquet`.
         problem_type: What the labels are for.
 
     Raises:
@@ -73,7 +123,7 @@ def dataset_part(
 
     table = ArrowTable(schema=schema, origin=origin, read=read, place=store.place)
     labels, split = labels_and_split(table, len(dataset), label_column, problem_type)
-    return Part(name=name, origin=origin, store=store, labels=labels, split=split)
+    return Rows(name=name, origin=origin, store=store, labels=labels, split=split)
 
 
 class DatasetStore:

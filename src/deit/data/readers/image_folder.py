@@ -1,4 +1,4 @@
-"""Folders with one sub-folder of images for each class."""
+"""Reads folders of images, with one sub-folder for each class or without labels."""
 
 from __future__ import annotations
 
@@ -6,25 +6,152 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from deit.core.errors import UserError
 from deit.core.images.image_files import read_content
-from deit.core.images.reading import ImageError, ValueRange, load_image
-from deit.core.labels import numbers_by_name, repeated_names, several_classes
+from deit.core.images.reading import IMAGE_SUFFIXES, ImageError, ValueRange, load_image
+from deit.core.labels import NO_LABEL, numbers_by_name, repeated_names, several_classes
 from deit.core.scores.metrics import SINGLE_LABEL
-from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
-from deit.data.storage.contents import Bytes, Contents, examine, file_stamp, refuse_unknown_ranges, unexamined
-from deit.data.storage.image_search import find_image_files, find_loose_files, holds_images, visible_folders
+from deit.data.labels.class_notes import require_two_classes
+from deit.data.labels.label_columns import EncodedLabels
+from deit.data.readers.folder_splits import FolderSplits, class_folders, folder_splits, note_empty
+from deit.data.readers.reader import Place, ReadOptions, Splits
+from deit.data.sources import Joined, Labels, Progress, SkippedFile, Source, refuse_skipped
+from deit.data.storage.contents import Bytes, Contents, Hashes, examine, file_stamp, refuse_unknown_ranges, unexamined
+from deit.data.storage.image_search import FoundFiles, find_image_files, find_loose_files, visible_folders
 
 logger = logging.getLogger(__name__)
 
 
-class ImageFolder:
+class ImageFolders:
+    """Reads folders of images: with a sub-folder for each class, or with train/ and val/ of that form.
+
+    Without labels, the images lie anywhere.
+    """
+
+    def takes(self, place: Place) -> bool:
+        """Whether a place is a folder."""
+        return place.folder is not None
+
+    def splits(self, place: Place, options: ReadOptions) -> Splits:
+        """Finds the splits by the names of the sub-folders."""
+        root = place.folder
+        assert root is not None
+        _refuse_columns(root, options)
+        has_known_classes = options.classes is not None and {f.name for f in visible_folders(root)} <= {
+            *options.classes
+        }
+        found = None if has_known_classes else folder_splits(root, labelled=options.labelled)
+        training = root if found is None else found.splits.get("train")
+        if options.for_training and training is not None:
+            require_two_classes(class_folders(training))
+        if found is None:
+            return Splits(named={"": FolderSplit(folder=root, options=options)})
+        more = found.unlabelled if options.keep_unlabelled or not options.labelled else []
+        return Splits(
+            named={
+                name: FolderSplit(folder=folder, options=options, more=more if name == "train" else ())
+                for name, folder in found.splits.items()
+            },
+            complete=True,
+            beside=partial(_files_beside, root, found, options, more),
+            missing=lambda _, name: _missing_folder(root, found, name),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSplit:
+    """A folder of images that is one split.
+
+    Attributes:
+        folder: The folder.
+        options: How to read.
+        more: Folders of images without labels that are learned from too.
+    """
+
+    folder: Path
+    options: ReadOptions
+    more: Sequence[Path] = ()
+
+    def open(
+        self, *, classes: Sequence[str] | None = None, labels_needed: bool = False
+    ) -> ImageFolder | ImageFiles | Joined:
+        """Lists and checks the images; see `Split`."""
+        options = self.options
+        how: dict[str, Any] = {
+            "strict": options.strict,
+            "value_range": options.value_range,
+            "check": options.check,
+            "progress": options.progress,
+        }
+        first: ImageFolder | ImageFiles
+        if options.labelled:
+            if options.classes is not None:
+                _refuse_unknown_folders(self.folder, options.classes)
+            first = ImageFolder(self.folder, classes=options.classes if classes is None else classes, **how)
+        else:
+            first = ImageFiles(self.folder, **how)
+        return Joined([first, *(ImageFiles(folder, **how) for folder in self.more)]) if self.more else first
+
+    def labels_of(self, source: Source, options: ReadOptions) -> EncodedLabels | None:
+        """Takes the first sub-folder of each image as its class; see `Split`."""
+        assert isinstance(source, ImageFiles)
+        tops = [path.relative_to(self.folder).parts[:-1][:1] for path in source.paths]
+        classes = sorted({top[0] for top in tops if top})
+        if len(classes) < 2:
+            return None
+        labels = np.array([classes.index(top[0]) if top else 0 for top in tops], dtype=np.int64)
+        return EncodedLabels(classes=classes, labels=labels, missing=np.array([not top for top in tops]))
+
+
+class _Files:
+    """Image files below a folder: finds broken ones when they are listed, and opens the others.
+
+    Args:
+        root: The folder.
+        strict: See `ImageFolder`.
+        value_range: See `ImageFolder`.
+    """
+
+    problem_type = SINGLE_LABEL
+
+    def __init__(self, root: str | os.PathLike[str], *, strict: bool, value_range: ValueRange | None) -> None:
+        self.root = Path(root)
+        self.paths: list[Path] = []
+        self.skipped: list[SkippedFile] = []
+        self.ignored: Counter[str] = Counter()
+        self.contents: Hashes | None = None
+        self._strict, self._value_range = strict, value_range
+
+    def _keep_readable(self, paths: Sequence[Path], *, check: bool, progress: Progress | None) -> list[int]:
+        """Takes the files that can be read, and returns their numbers."""
+        found = examine_files(self.root, paths, progress, self._value_range) if check else unexamined(len(paths))
+        self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
+        if self._strict:
+            refuse_skipped(self.skipped, str(self.root), strict=True)
+        good = [i for i in range(len(paths)) if i not in found.reasons]
+        self.paths = [paths[i] for i in good]
+        self.contents = found.hashes[good] if check else None
+        return good
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB."""
+        return load_image(self.paths[index], value_range=self._value_range)
+
+    def place(self, index: int) -> str:
+        """Names the file."""
+        return str(self.paths[index])
+
+
+class ImageFolder(_Files):
     """A folder with one sub-folder of images for each class.
 
     Every image is read and decoded once, cheaply, when the folder is opened: a broken file is found before hours of
@@ -51,8 +178,6 @@ class ImageFolder:
             folder empty.
     """
 
-    problem_type = SINGLE_LABEL
-
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -63,10 +188,9 @@ class ImageFolder:
         check: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        self.root = Path(root)
-        self._value_range = value_range
+        super().__init__(root, strict=strict, value_range=value_range)
         folders = class_folders(self.root)
-        _note_empty(self.root, folders, strict=strict)
+        note_empty(self.root, folders, strict=strict)
         self.classes = sorted(folders) if classes is None else list(classes)
         numbers = folder_numbers(self.root, folders, self.classes)
         unknown = sorted(set(folders) - set(numbers))
@@ -75,32 +199,27 @@ class ImageFolder:
                 f"{self.root} has class folders that the training images lack: {', '.join(unknown)}. "
                 f"Known: {', '.join(self.classes)}."
             )
-        paths, labels, self.skipped = self._scan(numbers)
-        found = examine_files(self.root, paths, progress, value_range) if check else unexamined(len(paths))
-        self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
-        if strict:
-            refuse_skipped(self.skipped, str(self.root), strict=True)
-        good = [i for i in range(len(paths)) if i not in found.reasons]
-        self.paths = [paths[i] for i in good]
-        self.contents = found.hashes[good] if check else None
+        paths, labels = self._scan(numbers)
+        good = self._keep_readable(paths, check=check, progress=progress)
         self.labels: Labels = np.array([labels[i] for i in good], dtype=np.int64)
         self._require_images(numbers)
         refuse_skipped(self.skipped, str(self.root), strict=False)
 
-    def _scan(self, numbers: Mapping[str, int]) -> tuple[list[Path], list[int], list[SkippedFile]]:
+    def _scan(self, numbers: Mapping[str, int]) -> tuple[list[Path], list[int]]:
+        """Returns the image files and their labels, and notes all other files."""
         loose = find_loose_files(self.root)
-        self.ignored = loose.ignored
+        self.ignored += loose.ignored
+        self.skipped += loose.skipped
         folders = {number: self.root / name for name, number in sorted(numbers.items(), key=lambda item: item[1])}
         paths: list[Path] = []
         labels: list[int] = []
-        skipped = loose.skipped
         for label, folder in folders.items():
             found = find_image_files(folder, beside=list(folders.values()))
             paths += [Path(path) for path in found.paths if path is not None]
             labels += [label] * len(found.paths)
-            skipped += found.skipped
+            self.skipped += found.skipped
             self.ignored += found.ignored
-        return paths, labels, skipped
+        return paths, labels
 
     def _require_images(self, numbers: Mapping[str, int]) -> None:
         present = set(self.labels.tolist())
@@ -113,14 +232,6 @@ class ImageFolder:
                 "Add images of that class, or remove the folder."
                 + (f" What is there, such as {first.path}: {first.reason}" if first else "")
             )
-
-    def image(self, index: int) -> Image.Image:
-        """Returns one image, RGB."""
-        return load_image(self.paths[index], value_range=self._value_range)
-
-    def place(self, index: int) -> str:
-        """Names the file."""
-        return str(self.paths[index])
 
     def fingerprint(self) -> str:
         """Returns a hash of the names, contents and labels of all files; of sizes where the contents are not known."""
@@ -137,6 +248,68 @@ class ImageFolder:
         for path, label in zip(self.paths, self.labels, strict=True):
             line = f"{path.relative_to(self.root)}\0{path.stat().st_size}\0{label}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+class ImageFiles(_Files):
+    """All images below a folder, in whatever sub-folders they lie; no labels.
+
+    Each is decoded once, cheaply, when the folder is opened, so that a broken file is found before hours of work.
+
+    Args:
+        root: The folder.
+        strict: Raise at the first file that is not an image, in place of leaving it out.
+        value_range: Of grey images with more than 8 bits, see `load_image`.
+        check: False looks at no image now, see `ImageFolder`.
+        progress: Called with (files checked, files in all).
+
+    Attributes:
+        classes: Always empty.
+        labels: (N,) int64, all `NO_LABEL`.
+        problem_type: Always "single_label_classification".
+        paths: The files, sorted.
+        contents: (N,) uint64 hashes of their bytes; None without `check`.
+        skipped: Files left out.
+        ignored: Counts of hidden files.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: It holds no usable image, or (strict) a file is broken.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        strict: bool = False,
+        value_range: ValueRange | None = None,
+        check: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(root, strict=strict, value_range=value_range)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"No folder at {self.root}. Pass a folder of images.")
+        searched = find_image_files(self.root)
+        self.skipped, self.ignored = searched.skipped, searched.ignored
+        self._keep_readable([Path(path) for path in searched.paths if path], check=check, progress=progress)
+        refuse_skipped(self.skipped, str(self.root), strict=False)
+        if not self.paths:
+            raise UserError(f"{self.root} holds no usable image ({', '.join(IMAGE_SUFFIXES)}). Add some.")
+        self.classes: list[str] = []
+        self.labels: Labels = np.full(len(self.paths), NO_LABEL, dtype=np.int64)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the names and contents of all files; of sizes where the contents are not known."""
+        if self.contents is None:
+            return self.former_fingerprint()
+        names = "\0".join(["without labels", *(str(path.relative_to(self.root)) for path in self.paths)])
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape") + self.contents.tobytes()).hexdigest()
+
+    def former_fingerprint(self) -> str:
+        """Returns a hash of the names and sizes of all files."""
+        digest = hashlib.sha256(b"without labels\n")
+        for path in self.paths:
+            digest.update(f"{path.relative_to(self.root)}\0{path.stat().st_size}\n".encode())
         return digest.hexdigest()
 
 
@@ -162,49 +335,6 @@ def folder_numbers(root: Path, folders: Sequence[str], classes: Sequence[str]) -
                 f"{root / name}: {several_classes(name, repeated[name], classes)} Here: call the folders 0, 1, ..."
             )
     return {name: numbers[name] for name in folders if name in numbers}
-
-
-def class_folders(root: Path) -> list[str]:
-    """Returns the sorted names of the sub-folders with images.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-        ValueError: There are none.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError(f"No folder at {root}. Pass a folder with one sub-folder of images for each class.")
-    folders = visible_folders(root)
-    names = [folder.name for folder in folders if holds_images(folder)]
-    if folders and not names:
-        raise UserError(f"No image in {_named(folders)}. Add images of each class to its folder.")
-    if not names:
-        raise UserError(
-            f"{root} has no class folders. It must hold one sub-folder of images for each class. "
-            "Images without labels are for deit pretrain."
-        )
-    return names
-
-
-def _note_empty(root: Path, with_images: Sequence[str], *, strict: bool) -> None:
-    known = set(with_images)
-    empty = [folder for folder in visible_folders(root) if folder.name not in known]
-    if not empty:
-        return
-    what = f"No image in {_named(empty)}"
-    if strict:
-        raise UserError(f"{what}. Add images, or remove what is empty; strict is on.")
-    logger.warning("%s: no class.", what)
-
-
-def _named(folders: Sequence[Path]) -> str:
-    """Names folders without images, and what lies there all the same."""
-    shown = []
-    for folder in folders[:3]:
-        inside = find_image_files(folder)
-        ignored = inside.ignored + Counter(file.kind for file in inside.skipped)
-        counts = ", ".join(f"{count} {what}" for what, count in sorted(ignored.items()) if count)
-        shown.append(f"{folder} ({counts or 'empty'})")
-    return ", ".join(shown) + (f" and {len(folders) - 3} more folders" if len(folders) > 3 else "")
 
 
 def examine_files(
@@ -237,3 +367,51 @@ def examine_files(
     found = examine(images, progress)
     refuse_unknown_ranges(found, lambda i: str(paths[i]))
     return found
+
+
+def _refuse_columns(root: Path, options: ReadOptions) -> None:
+    if options.image_column or options.label_column:
+        raise UserError(f"{root} is a folder of images, which has no columns. Leave image_column and label_column out.")
+    if options.labelled and options.problem_type != SINGLE_LABEL:
+        raise UserError(
+            f"{root} is a folder of images, where each has one class. For {options.problem_type}, list the files and "
+            "their labels in a .csv file."
+        )
+
+
+def _refuse_unknown_folders(folder: Path, classes: Sequence[str]) -> None:
+    folders = class_folders(folder)
+    unknown = sorted(set(folders) - set(folder_numbers(folder, folders, classes)))
+    if unknown:
+        raise UserError(
+            f"{folder} has class folders that are not among the {len(classes)} classes: {', '.join(unknown)}. "
+            f"Known: {', '.join(classes)}. Rename the folders, or take them out."
+        )
+
+
+def _missing_folder(root: Path, found: FolderSplits, name: str) -> FileNotFoundError:
+    there = next(iter(found.splits.values()))
+    return FileNotFoundError(f"{root} has {there.name}/ but no {name}/. Add it, or pass {there} to have it divided.")
+
+
+def _files_beside(
+    root: Path, found: FolderSplits, options: ReadOptions, more: Sequence[Path], opened: Collection[str]
+) -> FoundFiles:
+    """Logs and counts what a folder holds beside the splits that are opened."""
+    loose = find_loose_files(root)
+    refuse_skipped(loose.skipped, str(root), strict=options.strict)
+    for name in found.splits:
+        if name not in opened:
+            used = found.splits[next(each for each in opened if each != "train")]
+            logger.warning("Training measures on %s. Not used: %s.", used, found.splits[name])
+            loose.ignored[f"in the part {name}"] += _count_images(found.splits[name])
+    others = [*found.others, *(folder for folder in found.unlabelled if folder not in more)]
+    if others:
+        names = ", ".join(folder.name for folder in others)
+        logger.warning("%s has train/, so these folders are not used: %s.", root, names)
+        loose.ignored["in folders that are not used"] += sum(map(_count_images, others))
+    return loose
+
+
+def _count_images(folder: Path) -> int:
+    return len(find_image_files(folder).paths)

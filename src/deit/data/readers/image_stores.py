@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -17,8 +17,9 @@ from deit.core.errors import UserError
 from deit.core.images.reading import ImageError, ValueRange, load_image
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
-from deit.data.labels.label_columns import LabelColumn, encode_labels
-from deit.data.sources import Labels, Progress, SkippedFile, refuse_skipped
+from deit.data.labels.label_columns import EncodedLabels, LabelColumn, encode_labels
+from deit.data.readers.reader import ReadOptions
+from deit.data.sources import Labels, Progress, SkippedFile, Source, WithoutLabels, refuse_skipped
 from deit.data.storage.contents import Bytes, Contents, examine, refuse_unknown_ranges, unexamined
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class StampedStore(ImageStore, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One part of a data set as it was found: images and labels, nothing checked yet.
+class Rows:
+    """Images and labels of one split as they were found; nothing is checked yet.
 
     Attributes:
         name: "train", "val", "test", ...; empty for a data set that is not divided.
@@ -67,7 +68,7 @@ class Part:
         labels: One label for each.
         skipped: What could not even be listed, such as the rest of a truncated shard.
         ignored: Counts of what is of no interest, such as hidden members of a shard.
-        split: The part of each row, where a column says it; empty elsewhere.
+        split: The split of each row, where a column says it; empty elsewhere.
     """
 
     name: str
@@ -113,11 +114,11 @@ class SomeRows:
         return self._store.place(int(self._rows[row]))
 
 
-def divided(part: Part) -> dict[str, Part]:
-    """Divides a part by its column of parts; without one it is the only part."""
+def divided(part: Rows) -> dict[str, Rows]:
+    """Divides rows by their column of splits; without one they are one split."""
     if not part.split:
         return {part.name: part}
-    parts: dict[str, Part] = {}
+    parts: dict[str, Rows] = {}
     names = np.array(part.split)
     for name in dict.fromkeys(part.split):
         rows = np.flatnonzero(names == name)
@@ -157,7 +158,8 @@ class StoredImages:
         classes: Class names.
         labels: See `Source`.
         problem_type: See `Source`.
-        rows: (N,) their places in the part.
+        rows: (N,) their places in the split.
+        rows_in_all: How many rows the split has, used or not.
         contents: (N,) uint64 hashes of the images' bytes; None without `check`.
         skipped: What was left out.
         ignored: Counts of what is of no interest.
@@ -168,7 +170,7 @@ class StoredImages:
 
     def __init__(
         self,
-        part: Part,
+        part: Rows,
         *,
         problem_type: str = SINGLE_LABEL,
         classes: Sequence[str] | None = None,
@@ -182,6 +184,7 @@ class StoredImages:
         progress: Progress | None = None,
     ) -> None:
         self._store = part.store
+        self.rows_in_all = len(part.store)
         self._value_range = value_range
         if not len(part.store):
             raise UserError(f"{part.origin} has no images. Check that it is the right file.")
@@ -264,6 +267,59 @@ class StoredImages:
             images = "\0".join(map(self.place, range(len(self.rows)))).encode("utf-8", "surrogateescape")
         digest.update("\0".join(self.classes).encode("utf-8", "surrogateescape") + self.labels.tobytes() + images)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSplit:
+    """A split whose images lie in a store: in tables, archives or lists of files.
+
+    Attributes:
+        read: Returns the images and labels as they are found, for some options.
+        options: How to read.
+    """
+
+    read: Callable[[ReadOptions], Rows]
+    options: ReadOptions
+
+    def open(
+        self, *, classes: Sequence[str] | None = None, labels_needed: bool = False
+    ) -> StoredImages | WithoutLabels:
+        """Reads the labels and checks the images; see `Split`."""
+        options = self.options
+        classes = options.classes if classes is None else classes
+        images = StoredImages(
+            self.read(options),
+            problem_type=options.problem_type if options.labelled else SINGLE_LABEL,
+            classes=classes if options.labelled else None,
+            strict=options.strict,
+            labels_needed=labels_needed,
+            keep_unlabelled=options.keep_unlabelled,
+            numbers_fit=options.classes is not None,
+            value_range=options.value_range,
+            separator=options.label_separator,
+            check=options.check,
+            progress=options.progress,
+        )
+        return images if options.labelled else WithoutLabels(images)
+
+    def labels_of(self, source: Source, options: ReadOptions) -> EncodedLabels | None:
+        """Reads the labels of a source that `open` opened without them; see `Split`."""
+        images = source.source if isinstance(source, WithoutLabels) else source
+        assert isinstance(images, StoredImages)
+        try:
+            rows = self.read(options)
+            found = encode_labels(
+                rows.labels, options.problem_type, place=rows.store.place, separator=options.label_separator
+            )
+        except UserError:
+            if options.label_column:
+                raise
+            return None
+        if len(rows.store) != images.rows_in_all:
+            return None
+        return EncodedLabels(
+            classes=found.classes, labels=found.labels[images.rows], missing=found.missing[images.rows]
+        )
 
 
 def _without_label(place: str) -> SkippedFile:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from deit.core.errors import UserError
 from deit.core.images.reading import ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
-from deit.data.labels.split_names import note_parts_in_paths, split_columns
+from deit.data.labels.split_names import note_splits_in_paths, split_columns
 from deit.data.readers.arrow_columns import (
     ArrowTable,
     class_names_of,
@@ -24,8 +24,10 @@ from deit.data.readers.arrow_columns import (
     is_text,
     labels_and_split,
 )
-from deit.data.readers.image_stores import Part
+from deit.data.readers.image_stores import Rows, divided
 from deit.data.readers.parquet_limits import check_columns, check_parquet, joined, rows_together
+from deit.data.readers.reader import Place, ReadOptions, Splits
+from deit.data.readers.split_files import files_at, split_files
 from deit.data.sources import Progress
 from deit.data.storage.cache_folder import cache_folder
 from deit.data.storage.contents import file_stamp, part_stamp
@@ -34,15 +36,29 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
-
-# Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
 # once and mapped from there, one copy for all processes: a single row cannot be read from a Parquet file without
 # unpacking many.
 IN_MEMORY = 2**28
 _BATCH = 1000  # rows that are unpacked together
 
 
-def parquet_part(
+class ParquetFiles:
+    """Reads Parquet files as the Hugging Face hub has them."""
+
+    def takes(self, place: Place) -> bool:
+        """Whether a place holds Parquet files."""
+        return bool(files_at(place, [".parquet"]))
+
+    def splits(self, place: Place, options: ReadOptions) -> Splits:
+        """Finds the splits by the names of the files, or by a column."""
+        return split_files(files_at(place, [".parquet"]), _open_files, options)
+
+
+def _open_files(name: str, files: Sequence[str], options: ReadOptions) -> dict[str, Rows]:
+    return divided(read_parquet(name, [Path(f) for f in files], **options.columns(), progress=options.progress))
+
+
+def read_parquet(
     name: str,
     paths: Sequence[Path],
     *,
@@ -50,7 +66,7 @@ def parquet_part(
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
     progress: Progress | None = None,
-) -> Part:
+) -> Rows:
     """Opens Parquet files that together are one part of a data set.
 
     Args:
@@ -94,8 +110,8 @@ def parquet_part(
     labels, split = labels_and_split(table, len(store), label_column, problem_type)
     store.load(progress)
     if not split:
-        note_parts_in_paths(str(paths[0]), store.folders())
-    return Part(name=name, origin=origin, store=store, labels=labels, split=split)
+        note_splits_in_paths(str(paths[0]), store.folders())
+    return Rows(name=name, origin=origin, store=store, labels=labels, split=split)
 
 
 def _require_same_columns(paths: Sequence[Path], schemas: Sequence[pa.Schema], names: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
 import tarfile
@@ -17,9 +16,12 @@ import numpy as np
 from deit.core.errors import UserError
 from deit.core.images.reading import IMAGE_SUFFIXES, ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.downloads import fetch_shards
 from deit.data.labels.columns import choose_column
-from deit.data.labels.split_names import note_parts_in_paths
-from deit.data.readers.image_stores import Part
+from deit.data.labels.split_names import note_splits_in_paths
+from deit.data.readers.image_stores import Rows, divided
+from deit.data.readers.reader import Place, ReadOptions, Splits
+from deit.data.readers.split_files import files_at, split_files
 from deit.data.readers.webdataset_labels import LABEL_ENDINGS, Labelled
 from deit.data.sources import Progress, SkippedFile
 from deit.data.storage.contents import file_stamp, part_stamp
@@ -31,40 +33,43 @@ _BLOCK = tarfile.BLOCKSIZE
 MOST_TAR_READ_BYTES = 2**20
 # A sample has an image and a few labels or files more. Headers alone compress a thousandfold and take time each.
 MOST_MEMBERS_IN_A_ROW = 20_000
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand_braces(pattern: str) -> list[str]:
     """Returns the names that a pattern stands for, as a shell does: "a-{000..002}.tar", "{train,val}.tar".
 
     Raises:
-        ValueError: Braces do not match, or a range runs backwards.
+        UserError: Braces do not match, or a range runs backwards.
     """
-    opening = pattern.find("{")
-    if opening < 0:
-        if "}" in pattern:
-            raise UserError(f"The braces of {pattern!r} do not match.")
+    if "{" not in pattern and "}" not in pattern:
         return [pattern]
-    depth, commas = 0, [opening]
-    for end in range(opening, len(pattern)):
-        depth += {"{": 1, "}": -1}.get(pattern[end], 0)
-        if depth == 0:
-            break
-        if depth == 1 and pattern[end] == ",":
-            commas.append(end)
-    else:
-        raise UserError(f"The braces of {pattern!r} do not match.")
-    inside = [pattern[a + 1 : b] for a, b in itertools.pairwise([*commas, end])]
-    found = _RANGE.fullmatch(inside[0])
-    if len(inside) == 1 and found:
-        first, last = found.groups()
-        if int(last) < int(first):
-            raise UserError(f"The range of {pattern!r} runs backwards.")
-        width = len(first) if first.startswith("0") else 0
-        middles = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    else:
-        middles = [name for part in inside for name in expand_braces(part)]
-    return [pattern[:opening] + middle + end_ for middle in middles for end_ in expand_braces(pattern[end + 1 :])]
+    from braceexpand import braceexpand
+
+    if any(int(last) < int(first) for first, last in _RANGE.findall(pattern)):
+        raise UserError(f"The range of {pattern!r} runs backwards.")
+    try:
+        names = list(braceexpand(pattern, escape=False))
+    except ValueError as error:
+        raise UserError(f"The braces of {pattern!r} do not match.") from error
+    return names
+
+
+class Shards:
+    """Reads WebDataset shards, on the disk or on the web."""
+
+    def takes(self, place: Place) -> bool:
+        """Whether a place holds tar files."""
+        return bool(files_at(place, [".tar"], fetched=True))
+
+    def splits(self, place: Place, options: ReadOptions) -> Splits:
+        """Finds the splits by the names of the shards, or by a key of the samples."""
+        return split_files(files_at(place, [".tar"], fetched=True), _open_files, options)
+
+
+def _open_files(name: str, files: Sequence[str], options: ReadOptions) -> dict[str, Rows]:
+    shards = fetch_shards(files, options.progress)
+    return divided(read_shards(name, shards, **options.columns(), progress=options.progress))
 
 
 # --- what is in a shard -------------------------------------------------------------------------------
@@ -85,7 +90,7 @@ class _Sample:
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
-def shard_part(
+def read_shards(
     name: str,
     paths: Sequence[Path],
     *,
@@ -93,7 +98,7 @@ def shard_part(
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
     progress: Progress | None = None,
-) -> Part:
+) -> Rows:
     """Opens tar shards that together are one part of a data set.
 
     Neighbours in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Where all its
@@ -136,9 +141,9 @@ def shard_part(
     labelled = Labelled([sample.labels for sample in samples], origin, names)
     split = labelled.split(label_column)
     if not split:
-        note_parts_in_paths(origin, [sample.key for sample in samples])
+        note_splits_in_paths(origin, [sample.key for sample in samples])
     labels = labelled.labels(label_column, problem_type)
-    return Part(
+    return Rows(
         name=name, origin=origin, store=store, labels=labels, skipped=tuple(skipped), ignored=ignored, split=split
     )
 

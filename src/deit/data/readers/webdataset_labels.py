@@ -47,7 +47,7 @@ class Labelled:
         return split
 
     def labels(self, asked: str, problem_type: str) -> LabelColumn:
-        """Chooses and reads the labels; see `deit.data.readers.webdataset.shard_part`.
+        """Chooses and reads the labels; see `deit.data.readers.webdataset.read_shards`.
 
         Raises:
             ValueError: There are none, or one cannot be read.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deit.data.labels.split_names import divide_rows, name_parts, part_of, part_within
+from deit.data.labels.split_names import divide_rows, name_splits, split_of, split_within
 from deit.data.open_data import open_data, open_labelled, open_unlabelled
 from tests.data.pictures import (
     COLOURS,
@@ -38,17 +38,17 @@ pytest.importorskip("pyarrow")
     ],
 )
 def test_which_names_are_parts(name, part):
-    assert part_of(name) == part
+    assert split_of(name) == part
 
 
 def test_one_word_within_a_name_is_enough_where_names_are_compared():
-    assert part_within("imagenet-train-000012") == "train"
-    assert part_within("cifar10_train_and_test") == ""
-    assert name_parts(["seg_train", "seg_test", "seg_pred"], "x") == {"train": "seg_train", "test": "seg_test"}
-    assert name_parts(["bullet_train", "sports_car", "test_tube"], "x") == {}
-    assert name_parts(["train", "train_small", "dev"], "x") == {"train": "train", "val": "dev"}
+    assert split_within("imagenet-train-000012") == "train"
+    assert split_within("cifar10_train_and_test") == ""
+    assert name_splits(["seg_train", "seg_test", "seg_pred"], "x") == {"train": "seg_train", "test": "seg_test"}
+    assert name_splits(["bullet_train", "sports_car", "test_tube"], "x") == {}
+    assert name_splits(["train", "train_small", "dev"], "x") == {"train": "train", "val": "dev"}
     with pytest.raises(ValueError, match=r"x has 'valid' and 'validation', which are both for val"):
-        name_parts(["train", "valid", "validation"], "x")
+        name_splits(["train", "valid", "validation"], "x")
 
 
 # --- folders ------------------------------------------------------------------------------------------
