@@ -53,51 +53,42 @@ def open_data(
     check: bool = True,
     progress: Progress | None = None,
 ) -> Data:
-    """Opens labelled images for training.
+    """Opens labeled images for training.
 
-    Keeps a division into train and val (else test), by names or by a column: see `deit.data.labels.split_names`. Holds
+    Keeps a division into train and val (else test), by names or by a column; see `deit.data.labels.split_names`. Holds
     out a share of everything else for validation. Decodes each image once, to find broken ones before training. Leaves
-    images without a label out of training unless asked for, and refuses them in validation.
+    training images without a label out unless asked for, and refuses them in validation.
 
     Args:
         path: A folder with one sub-folder of images for each class, or with train/ and val/ of that form; Parquet files
             in the layout of the Hugging Face hub; a .csv or .tsv file of paths and labels; a folder that
             `datasets.save_to_disk` wrote; WebDataset shards (.tar). Files may be a list, a folder of them, or a pattern
             such as "shards-{000..009}.tar"; shards may be addresses. Or a `datasets.Dataset` or `DatasetDict`.
-        val_fraction: The share kept, see `split_indices`.
-        seed: Chooses which.
-        strict: Raise at the first image that is broken or has no label, in place of leaving it out.
+        val_fraction: Share held out for validation; see `split_indices`.
+        seed: Random seed of that choice.
+        strict: Raise at the first image that is broken or has no label, instead of leaving it out.
         image_column: Column of images (of paths in a table); empty finds it. In shards, the ending of the images.
         label_column: Column of labels; empty finds it. In shards "cls", "txt" or a key of the .json.
-        problem_type: What the labels are for: one of `PROBLEM_TYPES`.
-        label_separator: Of several classes in one text; see `deit.data.labels.cells.read_separator`. Empty finds it.
-        value_range: What becomes black and white in grey images of more than 8 bits; see `load_image`.
-        keep_unlabelled: Keep training images that have no label, as `NO_LABEL`, for a teacher to speak of: those of
-            tables and shards, and of a folder unlabelled/ beside train/ and val/. For single classes.
-        check: False looks at no image now: a broken one is found when it is used, and copies are not known as such.
-        progress: Called with (images checked, images in all), part after part.
+        problem_type: Type of the labels: one of `PROBLEM_TYPES`.
+        label_separator: Separator of several classes in one text, see `read_separator`; empty finds it.
+        value_range: Values that become black and white in gray images of more than 8 bits; see `load_image`.
+        keep_unlabelled: Keep training images without a label, as `NO_LABEL`, for a teacher to label: those of tables,
+            shards, and a folder unlabelled/ beside train/ and val/. For single classes.
+        check: Decode every image now. False finds broken images when they are used, and copies not at all.
+        progress: Called with (images checked, images in all), split after split.
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: It is none of these, empty or damaged; columns cannot be found; validation images have no label or
-            classes that the training part lacks; or there is one class alone, or one with too few images to divide.
+        UserError: The data is of no known kind, empty or damaged; columns cannot be found; validation images have no
+            label or an unknown class; or there is a single class, or one with too few images to divide.
         ConnectionError: A shard cannot be fetched.
         ModuleNotFoundError: pyarrow or `datasets` is needed and not installed.
     """
     check_problem_type(problem_type)
-    options = ReadOptions(
-        image_column=image_column,
-        label_column=label_column,
-        problem_type=problem_type,
-        label_separator=label_separator,
-        value_range=value_range,
-        strict=strict,
-        check=check,
-        progress=progress,
-        keep_unlabelled=keep_unlabelled and problem_type == SINGLE_LABEL,
-        for_training=True,
-    )
-    splits = find_splits(path, options)
+    keep = keep_unlabelled and problem_type == SINGLE_LABEL
+    columns = (image_column, label_column, problem_type, label_separator)
+    options = _options(*columns, value_range, strict, check, progress)
+    splits = find_splits(path, replace(options, keep_unlabelled=keep, for_training=True))
     data = _open_pair(splits) if _has_several(splits) else _divide(splits, val_fraction, seed)
     if problem_type == SINGLE_LABEL:
         require_two_classes(data.train.classes)
@@ -119,18 +110,18 @@ def open_labelled(
     value_range: ValueRange | None = None,
     progress: Progress | None = None,
 ) -> OpenedSource:
-    """Opens labelled images whole: for measuring the validation part, else the test part, else all.
+    """Opens one split of labeled images: the one to measure on, which is val, else test, else all images.
 
     Args:
         path: See `open_data`.
-        part: "val", as above; or "train": the training part, else all, without images that have no label.
-        classes: Names and order of the classes, a model's say; labels are matched by name. Whole numbers without
-            names count as positions in this list where it has words for names. None takes those of the data.
+        part: "val" as above; "train" for the training split, else all images, without those that have no label.
+        classes: Names and order of the classes, such as a model's; labels are matched by name. Whole numbers count as
+            positions in this list if its names are words. None takes the classes of the data.
         strict: See `open_data`.
         image_column: See `open_data`.
         label_column: See `open_data`.
         problem_type: See `open_data`.
-        label_separator: See `open_data`. With `classes` a text is split where all of its parts are among them.
+        label_separator: See `open_data`. With `classes`, a text is separated if all pieces are classes.
         value_range: See `open_data`.
         progress: See `open_data`.
 
@@ -139,25 +130,17 @@ def open_labelled(
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: See `open_data`; also if a label is not among `classes`, an image to measure on has none, or of
-            several parts none is the one for training.
+        UserError: See `open_data`; also if a label is not among `classes`, an image to measure on has no label, or
+            no split is for training.
         ConnectionError: See `open_data`.
         ModuleNotFoundError: See `open_data`.
     """
     check_problem_type(problem_type)
     if part not in ("train", "val"):
         raise UserError(f"part must be train or val. Received: {part!r}.")
-    options = ReadOptions(
-        image_column=image_column,
-        label_column=label_column,
-        problem_type=problem_type,
-        label_separator=label_separator,
-        value_range=value_range,
-        strict=strict,
-        progress=progress,
-        classes=classes,
-    )
-    splits = find_splits(path, options)
+    columns = (image_column, label_column, problem_type, label_separator)
+    options = _options(*columns, value_range, strict, True, progress)
+    splits = find_splits(path, replace(options, classes=classes))
     name = _chosen(splits, part)
     if part == "val":
         _tell_measured(name, list(splits.named))
@@ -178,19 +161,19 @@ def open_unlabelled(
     check: bool = True,
     progress: Progress | None = None,
 ) -> Data:
-    """Opens images for training without labels; where there are labels they are ignored.
+    """Opens images for training without labels, and ignores labels that are there.
 
-    What is divided into train and val (else test) is taken so. Of everything else a share is kept: where there are
-    labels the one that `open_data` keeps, so that no image is learnt from here that a classifier is measured on later.
+    Keeps a division into train and val (else test). Holds out a share of everything else: if there are labels, the same
+    images as `open_data`, so that no classifier is measured on images that were learned from here.
 
     Args:
         path: What `open_data` takes, and more: a folder with images in any sub-folders or in none, tables without a
             column of labels, shards without labels.
-        val_fraction: The share kept for validation.
-        seed: Chooses which.
+        val_fraction: See `open_data`.
+        seed: See `open_data`.
         strict: See `open_data`.
         image_column: See `open_data`.
-        label_column: See `open_data`; used to divide the images alone, as are the next two.
+        label_column: See `open_data`. Only the division uses labels: this option and the next two.
         problem_type: See `open_data`.
         label_separator: See `open_data`.
         value_range: See `open_data`.
@@ -202,18 +185,11 @@ def open_unlabelled(
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        ValueError: It is of no known kind, empty or damaged, or a column cannot be found.
+        UserError: The data is of no known kind, empty or damaged, or a column cannot be found.
         ConnectionError: See `open_data`.
         ModuleNotFoundError: See `open_data`.
     """
-    options = ReadOptions(
-        image_column=image_column,
-        problem_type=UNLABELLED,
-        value_range=value_range,
-        strict=strict,
-        check=check,
-        progress=progress,
-    )
+    options = _options(image_column, "", UNLABELLED, "", value_range, strict, check, progress)
     splits = find_splits(path, options)
     if _has_several(splits):
         data = _open_pair(splits)
@@ -227,6 +203,28 @@ def open_unlabelled(
         data = _divide_unlabelled(whole, told, val_fraction, seed)
     note_copies(data)
     return data
+
+
+def _options(
+    image_column: str,
+    label_column: str,
+    problem_type: str,
+    label_separator: str,
+    value_range: ValueRange | None,
+    strict: bool,
+    check: bool,
+    progress: Progress | None,
+) -> ReadOptions:
+    return ReadOptions(
+        image_column=image_column,
+        label_column=label_column,
+        problem_type=problem_type,
+        label_separator=label_separator,
+        value_range=value_range,
+        strict=strict,
+        check=check,
+        progress=progress,
+    )
 
 
 # --- data that comes in splits ------------------------------------------------------------------------
@@ -291,12 +289,12 @@ def _divide(splits: Splits, val_fraction: float, seed: int) -> Data:
 def _held_out(
     whole: Source, labelled: _Rows, labels: Labels, classes: Sequence[str], val_fraction: float, seed: int
 ) -> tuple[_Rows, _Rows]:
-    """Holds out a share of the labelled images; returns the numbers of all others, and of those."""
+    """Holds out a share of the labeled images. Returns the numbers of all others, and of those held out."""
     contents = contents_of(whole)
     own = None if contents is None else contents[labelled]
     second = labelled[split_contents(labels, classes, val_fraction, seed, own)[1]]
     first = np.setdiff1d(np.arange(len(whole.labels)), second)
-    if contents is not None:  # of those held out there may be copies without a label
+    if contents is not None:  # copies without a label of images held out
         first = first[~np.isin(contents[first], contents[second])]
     return first, second
 
@@ -321,7 +319,7 @@ def _divide_unlabelled(whole: OpenedSource, told: EncodedLabels | None, val_frac
     division = None
     if told is not None:
         labelled = np.flatnonzero(~told.missing)
-        with contextlib.suppress(UserError):  # such as a class of one image, with which nothing can be trained
+        with contextlib.suppress(UserError):  # such as a class of one image
             division = _held_out(whole, labelled, told.labels[labelled], told.classes, val_fraction, seed)
     if division is None:
         no_labels = np.zeros(len(whole.labels), np.float32)

@@ -159,7 +159,6 @@ class StoredImages:
         labels: See `Source`.
         problem_type: See `Source`.
         rows: (N,) their places in the split.
-        rows_in_all: How many rows the split has, used or not.
         contents: (N,) uint64 hashes of the images' bytes; None without `check`.
         skipped: What was left out.
         ignored: Counts of what is of no interest.
@@ -184,7 +183,6 @@ class StoredImages:
         progress: Progress | None = None,
     ) -> None:
         self._store = part.store
-        self.rows_in_all = len(part.store)
         self._value_range = value_range
         if not len(part.store):
             raise UserError(f"{part.origin} has no images. Check that it is the right file.")
@@ -229,6 +227,11 @@ class StoredImages:
         self.rows, self._checks = rows[good], found.checks[good] if check else None
         self.contents = found.hashes[good] if check else None
         self.labels: Labels = encoded.labels[self.rows]
+
+    @property
+    def rows_in_all(self) -> int:
+        """How many rows the split has, used or not."""
+        return len(self._store)
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB.
