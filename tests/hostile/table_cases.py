@@ -205,6 +205,27 @@ def _links(kind: str) -> Callable[[Path], None]:
     return write
 
 
+def _not_utf8(column: str) -> Callable[[Path], None]:
+    """Texts, one of them of other bytes than UTF-8, as labels or as paths of images."""
+
+    def write(path: Path) -> None:
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        offsets = pa.py_buffer(np.arange(5, dtype=np.int32).tobytes())
+        texts = pa.Array.from_buffers(pa.string(), 4, [None, offsets, pa.py_buffer(b"ab\xffc")])
+        images = {"label": pa.array([encoded("red")] * 4)}.get(
+            column, pa.StructArray.from_arrays([pa.nulls(4, pa.binary()), texts], names=["bytes", "path"])
+        )
+        labels = texts if column == "label" else pa.array(["a", "b", "a", "b"])
+        pq.write_table(pa.table({"image": images, "label": labels}), path)
+
+    return write
+
+
+_file("Parquet: a label that is not UTF-8", "a.parquet", _not_utf8("label"))
+_file("Parquet: a path that is not UTF-8", "a.parquet", _not_utf8("path"))
 _file("Parquet: 100,000,000 rows of one picture", "a.parquet", _constant_labels)
 _file("Parquet: a cell of 1.5 GB", "a.parquet", _large_cell)
 _file("Parquet: a dictionary of one picture of 500 KB, 20,000 rows", "a.parquet", _one_large_picture)

@@ -177,9 +177,13 @@ def _can_be_switch(kind: pa.DataType) -> bool:
     return bool(number or is_text(kind))
 
 
-def image_bytes(value: Any, folder: Path) -> bytes:
+def image_bytes(cell: pa.Scalar, folder: Path) -> bytes:
     """Returns the content of an image file from a cell: bytes, or {"bytes": ..., "path": ...} as `datasets` has it."""
     path = None
+    try:
+        value: Any = cell.as_py()
+    except UnicodeDecodeError as error:
+        raise ImageError(f"its path is not UTF-8 text ({error}).") from error
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")
     if value is None and path:

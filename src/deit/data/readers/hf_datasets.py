@@ -118,8 +118,9 @@ def read_dataset(
     def read(names: Sequence[str]) -> dict[str, list[Any]]:
         if not names:
             return {}
-        table = dataset.select_columns(list(names)).with_format("arrow")[:]
-        return {each: table.column(each).to_pylist() for each in names}
+        with parsing(Path(origin), "a data set of readable columns"):
+            table = dataset.select_columns(list(names)).with_format("arrow")[:]
+            return {each: table.column(each).to_pylist() for each in names}
 
     table = ArrowTable(schema=schema, origin=origin, read=read, place=store.place)
     labels, split = labels_and_split(table, len(dataset), label_column, problem_type)
@@ -144,7 +145,7 @@ class DatasetStore:
 
     def read(self, row: int) -> bytes:
         """Returns the content of an image file."""
-        return image_bytes(self._images[row].column(0)[0].as_py(), Path())
+        return image_bytes(self._images[row].column(0)[0], Path())
 
     def place(self, row: int) -> str:
         """Names data set and row, counted from 0."""

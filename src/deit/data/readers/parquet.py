@@ -7,11 +7,11 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit.core.errors import UserError
+from deit.core.errors import UserError, parsing
 from deit.core.images.reading import ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.labels.split_names import note_splits_in_paths, split_columns
@@ -170,7 +170,10 @@ class ParquetStore:
         for path, size in zip(self._paths, self._sizes, strict=True):
             if path.stat().st_size != size:
                 raise UserError(f"{path} has changed since it was opened. Start again.")
-        described = [pq.read_metadata(path) for path in self._paths]
+        described = []
+        for path in self._paths:
+            with _readable(path):
+                described.append(pq.read_metadata(path))
         for path, metadata in zip(self._paths, described, strict=True):
             check_columns(path, metadata, [self._column])
         total = sum(_unpacked_size(metadata, self._column) for metadata in described)
@@ -222,7 +225,11 @@ class ParquetStore:
             return []
         paths = pc.struct_field(self._rows, "path")
         found = pc.unique(pc.replace_substring_regex(paths, r"[^/\\]*$", ""))
-        return [folder for folder in found.to_pylist() if folder]
+        folders = []
+        for cell in found:
+            with suppress(UnicodeDecodeError):  # its image is left out
+                folders.append(cell.as_py())
+        return [folder for folder in folders if folder]
 
     def read(self, row: int) -> bytes:
         """Returns the content of an image file."""
@@ -232,7 +239,7 @@ class ParquetStore:
         for rows, reason in self._broken:
             if row in rows:
                 raise ImageError(reason)
-        return image_bytes(self._rows[row].as_py(), self._paths[self._file(row)].parent)
+        return image_bytes(self._rows[row], self._paths[self._file(row)].parent)
 
     def _file(self, row: int) -> int:
         return bisect.bisect_right(self._starts, row) - 1
@@ -268,7 +275,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
 
 
@@ -300,7 +307,7 @@ def _mapped(path: Path, column: str, batches: Iterator[pa.Array], report: Any) -
                 f"{path} cannot be unpacked into {unpacked.parent} ({error.strerror or error}). "
                 "Free some space, or choose another folder with the environment variable DEIT_CACHE."
             ) from error
-    with pa.memory_map(str(unpacked)) as mapped:
+    with parsing(unpacked, "an unpacked column, and may be removed"), pa.memory_map(str(unpacked)) as mapped:
         return list(pa.ipc.open_file(mapped).read_all().column(0).chunks)
 
 
