@@ -208,7 +208,8 @@ def test_the_problem_type_is_inferred_at_the_first_loss_and_kept():
     "fields", [{"hidden_dropout_prob": 0.5}, {"attention_probs_dropout_prob": 0.5}, {"drop_path_rate": 0.5}]
 )
 def test_dropout_and_drop_path_act_in_training_alone(fields):
-    model, x = tiny(**fields, initializer_range=0.5), np.concatenate([pixels("classifier")] * 8)
+    keras.utils.set_random_seed(1)
+    model, x = tiny(**fields, initializer_range=0.5), pixels("classifier")
     close(model(x).logits, array(model(x, training=False).logits))
     assert not np.allclose(array(model(x, training=True).logits), array(model(x, training=True).logits))
     assert not np.allclose(array(model(x, training=True).logits), array(model(x).logits))
@@ -251,7 +252,8 @@ def test_both_heads_and_every_weight_are_trained():
 
 
 def test_new_models_start_like_those_of_pytorch():
-    model = deit.TFDeiTModel(deit.DeiTConfig(**{**TINY, "hidden_size": 64}))
+    keras.utils.set_random_seed(1)
+    model = deit.TFDeiTModel(deit.DeiTConfig(**TINY))
     block = model.trunk.blocks[0]
     assert abs(array(block.mlp.fc1.kernel).std() - 0.02) < 0.002
     assert not array(block.attn.qkv.bias).any()

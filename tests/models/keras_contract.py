@@ -28,8 +28,13 @@ HIDDEN = {
     "jax": ("torch", "torchvision", "timm", "tensorflow", "transformers"),
     "torch": (),
 }
-# JAX compiles every operation of a call outside of jit: these tests need many small ones, and none to be fast.
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+# JAX compiles every operation outside of jit, and these tests run many small ones once: both flags make compilation
+# faster and the compiled code slower.
+QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+}
 RUN = """
 import sys
 

@@ -18,7 +18,8 @@ from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.tasks import DistillationTask
 
 STEPS = 4
-SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+# Sizes and batch are those of `tests/keras/model_cases.py`, so that JAX compiles their operations once.
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
 SETTINGS: dict[str, dict[str, Any]] = {
     "hard": {"kind": "hard", "weight": 0.5},
     "soft": {"kind": "soft", "temperature": 3.0, "weight": 0.1},
@@ -46,8 +47,8 @@ def write_training_cases(folder: Path) -> None:
     processor = DeiTImageProcessor(size={"shortest_edge": 18}, crop_size=16)
     student.save_pretrained(folder / "student")
     processor.save_pretrained(folder / "student")
-    pixels, answers = torch.randn(6, 3, 16, 16), 3 * torch.randn(6, 5)
-    labels, mixed = torch.tensor([0, 4, -100, 2, 2, 1]), torch.rand(6, 5).softmax(dim=1)
+    pixels, answers = torch.randn(3, 3, 16, 16), 3 * torch.randn(3, 5)
+    labels, mixed = torch.tensor([4, -100, 2]), torch.rand(3, 5).softmax(dim=1)
     arrays = {"pixels": pixels, "teacher_logits": answers, "labels": labels, "mixed": mixed}
     for name, settings in SETTINGS.items():
         task = DistillationTask(student, None, processor, distillation=Distillation(**settings))

@@ -9,19 +9,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from deit.core.config.following_defaults import following
+from deit.core.config.following_defaults import DISTILLATION_KINDS, REDUCTIONS, following
 from deit.core.errors import UserError, WrongTypeError
+from deit.core.labels import NO_LABEL
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.keras.deit import TFDeiTForImageClassificationWithTeacher
 from deit.keras.label_checks import ClassRange, check_labels, checked_data, plain_errors
-from deit.keras.losses import (
-    DISTILLATION_KINDS,
-    NO_LABEL,
-    REDUCTIONS,
-    classification_loss,
-    distillation_loss,
-    is_integer,
-)
+from deit.keras.losses import classification_loss, distillation_loss, is_integer
 from deit.keras.optimizers import leave_undecayed, undecayed
 from deit.keras.teacher import KerasTeacher
 

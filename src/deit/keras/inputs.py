@@ -13,7 +13,7 @@ from keras import ops
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongStateError, WrongTypeError
-from deit.keras.losses import NO_LABEL
+from deit.core.labels import NO_LABEL
 
 DATA_FORMATS = ("channels_first", "channels_last")
 # Top-level packages whose tensors belong to a backend.

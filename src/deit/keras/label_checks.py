@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from deit.core.errors import UserError
-from deit.keras.losses import NO_LABEL
+from deit.core.labels import NO_LABEL
 
 _LOGITS = ("logits", "cls_logits", "distillation_logits")
 _FOUND = re.compile(r"(labels must be class numbers from 0 to \d+.*?)\. Received:\D*(-?\d+)")

@@ -11,12 +11,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from deit.core.config.following_defaults import DISTILLATION_KINDS, REDUCTIONS
 from deit.core.errors import UserError, WrongTypeError
-
-CLASSIFICATION_LOSSES = ("ce", "bce")
-DISTILLATION_KINDS = ("hard", "soft")
-REDUCTIONS = ("batchmean", "numel")
-NO_LABEL = -100
+from deit.core.labels import NO_LABEL
 
 
 def classification_loss(

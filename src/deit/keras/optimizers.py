@@ -9,10 +9,8 @@ import keras
 from keras import ops
 
 from deit.core.errors import UserError
+from deit.core.weights.names import UNDECAYED_TENSORS
 from deit.keras.weights import network_slots
-
-# Tokens and position embeddings are matrices by shape but act like biases; see `optimization.py`.
-_NO_DECAY_NAMES = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})
 
 
 @keras.saving.register_keras_serializable(package="deit")
@@ -109,7 +107,7 @@ class PaperAdamW(keras.optimizers.AdamW):
 
 
 def _is_plain(variable: Any) -> bool:
-    return len(variable.shape) <= 1 or variable.name in _NO_DECAY_NAMES
+    return len(variable.shape) <= 1 or variable.name in UNDECAYED_TENSORS
 
 
 def undecayed(model: Any) -> list[str]:

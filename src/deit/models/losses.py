@@ -13,13 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.core.config.following_defaults import REDUCTIONS
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL
-
-CLASSIFICATION_LOSSES = ("ce", "bce")
-DISTILLATION_KINDS = ("hard", "soft")
-REDUCTIONS = ("batchmean", "numel")
 
 
 def classification_loss(

@@ -13,15 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from deit.core.errors import UserError
 from deit.core.printable import counted
+from deit.core.weights.names import UNDECAYED_TENSORS
 from deit.runtime.library_order import make_order_safe
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Optimizer
 
-# Tokens and position embeddings are matrices by shape but act like biases.
-_NO_DECAY_NAMES = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})
-
 _BLOCK = re.compile(r"(?P<trunk>(?:.*\.)?)blocks\.(?P<index>\d+)\.")
-_EMBEDDINGS = _NO_DECAY_NAMES | {"patch_embed", "norm_pre"}  # what comes before the first block
+_EMBEDDINGS = UNDECAYED_TENSORS | {"patch_embed", "norm_pre"}  # what comes before the first block
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -56,7 +54,7 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
     if not named:
         raise UserError("The model has no trainable parameter. Set requires_grad on what shall be trained.")
     scale = _layer_scales(model, settings.layer_decay)
-    plain_names = set(_NO_DECAY_NAMES)
+    plain_names = set(UNDECAYED_TENSORS)
     of_timm: Any = getattr(model, "no_weight_decay", set)
     plain_names |= of_timm()
     if settings.decay_distillation_token:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from deit.core.config.following_defaults import DISTILLATION_KINDS
 from deit.core.errors import UserError, WrongTypeError, shown
 
 PROBLEM_TYPES = (
@@ -115,7 +116,7 @@ def check_fields(config: Any) -> None:
     if len(set(names)) != 3 or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise UserError(f"qkv_names must be three different names of attributes. Received: {shown(names)}.")
     check_choice("decoder_init", config.decoder_init, DECODER_STARTS)
-    check_choice("distillation_kind", config.distillation_kind, ("hard", "soft"))
+    check_choice("distillation_kind", config.distillation_kind, DISTILLATION_KINDS)
     if not isinstance(config.pruned_heads, Mapping):
         raise WrongTypeError(f"pruned_heads must be a dict of lists. Received: {shown(config.pruned_heads)}.")
 

@@ -12,6 +12,11 @@ class FollowingDefault(float):
     """
 
 
+# The values of settings of losses, in PyTorch and in Keras.
+CLASSIFICATION_LOSSES = ("ce", "bce")
+DISTILLATION_KINDS = ("hard", "soft")
+REDUCTIONS = ("batchmean", "numel")
+
 # Its default in the code: the number is that of the setting which it follows.
 FOLLOWS: Any = None
 

@@ -29,6 +29,9 @@ ORIGINAL: Final = "original"
 
 TRUNK = "trunk."
 
+# Tokens and position embeddings are matrices by shape but act like biases: optimizers do not decay them.
+UNDECAYED_TENSORS = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})
+
 # The trunk: here (and in timm), in published files, in transformers >= 5.9, in the original code. "{}" stands for
 # the number of the block, "[a|b|c]" for the parts that one tensor is split into, "" for the same as in the column
 # before (the original's: as here).

@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
-from deit.core.config.following_defaults import FOLLOWS, following
+from deit.core.config.following_defaults import CLASSIFICATION_LOSSES, FOLLOWS, following
 from deit.core.files import write_text_atomically
 from deit.data.augment import Augmentation
-from deit.models.losses import CLASSIFICATION_LOSSES
 from deit.models.trunk.vision_transformer import DROP_PATH_SHAPES
 from deit.train.recipes.sections import DataOptions, Distillation, Masking, Optimizer, Schedule
 from deit.train.recipes.values import build, flat, plain, require, require_one_of, unknown_setting, without_following

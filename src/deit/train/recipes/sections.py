@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deit.core.config.following_defaults import FOLLOWS, following
+from deit.core.config.following_defaults import DISTILLATION_KINDS, FOLLOWS, REDUCTIONS, following
 from deit.core.images.sample_values import ValueRange, checked_range
 from deit.core.scores.metrics import PROBLEM_TYPES
-from deit.models.losses import DISTILLATION_KINDS, REDUCTIONS
 from deit.train.recipes.values import require, require_one_of
 
 OPTIMIZERS = ("adamw", "lamb", "sgd")
