@@ -1,4 +1,4 @@
-"""The activations that a configuration can name, in Keras; values as those of `activations.py`."""
+"""The activations that a configuration can name, in Keras; values equal those of `models/trunk/activations.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Activation = Callable[[Any], Any]
 
 def exact_gelu(x: Any) -> Any:
     """The Gaussian error linear unit."""
-    if keras.backend.backend() == "jax":  # whose own function takes the longer way over erfc
+    if keras.backend.backend() == "jax":  # its own function computes erfc, which is slower
         return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
     return ops.gelu(x, approximate=False)
 
@@ -37,7 +37,7 @@ def clipped_gelu(x: Any) -> Any:
 
 
 def laplace(x: Any) -> Any:
-    """The distribution function of a normal variable whose mean and deviation are those of MEGA's attention."""
+    """The normal distribution function with the mean and deviation of MEGA's attention."""
     return 0.5 * (1.0 + ops.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
 
 
@@ -52,12 +52,12 @@ def root_softplus(x: Any) -> Any:
 
 
 def leaky_relu(x: Any) -> Any:
-    """The positive part, and a hundredth of the negative one, as in PyTorch."""
+    """The positive part, plus 0.01 times the negative part, as in PyTorch."""
     return ops.leaky_relu(x, negative_slope=0.01)
 
 
 def hard_swish(x: Any) -> Any:
-    """The input times a sigmoid made of three straight lines."""
+    """The input times a piecewise linear sigmoid."""
     return x * ops.relu6(x + 3.0) / 6.0
 
 
@@ -72,29 +72,29 @@ def identity(x: Any) -> Any:
 
 
 class PReLU(keras.layers.Layer):
-    """The positive part, and a learnt share of the negative one."""
+    """The positive part, plus a learnt factor times the negative part."""
 
     def build(self, input_shape: Any) -> None:
-        """Makes the share: one number, which starts at a quarter."""
+        """Creates the factor: one number, initially 0.25."""
         self.weight = self.add_weight(shape=(1,), initializer=keras.initializers.Constant(0.25), name="weight")
 
     def call(self, x: Any) -> Any:
-        """Acts on each number alone."""
+        """Computes the activation elementwise."""
         return ops.where(x >= 0, x, self.weight * x)
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its tensors by the names that PyTorch's layer has."""
+        """Returns the tensors by their names in PyTorch's layer."""
         return {"weight": self.weight}
 
 
 class XIELU(keras.layers.Layer):
     """A learnt activation: a parabola for positive numbers, an exponential for the others (arXiv 2411.13010).
 
-    Both sides have a learnt strength, kept as the number whose softplus it is; they start at 0.8.
+    Each side has a learnt factor, stored before its softplus; both start at 0.8.
     """
 
     def build(self, input_shape: Any) -> None:
-        """Makes the strengths, and two constants that files hold too. All are rounded to bfloat16, as elsewhere."""
+        """Creates the factors and two constants that files also hold. All are bfloat16, as in transformers."""
         self.alpha_p = self._number("alpha_p", 0.2041015625, (1,))
         self.alpha_n = self._number("alpha_n", -1.046875, (1,))
         self.beta = self._number("beta", 0.5, (), trainable=False)
@@ -107,7 +107,7 @@ class XIELU(keras.layers.Layer):
         )
 
     def call(self, x: Any) -> Any:
-        """Acts on each number alone."""
+        """Computes the activation elementwise."""
         beta, eps = (ops.convert_to_tensor(number) for number in (self.beta, self.eps))
         strengths = ops.softplus(self.alpha_p), beta + ops.softplus(self.alpha_n)  # rounded to bfloat16
         upper, lower, beta, eps = (ops.cast(number, x.dtype) for number in (*strengths, beta, eps))
@@ -115,7 +115,7 @@ class XIELU(keras.layers.Layer):
         return ops.where(x > 0, upper * ops.square(x), negative) + beta * x
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its tensors by the names that PyTorch's layer has."""
+        """Returns the tensors by their names in PyTorch's layer."""
         return {"alpha_p": self.alpha_p, "alpha_n": self.alpha_n, "beta": self.beta, "eps": self.eps}
 
 
@@ -144,7 +144,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": ops.silu,
     "tanh": ops.tanh,
 }
-# These hold weights, so each block has its own.
+# These have weights: each block builds its own.
 LEARNT_ACTIVATIONS: dict[str, type[keras.layers.Layer]] = {"prelu": PReLU, "xielu": XIELU}
 
 
@@ -153,7 +153,7 @@ def find_activation(activation: str | Activation, dtype: Any = None) -> Activati
 
     Args:
         activation: Name or function.
-        dtype: Keras's policy for an activation with weights.
+        dtype: Keras dtype policy of an activation with weights.
 
     Raises:
         ValueError: The name is unknown.

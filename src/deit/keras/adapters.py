@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA) of Keras's linear layers: how a model gets them, and that its own files keep them apart.
+"""Low-rank adapters (LoRA) of Keras's linear layers: adding them to a model, and keeping them in Keras's files.
 
-Keras adds adapters to the matrix when it saves a layer. A model here also writes matrix and adapters apart, so that a
-file opens as what was saved; a reader that knows nothing of adapters finds the sum.
+When Keras saves a layer it adds the adapters to the matrix. The models of this package also write matrix and adapters
+separately, so that loading restores both. Readers without adapters get the sum.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from deit.core.errors import UserError
 from deit.keras.weights import network_slots
 
 _PREFIX = "adapter:"
-# What of a layer is written: the matrix without its adapters (quantized: with scales), then the adapters.
+# Variables of a layer that are written: the matrix without adapters (with scales if quantized), then the adapters.
 _TENSORS = ("_kernel", "kernel_scale", "kernel_zero", "lora_kernel_a", "lora_kernel_b")
 
 
 def named_layers(layer: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields a model and all its layers, the outer ones first, by their path of names below the model."""
+    """Yields a model and all its layers, outer layers first, with their paths below the model."""
     yield name, layer
     for inner in layer._flatten_layers(include_self=False, recursive=False):
         yield from named_layers(inner, f"{name}/{inner.name}" if name else inner.name)
 
 
 def _own_adapted_layers(model: Any) -> dict[str, Any]:
-    """Returns the layers with adapters by their names, without those of a model inside, which writes its own."""
+    """Returns the layers with adapters by name, without those of a nested model, which writes its own."""
     inner = tuple(f"{name}/" for name, layer in named_layers(model) if name and isinstance(layer, keras.Model))
     return {
         name.replace("/", "."): layer
@@ -40,20 +40,20 @@ def _own_adapted_layers(model: Any) -> dict[str, Any]:
 def enable_adapters(
     model: Any, rank: int, names: Iterable[str], *, alpha: float | None, trunk: Iterable[Any]
 ) -> list[Any]:
-    """Gives the linear layers of some names adapters, and freezes the weights of the trunk.
+    """Adds adapters to the linear layers of the given names, and freezes the weights of the trunk.
 
     Args:
-        model: All whose layers are looked at.
-        rank: Of the adapters.
+        model: The model whose layers are searched.
+        rank: Rank of the adapters.
         names: Names of the layers, such as "qkv".
-        alpha: The adapters are multiplied by alpha / rank.
-        trunk: Layers whose own weights are frozen.
+        alpha: Factor of the adapters, which is alpha / rank; None takes the rank.
+        trunk: Layers whose weights are frozen.
 
     Returns:
         The layers.
 
     Raises:
-        ValueError: The rank is smaller than 1, no layer has such a name, or one has adapters already.
+        ValueError: The rank is below 1, no layer has the name, or a layer already has adapters.
     """
     if rank < 1:
         raise UserError(f"rank must be at least 1. Received: {rank}.")
@@ -75,7 +75,7 @@ def enable_adapters(
 
 
 def save_adapters(model: Any, store: Any) -> None:
-    """Writes matrix and adapters of each adapted layer of a model into what Keras gives to `save_own_variables`."""
+    """Writes matrix and adapters of each adapted layer into the store of `save_own_variables`."""
     for name, layer in _own_adapted_layers(model).items():
         for part in _TENSORS:
             variable = getattr(layer, part, None)
@@ -84,7 +84,7 @@ def save_adapters(model: Any, store: Any) -> None:
 
 
 def load_adapters(model: Any, store: Mapping[str, Any]) -> None:
-    """Sets what `save_adapters` wrote, as soon as Keras has loaded the layers, which come after their model."""
+    """Restores what `save_adapters` wrote, once Keras has loaded the layers (it loads a model before its layers)."""
     for name, layer in _own_adapted_layers(model).items():
         parts = {part: f"{_PREFIX}{name}:{part}" for part in _TENSORS}
         values = {part: store[key] for part, key in parts.items() if key in store.keys()}  # noqa: SIM118 - no mapping
@@ -93,12 +93,12 @@ def load_adapters(model: Any, store: Mapping[str, Any]) -> None:
 
 
 def without_adapters(store: Any) -> dict[str, Any]:
-    """Returns the variables of the model itself, which Keras counts."""
+    """Returns the variables of the model itself; Keras checks their number."""
     return {key: store[key] for key in store.keys() if not key.startswith(_PREFIX)}  # noqa: SIM118 - no mapping
 
 
 class _Loading:
-    """Stands for the `load_own_variables` of a layer once: what Keras loads, then matrix and adapters apart."""
+    """Replaces `load_own_variables` of a layer for one call: loads as Keras does, then sets matrix and adapters."""
 
     def __init__(self, layer: Any, values: Mapping[str, Any]) -> None:
         self.layer, self.values = layer, values

@@ -50,7 +50,7 @@ class TFDeiTForImageClassification(ImageClassifier, TFDeiTPreTrainedModel):
 class TFDeiTForImageClassificationWithTeacher(ModelWithHeads, TFDeiTPreTrainedModel):
     """DeiT in Keras with a class head and a distillation head; at inference their logits are averaged.
 
-    Unlike transformers' class of this name it can be trained: see `labels` and `teacher_logits`.
+    Unlike transformers' class it has a loss: see `labels` and `teacher_logits`.
 
     Args:
         config: `distillation_kind`, `distillation_temperature` and `distillation_weight` set the loss.
@@ -85,8 +85,8 @@ class TFDeiTForImageClassificationWithTeacher(ModelWithHeads, TFDeiTPreTrainedMo
         """Classifies with both heads; further arguments as in `BareModel.call`.
 
         The loss, with weight w, is (1 - w) x cross-entropy(class head, labels) + w x distillation(distillation
-        head, teacher). Without teacher logits the distillation head learns the labels as well, so that both heads
-        are trained and can be averaged.
+        head, teacher). Without teacher logits the distillation head also learns the labels, so that the average
+        of the heads is meaningful.
 
         Args:
             pixel_values: See `BareModel.call`.
@@ -97,7 +97,7 @@ class TFDeiTForImageClassificationWithTeacher(ModelWithHeads, TFDeiTPreTrainedMo
             interpolate_pos_encoding: See `BareModel.call`.
             training: See `BareModel.call`.
             labels: (B,) class numbers (-100: no label), or (B, K) class probabilities.
-            teacher_logits: (B, K), what the teacher says of the same pixels.
+            teacher_logits: (B, K), logits of the teacher for the same pixels.
 
         Raises:
             ValueError: Teacher logits without labels, or for another number of classes.
@@ -130,7 +130,7 @@ class TFDeiTForImageClassificationWithTeacher(ModelWithHeads, TFDeiTPreTrainedMo
     def loss_of_labels(
         self, output: KerasModelOutput, labels: Any, teacher_logits: Any = None, *, sample_weight: Any = None
     ) -> Any:
-        """Returns the loss of an output, each image with its weight; arguments as in `call`."""
+        """Returns the loss of an output, each image multiplied by its weight; arguments as in `call`."""
         config = self.config
         require_classifier(config)
         labels = as_tensor(labels)
@@ -149,7 +149,7 @@ class TFDeiTForImageClassificationWithTeacher(ModelWithHeads, TFDeiTPreTrainedMo
         return (1 - weight) * from_labels + weight * from_teacher
 
     def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
-        """Returns the loss of an output, each image with its weight; `inputs` are those of `call`."""
+        """Returns the loss of an output, each image multiplied by its weight; `inputs` are those of `call`."""
         teacher_logits = inputs.get("teacher_logits")
         return self.loss_of_labels(output, inputs["labels"], teacher_logits, sample_weight=sample_weight)
 
@@ -168,7 +168,7 @@ KerasDeiTForImageClassificationWithTeacher = TFDeiTForImageClassificationWithTea
 
 
 def _average(first: Any, second: Any, config: VisionTransformerConfig) -> Any:
-    """Returns the logits (B, K) of two heads together; see `deit.models.deit.average_heads`."""
+    """Returns the average (B, K) of the logits of two heads; see `deit.models.deit.average_heads`."""
     numbers = config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
     if config.head_average == "logits" or numbers:
         return (first + second) / 2

@@ -1,4 +1,4 @@
-"""Distillation with Keras: a two-head student learns from labels and from a teacher, by `compile` and `fit`."""
+"""Distillation with Keras: `compile` and `fit` train a student with two heads on labels and a teacher."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ from deit.keras.losses import classification_loss, distillation_loss, is_integer
 from deit.keras.optimizers import leave_undecayed, undecayed
 from deit.keras.teacher import KerasTeacher
 
-_OWN = ("loss", "loss_weights", "metrics", "weighted_metrics")  # arguments of compile that it settles itself
+# Arguments of `compile` that the distillation sets itself.
+_OWN = ("loss", "loss_weights", "metrics", "weighted_metrics")
 _HEADS = {"top1": "logits", "class_top1": "cls_logits", "distillation_top1": "distillation_logits"}
 
 
 @keras.saving.register_keras_serializable(package="deit")
 class KerasDistillation(keras.Model):
-    """Trains a student with two heads: the class head by labels, the distillation head by a teacher (paper, section 4).
+    """Trains a student with two heads: the class head on labels, the distillation head on a teacher (paper, section 4).
 
-    The loss is (1 - w) x cross-entropy(class head, labels) + w x distillation(distillation head, teacher), the values
-    of `deit.train.tasks.DistillationTask`. Use it like any Keras model: `compile(optimizer)` without a loss, then
-    `fit`, `evaluate`, `predict`. In evaluation labels are not smoothed.
+    The loss is (1 - w) x cross-entropy(class head, labels) + w x distillation(distillation head, teacher), as in
+    `deit.train.tasks.DistillationTask`. Use it like any Keras model: `compile(optimizer)` without a loss, then
+    `fit`, `evaluate`, `predict`. Evaluation does not smooth labels.
 
     Data is NumPy arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of `(pixels, labels)`, or of
-    `(pixels, labels, teacher_logits)` when the teacher's answers were computed before. Labels are (B,) class numbers,
+    `(pixels, labels, teacher_logits)` with precomputed logits of the teacher. Labels are (B,) class numbers,
     -100 for images without one, or (B, K) probabilities. Reports `loss`, its two parts, and the top-1 accuracy in
     percent of both heads together (`top1`) and of each.
 
-    The teacher is never changed: not its weights, not its batch norm, not its `trainable` flags. The trained model is
-    the student: `distillation.student.save_pretrained(folder)`. A `.keras` file (`save`, `ModelCheckpoint`), a pickle
-    or a copy holds all: student, teacher, optimizer and settings.
+    Training never changes the teacher: weights, batch norm and `trainable` flags stay. The result is the student:
+    `distillation.student.save_pretrained(folder)`. `.keras` files (`save`, `ModelCheckpoint`), pickles and copies hold
+    student, teacher, optimizer and settings.
 
     Args:
-        student: Its weights are trained; at inference its two heads are averaged.
-        teacher: A `KerasTeacher`, which brings the student's pixels to what the teacher expects; a Keras model that
-            takes them as they are (resized where it has a size of its own); or None when its logits come with the data.
-        kind: "hard" (the teacher's first class; the paper's choice) or "soft" (its distribution).
-        temperature: Of soft distillation. None takes the paper's 3.
+        student: The model to train; at inference its two heads are averaged.
+        teacher: A `KerasTeacher`, which converts the student's pixels for the teacher; a Keras model that takes them
+            unchanged (resized to its own size, if any); or None if the data holds its logits.
+        kind: "hard" (the teacher's top class; the paper's choice) or "soft" (its distribution).
+        temperature: Temperature of soft distillation. None takes the paper's 3.
         weight: Share w of the distillation loss. None takes the paper's: 0.5 for hard, 0.1 for soft.
         reduction: "batchmean", or "numel" as in the paper's code; see `deit.models.losses.distillation_loss`.
-        label_smoothing: Of the class head's labels; 0.1 in the paper. Probabilities are taken as they are.
-        processor: The student's preprocessing. A teacher with `mean` and `std` needs it, to undo the student's.
-        name: Of the Keras model.
+        label_smoothing: Smoothing of the class head's labels; 0.1 in the paper. Probabilities are not smoothed.
+        processor: Preprocessing of the student. A teacher with `mean` and `std` needs it, to undo the normalization.
+        name: Name of the Keras model.
 
     Raises:
-        TypeError: The student has one head, or the teacher is no Keras model.
-        ValueError: The teacher has another number of classes, is not built or gives other outputs than announced, or
-            an argument is out of range.
+        TypeError: The student has one head, or the teacher is not a Keras model.
+        ValueError: The teacher has another number of classes, is not built or returns another kind of output than
+            stated, or an argument is out of range.
 
     Examples:
         >>> config = DeiTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32)
@@ -98,18 +99,18 @@ class KerasDistillation(keras.Model):
     def _take_teacher(self, teacher: KerasTeacher | None, mean: Sequence[float], std: Sequence[float]) -> None:
         self.teacher, self._mean, self._std = teacher, tuple(mean), tuple(std)
         if teacher is not None:
-            self._teacher_model = teacher.model  # known to Keras, so that JAX gets its weights as arguments
+            self._teacher_model = teacher.model  # tracked by Keras, which passes its weights as arguments on JAX
 
     def build(self, input_shape: Any = None) -> None:
-        """Does nothing: student and teacher are built."""
+        """Does nothing: student and teacher are already built."""
         self.built = True
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns what is trained, by its name."""
+        """Returns the student by its name in files."""
         return {"student": self.student}
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` needs; weights are left to Keras."""
+        """Returns the arguments of `from_config`. Keras saves the weights."""
         settings = ("kind", "temperature", "weight", "reduction", "label_smoothing", "name")
         return {
             "student": keras.saving.serialize_keras_object(self.student),
@@ -126,12 +127,12 @@ class KerasDistillation(keras.Model):
         student = keras.saving.deserialize_keras_object(values.pop("student"), custom_objects)
         teacher, mean, std = (values.pop(name) for name in ("teacher", "mean", "std"))
         task = cls(student, **values)
-        if teacher is not None:  # asked about nothing: its weights come later
+        if teacher is not None:  # without `check`: Keras loads its weights later
             task._take_teacher(KerasTeacher.from_config(teacher, custom_objects), mean, std)
         return task
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns what it was compiled with, and what its optimizer does not decay."""
+        """Returns the arguments of `compile`, and the tensors that the optimizer does not decay."""
         config = super().get_compile_config()
         return {**config, "undecayed": undecayed(self)} if config else config
 
@@ -144,27 +145,27 @@ class KerasDistillation(keras.Model):
         leave_undecayed(self, plain)
         self.optimizer.build(self.trainable_variables)
 
-    # --- what is trained: the student alone, whatever flags the teacher's weights have -------------------
+    # --- trained variables: only the student's, for all flags of the teacher -----------------------------
 
     @property
     def trainable_variables(self) -> list[Any]:
-        """The student's."""
+        """Those of the student."""
         return list(self.student.trainable_variables)
 
     @property
     def trainable_weights(self) -> list[Any]:
-        """The student's."""
+        """Those of the student."""
         return list(self.student.trainable_weights)
 
     @property
     def non_trainable_variables(self) -> list[Any]:
-        """All others, the teacher's among them."""
+        """All others, including the teacher's."""
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.variables if id(v) not in trained]
 
     @property
     def non_trainable_weights(self) -> list[Any]:
-        """All others, the teacher's among them."""
+        """All others, including the teacher's."""
         trained = {id(v) for v in self.trainable_weights}
         return [v for v in self.weights if id(v) not in trained]
 
@@ -175,7 +176,7 @@ class KerasDistillation(keras.Model):
 
         Args:
             pixel_values: (B, 3, H, W), or as the student's `data_format` says.
-            training: Whether dropout and drop path act.
+            training: Whether dropout and drop path are active.
         """
         output = self.student(pixel_values, training=training)
         return {name: output[name] for name in _HEADS.values()}
@@ -188,13 +189,13 @@ class KerasDistillation(keras.Model):
         Args:
             x: Pixels.
             y: Labels.
-            y_pred: What `call` returned.
+            y_pred: Result of `call`.
             sample_weight: The third part of the data: the teacher's logits (B, K).
-            training: In evaluation without teacher and logits the distillation head is compared with the labels.
+            training: False compares the distillation head with the labels if there are no teacher and no logits.
 
         Raises:
             TypeError: Labels are neither class numbers nor probabilities.
-            ValueError: Shapes disagree, or there is nothing from the teacher, or twice.
+            ValueError: Shapes differ, or there are no logits of the teacher, or logits and a teacher.
         """
         y = self._checked_labels(y)
         answers = self._answers(x, sample_weight, training)
@@ -217,7 +218,7 @@ class KerasDistillation(keras.Model):
         return loss + ops.sum(ops.stack([ops.sum(v) for v in self.losses])) if self.losses else loss
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Returns the metrics so far, this batch included; arguments as in `compute_loss`."""
+        """Returns the metrics up to and including this batch; arguments as in `compute_loss`."""
         y = self._checked_labels(y)
         classes = ops.argmax(y, axis=-1) if len(y.shape) == 2 else y
         classes = ops.cast(classes, "int32")
@@ -247,7 +248,7 @@ class KerasDistillation(keras.Model):
         data_format = self.student.data_format
         return self.teacher(pixels, mean=self._mean, std=self._std, data_format=data_format)
 
-    # --- checks, by shape and type alone, so that they work on arrays, specs and tensors -------------------
+    # --- checks, by shape and dtype, for arrays, specs and tensors -----------------------------------------
 
     def _checked_labels(self, labels: Any) -> Any:
         """Returns labels as (B,) or (B, K)."""
@@ -280,11 +281,11 @@ class KerasDistillation(keras.Model):
             raise UserError("teacher_logits hold NaN or infinity. Leave such images out, or ask another teacher.")
 
     def _check_data(self, x: Any, y: Any, answers: Any, *, training: bool) -> None:
-        """Checks what can be seen of the data before anything is computed, for errors without a traceback of Keras."""
+        """Checks the data before training, for errors without a traceback of Keras."""
         if y is None:
             x, y, answers = _parts_of_data_set(x)
             if y is None:
-                return  # a generator: its batches are checked one by one
+                return  # a generator: `checked_data` checks each batch
         self._checked_labels(y)
         if answers is not None:
             self._check_answers(answers)
@@ -298,14 +299,14 @@ class KerasDistillation(keras.Model):
     # --- compile, fit, evaluate ------------------------------------------------------------------------
 
     def compile(self, optimizer: Any = "adamw", **options: Any) -> None:
-        """Prepares training; `options` are those of `keras.Model.compile`, but for losses and metrics.
+        """Prepares training; `options` are those of `keras.Model.compile`, without losses and metrics.
 
         Args:
             optimizer: Such as `keras_adamw(distillation, WarmupCosine(...))`.
             **options: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
 
         Raises:
-            TypeError: A loss or metric was passed: they are part of the distillation.
+            TypeError: A loss or metric was passed. The distillation has its own.
         """
         own = sorted(set(options) & set(_OWN))
         if own:
@@ -319,16 +320,16 @@ class KerasDistillation(keras.Model):
 
         Args:
             x: Pixels, or a data set; see the class.
-            y: Labels of an array of pixels.
-            teacher_logits: (B, K) for an array of pixels, when there is no teacher.
+            y: Labels, if `x` is an array.
+            teacher_logits: (B, K), if `x` is an array and there is no teacher.
             **options: `epochs`, `batch_size`, `validation_data`, `callbacks`, ...
 
         Returns:
             Keras's history.
 
         Raises:
-            TypeError: Labels or logits are of the wrong type, or weights of samples or classes were passed.
-            ValueError: Shapes or class numbers do not fit.
+            TypeError: Labels or logits have the wrong dtype, or weights of samples or classes were passed.
+            ValueError: A shape or class number is invalid.
         """
         _refuse_weights(options)
         self._check_data(x, y, teacher_logits, training=True)
@@ -342,11 +343,11 @@ class KerasDistillation(keras.Model):
             return super().fit(x=x, y=y, sample_weight=teacher_logits, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *, teacher_logits: Any = None, **options: Any) -> Any:
-        """Scores the student; arguments and errors as in `fit`, and the result that of `keras.Model.evaluate`.
+        """Scores the student; arguments and errors as in `fit`, result as in `keras.Model.evaluate`.
 
-        Without a teacher and its logits the distillation head is compared with the labels.
+        Without a teacher and its logits, compares the distillation head with the labels.
         """
-        if "sample_weight" in options:  # Keras's own way to pass the third part of validation_data
+        if "sample_weight" in options:  # Keras passes the third part of validation_data this way
             teacher_logits = options.pop("sample_weight")
         self._check_data(x, y, teacher_logits, training=False)
         x = checked_data(x, self._class_ranges()) if y is None else x
@@ -382,7 +383,7 @@ def _check_numbers(kind: str, temperature: float, weight: float, reduction: str,
 
 
 def _statistics(teacher: Any, processor: DeiTImageProcessor | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the student's pixels were normalized with."""
+    """Returns mean and standard deviation of the student's normalization."""
     if processor is not None:
         return processor.channel_mean, processor.channel_std
     if teacher is not None and teacher.mean is not None:
@@ -394,7 +395,7 @@ def _statistics(teacher: Any, processor: DeiTImageProcessor | None) -> tuple[tup
 
 
 def _parts_of_data_set(data: Any) -> tuple[Any, Any, Any]:
-    """Returns what a data set gives: specs of a tf.data.Dataset, the first batch of a PyDataset, else Nones."""
+    """Returns the parts of a data set: specs of a tf.data.Dataset, the first batch of a PyDataset; else Nones."""
     if hasattr(data, "element_spec"):
         parts = data.element_spec
     elif isinstance(data, keras.utils.PyDataset):

@@ -1,4 +1,4 @@
-"""Serving the TensorFlow way: a SavedModel from 8-bit images to labels and scores, without this package."""
+"""Exports a SavedModel that maps 8-bit images to labels and scores; serving needs only TensorFlow."""
 
 from __future__ import annotations
 
@@ -41,34 +41,34 @@ def export_saved_model(
     processor: DeiTImageProcessor | None = None,
     top_k: int | None = 5,
 ) -> Path:
-    """Writes a SavedModel that TensorFlow and TensorFlow Serving open without this package and without Keras.
+    """Writes a SavedModel that TensorFlow and TensorFlow Serving open without Keras or this package.
 
-    It has two signatures:
+    The SavedModel has two signatures:
 
     * "serving_default": `images`, uint8 (B, H, W, 3) of any size, all of one size in a batch; to `labels`, strings
-      (B, k), and `scores`, float32 (B, k), the best first. The preprocessing is part of the graph and gives the bits
-      that the processor gives; rounding in the network leaves differences of about 1e-6 in the scores.
+      (B, k), and `scores`, float32 (B, k), best first. The graph contains the preprocessing, bit for bit that of the
+      processor; rounding in the network changes scores by about 1e-6.
     * "pixels": `pixels`, float32 (B, 3, H, W) as the processor returns them, or (B, H, W, 3) for a model whose data
       format is channels last; to `logits`, float32 (B, K).
 
-    Scores are probabilities over all classes (softmax), for each class (sigmoid) in a multi-label model, and the plain
-    numbers, in the order of the model, in a regression.
+    Scores are softmax probabilities; sigmoid probabilities for multi-label models; the raw outputs, in the order of
+    the model, for regressions.
 
     Args:
         model: A Keras classifier of this package, or a model directory.
-        folder: New or empty; appears whole or not at all.
-        processor: The preprocessing that the weights were scored with; None reads it from the model directory.
-        top_k: Labels for each image, at most the number of classes; None gives all.
+        folder: A new or empty folder. An error leaves it empty.
+        processor: Preprocessing of the weights; None reads it from the model directory.
+        top_k: Number of labels for each image, at most the number of classes; None returns all.
 
     Returns:
         The folder.
 
     Raises:
-        FileExistsError: `folder` holds files already.
+        FileExistsError: `folder` already holds files.
         FileNotFoundError: The model directory is incomplete.
         ModuleNotFoundError: TensorFlow or Keras is not installed.
         RuntimeError: Keras runs on another backend than TensorFlow.
-        TypeError: The model is no Keras classifier of this package.
+        TypeError: The model is not a Keras classifier of this package.
         ValueError: The processor does not fit the model, or `top_k` is smaller than 1.
 
     Examples:
@@ -95,7 +95,7 @@ def export_saved_model(
 def _require_tensorflow() -> None:
     if keras.backend.backend() != "tensorflow":
         raise WrongStateError(
-            f"A SavedModel is written on the backend TensorFlow. Keras runs on {keras.backend.backend()!r} here. Save "
+            f"The export of a SavedModel needs TensorFlow. Keras runs on {keras.backend.backend()!r} here. Save "
             "the model with save_pretrained, and export it in a process with KERAS_BACKEND=tensorflow."
         )
 

@@ -1,4 +1,4 @@
-"""Opening and saving a Keras model: model directories, weight files, Keras's own files, SavedModels, the hub."""
+"""Opens and saves Keras models: model directories, weight files, Keras's own files, SavedModels, the hub."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from deit.keras.layers import without_initial_values
 from deit.keras.weights import ArraysInMemory, ArraySource, load_arrays, published_arrays, write_arrays
 
 _KERAS_SUFFIXES = (".keras", ".h5")
-# Fields of a configuration in Keras's sense that are no arguments of a model's own.
+# Keys of `get_config` that every model has.
 _SHARED = ("config", "data_format", "name", "trainable", "dtype", "layer_states")
 
 
 def torch_class_name(name: str) -> str:
-    """Returns the name of the PyTorch class that a Keras class stands for: `TFDeiTModel` -> `DeiTModel`."""
+    """Returns the name of the PyTorch class with the same network: `TFDeiTModel` -> `DeiTModel`."""
     return name.removeprefix("TF").removeprefix("Keras")
 
 
 def is_keras_file(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a file that Keras wrote."""
+    """Whether a file name has a suffix of Keras's own files."""
     return os.fspath(name_or_path).endswith(_KERAS_SUFFIXES)
 
 
@@ -43,14 +43,14 @@ def build_model(model_class: Any, config: Any, **kwargs: Any) -> Any:
     """Builds a model.
 
     Raises:
-        TypeError: It does not know an argument.
+        TypeError: The class does not know an argument.
     """
     try:
         return model_class(config, **kwargs)
     except TypeError as error:
         raise WrongTypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
     except ValueError as error:
-        if "keyword arguments" in str(error):  # Keras's word for it
+        if "keyword arguments" in str(error):  # Keras raises a ValueError
             raise WrongTypeError(f"{model_class.__name__} does not know an argument: {error}.") from error
         raise
 
@@ -95,8 +95,8 @@ def open_keras_file(
 ) -> tuple[Any, LoadingInfo]:
     """Opens weights that Keras saved, or a whole `.keras` file; arguments as in `from_pretrained`.
 
-    A file that is asked for something else than it holds (classes, image size, type, order of channels, ...) gives its
-    weights to a new model, which is checked like one of a model directory.
+    If the arguments differ from the file (classes, image size, dtype, order of channels, ...), a new model takes the
+    weights, with the same checks as for a model directory.
     """
     file = Path(name_or_path)
     if not file.is_file():
@@ -104,7 +104,7 @@ def open_keras_file(
     for name in ("subfolder", "variant", "use_safetensors"):
         if options.pop(name, None):
             raise UserError(f"{name} is about model directories, and {file.name} is one file. Leave it out.")
-    HubOptions.take_from(options)  # which matter for names on the hub alone
+    HubOptions.take_from(options)  # only names on the hub need them
     if isinstance(config, (str, os.PathLike)):
         config = model_class.config_class.from_pretrained(config)
     if not file.name.endswith(".weights.h5"):
@@ -151,7 +151,7 @@ def _as_asked(
     ignore_mismatched_sizes: bool,
     options: Mapping[str, Any],
 ) -> tuple[Any, LoadingInfo]:
-    """Returns the model of a `.keras` file, or a new one with its weights where something else is asked for."""
+    """Returns the model of a `.keras` file, or a new model with its weights if the arguments differ from the file."""
     own = {name: value for name, value in held.get_config().items() if name not in _SHARED}
     wanted, given = _with_fields(model_class, config or held.config, options)
     arguments = {**own, **given}
@@ -173,7 +173,7 @@ def _as_asked(
 
 
 def _with_fields(model_class: Any, config: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Returns a configuration with some fields changed, and the options that name none of its fields."""
+    """Returns a configuration with changed fields, and the options that are no fields."""
     wanted, rest = model_class.config_class.from_dict(config.to_dict(), return_unused_kwargs=True, **options)
     return wanted, rest
 

@@ -24,7 +24,7 @@ class FittedModel(keras.Model):
     config: VisionTransformerConfig
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns what the model was compiled with, and what its optimizer does not decay."""
+        """Returns the arguments of `compile`, and the tensors that the optimizer does not decay."""
         config = super().get_compile_config()
         plain = undecayed(self) if config else []
         return {**config, "undecayed": plain} if plain else config
@@ -41,7 +41,7 @@ class FittedModel(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **options: Any) -> Any:
-        """Trains as `keras.Model.fit`; weights of samples and classes also act on labels that are in the inputs.
+        """Trains as `keras.Model.fit`. Weights of samples and classes also apply to labels inside the inputs.
 
         Raises:
             ValueError: There are weights and no labels, or a class number is out of range.
@@ -92,7 +92,7 @@ class FittedModel(keras.Model):
 
     @contextmanager
     def _checked(self, x: Any, y: Any) -> Iterator[Any]:
-        """Checks labels that are there, and gives a data set that checks those of its batches."""
+        """Checks labels in arrays, and yields a data set that checks the labels of its batches."""
         ranges = self._class_ranges()
         check_labels(x, y, ranges)
         with plain_errors(self):
@@ -103,14 +103,14 @@ class FittedModel(keras.Model):
     ) -> Any:
         """Returns the loss of `fit` and `evaluate`.
 
-        A loss given to `compile` compares `y` (or labels beside the pixels) with the logits; losses by the names of
-        outputs, `{"logits": ..., "cls_logits": ...}`, compare each with its targets, or all with `y` when it is one
-        array. Without one the model's own is taken: the one that it returns when the inputs hold labels (or, to
-        reconstruct, a mask), else the one of its problem type. Weights of samples (and of classes, which Keras turns
-        into them) multiply the losses of images before their mean.
+        A loss passed to `compile` compares `y` (or labels inside the inputs) with the logits. Losses by the names of
+        outputs, `{"logits": ..., "cls_logits": ...}`, compare each with its targets, or all with `y` if that is one
+        array. Without a compiled loss, the model uses its own: the `loss` of its output if the inputs hold labels (or
+        a mask, to reconstruct), else the loss of its problem type. Weights of samples (Keras turns weights of classes
+        into them) multiply the losses of images before the mean.
 
         Raises:
-            ValueError: There are no labels, a name is no output's, or the weights are not one for each image.
+            ValueError: There are no labels, the model has no output of a name, or the number of weights is wrong.
         """
         if self._compile_loss is not None or not isinstance(y_pred, KerasModelOutput):
             y = x.get("labels") if y is None and isinstance(x, Mapping) else y
@@ -118,7 +118,7 @@ class FittedModel(keras.Model):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         own = y_pred.get("loss")
         if own is None and y is None:
-            raise UserError("There is nothing to learn from. Pass y, or labels beside pixel_values in the inputs.")
+            raise UserError("The data has no labels. Pass y, or labels beside pixel_values in the inputs.")
         if own is None:
             own = self.loss_of_labels(y_pred, y, sample_weight=sample_weight)
         elif sample_weight is not None:
@@ -126,19 +126,19 @@ class FittedModel(keras.Model):
         return own + ops.sum(ops.stack([ops.sum(loss) for loss in self.losses])) if self.losses else own
 
     def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
-        """Returns the loss of an output by labels, each image with its weight (B,).
+        """Returns the loss of an output by labels, each image multiplied by its weight (B,).
 
         Raises:
-            TypeError: The model has no such loss.
+            TypeError: The model has no loss by labels.
         """
         raise WrongTypeError(f"{type(self).__name__} has no loss of its own. Pass loss= to compile.")
 
     def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
-        """Returns the loss of an output by what is in the inputs beside the pixels, each image with its weight (B,)."""
+        """Returns the loss of an output by labels or masks in the inputs, each image multiplied by its weight (B,)."""
         return self.loss_of_labels(output, inputs["labels"], sample_weight=sample_weight)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Returns the metrics of `fit` and `evaluate`; what they compare is chosen as in `compute_loss`."""
+        """Returns the metrics of `fit` and `evaluate`; outputs and targets are paired as in `compute_loss`."""
         if y is None and isinstance(x, Mapping):
             y = x.get("labels")
         if y is None and isinstance(y_pred, KerasModelOutput):
@@ -149,7 +149,7 @@ class FittedModel(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_step(self, *args: Any) -> Any:
-        """Returns the outputs of one batch without its loss, which `predict` could not join to those of others."""
+        """Returns the outputs of one batch without the loss, which `predict` cannot concatenate."""
         result = super().predict_step(*args)
         if isinstance(result, KerasModelOutput):
             return _without_loss(result)

@@ -1,7 +1,7 @@
-"""An image processor inside a TensorFlow graph: 8-bit images to pixels, with the bytes of Pillow.
+"""An image processor as a TensorFlow graph: 8-bit images to pixels, bit for bit those of Pillow.
 
-`tf.image.resize` works in floats and rounds differently, by up to some 8-bit levels. So the resize is done as
-Pillow does it: two passes with whole-number coefficients of 22 bits. Nothing is left to differ.
+`tf.image.resize` computes in floating point and differs from Pillow by several 8-bit levels. This module resizes as
+Pillow does: two passes with 22-bit integer coefficients.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from PIL import Image
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.processing.operations import rescale_and_normalize
 
-_BITS = 22  # of Pillow's coefficients: 32, less 8 of the pixel and 2 to spare for sums
+_BITS = 22  # of Pillow's coefficients: 32, minus 8 for the pixel and 2 for sums
 
-# How far a filter reaches at scale 1, in pixels.
+# Radius of each filter at scale 1, in pixels.
 _REACH = {
     Image.Resampling.BOX: 0.5,
     Image.Resampling.BILINEAR: 1.0,
@@ -29,17 +29,17 @@ _REACH = {
 
 
 def preprocessing_in_graph(processor: DeiTImageProcessor, data_format: str) -> Callable[[Any], Any]:
-    """Returns a TensorFlow function that does what a processor does, for images of any one size.
+    """Returns a TensorFlow function that computes what a processor computes.
 
     Args:
-        processor: Its settings at this moment are used.
-        data_format: "channels_first" or "channels_last", of the result.
+        processor: Its current settings are used.
+        data_format: Order of axes of the result, "channels_first" or "channels_last".
 
     Returns:
-        From uint8 (B, H, W, 3) to float32 (B, 3, h, w) or (B, h, w, 3), the bits that the processor gives.
+        Maps uint8 (B, H, W, 3), images of one size, to float32 (B, 3, h, w) or (B, h, w, 3).
 
     Raises:
-        ValueError: The settings leave the size of the result open, or are for other than three channels.
+        ValueError: The settings do not fix the size of the result, or are not for three channels.
     """
     import tensorflow as tf
 
@@ -69,7 +69,7 @@ def preprocessing_in_graph(processor: DeiTImageProcessor, data_format: str) -> C
 
 
 def _table_of_levels(processor: DeiTImageProcessor) -> Any:
-    """What becomes of each 8-bit value of each channel, (3, 256)."""
+    """Returns the pixel of each 8-bit value of each channel, (3, 256)."""
     levels = np.tile(np.arange(256, dtype=np.uint8), (3, 1))[:, None]  # (3, 1, 256)
     factor = processor.rescale_factor if processor.do_rescale else None
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (None, None)
@@ -77,7 +77,7 @@ def _table_of_levels(processor: DeiTImageProcessor) -> Any:
 
 
 def _resized_size(tf: Any, size: Any, height: Any, width: Any) -> tuple[Any, Any]:
-    """`processor_options.resized_size`, for sizes known when the graph runs."""
+    """Computes `resized_size` of `deit.core.processing` in the graph."""
     if "height" in size:
         return size["height"], size["width"]
     tall, wide = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
@@ -96,7 +96,7 @@ def _resized_size(tf: Any, size: Any, height: Any, width: Any) -> tuple[Any, Any
 
 
 def _center_crop(tf: Any, images: Any, height: int, width: int) -> Any:
-    """`pixels.center_crop` of (B, H, W, C)."""
+    """Crops the center of (B, H, W, C), padding with zeros, as `deit.core.processing` does."""
     padding, starts = [[0, 0]], [0]
     for axis, side in ((1, height), (2, width)):
         full = tf.shape(images)[axis]
@@ -126,9 +126,9 @@ def _resize(tf: Any, images: Any, size: tuple[Any, Any], resample: Image.Resampl
 
 
 def _rows_can_come_first() -> bool:
-    """Whether the Pillow that is installed starts with the rows where that is faster, as 13 does and older ones do not.
+    """Whether the installed Pillow resizes rows first where that is faster, as Pillow 13 does.
 
-    Rounding between the two passes makes the order matter.
+    The order changes the result, because Pillow rounds between the two passes.
     """
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 30), dtype=np.uint8))
     rows_first = noise.resize((30, 20), Image.Resampling.BICUBIC).resize((20, 20), Image.Resampling.BICUBIC)
@@ -138,7 +138,7 @@ def _rows_can_come_first() -> bool:
 
 def _take_nearest(tf: Any, images: Any, axis: int, side: Any) -> Any:
     step = tf.cast(tf.shape(images)[axis], tf.float64) / tf.cast(side, tf.float64)
-    # Pillow adds the steps up, and so must this, to round alike.
+    # Pillow accumulates the steps; the same sum gives the same rounding.
     steps = tf.concat([[step * 0.5], tf.fill([side - 1], step)], axis=0)
     return tf.gather(images, tf.cast(tf.cumsum(steps), tf.int32), axis=axis)
 
@@ -152,7 +152,7 @@ def _one_pass(tf: Any, images: Any, axis: int, side: Any, resample: Image.Resamp
     total = start * tf.reshape(coefficients[:, 0], shape) + (1 << (_BITS - 1))
 
     def add(tap: Any, total: Any) -> tuple[Any, Any]:
-        place = tf.minimum(first + tap, full - 1)  # what lies beyond has the coefficient 0
+        place = tf.minimum(first + tap, full - 1)  # places beyond the edge have the coefficient 0
         values = tf.cast(tf.gather(images, place, axis=axis), tf.int32)
         return tap + 1, total + values * tf.reshape(coefficients[:, tap], shape)
 
@@ -162,7 +162,7 @@ def _one_pass(tf: Any, images: Any, axis: int, side: Any, resample: Image.Resamp
 
 
 def _coefficients(tf: Any, full: Any, side: Any, resample: Image.Resampling) -> tuple[Any, Any]:
-    """Returns the first pixel that each new one is made of, (side,), and the coefficients from there on."""
+    """Returns the first source pixel of each new pixel, (side,), and the coefficients from there, (side, taps)."""
     scale = tf.cast(full, tf.float64) / tf.cast(side, tf.float64)
     stretch = tf.maximum(scale, 1.0)
     reach = _REACH[resample] * stretch

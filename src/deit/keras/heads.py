@@ -1,4 +1,4 @@
-"""What stands on the trunk in Keras, the same for DeiT and ViT: pooler, classifier, decoder of masked images."""
+"""Heads of the Keras models, the same for DeiT and ViT: pooler, classifier, decoder of masked images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class KerasPooler(NetworkLayer):
         return self.activation(self.dense(tokens[:, 0]))
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers by their names in the network."""
         parts: dict[str, Any] = {"dense": self.dense}
         if isinstance(self.activation, keras.layers.Layer):
             parts["activation"] = self.activation
@@ -49,9 +49,9 @@ class KerasPooler(NetworkLayer):
 
 
 def linear_classifier(config: VisionTransformerConfig, name: str, policy: Any) -> keras.layers.Dense | None:
-    """Builds a classifier of one token (B, D) -> (B, K), None with no labels.
+    """Builds a linear classifier of one token (B, D) -> (B, K); returns None without labels.
 
-    It computes in the type of the weights: in mixed precision the logits are float32, as Keras advises.
+    It computes in the dtype of the weights: in mixed precision the logits are float32, as Keras recommends.
     """
     if config.num_labels == 0:
         return None
@@ -74,14 +74,14 @@ class KerasPixelDecoder(NetworkLayer):
         self.finish(None, self.num_channels, *(side * self.stride for side in config.grid_size))
 
     def call(self, patches: Any, *, grid: tuple[int, int]) -> Any:
-        """Maps patches, row by row, to an image whose sides are the grid's times the stride."""
+        """Maps patches, row by row, to an image of grid x stride pixels."""
         (rows, columns), stride = grid, self.stride
         x = ops.reshape(self.projection(patches), (-1, rows, columns, self.num_channels, stride, stride))
         x = ops.transpose(x, (0, 3, 1, 4, 2, 5))
         return ops.reshape(x, (-1, self.num_channels, rows * stride, columns * stride))
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers by their names in the network."""
         return {"0": FileConvolution(self.projection, (1, 1))}
 
 
@@ -145,10 +145,10 @@ def classify(
 
 
 def loss_of_problem(config: VisionTransformerConfig, logits: Any, labels: Any, sample_weight: Any = None) -> Any:
-    """Returns the loss; the problem type is inferred at the first one and kept in the configuration.
+    """Returns the loss. The first call infers the problem type and stores it in the configuration.
 
     Raises:
-        ValueError: The labels do not suit the model.
+        ValueError: The labels do not fit the model.
     """
     require_classifier(config)
     labels = as_tensor(labels)
@@ -158,7 +158,7 @@ def loss_of_problem(config: VisionTransformerConfig, logits: Any, labels: Any, s
 
 
 def require_classifier(config: VisionTransformerConfig) -> None:
-    """Checks that labels can give a loss.
+    """Checks that the model has a classifier.
 
     Raises:
         ValueError: The model has no classifier.
@@ -183,7 +183,7 @@ def require_equal_stride(config: VisionTransformerConfig) -> None:
 def reconstruct(
     model: Any, encoded: KerasBaseModelOutputWithPooling, pixel_values: Any, bool_masked_pos: Any
 ) -> KerasMaskedImageModelingOutput:
-    """Turns patches into pixels; with a mask, the loss is the mean absolute error of the masked pixels."""
+    """Reconstructs pixels from patches; with a mask, adds the mean absolute error of the masked pixels as loss."""
     config = model.config
     grid = patch_grid(_image_size(as_pixels(pixel_values), model), config)
     image = model.decoder(encoded.last_hidden_state[:, config.num_prefix_tokens :], grid=grid)
@@ -198,7 +198,7 @@ def reconstruct(
 def loss_of_reconstruction(
     model: Any, pixel_values: Any, bool_masked_pos: Any, image: Any, sample_weight: Any = None
 ) -> Any:
-    """Returns the mean absolute error of the masked pixels; arguments as in `reconstruct`, and weights (B,)."""
+    """Returns the mean absolute error of the masked pixels; arguments as in `reconstruct`; weights are (B,)."""
     pixels = as_pixels(pixel_values)
     if model.data_format == "channels_last":
         pixels = ops.transpose(pixels, (0, 3, 1, 2))
@@ -206,17 +206,17 @@ def loss_of_reconstruction(
 
 
 def decide(per_call: bool | None, configured: bool) -> bool:
-    """Returns what the call says, or the configuration where it says nothing."""
+    """Returns the argument of the call, or the value of the configuration if it is None."""
     return configured if per_call is None else per_call
 
 
 def as_asked(output: KerasModelOutput, return_dict: bool | None, config: VisionTransformerConfig) -> Any:
-    """Returns the output itself, or a tuple where the call or the configuration asks for one."""
+    """Returns the output, or a tuple if `return_dict` of the call or the configuration is False."""
     return output if decide(return_dict, config.return_dict) else output.to_tuple()
 
 
 def takes_dict(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a `call` take its inputs as one dict as well, as `fit` and `predict` pass them."""
+    """Lets a `call` also accept its inputs as one dict, as `fit` and `predict` pass them."""
 
     @wraps(call)
     def unpacked(self: Any, pixel_values: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What Keras models accept: one backend in a process, the order of channels, labels that are numbers."""
+"""Checks the inputs of Keras models: backend, order of channels, shapes, labels."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def check_backend() -> None:
 def name_arguments(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: tuple[str, ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Gives all arguments but the first their names, also what is no tensor in a dict of inputs.
+    """Turns all arguments but the first into named ones, flags inside a dict of inputs included.
 
-    Keras takes only tensors by position.
+    Keras accepts only tensors by position.
 
     Args:
-        call: Of the model.
-        args: Given by position.
-        kwargs: Given by name.
-        tensors: Names of its arguments that are tensors, besides pixel_values.
+        call: `call` of the model.
+        args: Arguments by position.
+        kwargs: Arguments by name.
+        tensors: Names of the tensor arguments besides pixel_values.
 
     Raises:
-        TypeError: There are too many, one comes twice, or the dict holds one that the model does not know.
+        TypeError: There are too many arguments, one is given twice, or the dict holds an unknown one.
     """
     names = list(inspect.signature(call).parameters)
     if len(args) > len(names):
@@ -72,14 +72,14 @@ def name_arguments(
 
 
 def check_inputs(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Checks what a model is called with, before Keras converts it.
+    """Checks the arguments of a call before Keras converts them.
 
     Returns:
         The arguments, with arrays in place of lists.
 
     Raises:
         ValueError: There are no pixels, or labels are out of range.
-        TypeError: An input is no tensor of this backend, or holds no numbers.
+        TypeError: An input is not a tensor of this backend, or does not hold numbers.
     """
     names = ("pixel_values", *model.tensor_arguments)
     args = tuple(_with_arrays(dict(a), names) if isinstance(a, Mapping) else _as_array(a) for a in args)
@@ -105,7 +105,7 @@ def _with_arrays(inputs: dict[str, Any], names: tuple[str, ...]) -> dict[str, An
 
 
 def _as_array(value: Any) -> Any:
-    """Returns an array of a list of numbers, in Keras's type of float; all else as it is."""
+    """Converts a list of numbers into an array of Keras's float type; returns other values unchanged."""
     if not isinstance(value, (list, tuple)) or not value:
         return value
     try:
@@ -223,16 +223,16 @@ def as_tensor(value: Any) -> Any:
 
 
 def labels_to_weight(x: Any, y: Any, *, sample_weight: Any, class_weight: Any) -> Any:
-    """Returns `y` for Keras, which drops the weights of samples and classes without a word where there is none.
+    """Returns `y` for Keras, which silently drops weights of samples and classes without it.
 
     Args:
         x: Inputs, as `fit` and `evaluate` take them.
-        y: Labels, or None: they are beside the pixels in `x`, or `x` is a data set.
+        y: Labels; None if they are in `x` or `x` is a data set.
         sample_weight: As in `fit`, or None.
         class_weight: As in `fit`, or None.
 
     Raises:
-        ValueError: There are weights, and nothing that they belong to.
+        ValueError: There are weights and no labels.
     """
     if y is not None or (sample_weight is None and class_weight is None):
         return y

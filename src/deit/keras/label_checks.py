@@ -1,4 +1,4 @@
-"""Class numbers that are out of range, found while they can be seen: `fit` compiles its steps, which raise no error."""
+"""Finds class numbers out of range before `fit` runs its compiled steps, which cannot raise an error."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _FOUND = re.compile(r"(labels must be class numbers from 0 to \d+.*?)\. Received
 
 @dataclass(frozen=True)
 class ClassRange:
-    """Which class numbers a loss takes.
+    """The class numbers that a loss accepts.
 
     Attributes:
-        classes: Number of classes K; 0 to K - 1 are right.
-        ignored: What stands for "no label".
-        whole: Whether numbers that are not integers are something else than classes.
+        classes: Number of classes K; valid numbers are 0 to K - 1.
+        ignored: The number for "no label"; None if there is none.
+        whole: Whether class numbers must be integers; if False, floats are class numbers too.
     """
 
     classes: int
@@ -37,7 +37,7 @@ class ClassRange:
     whole: bool = True
 
     def applies_to(self, kind: str, shape: tuple[int | None, ...]) -> bool:
-        """Whether an array of such a type and shape holds class numbers."""
+        """Whether an array of this dtype and shape holds class numbers."""
         numbers = "int" in kind or (not self.whole and "float" in kind)
         return numbers and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1))
 
@@ -57,7 +57,7 @@ class ClassRange:
 
     @property
     def rule(self) -> str:
-        """Says which class numbers are right."""
+        """Describes the valid class numbers."""
         none = "" if self.ignored is None else f" ({self.ignored}: no label)"
         return f"labels must be class numbers from 0 to {self.classes - 1}{none}"
 
@@ -68,18 +68,18 @@ def _as_array(labels: Any) -> np.ndarray | None:
     try:
         is_tensor = type(labels).__module__.split(".")[0] in ("tensorflow", "torch", "jaxlib", "jax")
         array = np.asarray(ops.convert_to_numpy(labels) if is_tensor else labels)
-    except Exception:  # noqa: BLE001 - a tensor inside compiled code; every backend has an error of its own
+    except Exception:  # noqa: BLE001 - a symbolic tensor; each backend raises another error
         return None
     return array if array.dtype.kind in "iuf" else None
 
 
 def class_ranges(num_labels: int, problem_type: str | None, loss: Any) -> dict[str | None, ClassRange]:
-    """Returns which class numbers the targets of each output may have; None names targets without one.
+    """Returns the valid class numbers of the targets of each output; the key None is for targets without a name.
 
     Args:
         num_labels: Number of classes; 0 without a classifier.
-        problem_type: Of the configuration.
-        loss: As it was passed to `compile`, None for the model's own.
+        problem_type: `config.problem_type`.
+        loss: The argument of `compile`; None for the model's own loss.
     """
     if not num_labels:
         return {}
@@ -132,7 +132,7 @@ def _pairs(x: Any, y: Any, ranges: Mapping[str | None, ClassRange]) -> Iterator[
 
 
 def checked_data(x: Any, ranges: Mapping[str | None, ClassRange]) -> Any:
-    """Returns a data set whose batches are checked when they are read; anything else as it is.
+    """Returns a data set that checks its batches when they are read; returns other data unchanged.
 
     Args:
         x: `tf.data.Dataset`, `keras.utils.PyDataset`, a generator, PyTorch's `DataLoader`, or arrays.
@@ -167,7 +167,7 @@ def _checked(batch: Any, ranges: Mapping[str | None, ClassRange]) -> Any:
 
 
 def _checked_in_graph(batch: tuple[Any, ...], ranges: Mapping[str | None, ClassRange]) -> Any:
-    """Returns a batch of `tf.data` that raises an error of TensorFlow, see `plain_errors`."""
+    """Adds checks to a batch of `tf.data`, which raise TensorFlow errors; see `plain_errors`."""
     import tensorflow as tf
 
     checks = []
@@ -184,7 +184,7 @@ def _checked_in_graph(batch: tuple[Any, ...], ranges: Mapping[str | None, ClassR
 
 
 class _CheckedDataset(keras.utils.PyDataset):
-    """A `PyDataset` whose batches are checked."""
+    """A `PyDataset` that checks its batches."""
 
     def __init__(self, inner: keras.utils.PyDataset, ranges: Mapping[str | None, ClassRange]) -> None:
         super().__init__(inner.workers, inner.use_multiprocessing, inner.max_queue_size)
@@ -192,7 +192,7 @@ class _CheckedDataset(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int | None:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         count: int | None = self.inner.num_batches
         return count
 
@@ -203,17 +203,17 @@ class _CheckedDataset(keras.utils.PyDataset):
         return _checked(self.inner[index], self.ranges)
 
     def on_epoch_begin(self) -> None:
-        """Hands it on."""
+        """Calls the same method of the inner data set."""
         self.inner.on_epoch_begin()
 
     def on_epoch_end(self) -> None:
-        """Hands it on."""
+        """Calls the same method of the inner data set."""
         self.inner.on_epoch_end()
 
 
 @dataclass(frozen=True)
 class _CheckedBatches:
-    """Makes batches of a `DataLoader` and checks them; a class, since it goes to worker processes."""
+    """Collates batches of a `DataLoader` and checks them. A class, because worker processes need to pickle it."""
 
     collate: Callable[[Any], Any]
     ranges: Mapping[str | None, ClassRange]
@@ -224,12 +224,12 @@ class _CheckedBatches:
 
 @contextmanager
 def plain_errors(model: Any) -> Iterator[None]:
-    """Raises what a checked `tf.data` found as the error that arrays raise, and leaves the model whole.
+    """Converts the TensorFlow error of a checked `tf.data` into the error for arrays, and restores the weights.
 
-    On JAX Keras takes the weights out of a model while it trains or scores, and loses them when the first batch fails.
+    On JAX, Keras moves the weights out of the model while it trains or scores, and loses them if the first batch fails.
 
     Args:
-        model: That `fit` or `evaluate` runs.
+        model: The model of `fit` or `evaluate`.
 
     Raises:
         ValueError: A class number is out of range.

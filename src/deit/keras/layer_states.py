@@ -1,7 +1,6 @@
-"""What is set on a Keras model after it was built: what is frozen, types, quantization and adapters of single layers.
+"""The state of a Keras model that its constructor does not know: frozen layers, dtypes, quantization, adapters.
 
-Keras writes the arguments of a constructor into `.keras` files, pickles and clones. The models here are built by theirs
-alone, so that without this all of it would be lost without a word.
+`.keras` files, pickles and clones of Keras hold the arguments of a constructor. This module adds what was set later.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from deit.keras.weights import network_slots
 
 
 def layer_states(model: Any) -> dict[str, Any]:
-    """Returns, as JSON has it, what `restore_layer_states` sets on a new model.
+    """Returns the state of all layers as JSON values, for `restore_layer_states`.
 
     Args:
-        model: One of this package's, with `network_parts`.
+        model: A model of this package.
     """
     frozen_layers, types, quantized, adapted = [], {}, {}, {}
     for name, layer in named_layers(model):
@@ -45,7 +44,7 @@ def layer_states(model: Any) -> dict[str, Any]:
 
 
 def restore_layer_states(model: Any, states: Mapping[str, Any]) -> None:
-    """Sets on a new model what `layer_states` found on the old one; weights are left to Keras."""
+    """Applies the result of `layer_states` to a new model. Keras loads the weights."""
     layers = dict(named_layers(model))
     for name, values in states.get("quantized", {}).items():
         layers[name].quantize(values["mode"], config=keras.saving.deserialize_keras_object(values["config"]))
@@ -55,7 +54,7 @@ def restore_layer_states(model: Any, states: Mapping[str, Any]) -> None:
         layers[name].enable_lora(**values)
     frozen_layers = set(states.get("frozen_layers", ()))
     if frozen_layers:
-        for name, layer in layers.items():  # the outer ones first: a flag is handed down to all that is inside
+        for name, layer in layers.items():  # outer layers first: setting a flag sets it on all inner layers
             layer.trainable = name not in frozen_layers
     frozen_tensors = set(states.get("frozen_tensors", ()))
     for name, slot in network_slots(model).items():

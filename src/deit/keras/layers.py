@@ -22,7 +22,7 @@ _DRAWS_INITIAL_VALUES = ContextVar("draws initial values", default=True)
 
 @contextmanager
 def without_initial_values() -> Iterator[None]:
-    """Builds models full of zeros, which is fast, for a file to fill."""
+    """Initializes all weights with zeros inside the block, for weights that a file overwrites."""
     token = _DRAWS_INITIAL_VALUES.set(False)
     try:
         yield
@@ -31,26 +31,26 @@ def without_initial_values() -> Iterator[None]:
 
 
 class NetworkLayer(keras.layers.Layer):
-    """What the layers of the network share: `summary(expand_nested=True)` shows what is inside, and shapes."""
+    """Base of the network's layers: `summary(expand_nested=True)` shows inner layers and shapes."""
 
-    # Of its main output, for `summary`; None stands for the batch.
+    # Shape of the main output, for `summary`; None is the batch.
     output_shape: tuple[int | None, ...] = ()
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The layers directly inside, as Keras's models have them."""
+        """The direct inner layers, as in Keras's models."""
         return list(self._flatten_layers(include_self=False, recursive=False))
 
     def __dir__(self) -> Iterable[str]:
-        # Keras's files name a layer by the first attribute that leads to it, which shall stay the one of its own.
+        # Keras's files name a layer by the first attribute in `dir` that leads to it. Hides `layers`.
         return [name for name in super().__dir__() if name != "layers"]
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers and variables by their names in the network."""
         return {}
 
     def finish(self, *output_shape: int | None) -> None:
-        """Says that all weights are there.
+        """Marks the layer as built.
 
         Args:
             *output_shape: See `output_shape`.
@@ -60,14 +60,14 @@ class NetworkLayer(keras.layers.Layer):
 
 
 def show_shape(layer: Any, *output_shape: int | None, input_shape: tuple[int | None, ...] | None = None) -> None:
-    """Lets `summary` show the shape of a layer's output, also of one that was not built from a shape.
+    """Sets the output shape that `summary` shows.
 
     Args:
-        layer: One that is whole.
-        *output_shape: Of its main output; None stands for the batch.
-        input_shape: Where it matters, which is in models: TensorFlow writes them down with it in a SavedModel.
+        layer: A built layer.
+        *output_shape: Shape of the main output; None is the batch.
+        input_shape: Shape of the input of a model, which TensorFlow writes into a SavedModel.
     """
-    if not isinstance(layer, keras.layers.Dropout):  # which returns the shape that it was built from
+    if not isinstance(layer, keras.layers.Dropout):  # a Dropout returns its build shape
         layer.output_shape = output_shape
     layer._build_shapes_dict = {"input_shape": input_shape or output_shape}
 
@@ -80,7 +80,7 @@ def dropout(rate: float, *output_shape: int | None, **options: Any) -> keras.lay
 
 
 def token_shape(config: VisionTransformerConfig) -> tuple[None, int, int]:
-    """Shape of the tokens of an image of the trained size."""
+    """Returns the shape of the tokens of an image of the trained size, (None, N, D)."""
     return None, config.num_prefix_tokens + config.grid_size[0] * config.grid_size[1], config.hidden_size
 
 
@@ -89,22 +89,22 @@ def _initializer(kind: type[keras.initializers.Initializer], **options: Any) -> 
 
 
 def normal_values(std: float) -> keras.initializers.Initializer:
-    """Returns what linear layers, tokens and positions start with: normal values.
+    """Returns the initializer of linear layers, tokens and positions: a normal distribution.
 
-    PyTorch's and the paper's truncated normal cuts at -2 and 2, a hundred deviations away, which never happens.
+    PyTorch and the paper truncate it at -2 and 2, which is a hundred standard deviations and has no effect.
     """
     return _initializer(keras.initializers.RandomNormal, stddev=std)
 
 
 def dense(inputs: int, units: int, config: VisionTransformerConfig, **options: Any) -> keras.layers.Dense:
-    """Builds a linear layer with weights at once: normal values and a bias of zeros."""
+    """Builds a linear layer and its weights: normal values and a zero bias."""
     layer = keras.layers.Dense(units, kernel_initializer=normal_values(config.initializer_range), **options)
     layer.build((None, inputs))
     return layer
 
 
 def convolution(inputs: int, units: int, **options: Any) -> keras.layers.Dense:
-    """Builds a linear layer that stands for a convolution without overlap, with PyTorch's initial values of one."""
+    """Builds a linear layer that replaces a convolution without overlap, with PyTorch's initial values."""
     bound = 1.0 / math.sqrt(inputs)
     draw = _initializer(keras.initializers.RandomUniform, minval=-bound, maxval=bound)
     draw_bias = _initializer(keras.initializers.RandomUniform, minval=-bound, maxval=bound)
@@ -115,7 +115,7 @@ def convolution(inputs: int, units: int, **options: Any) -> keras.layers.Dense:
 
 @dataclass(frozen=True)
 class FileConvolution:
-    """Says that files hold a linear layer as a convolution (outputs, channels, height, width).
+    """A linear layer that files hold as a convolution (outputs, channels, height, width).
 
     Attributes:
         layer: Result of `convolution`.
@@ -134,15 +134,15 @@ def norm(config: VisionTransformerConfig, **options: Any) -> keras.layers.LayerN
 
 
 def as_rows(x: Any) -> Any:
-    """Turns (B, N, D) into (B x N, D): XLA multiplies two matrices up to 1.4 times faster than a batch with one."""
+    """Reshapes (B, N, D) to (B x N, D): XLA multiplies matrices up to 1.4 times faster than batches."""
     return ops.reshape(x, (-1, x.shape[-1]))
 
 
 class DropPath(NetworkLayer):
-    """Skips a residual branch for some samples while training, and scales the others up (stochastic depth).
+    """Drops a residual branch for random samples in training, and scales up the others (stochastic depth).
 
     Args:
-        rate: Probability of skipping.
+        rate: Probability of dropping.
         *output_shape: See `NetworkLayer`.
     """
 
@@ -153,7 +153,7 @@ class DropPath(NetworkLayer):
         self.finish(*output_shape)
 
     def call(self, x: Any, training: bool = False) -> Any:
-        """Returns (B, N, D), in evaluation the input itself."""
+        """Returns (B, N, D); in evaluation the input itself."""
         if not training or self.rate == 0.0:
             return x
         drawn = keras.random.uniform((ops.shape(x)[0], 1, 1), dtype="float32", seed=self.seed_generator)
@@ -165,8 +165,8 @@ class LayerScale(NetworkLayer):
     """Multiplies each channel of a residual branch by a learnt number (DeiT III).
 
     Args:
-        shape: Of what it multiplies, (None, N, D).
-        initial_value: What every factor starts with; small, so that a deep network starts near the identity.
+        shape: Shape of the input, (None, N, D).
+        initial_value: Initial value of every factor; small, so that a deep network starts near the identity.
     """
 
     def __init__(self, shape: tuple[None, int, int], initial_value: float, **options: Any) -> None:

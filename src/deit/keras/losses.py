@@ -1,7 +1,7 @@
-"""Losses of classification and distillation in Keras: the same values as those of `losses.py` (paper, section 4).
+"""Losses of classification and distillation in Keras, equal to those of `deit.models.losses` (paper, section 4).
 
-They are computed in float32 whatever the type of the logits, and work inside `tf.function` and `jax.jit`. A class
-number that is out of range makes the loss NaN there, because compiled code cannot raise an error.
+The losses compute in float32 for every dtype of logits, and work inside `tf.function` and `jax.jit`. Compiled code
+cannot raise an error: there, a class number out of range makes the loss NaN.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deit.core.labels import NO_LABEL
 def classification_loss(
     logits: Any, target: Any, *, label_smoothing: float = 0.0, loss: str = "ce", sample_weight: Any = None
 ) -> Any:
-    """How far logits are from the true classes; see `deit.models.losses.classification_loss`.
+    """Returns the distance of logits from the true classes; see `deit.models.losses.classification_loss`.
 
     Args:
         logits: (B, K).
@@ -54,11 +54,11 @@ def classification_loss(
 
 
 def weighted(terms: Any, sample_weight: Any) -> Any:
-    """Multiplies the losses of images by their weights; their mean is over images then, as in Keras, not over weights.
+    """Multiplies the losses of images by weights. The mean is then taken over images, as in Keras, not over weights.
 
     Args:
         terms: (B,).
-        sample_weight: (B,) or (B, 1), or None: 1 each.
+        sample_weight: (B,) or (B, 1); None leaves the losses unchanged.
 
     Raises:
         ValueError: The weights have another shape.
@@ -77,7 +77,7 @@ def weighted(terms: Any, sample_weight: Any) -> Any:
 
 
 def _one_hot(target: Any, classes: int) -> tuple[Any, Any]:
-    """Returns which images have a label (B,), and the labels as zeros and ones (B, K), NaN where out of range."""
+    """Returns a mask of labelled images (B,), and one-hot labels (B, K), NaN where out of range."""
     target = ops.cast(target, "int32")
     labelled = target != NO_LABEL
     safe = ops.where(labelled, target, 0)
@@ -111,21 +111,21 @@ def distillation_loss(
     reduction: str = "batchmean",
     sample_weight: Any = None,
 ) -> Any:
-    """How far the distillation head is from the teacher (paper, equations 2 and 3).
+    """Returns the distance of the distillation head from the teacher (paper, equations 2 and 3).
 
-    See `deit.models.losses.distillation_loss`, also for where libraries differ.
+    See `deit.models.losses.distillation_loss`, which also says how libraries differ.
 
     Args:
         student_logits: (B, K), of the distillation head.
-        teacher_logits: (B, K); with "hard" the teacher's first classes (B,) as integers will do.
+        teacher_logits: (B, K); "hard" also accepts the teacher's top classes (B,) as integers.
         kind: "hard" or "soft".
         temperature: T of the soft loss; the hard loss ignores it.
         reduction: "batchmean" or "numel", of the soft loss.
         sample_weight: (B,), see `weighted`.
 
     Raises:
-        ValueError: An unknown kind or reduction, the numbers of classes or images differ, or class numbers came where
-            the soft loss needs logits.
+        ValueError: The kind or reduction is unknown, the numbers of classes or images differ, or the soft loss
+            received class numbers.
     """
     if kind not in DISTILLATION_KINDS:
         raise UserError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
@@ -144,7 +144,7 @@ def distillation_loss(
         raise UserError(f"There must be {what}. Received: teacher {teacher_shape}, student {student_shape}.")
     if kind == "hard":
         labels = teacher_logits if integers else ops.argmax(teacher_logits, axis=-1)
-        if integers:  # every image has an answer of the teacher: -100 is a mistake here
+        if integers:  # every image has a teacher's class: -100 is invalid
             labels = ops.where(labels == NO_LABEL, ops.cast(-1, labels.dtype), labels)
         return classification_loss(student_logits, labels, sample_weight=sample_weight)
     student = ops.log_softmax(student_logits / temperature, axis=-1)
@@ -155,7 +155,7 @@ def distillation_loss(
 
 
 def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any = None) -> Any:
-    """The loss of a classification model by problem type, as transformers defines them.
+    """Returns the loss of a classification model by problem type, as in transformers.
 
     Args:
         logits: (B, K).
@@ -164,10 +164,10 @@ def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any
         sample_weight: (B,), see `weighted`.
 
     Returns:
-        A scalar, mean over the batch; with class numbers, mean over the images that have one.
+        A scalar: the mean over the batch; with class numbers, the mean over labelled images.
 
     Raises:
-        ValueError: The shapes disagree, or there is only one class to choose from.
+        ValueError: The shapes disagree, or there is only one class.
         TypeError: Class numbers are not integers.
     """
     logits = ops.cast(logits, "float32")
@@ -193,7 +193,7 @@ def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any
         return ops.sum(ops.where(labelled, terms, 0.0)) / ops.sum(ops.cast(labelled, "float32"))
     if problem_type == "regression" and classes == 1 and len(labels.shape) == 1:
         labels = labels[:, None]
-    if not _same_shape(tuple(labels.shape), tuple(logits.shape)):  # backends would spread them to a common shape
+    if not _same_shape(tuple(labels.shape), tuple(logits.shape)):  # backends would broadcast them
         raise UserError(
             f"Targets of the problem type {problem_type!r} must have the shape {tuple(logits.shape)}. "
             f"Received: {tuple(labels.shape)}."
@@ -204,7 +204,7 @@ def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any
 
 
 def infer_problem_type(labels: Any, num_labels: int) -> str:
-    """Guesses the problem type from labels, as transformers does; see `deit.models.losses.infer_problem_type`."""
+    """Infers the problem type from labels, as transformers does; see `deit.models.losses.infer_problem_type`."""
     if num_labels == 1:
         return "regression"
     kind = keras.backend.standardize_dtype(labels.dtype)
@@ -212,24 +212,24 @@ def infer_problem_type(labels: Any, num_labels: int) -> str:
 
 
 def is_integer(tensor: Any) -> bool:
-    """Whether a tensor holds integers; truth values are none."""
+    """Whether a tensor holds integers. Booleans do not count."""
     return "int" in keras.backend.standardize_dtype(tensor.dtype)
 
 
 def _same_shape(left: tuple[int | None, ...], right: tuple[int | None, ...]) -> bool:
-    """Whether two shapes agree; sides that are not known yet agree with every number."""
+    """Whether two shapes are equal; an unknown side (None) equals every number."""
     return len(left) == len(right) and all(a == b or None in (a, b) for a, b in zip(left, right, strict=True))
 
 
 def masked_pixel_loss(
     pixels: Any, reconstruction: Any, patch_mask: Any, patch_size: tuple[int, int], sample_weight: Any = None
 ) -> Any:
-    """The mean absolute error of the masked pixels (SimMIM); every image has its own mask.
+    """Returns the mean absolute error of the masked pixels (SimMIM). Every image has its own mask.
 
     Args:
         pixels: (B, C, H, W).
         reconstruction: (B, C, rows x patch height, columns x patch width).
-        patch_mask: (B, P), 1 or True for the patches that were hidden.
+        patch_mask: (B, P), 1 or True for masked patches.
         patch_size: (height, width) of a patch.
         sample_weight: (B,), see `weighted`.
 

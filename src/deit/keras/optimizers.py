@@ -1,4 +1,4 @@
-"""The paper's schedule and optimizer as Keras classes, known to `.keras` files wherever the models are."""
+"""The paper's schedule and optimizer as registered Keras classes, so that `.keras` files can hold them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         steps_per_epoch: Batches in an epoch.
         epochs: Passes over the training images.
         warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
-        warmup_lr: Where the warm-up begins; at most `peak`. None takes the paper's 1e-6, or 0.002 of a peak that is not
-            above it, as the paper's is of 5e-4.
-        min_lr: Where the cosine ends; at most `peak`. None takes the paper's 1e-5, or 0.02 of a peak that is not above.
+        warmup_lr: Rate at the start of the warm-up; at most `peak`. None takes the paper's 1e-6, or 0.002 x peak if the
+            peak is not above 1e-6.
+        min_lr: Rate at the end of the cosine; at most `peak`. None takes the paper's 1e-5, or 0.02 x peak if the peak
+            is not above 1e-5.
 
     Raises:
         ValueError: A number is out of range.
@@ -75,7 +76,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         """Returns the rate of a step (from 0), a float32 scalar."""
         epoch = ops.cast(step, "float32") / self.steps_per_epoch
         low = self.min_lr
-        # (1 + cos x) / 2, in the form that loses no digits near the end.
+        # (1 + cos x) / 2 as a square, which keeps precision near the end.
         cosine = low + (self.peak - low) * ops.square(ops.cos(epoch * (math.pi / 2 / self.epochs)))
         if self.warmup_epochs == 0:
             return cosine
@@ -90,19 +91,19 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="deit")
 class PaperAdamW(keras.optimizers.AdamW):
-    """AdamW that decays matrices alone: no norms, biases, tokens and position embeddings.
+    """AdamW that decays only matrices: not norms, biases, tokens or position embeddings.
 
-    The rule is its own, not a list of variables, so that copies and files of it keep it.
+    The class computes the exclusions from the variables, so that copies and files keep the rule.
     """
 
     def build(self, variables: Any) -> None:
-        """Makes its state, and finds what it does not decay."""
+        """Creates the state, and excludes variables from decay."""
         if not self.built:
             self.leave_out(variables)
         super().build(variables)
 
     def leave_out(self, variables: Any) -> None:
-        """Finds what of these variables it does not decay."""
+        """Excludes norms, biases, tokens and position embeddings among the variables from decay."""
         self.exclude_from_weight_decay(var_list=[v for v in variables if _is_plain(v)])
 
 
@@ -119,10 +120,10 @@ def undecayed(model: Any) -> list[str]:
 
 
 def leave_undecayed(model: Any, names: list[str]) -> None:
-    """Tells the new optimizer of a model what not to decay; `names` as `undecayed` returns them."""
+    """Excludes tensors from the decay of a model's optimizer; `names` as `undecayed` returns them."""
     slots = network_slots(model)
     _inner(model.optimizer).exclude_from_weight_decay(var_list=[slots[name].variable for name in names])
 
 
 def _inner(optimizer: Any) -> Any:
-    return getattr(optimizer, "inner_optimizer", optimizer)  # of the one that scales losses in half precision
+    return getattr(optimizer, "inner_optimizer", optimizer)  # inside a LossScaleOptimizer

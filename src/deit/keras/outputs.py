@@ -1,7 +1,7 @@
-"""What the Keras models return: dictionaries that are also tuples and have attributes, as in `outputs.py`.
+"""Outputs of the Keras models: dicts that are also tuples and have attributes.
 
-They are structures that Keras, TensorFlow and JAX look into, so `fit`, `predict`, `tf.function` and `jax.jit` accept
-them.
+They are registered as structures of tensors with Keras and the backends, so that `fit`, `predict`, `tf.function` and
+`jax.jit` accept them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class KerasMaskedImageModelingOutput(KerasModelOutput):
 
     Attributes:
         loss: Scalar, when a patch mask was given.
-        reconstruction: (B, C, H, W), channels first whatever the input is, as in transformers.
+        reconstruction: (B, C, H, W), channels first for every `data_format`, as in transformers.
         hidden_states: See `KerasBaseModelOutputWithPooling`.
         attentions: See `KerasBaseModelOutputWithPooling`.
     """
@@ -112,7 +112,7 @@ class KerasMaskedImageModelingOutput(KerasModelOutput):
 class KerasDeiTForImageClassificationWithTeacherOutput(KerasModelOutput):
     """Output of `TFDeiTForImageClassificationWithTeacher`.
 
-    Without labels it has the fields and order of transformers; with labels, `loss` stands first.
+    Without labels it has the fields and order of transformers; with labels, `loss` comes first.
 
     Attributes:
         loss: Scalar, when labels were given.
@@ -139,7 +139,7 @@ def _register(output: type[KerasModelOutput]) -> None:
         return output(**dict(zip(names, values, strict=True)))
 
     backend = keras.backend.backend()
-    if backend == "torch":  # Keras looks into structures with PyTorch's functions there; it has imported PyTorch
+    if backend == "torch":  # there Keras uses PyTorch's pytrees, and has imported PyTorch
         import torch.utils._pytree
 
         torch.utils._pytree.register_pytree_node(

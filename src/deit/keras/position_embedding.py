@@ -12,7 +12,7 @@ from deit.core.errors import UserError
 
 
 def patch_grid(size: tuple[int | None, ...], config: VisionTransformerConfig) -> tuple[int, int]:
-    """Returns the patches per column and row of an image; a side that is not known yet (None) is the trained one."""
+    """Returns the patches per column and row of an image; an unknown side (None) counts as the trained one."""
     height, width = (own if side is None else side for side, own in zip(size, config.grid_image_size, strict=True))
     patch_height, patch_width = config.grid_patch_size
     return height // patch_height, width // patch_width
@@ -21,13 +21,13 @@ def patch_grid(size: tuple[int | None, ...], config: VisionTransformerConfig) ->
 def resize_position_embedding(
     positions: Any, old_grid: tuple[int, int], new_grid: tuple[int, int], *, num_prefix_positions: int
 ) -> Any:
-    """Resizes the patch part of a position embedding; numbers as those of PyTorch's bicubic interpolation.
+    """Resizes the patch part of a position embedding; equals PyTorch's bicubic interpolation.
 
     Args:
         positions: (1, prefix + rows x columns, D), patches row by row.
         old_grid: (rows, columns) of `positions`.
-        new_grid: (rows, columns) asked for; an equal grid returns `positions` itself.
-        num_prefix_positions: How many positions stand before the patches (0 for DeiT III).
+        new_grid: (rows, columns) of the result; an equal grid returns `positions` itself.
+        num_prefix_positions: Number of positions before the patches (0 for DeiT III).
 
     Returns:
         (1, prefix + new rows x new columns, D).
@@ -45,7 +45,7 @@ def resize_position_embedding(
 
 
 def bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """Returns what resizes a line of numbers as PyTorch does: (new, old), cubic with a = -0.75, edges repeated."""
+    """Returns the matrix (new, old) of PyTorch's cubic resize of one axis: a = -0.75, edges repeated."""
     sharpness = -0.75
     places = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(places).astype(int)
@@ -59,12 +59,12 @@ def bicubic_matrix(old: int, new: int) -> np.ndarray:
 
 
 def head_mask_per_block(head_mask: Any, depth: int, heads: int) -> Any:
-    """Returns a head mask as (L, B or 1, H or 1, N or 1, N or 1); a row is what multiplies a block's probabilities.
+    """Returns a head mask as (L, B or 1, H or 1, N or 1, N or 1); row i belongs to block i.
 
     Args:
         head_mask: (H,), (L, H), or already of five dimensions.
         depth: L.
-        heads: H; heads that were pruned are counted too.
+        heads: H, pruned heads included.
 
     Raises:
         ValueError: The mask has the wrong shape.

@@ -1,4 +1,4 @@
-"""What all Keras models share: inputs, loading and saving of model directories, and losses under `fit`."""
+"""Base of all Keras models: inputs, Keras's configuration, loading and saving."""
 
 from __future__ import annotations
 
@@ -31,23 +31,21 @@ from deit.keras.layer_states import layer_states, restore_layer_states
 from deit.keras.pruning import prune
 from deit.keras.targets import main_output
 
-# Arguments that are accepted because callers of transformers pass them; they change nothing.
+# Arguments of transformers that are accepted and ignored.
 _WITHOUT_EFFECT = ("trust_remote_code", "from_pt", "low_cpu_mem_usage", "device_map", "attn_implementation")
 
 
 class KerasPreTrainedModel(FittedModel):
-    """What all Keras models share: a configuration, loading and saving.
-
-    `TFDeiTPreTrainedModel` and `TFViTPreTrainedModel` are its kinds. All weights exist as soon as it is built.
+    """Base of all Keras models: a configuration, loading and saving. The constructor creates all weights.
 
     Args:
         config: Sizes, rates and labels.
-        data_format: Order of the pixels' axes: "channels_first" (B, C, H, W), as in transformers, whatever Keras's own
-            setting is; or "channels_last" (B, H, W, C).
-        **options: Of `keras.Model`: `name`, `dtype` (a policy such as "mixed_bfloat16"), `trainable`.
+        data_format: Order of axes of the pixels: "channels_first" (B, C, H, W), as in transformers, whatever Keras
+            is set to; or "channels_last" (B, H, W, C).
+        **options: Options of `keras.Model`: `name`, `dtype` (a policy such as "mixed_bfloat16"), `trainable`.
 
     Raises:
-        TypeError: `config` is not of the model's class of configuration.
+        TypeError: `config` is not an instance of `config_class`.
         ValueError: The data format is unknown.
         RuntimeError: KERAS_BACKEND names another backend than the one that runs in this process.
     """
@@ -55,7 +53,7 @@ class KerasPreTrainedModel(FittedModel):
     config_class: ClassVar[type[VisionTransformerConfig]]
     base_model_prefix: ClassVar[str]
     main_input_name = "pixel_values"
-    # The arguments of `call` that are tensors, besides pixel_values.
+    # Tensor arguments of `call` besides pixel_values.
     tensor_arguments: ClassVar[tuple[str, ...]] = ("bool_masked_pos", "head_mask", "labels", "teacher_logits")
 
     def __init__(self, config: VisionTransformerConfig, *, data_format: str = "channels_first", **options: Any) -> None:
@@ -68,19 +66,19 @@ class KerasPreTrainedModel(FittedModel):
             raise UserError(f"data_format must be 'channels_first' or 'channels_last'. Received: {data_format!r}.")
         config.validate()
         options["name"] = options.get("name") or _new_name(type(self).__name__)
-        # Labels and pixels reach the model as they are; its layers convert what they take.
+        # Keras does not cast inputs: the layers do.
         super().__init__(**{"autocast": False, **options})
         self.config = config
         self.data_format = data_format
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model; see `call`. Wrong inputs are refused here, before Keras converts them."""
+        """Runs the model; see `call`. Checks inputs before Keras converts them."""
         args, kwargs = name_arguments(self.call, args, kwargs, self.tensor_arguments)
         args, kwargs = check_inputs(self, args, kwargs)
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Any = None) -> None:
-        """Does nothing: the model is built by its constructor."""
+        """Does nothing: the constructor builds the model."""
         self.built = True
 
     def network_parts(self) -> dict[str, Any]:
@@ -88,10 +86,10 @@ class KerasPreTrainedModel(FittedModel):
         raise NotImplementedError
 
     def __dir__(self) -> Iterable[str]:
-        # Keras's files name a layer by the first attribute that leads to it; this one leads there twice.
+        # Keras's files name a layer by the first attribute that leads to it. Hides the second one.
         return [name for name in super().__dir__() if name != "base_model"]
 
-    # --- what the model is ---------------------------------------------------------------------------
+    # --- properties ----------------------------------------------------------------------------------
 
     @property
     def num_labels(self) -> int:
@@ -100,17 +98,17 @@ class KerasPreTrainedModel(FittedModel):
 
     @property
     def base_model(self) -> Any:
-        """The bare model inside a model with heads; a bare model itself."""
+        """The bare model inside a model with heads; for a bare model, itself."""
         return getattr(self, self.base_model_prefix, self)
 
     @property
     def dummy_inputs(self) -> dict[str, np.ndarray]:
-        """Pixels that the model takes: one image of zeros."""
+        """Valid pixels: one image of zeros."""
         return {"pixel_values": np.zeros((1, *self.pixel_shape), np.float32)}
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """Shape of one image of the trained size, in the order of axes that the model takes."""
+        """Shape of one image of the trained size, in the model's order of axes."""
         size, channels = self.config.grid_image_size, self.config.num_channels
         return (channels, *size) if self.data_format == "channels_first" else (*size, channels)
 
@@ -119,7 +117,7 @@ class KerasPreTrainedModel(FittedModel):
         return self.base_model.trunk.patch_embed
 
     def get_output_embeddings(self) -> None:
-        """Returns None: there are no tokens to predict."""
+        """Returns None: the models predict no tokens."""
 
     def can_generate(self) -> bool:
         """Returns False: the models generate nothing."""
@@ -128,10 +126,10 @@ class KerasPreTrainedModel(FittedModel):
     def output_model(self, output: str | None = None) -> keras.Model:
         """Returns a functional Keras model from pixels to one output, which shares this model's weights.
 
-        Tools that expect one tensor take it, such as `keras.distillation.Distiller` and `keras.Sequential`.
+        For tools that expect one tensor, such as `keras.distillation.Distiller` and `keras.Sequential`.
 
         Args:
-            output: Such as "logits" (the default of a classifier), "pooler_output" or "last_hidden_state".
+            output: Name such as "logits" (the default of a classifier), "pooler_output" or "last_hidden_state".
 
         Raises:
             ValueError: The model has no such output.
@@ -146,37 +144,37 @@ class KerasPreTrainedModel(FittedModel):
     # --- changes of the network ----------------------------------------------------------------------
 
     def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
-        """Removes attention heads for good; the configuration remembers them.
+        """Removes attention heads permanently, and records them in the configuration.
 
         Args:
-            heads_to_prune: Number of a block -> numbers of heads, counted as in the whole model.
+            heads_to_prune: Block index -> head indices, as in the unpruned model.
 
         Raises:
-            ValueError: There is no such block or head, none would be left, a layer is quantized or has adapters, or
-                the optimizer already holds numbers about the weights.
+            ValueError: A block or head does not exist, no head would remain, a layer is quantized or has adapters, or
+                the optimizer already has state of the weights.
         """
         if getattr(getattr(self, "optimizer", None), "built", False):
-            raise UserError("The optimizer knows weights that would be pruned. Prune before the training.")
+            raise UserError("The optimizer has state of weights that would be pruned. Prune before the training.")
         table = prune(self.base_model.trunk, heads_to_prune)
         for part in (self, self.base_model, self.base_model.trunk):
             part.config.update({"pruned_heads": table})
-        self.train_function = self.test_function = self.predict_function = None  # compiled for the old weights
+        self.train_function = self.test_function = self.predict_function = None  # they use the old weights
 
     def enable_lora(
         self, rank: int, target_layer_names: Iterable[str] = ("qkv",), *, lora_alpha: float | None = None
     ) -> None:
-        """Gives linear layers low-rank adapters and freezes all else but the heads, for training with few weights.
+        """Adds low-rank adapters to linear layers and freezes everything else except the heads.
 
-        `.keras` and `.weights.h5` files keep matrices and adapters apart; `save_pretrained` writes their sum. Call
-        `compile` after it.
+        `.keras` and `.weights.h5` files keep matrices and adapters separate; `save_pretrained` writes their sum. Call
+        `compile` afterwards.
 
         Args:
-            rank: Of the adapters.
-            target_layer_names: Names of the layers: "qkv" (query, key and value in one), "proj", "fc1", "fc2", ...
-            lora_alpha: The adapters are multiplied by lora_alpha / rank; None takes the rank.
+            rank: Rank of the adapters.
+            target_layer_names: Names of the layers: "qkv" (query, key and value), "proj", "fc1", "fc2", ...
+            lora_alpha: The factor of the adapters is lora_alpha / rank; None takes the rank.
 
         Raises:
-            ValueError: The rank is smaller than 1, no layer has such a name, or one has adapters already.
+            ValueError: The rank is below 1, no layer has the name, or a layer already has adapters.
         """
         enable_adapters(self, rank, target_layer_names, alpha=lora_alpha, trunk=[self.base_model])
 
@@ -184,7 +182,7 @@ class KerasPreTrainedModel(FittedModel):
         """Returns the number of parameters.
 
         Args:
-            only_trainable: Leave out those that are frozen.
+            only_trainable: Whether to leave out frozen parameters.
         """
         variables = self.trainable_variables if only_trainable else self.variables
         return sum(int(np.prod(v.shape)) for v in variables if "seed_generator" not in v.path)
@@ -192,7 +190,7 @@ class KerasPreTrainedModel(FittedModel):
     # --- Keras's own configuration -------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` needs, as Keras writes it into `.keras` files, pickles and clones.
+        """Returns the arguments of `from_config`, which Keras writes into `.keras` files, pickles and clones.
 
         Raises:
             ValueError: A value, such as an activation given as a function, cannot be written as JSON.
@@ -209,9 +207,9 @@ class KerasPreTrainedModel(FittedModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | VisionTransformerConfig, custom_objects: Any = None) -> Any:
-        """Builds the model that `get_config` described, with what was frozen, cast or quantized since it was built.
+        """Builds the model of a `get_config`, with its frozen, cast and quantized layers.
 
-        As in transformers, a configuration of the network gives a new model.
+        As in transformers, a `DeiTConfig` or `ViTConfig` gives a new model.
         """
         if isinstance(config, VisionTransformerConfig):
             return cls(config)
@@ -223,10 +221,10 @@ class KerasPreTrainedModel(FittedModel):
         return model
 
     def get_build_config(self) -> None:
-        """Returns None: a model is built by its constructor, from its configuration."""
+        """Returns None: the constructor builds the model from its configuration."""
 
     def save_own_variables(self, store: Any) -> None:
-        """Writes what Keras's own files hold of the model beside that of its layers: adapters."""
+        """Writes the adapters into Keras's own files. Keras writes the layers."""
         super().save_own_variables(store)
         save_adapters(self, store)
 
@@ -236,12 +234,12 @@ class KerasPreTrainedModel(FittedModel):
         load_adapters(self, store)
 
     def export(self, filepath: Any, format: str = "tf_saved_model", **options: Any) -> None:
-        """Exports for serving, as `keras.Model.export`; the model needs not have been called before.
+        """Exports for serving, as `keras.Model.export`, also before the first call.
 
         Args:
-            filepath: Where to write.
+            filepath: Path of the export.
             format: See Keras.
-            **options: See Keras; `input_signature` is any number of images of the trained size when it is not given.
+            **options: See Keras; `input_signature` is by default any number of images of the trained size.
         """
         if options.get("input_signature") is None:
             options["input_signature"] = [keras.InputSpec(shape=(None, *self.pixel_shape), dtype="float32")]
@@ -261,24 +259,24 @@ class KerasPreTrainedModel(FittedModel):
         safe_serialization: bool = True,
         **upload: Any,
     ) -> None:
-        """Writes `config.json` and the weights into a folder, the files that the PyTorch class of the same name writes.
+        """Writes `config.json` and the weights into a folder: the same files as the PyTorch class of the same name.
 
-        PyTorch, transformers and Keras can all open it. A reader sees the old files or the new ones, never a part of
-        one. Weight files that an earlier call left in the folder are removed. Adapters are added to their matrices.
+        PyTorch, transformers and Keras can open the folder. Readers see the old files or the new files, never partial
+        ones. Removes weight files of earlier calls. Adds adapters to their matrices.
 
         Args:
-            save_directory: Folder, made if missing.
-            saved_model: Also write a SavedModel to `saved_model/VERSION`, from pixels to logits; TensorFlow alone. See
-                `deit.keras.export` for one that takes images.
-            version: Of the SavedModel.
-            push_to_hub: Also upload the files of the model in the folder.
-            max_shard_size: Largest size of a file, such as "5GB" or a number of bytes; more goes to several files.
+            save_directory: Folder, created if missing.
+            saved_model: Also write a SavedModel to `saved_model/VERSION`, from pixels to logits; needs the TensorFlow
+                backend. See `deit.keras.export` for one that takes images.
+            version: Version of the SavedModel.
+            push_to_hub: Whether to upload the files of the model.
+            max_shard_size: Largest size of a file, such as "5GB" or a number of bytes; larger weights are split.
             variant: Writes `model.VARIANT.safetensors`.
-            safe_serialization: Must be True: pickles are written by PyTorch alone.
-            **upload: Arguments of `push_to_hub`; `repo_id` is the name of the folder when it is not given.
+            safe_serialization: Must be True: only PyTorch writes pickles.
+            **upload: Arguments of `push_to_hub`; `repo_id` defaults to the name of the folder.
 
         Raises:
-            NotADirectoryError: There is a file of that name.
+            NotADirectoryError: `save_directory` is a file.
             ValueError: `safe_serialization` is False, or `saved_model` is True on another backend than TensorFlow.
             TypeError: An argument is unknown.
         """
@@ -308,17 +306,17 @@ class KerasPreTrainedModel(FittedModel):
         """Uploads configuration and weights to the model hub; see `deit.models.pretrained.PreTrainedModel.push_to_hub`.
 
         Args:
-            repo_id: Name on the hub, such as "me/my-deit"; made if it is missing.
-            commit_message: Says what the upload is.
-            commit_description: Says more of it.
-            private: Whether only its owner may see a new repository; None leaves the owner's default.
+            repo_id: Name on the hub, such as "me/my-deit"; created if missing.
+            commit_message: Title of the commit.
+            commit_description: Description of the commit.
+            private: Whether a new repository is private; None takes the owner's default.
             token: Access token; None takes the one stored by `hf auth login`.
-            revision: Branch to upload to, which must exist.
-            create_pr: Propose the upload in place of making it.
+            revision: Existing branch to upload to.
+            create_pr: Whether to open a pull request instead of committing.
             **saving: `max_shard_size` and `variant` of `save_pretrained`.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
         """
         return push_model(
             self,
@@ -347,25 +345,25 @@ class KerasPreTrainedModel(FittedModel):
     ) -> Any:
         """Opens a model directory, a weight file or a model on the hub, in every dialect that PyTorch's class reads.
 
-        PyTorch is not needed, but for `.bin` and `.pth` files. Heads that the file does not hold start anew and are
-        named in a warning; any other missing tensor is an error.
+        Only `.bin` and `.pth` files need PyTorch. Initializes heads that the file lacks, with a warning that names
+        them; any other missing tensor is an error.
 
         Args:
             pretrained_model_name_or_path: Model directory, as `save_pretrained`, transformers or timm writes it; a
                 `.safetensors`, `.bin` or `.pth` file; a name on the hub; a short name of `deit.list_models()`; weights
                 that Keras saved (`.weights.h5`, with `config`), or a whole Keras file (`.keras`, see `allow_code`).
             config: Replaces the configuration of the directory or file.
-            dtype: Keras's policy, such as "mixed_bfloat16"; None takes `keras.config.dtype_policy()`, "auto" the type
-                of the file. A `.keras` file keeps its own when it is None.
+            dtype: Keras dtype policy, such as "mixed_bfloat16"; None takes `keras.config.dtype_policy()`, or the policy
+                of a `.keras` file; "auto" takes the dtype of the file.
             data_format: See the class; None takes that of a `.keras` file, else "channels_first".
-            ignore_mismatched_sizes: Let tensors of another shape (a new number of classes) start anew, and a position
-                embedding of another image size be resized.
-            output_loading_info: Also return what did not match, as a dict.
-            allow_code: Whether a `.keras` file may be opened. It is a description that Keras follows when it builds the
-                model, which can name code to run: open only what you wrote yourself. Keras's safe mode stays on.
+            ignore_mismatched_sizes: Whether to initialize tensors of another shape (a new number of classes), and to
+                resize a position embedding of another image size.
+            output_loading_info: Whether to also return a dict of what did not match.
+            allow_code: Whether to open a `.keras` file. Such a file describes how Keras builds the model, and can name
+                code to run: open only files that you wrote. Keras's safe mode stays on.
             **kwargs: Fields of the configuration that override it; `subfolder`, `variant`, `use_safetensors`;
                 `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` (see
-                `deit.core.hub.HubOptions`); others are passed to the constructor.
+                `deit.core.hub.HubOptions`); others go to the constructor.
 
         Returns:
             The model, or (model, loading info).
@@ -394,7 +392,7 @@ class KerasPreTrainedModel(FittedModel):
 
 
 def _new_name(class_name: str) -> str:
-    """Returns a name as Keras gives it to layers, one for each model: `deit_model`, `deit_model_1`."""
+    """Returns a unique name in Keras's style: `deit_model`, `deit_model_1`."""
     words = torch_class_name(class_name).replace("DeiT", "Deit").replace("ViT", "Vit")
     name = re.sub(r"(?<=.)([A-Z])", r"_\1", words).lower()
     count = keras.backend.get_uid(name)
@@ -402,14 +400,14 @@ def _new_name(class_name: str) -> str:
 
 
 class TFDeiTPreTrainedModel(KerasPreTrainedModel):
-    """What all DeiT models in Keras share; see `KerasPreTrainedModel`."""
+    """Base of all DeiT models in Keras; see `KerasPreTrainedModel`."""
 
     config_class = DeiTConfig
     base_model_prefix = "deit"
 
 
 class TFViTPreTrainedModel(KerasPreTrainedModel):
-    """What all ViT models in Keras share; see `KerasPreTrainedModel`."""
+    """Base of all ViT models in Keras; see `KerasPreTrainedModel`."""
 
     config_class = ViTConfig
     base_model_prefix = "vit"

@@ -1,4 +1,4 @@
-"""Taking attention heads out of a Keras model, as `PreTrainedModel.prune_heads` does in PyTorch."""
+"""Removes attention heads of a Keras model, as `PreTrainedModel.prune_heads` does in PyTorch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from deit.keras.vision_transformer import Attention
 
 
 def prune(trunk: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[int, list[int]]:
-    """Takes heads out of the blocks of a trunk.
+    """Removes heads of the blocks of a trunk.
 
     Args:
         trunk: A `KerasVisionTransformer`.
-        heads_to_prune: Number of a block -> numbers of heads, counted as in the whole model.
+        heads_to_prune: Block index -> head indices, as in the unpruned model.
 
     Returns:
-        All heads that are left out now, also those that were before.
+        All removed heads by block, earlier ones included.
 
     Raises:
-        ValueError: There is no such block or head, none would be left, or a layer is quantized or has adapters.
+        ValueError: A block or head does not exist, no head would remain, or a layer is quantized or has adapters.
     """
     config = trunk.config
     table = {int(block): set(heads) for block, heads in config.pruned_heads.items()}
@@ -55,7 +55,7 @@ def _prune(attention: Attention, heads: set[int]) -> None:
     old, width = len(attention.heads), attention.head_width
 
     def rows(value: np.ndarray, threefold: bool) -> np.ndarray:
-        """Returns the kept heads of an array whose first axis is (3 x) heads x width."""
+        """Returns the rows of the kept heads; the first axis is (3 x) heads x width."""
         parts = value.reshape(3 if threefold else 1, old, width, *value.shape[1:])[:, kept]
         return parts.reshape(-1, *value.shape[1:])
 
@@ -72,15 +72,15 @@ def _array(variable: Any) -> np.ndarray:
 
 
 def _replace(layer: keras.layers.Dense, kernel: np.ndarray, bias: np.ndarray | None) -> None:
-    """Gives a linear layer weights of another size; what is frozen stays so."""
+    """Replaces the weights of a linear layer by weights of another size. Frozen variables stay frozen."""
     trainable = [variable.trainable for variable in (layer._kernel, layer.bias) if variable is not None]
     layer._tracker.unlock()
     for variable in (layer._kernel, layer.bias):
-        if variable is not None:  # forgotten, not deleted: for each that is, Keras collects all garbage of the process
+        if variable is not None:  # untracks: for each deleted variable Keras runs the garbage collector
             layer._untrack_variable(variable)
     layer.units, layer.built = kernel.shape[1], False
     with ExitStack() as scopes, without_initial_values():
-        for name in (layer.path or layer.name).split("/")[:-1]:  # so that the new variables have the paths of the old
+        for name in (layer.path or layer.name).split("/")[:-1]:  # so that the new variables keep their paths
             scopes.enter_context(keras.name_scope(name))
         layer.build((None, kernel.shape[0]))
     for variable, value, flag in zip((layer._kernel, layer.bias), (kernel, bias), trainable, strict=False):

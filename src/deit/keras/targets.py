@@ -1,4 +1,4 @@
-"""Which outputs of a model a compiled loss and metrics compare with which targets, by the names of the outputs."""
+"""Pairs the outputs of a model with targets, by name, for compiled losses and metrics."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from deit.core.errors import UserError
 from deit.keras.outputs import KerasModelOutput
 
-# What a loss without names is about: the first of these that a model returns.
+# A loss without names uses the first of these outputs that the model returns.
 _MAIN_OUTPUTS = ("logits", "reconstruction", "pooler_output", "last_hidden_state")
 _NO_TARGETS = ("loss", "hidden_states", "attentions")
 
 
 def main_output(output: KerasModelOutput) -> str:
-    """Returns the name of the output that a loss without names is about."""
+    """Returns the name of the output that a loss without names uses."""
     return next((name for name in _MAIN_OUTPUTS if name in output), next(iter(output)))
 
 
@@ -24,11 +24,11 @@ def for_loss(y: Any, output: Any, loss: Any) -> tuple[Any, Any]:
     Args:
         y: One array: the targets of every output that the loss names, or of the main one. Or targets by the names of
             outputs.
-        output: What the model returned; anything but a `KerasModelOutput` stays as it is.
-        loss: As it was passed to `compile`: one loss, or losses by the names of outputs.
+        output: Output of the model; values other than a `KerasModelOutput` are returned unchanged.
+        loss: The argument of `compile`: one loss, or losses by the names of outputs.
 
     Raises:
-        ValueError: A name is none of the model's outputs, or a loss has no targets.
+        ValueError: The model has no output of a name, or a loss has no targets.
     """
     if not isinstance(output, KerasModelOutput):
         return y, output
@@ -47,7 +47,7 @@ def for_metrics(y: Any, output: Any, metrics: Iterable[Any]) -> tuple[Any, Any]:
     Args:
         y: See `for_loss`.
         output: See `for_loss`.
-        metrics: The metrics and the weighted metrics, as they were passed to `compile`.
+        metrics: The arguments `metrics` and `weighted_metrics` of `compile`.
     """
     if not isinstance(output, KerasModelOutput):
         return y, output
@@ -55,7 +55,7 @@ def for_metrics(y: Any, output: Any, metrics: Iterable[Any]) -> tuple[Any, Any]:
     if asked:
         _check_names(asked, output, "metrics")
         targets = _targets(y, dict.fromkeys(asked), "metrics")
-        # All outputs, so that Keras finds the same ones at each batch; those without a metric are not looked at.
+        # All outputs, so that Keras finds the same ones at each batch. It ignores those without a metric.
         names = [name for name in output if name not in _NO_TARGETS]
         return {name: targets.get(name, targets[asked[0]]) for name in names}, {name: output[name] for name in names}
     main = main_output(output)

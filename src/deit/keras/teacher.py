@@ -1,4 +1,4 @@
-"""A Keras model as teacher: the student's pixels brought to what it expects, its answers brought to logits."""
+"""A Keras model as teacher: converts the student's pixels to its input format, and its outputs to logits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 OUTPUTS = ("logits", "probabilities")
-_LEAST = 1e-30  # probabilities below it count as this one, so that their logarithm is finite
+_LEAST = 1e-30  # smaller probabilities are raised to it, so that logarithms are finite
 
-# What `preprocess_input` of keras.applications calls its modes: (highest value, mean, std, order of the channels).
+# Modes of `preprocess_input` of keras.applications: (highest value, mean, std, order of the channels).
 _MODES: dict[str, tuple[float, tuple[float, ...], tuple[float, ...], str]] = {
     "tf": (1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "rgb"),
     "torch": (1.0, IMAGENET_MEAN, IMAGENET_STD, "rgb"),
@@ -28,27 +28,27 @@ _MODES: dict[str, tuple[float, tuple[float, ...], tuple[float, ...], str]] = {
 
 
 class KerasTeacher:
-    """A fixed Keras model that is asked about the student's view of an image. It is never changed.
+    """A fixed Keras model that answers for the student's view of each image. Training never changes it.
 
-    It sees the very pixels of the student, flips and mixed images included, resized and normalized anew for it. The
-    resize is bicubic and smooths when it shrinks, as `deit.train.teachers.teacher.Teacher` does it.
+    The teacher receives the pixels of the student, flips and mixed images included, resized and normalized for it. The
+    resize is bicubic with antialiasing, as in `deit.train.teachers.teacher.Teacher`.
 
     Args:
-        model: Any built Keras model with one answer for each class. A mapping as output must hold "logits".
-        mean: Of each channel as the teacher expects them, in its units and order; None gives it the student's values.
-        std: Likewise; goes with `mean`.
-        max_value: What white is to the teacher before `mean` is subtracted: 1 or 255.
+        model: Any built Keras model with one output for each class. An output that is a mapping must hold "logits".
+        mean: Mean of each channel that the teacher expects, in its units and order; None passes the student's values.
+        std: Standard deviation of each channel; required with `mean`.
+        max_value: Value of white before the teacher's `mean` is subtracted: 1 or 255.
         channel_order: "rgb" or "bgr".
-        image_size: Pixels, one number or (height, width); None takes the model's own, or the student's where the model
-            takes any.
+        image_size: Pixels, one number or (height, width); None takes the model's own, or the student's if the model
+            accepts any size.
         data_format: "channels_last" or "channels_first"; None takes the model's own (of this package), else
             "channels_last".
-        output: "logits", or "probabilities" for a model that ends in a softmax, as those of keras.applications do. A
-            teacher that gives the other one is refused.
+        output: "logits", or "probabilities" for a model that ends in a softmax, as in keras.applications. A model
+            that returns the other kind raises an error.
 
     Raises:
-        TypeError: `model` is no Keras model.
-        ValueError: It is not built, or another argument means nothing.
+        TypeError: `model` is not a Keras model.
+        ValueError: The model is not built, or an argument has an invalid value.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
@@ -89,7 +89,7 @@ class KerasTeacher:
         self.output = output
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` needs, as JSON has it; weights are left to Keras."""
+        """Returns the arguments of `from_config` as JSON values. Keras saves the weights."""
         settings = ("mean", "std", "max_value", "channel_order", "image_size", "data_format", "output")
         values = {name: getattr(self, name) for name in settings}
         values = {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in values.items()}
@@ -105,31 +105,31 @@ class KerasTeacher:
 
     @classmethod
     def of_application(cls, model: keras.Model, mode: str, *, output: str = "probabilities") -> KerasTeacher:
-        """Returns a model of keras.applications as a teacher.
+        """Creates a teacher from a model of keras.applications.
 
         Args:
             model: From keras.applications, with its top.
-            mode: How its `preprocess_input` treats images: "tf" (to [-1, 1]: MobileNet, MobileNetV2, Inception,
+            mode: Preprocessing of its `preprocess_input`: "tf" (to [-1, 1]: MobileNet, MobileNetV2, Inception,
                 ResNetV2, Xception, NASNet), "torch" (ImageNet's mean and std: DenseNet), "caffe" (BGR less the mean:
-                ResNet50, VGG) or "raw" (0 to 255, the model does the rest: EfficientNet, EfficientNetV2, ConvNeXt,
+                ResNet50, VGG) or "raw" (0 to 255, the model normalizes: EfficientNet, EfficientNetV2, ConvNeXt,
                 MobileNetV3).
             output: "logits" for a model made with `classifier_activation=None`.
 
         Raises:
-            ValueError: An unknown mode, or see the class.
+            ValueError: The mode is unknown; others as for the class.
         """
         _require_one_of("mode", mode, tuple(_MODES))
         max_value, mean, std, order = _MODES[mode]
         return cls(model, mean=mean, std=std, max_value=max_value, channel_order=order, output=output)
 
     def __call__(self, pixels: Any, *, mean: Sequence[float], std: Sequence[float], data_format: str) -> Any:
-        """Returns what the teacher says, logits (B, K) as float32 that no gradient flows through.
+        """Returns the teacher's logits (B, K) as float32, without gradient.
 
         Args:
-            pixels: The student's, (B, 3, H, W) or (B, H, W, 3).
-            mean: That the student's pixels were normalized with, of each channel.
-            std: Likewise.
-            data_format: Of `pixels`.
+            pixels: Pixels of the student, (B, 3, H, W) or (B, H, W, 3).
+            mean: Mean of each channel in the student's normalization.
+            std: Standard deviation of each channel in the student's normalization.
+            data_format: Order of axes of `pixels`.
 
         Raises:
             TypeError: The model does not return logits.
@@ -145,7 +145,7 @@ class KerasTeacher:
         return ops.log(ops.maximum(answer, _LEAST)) if self.output == "probabilities" else answer
 
     def view(self, pixels: Any, *, mean: Sequence[float], std: Sequence[float], data_format: str) -> Any:
-        """Returns the student's pixels as the teacher expects them; arguments as in `__call__`."""
+        """Converts the student's pixels to the input format of the teacher; arguments as in `__call__`."""
         x = ops.cast(pixels, "float32")
         if data_format == CHANNELS_FIRST:
             x = ops.transpose(x, (0, 2, 3, 1))  # (B, H, W, 3) from here on
@@ -153,7 +153,7 @@ class KerasTeacher:
             x = x * ops.array(std, "float32") + ops.array(mean, "float32")
         size = (int(x.shape[1]), int(x.shape[2]))
         for axis, (old, new) in enumerate(zip(size, self.image_size or size, strict=True)):
-            if old != new:  # as a product of matrices: the same on every backend, and XLA can compile it
+            if old != new:  # matrix products give equal results on every backend and compile with XLA
                 x = ops.einsum("ah,bhwc->bawc" if axis == 0 else "aw,bhwc->bhac", ops.array(_resize(old, new)), x)
         if self.mean is not None and self.std is not None:
             if self.channel_order == "bgr":
@@ -162,16 +162,16 @@ class KerasTeacher:
         return ops.transpose(x, (0, 3, 1, 2)) if self.data_format == CHANNELS_FIRST else x
 
     def check(self, image_size: tuple[int, int], num_classes: int) -> None:
-        """Asks the teacher about one grey image, to find mistakes before the training starts.
+        """Runs the teacher on one gray image, to find mistakes before training.
 
         Args:
             image_size: (height, width) of the student's pixels.
-            num_classes: Of the student.
+            num_classes: Number of classes of the student.
 
         Raises:
-            TypeError: It does not return logits.
-            ValueError: It does not take such images, has another number of classes, or gives probabilities where logits
-                were announced (or the other way round).
+            TypeError: The model does not return logits.
+            ValueError: The model rejects such images, has another number of classes, or `output` does not match its
+                outputs.
         """
         half = (0.5, 0.5, 0.5)
         grey = np.zeros((1, *image_size, 3), np.float32)
@@ -179,7 +179,7 @@ class KerasTeacher:
             answer = self(ops.array(grey), mean=half, std=half, data_format=CHANNELS_LAST)
         except ValueError as error:
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"The teacher {self.model.name!r} does not take the student's images: {first}") from error
+            raise UserError(f"The teacher {self.model.name!r} does not accept the student's images: {first}") from error
         if answer.shape[1] != num_classes:
             raise UserError(
                 f"Teacher and student must have the same classes. Received: teacher {answer.shape[1]}, student "
@@ -187,15 +187,13 @@ class KerasTeacher:
             )
         values = np.asarray(ops.convert_to_numpy(answer), dtype=np.float64)
         if not np.isfinite(values).all():
-            raise UserError(
-                f"The teacher {self.model.name!r} answers with NaN or infinity. Its weights may be damaged."
-            )
+            raise UserError(f"The teacher {self.model.name!r} returns NaN or infinity. Its weights may be damaged.")
         raw = np.exp(values) if self.output == "probabilities" else values
         is_distribution = bool(num_classes > 1 and (raw >= 0).all() and abs(raw.sum() - 1) < 0.02)
         if is_distribution != (self.output == "probabilities"):
             gives, other = ("probabilities", "logits") if is_distribution else ("logits", "probabilities")
             raise UserError(
-                f"The teacher seems to give {gives} and was announced with output={other!r}. Pass output={gives!r}."
+                f"The teacher seems to return {gives}, but its output is set to {other!r}. Pass output={gives!r}."
             )
 
 
@@ -205,7 +203,7 @@ def _require_one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def _own_size(model: keras.Model, data_format: str) -> tuple[int, int] | None:
-    """The image size that a model asks for; None when it takes any."""
+    """Returns the input image size of a model; None if it accepts any size."""
     own: tuple[int, int] | None = getattr(getattr(model, "config", None), "grid_image_size", None)
     if own is not None:
         return own
@@ -218,7 +216,7 @@ def _own_size(model: keras.Model, data_format: str) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=32)
 def _resize(old: int, new: int) -> npt.NDArray[np.float32]:
-    """The matrix (new, old) of a bicubic resize that smooths when it shrinks, as PyTorch's with `antialias`."""
+    """Returns the matrix (new, old) of PyTorch's bicubic resize with `antialias=True`."""
     scale = old / new
     stretch = max(scale, 1.0)
     center = (np.arange(new)[:, None] + 0.5) * scale

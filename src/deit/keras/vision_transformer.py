@@ -1,4 +1,4 @@
-"""The transformer of DeiT and ViT in Keras: the same network, names and numbers as `vision_transformer.py`.
+"""The transformer of DeiT and ViT in Keras: the network of `deit.models.trunk.vision_transformer`.
 
 Letters in shape comments: B batch, C channels, N tokens, P patches, D embedding dimension, H heads, d = D / H.
 """
@@ -31,7 +31,7 @@ from deit.keras.position_embedding import patch_grid, resize_position_embedding
 
 
 class PatchEmbed(NetworkLayer):
-    """Cuts the image in patches and projects each to D numbers, which is one product of matrices.
+    """Cuts the image into patches and projects each to D numbers by one matrix product.
 
     Args:
         config: Sizes.
@@ -49,7 +49,7 @@ class PatchEmbed(NetworkLayer):
         self.finish(None, config.grid_size[0] * config.grid_size[1], config.hidden_size)
 
     def call(self, pixels: Any, *, grid: tuple[int, int]) -> Any:
-        """Turns pixels into (B, P, D), row by row; a rest that fills no patch is left out."""
+        """Maps pixels to (B, P, D), row by row. Drops pixels that do not fill a patch."""
         (rows, columns), (height, width) = grid, self.patch_size
         if self.channels_last:
             pixels = pixels[:, : rows * height, : columns * width]
@@ -63,7 +63,7 @@ class PatchEmbed(NetworkLayer):
         return ops.reshape(x, (-1, rows * columns, x.shape[-1]))
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers and variables by their names in the network."""
         return {"proj": FileConvolution(self.proj, self.patch_size)}
 
 
@@ -72,7 +72,7 @@ class Attention(NetworkLayer):
 
     Args:
         config: Sizes and rates.
-        pruned_heads: Numbers of heads that are left out.
+        pruned_heads: Indices of removed heads.
     """
 
     def __init__(self, config: VisionTransformerConfig, pruned_heads: Iterable[int] = (), **options: Any) -> None:
@@ -97,9 +97,9 @@ class Attention(NetworkLayer):
 
         Args:
             x: (B, N, D).
-            head_mask: Multiplies the probabilities, (B or 1, H or 1, N or 1, N or 1); pruned heads are counted too.
-            need_probabilities: Whether to return them.
-            training: Whether dropout acts.
+            head_mask: Factors of the probabilities, (B or 1, H or 1, N or 1, N or 1), pruned heads included.
+            need_probabilities: Whether to return the probabilities.
+            training: Whether dropout is active.
 
         Returns:
             (B, N, D), and the probabilities (B, H, N, N) or None.
@@ -113,7 +113,7 @@ class Attention(NetworkLayer):
         if need_probabilities or head_mask is not None or (training and self.drop.rate):
             probabilities = self._masked(ops.softmax(scores, axis=-1), head_mask, training, value.dtype)
             mixed = ops.matmul(probabilities, value)  # (B, H, N, d)
-        else:  # divided by the sums of softmax only after the product: d numbers in place of N
+        else:  # divides by the sums of softmax after the product: d numbers instead of N
             powers = ops.exp(scores - ops.max(scores, axis=-1, keepdims=True))
             mixed = ops.matmul(ops.cast(powers, value.dtype), value)
             mixed = mixed / ops.cast(ops.sum(powers, axis=-1, keepdims=True), value.dtype)
@@ -129,7 +129,7 @@ class Attention(NetworkLayer):
         return probabilities * ops.cast(head_mask, dtype)
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers and variables by their names in the network."""
         return {"qkv": self.qkv, "proj": self.proj}
 
 
@@ -150,7 +150,7 @@ class Mlp(NetworkLayer):
         return ops.reshape(y, (-1, *x.shape[1:]))
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers and variables by their names in the network."""
         parts: dict[str, Any] = {"fc1": self.fc1, "fc2": self.fc2}
         if isinstance(self.activation, keras.layers.Layer):
             parts["activation"] = self.activation
@@ -158,7 +158,7 @@ class Mlp(NetworkLayer):
 
 
 class Block(NetworkLayer):
-    """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input."""
+    """Attention and MLP, each with a norm before and a residual connection, scaled in DeiT III."""
 
     def __init__(
         self, config: VisionTransformerConfig, drop_path_rate: float, pruned_heads: Iterable[int] = (), **options: Any
@@ -198,16 +198,16 @@ class Block(NetworkLayer):
         return self.drop_path(x if scale is None else scale(x), training=training)
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers and variables by their names in the network."""
         return {name: getattr(self, name) for name in ("norm1", "attn", "ls1", "norm2", "mlp", "ls2")}
 
 
 class KerasVisionTransformer(NetworkLayer):
-    """The trunk: pixels to tokens; see `VisionTransformer`.
+    """Maps pixels to tokens; see `deit.models.trunk.vision_transformer.VisionTransformer`.
 
     Args:
         config: Sizes and rates.
-        use_mask_token: Whether there is a token that stands for masked patches.
+        use_mask_token: Whether there is a token that replaces masked patches.
         data_format: "channels_first" or "channels_last".
     """
 
@@ -252,7 +252,7 @@ class KerasVisionTransformer(NetworkLayer):
         return self.add_weight(shape=(1, count, self.config.hidden_size), initializer=start, name=name)
 
     def network_parts(self) -> dict[str, Any]:
-        """Returns its parts by their names in the network."""
+        """Returns the inner layers and variables by their names in the network."""
         names = ("cls_token", "dist_token", "mask_token", "pos_embed", "patch_embed")
         blocks = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         return {**{name: getattr(self, name) for name in names}, **blocks, "norm": self.norm}
@@ -270,13 +270,13 @@ class KerasVisionTransformer(NetworkLayer):
         """Runs the network.
 
         Args:
-            pixels: (B, C, H, W), or (B, H, W, C) where the channels are last; of an image of another size than the
-                trained one the position embedding is resized.
-            patch_mask: (B, P), 1 or True where a patch is replaced by the mask token.
+            pixels: (B, C, H, W), or (B, H, W, C) for channels last. For another image size than the trained one, the
+                position embedding is resized.
+            patch_mask: (B, P), 1 or True where the mask token replaces a patch.
             head_mask: (L, B or 1, H or 1, N or 1, N or 1), see `head_mask_per_block`.
-            need_hidden_states: Whether to return every block's output.
+            need_hidden_states: Whether to return the output of every block.
             need_attentions: Whether to return attention maps.
-            training: Whether dropout and drop path act.
+            training: Whether dropout and drop path are active.
 
         Returns:
             "tokens" (B, N, D) after the final norm; "hidden_states" and "attentions" if asked for.
@@ -309,7 +309,7 @@ class KerasVisionTransformer(NetworkLayer):
             num_prefix_positions=self.num_prefix_positions,
         )
         if not self.num_prefix_positions:
-            x = x + positions  # DeiT III: the prefix tokens stand nowhere
+            x = x + positions  # DeiT III: prefix tokens have no position
         prefix = [token for token in (self.cls_token, self.dist_token) if token is not None]
         shape = (ops.shape(x)[0], 1, self.config.hidden_size)
         x = ops.concatenate([*(ops.broadcast_to(ops.cast(token, x.dtype), shape) for token in prefix), x], axis=1)

@@ -1,7 +1,7 @@
-"""The weights of a Keras model as tensors of the network: names, layout, reading from files and writing.
+"""Reads and writes the weights of a Keras model as named tensors of the network.
 
-In memory a Keras layer keeps the matrix of a linear layer the other way round than PyTorch's files; here is the only
-place that knows it. Names are translated by the table in `deit.core.weights.names`.
+Keras stores the matrix of a linear layer transposed relative to the files; only this module transposes it. The table in
+`deit.core.weights.names` translates names.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Slot:
         variable: The variable.
         shape: Shape in files.
         transposed: Whether the variable is a matrix (inputs, outputs), in files (outputs, inputs, ...).
-        layer: The linear layer whose matrix it is. Quantized, or with adapters, it multiplies by something else than
-            its variable.
+        layer: The linear layer of the matrix, if it is quantized or has adapters: the effective matrix then differs
+            from the variable.
     """
 
     variable: Any
@@ -60,13 +60,13 @@ class Slot:
     layer: keras.layers.Dense | None = None
 
     def value(self) -> np.ndarray:
-        """Returns the tensor as files have it: what inputs are multiplied by, quantized or not, adapters included."""
+        """Returns the tensor in the layout of files: the effective matrix, with adapters, dequantized."""
         value = ops.convert_to_numpy(self.variable.value) if self.layer is None else _matrix(self.layer)
         value = np.asarray(value)
         return np.ascontiguousarray(value.T if self.transposed else value).reshape(self.shape)
 
     def assign(self, tensor: np.ndarray) -> None:
-        """Sets the variable to a tensor as files have it.
+        """Sets the variable to a tensor in the layout of files.
 
         Raises:
             ValueError: The variable holds the integers of a quantized layer.
@@ -83,17 +83,17 @@ class Slot:
         self.variable.assign(np.ascontiguousarray(tensor, dtype=kind).reshape(tuple(self.variable.shape)))
 
     def draw(self, std: float) -> None:
-        """Gives the variable a new initial value: normal for matrices, zeros for all else."""
+        """Initializes the variable: normal values for matrices, zeros otherwise."""
         start = keras.initializers.RandomNormal(stddev=std) if self.transposed else keras.initializers.Zeros()
         self.variable.assign(start(tuple(self.variable.shape), dtype=self.variable.dtype))
 
 
 def network_slots(layer: Any, prefix: str = "") -> dict[str, Slot]:
-    """Returns every tensor of a layer under its name in the network, such as `trunk.blocks.0.attn.qkv.weight`.
+    """Returns every tensor of a layer by its name in the network, such as `trunk.blocks.0.attn.qkv.weight`.
 
     Args:
-        layer: One of this package's models or layers, which say their parts with `network_parts`; or one of Keras.
-        prefix: What stands in front of the names.
+        layer: A model or layer of this package, which lists its parts in `network_parts`; or a layer of Keras.
+        prefix: Prefix of the names.
     """
     if layer is None:
         return {}
@@ -119,15 +119,15 @@ def _convolution_slots(part: FileConvolution, prefix: str) -> dict[str, Slot]:
 
 
 def _matrix_slot(layer: keras.layers.Dense, shape: tuple[int, ...]) -> Slot:
-    # `layer.kernel` is no variable where there are adapters or packed integers.
+    # With adapters or packed integers, `layer.kernel` is not the variable.
     changed = layer.quantization_mode is not None or layer.lora_enabled
     return Slot(variable=layer._kernel, shape=shape, transposed=True, layer=layer if changed else None)
 
 
 def _matrix(layer: keras.layers.Dense) -> np.ndarray:
-    """Returns what a quantized or adapted linear layer multiplies its inputs by, (inputs, outputs)."""
+    """Returns the effective matrix of a quantized or adapted linear layer, (inputs, outputs)."""
     inputs = layer.input_spec.axes[-1]
-    if layer.quantization_mode in (None, "float8"):  # whose matrix is there in full precision, beside the scales
+    if layer.quantization_mode in (None, "float8"):  # the matrix is stored in full precision
         matrix = np.asarray(ops.convert_to_numpy(layer._kernel.value))
         if layer.lora_enabled:
             low, high = (np.asarray(ops.convert_to_numpy(v.value)) for v in (layer.lora_kernel_a, layer.lora_kernel_b))
@@ -148,13 +148,13 @@ def _plain(variable: Any) -> Slot:
 
 
 class ArraySource:
-    """Tensors of weight files as NumPy arrays; those of safetensors files are mapped and read when they are needed.
+    """Tensors of weight files as NumPy arrays. Safetensors files are memory-mapped and read on access.
 
     Args:
         weights: The files. Pickles (`.bin`, `.pth`) need PyTorch, which reads them as data.
 
     Raises:
-        ValueError: A file is truncated or damaged, holds code, or has not what the index says.
+        ValueError: A file is truncated or damaged, holds code, or lacks a tensor of the index.
         ModuleNotFoundError: The files are pickles and PyTorch is not installed.
     """
 
@@ -178,7 +178,7 @@ class ArraySource:
         """Returns a tensor.
 
         Raises:
-            ValueError: Its type is not known to NumPy.
+            ValueError: NumPy has no such dtype.
         """
         if name in self._arrays:
             return self._arrays[name]
@@ -193,7 +193,7 @@ class ArraySource:
         )
 
     def main_dtype(self) -> str:
-        """Returns the floating type of most numbers."""
+        """Returns the floating dtype of most numbers."""
         counts: dict[str, int] = {}
         for entry in self._entries.values():
             if entry.dtype in _FLOATING:
@@ -209,7 +209,7 @@ _NOWHERE = TensorEntry(file=Path(), dtype="", shape=(), offset=0, size=0)
 
 @dataclass(frozen=True)
 class ArraysInMemory:
-    """Tensors that are in memory, in place of an `ArraySource`.
+    """Tensors in memory, with the methods of `ArraySource`.
 
     Attributes:
         arrays: Name -> tensor.
@@ -238,9 +238,9 @@ def load_arrays(
 
     Args:
         model: Receives the values.
-        tensors: Where they come from.
+        tensors: Source of the values.
         ignore_mismatched_sizes: See `from_pretrained`.
-        source: Named in messages.
+        source: Name of the source in messages.
 
     Raises:
         ValueError: A tensor other than a head is missing, or shapes differ.
@@ -284,7 +284,7 @@ def _fill(slots: Mapping[str, Slot], found: Mapping[str, Part], tensors: ArraySo
         arrays = [tensors.read(names[index]) for index in sorted(names)]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         if np.issubdtype(whole.dtype, np.floating) and not np.isfinite(whole).all():
-            logger.warning("The weights hold NaN or infinity in %r: the model's answers will be no numbers.", own)
+            logger.warning("The weights hold NaN or infinity in %r: outputs of the model will be NaN.", own)
         slots[own].assign(whole)
 
 
@@ -303,7 +303,7 @@ def _mismatched(
 def _resized_positions(
     config: VisionTransformerConfig, tensors: ArraySource | ArraysInMemory, name: str, part: Part
 ) -> np.ndarray | None:
-    """Returns the position embedding of a square image for the model's image, or None where it is something else."""
+    """Returns the position embedding resized to the model's grid, or None if it cannot be resized."""
     if not part.name.endswith("trunk.pos_embed"):
         return None
     prefix = config.num_prefix_tokens if config.pos_embed_prefix else 0
@@ -322,7 +322,7 @@ def _resized_positions(
 
 
 def published_arrays(model: Any) -> dict[str, np.ndarray]:
-    """Returns the weights of a model under their published names; query, key and value are apart."""
+    """Returns the weights of a model by their published names, with separate query, key and value."""
     slots = network_slots(model)
     values = {name: slot.value() for name, slot in slots.items()}
     arrays = {}
@@ -335,13 +335,13 @@ def published_arrays(model: Any) -> dict[str, np.ndarray]:
 def write_arrays(
     tensors: Mapping[str, np.ndarray], folder: Path, *, most_bytes: int, variant: str | None = None
 ) -> list[str]:
-    """Writes weights as safetensors, in several files with an index when they are larger than one may be.
+    """Writes weights as safetensors, in several files with an index if they exceed the largest size of a file.
 
     Args:
         tensors: Name in the file -> tensor.
         folder: Where to write.
-        most_bytes: Of one file.
-        variant: As in `model.VARIANT.safetensors`.
+        most_bytes: Largest size of one file.
+        variant: VARIANT in `model.VARIANT.safetensors`.
 
     Returns:
         Names of the files written.
