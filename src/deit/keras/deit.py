@@ -14,6 +14,7 @@ from keras import ops
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
+from deit.core.outputs import ModelOutput
 from deit.keras.heads import (
     as_asked,
     classify_token,
@@ -23,7 +24,7 @@ from deit.keras.heads import (
 )
 from deit.keras.inputs import as_tensor
 from deit.keras.losses import classification_loss, distillation_loss
-from deit.keras.outputs import KerasDeiTForImageClassificationWithTeacherOutput, KerasModelOutput
+from deit.keras.outputs import KerasDeiTForImageClassificationWithTeacherOutput
 from deit.keras.pretrained import TFDeiTPreTrainedModel
 from deit.keras.task_models import BareModel, ImageClassifier, MaskedImageModel, ModelWithHeads
 
@@ -128,7 +129,7 @@ class TFDeiTForImageClassificationWithTeacher(ModelWithHeads, TFDeiTPreTrainedMo
         return as_asked(output, return_dict, self.config)
 
     def loss_of_labels(
-        self, output: KerasModelOutput, labels: Any, teacher_logits: Any = None, *, sample_weight: Any = None
+        self, output: ModelOutput, labels: Any, teacher_logits: Any = None, *, sample_weight: Any = None
     ) -> Any:
         """Returns the loss of an output, each image multiplied by its weight; arguments as in `call`."""
         config = self.config
@@ -148,7 +149,7 @@ class TFDeiTForImageClassificationWithTeacher(ModelWithHeads, TFDeiTPreTrainedMo
             )
         return (1 - weight) * from_labels + weight * from_teacher
 
-    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+    def loss_of_inputs(self, output: ModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
         """Returns the loss of an output, each image multiplied by its weight; `inputs` are those of `call`."""
         teacher_logits = inputs.get("teacher_logits")
         return self.loss_of_labels(output, inputs["labels"], teacher_logits, sample_weight=sample_weight)

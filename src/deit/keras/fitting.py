@@ -11,10 +11,10 @@ from keras import ops
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
+from deit.core.outputs import ModelOutput
 from deit.keras.inputs import labels_to_weight
 from deit.keras.label_checks import check_labels, checked_data, class_ranges, plain_errors
 from deit.keras.optimizers import leave_undecayed, undecayed
-from deit.keras.outputs import KerasModelOutput
 from deit.keras.targets import for_loss, for_metrics
 
 
@@ -112,7 +112,7 @@ class FittedModel(keras.Model):
         Raises:
             ValueError: There are no labels, the model has no output of a name, or the number of weights is wrong.
         """
-        if self._compile_loss is not None or not isinstance(y_pred, KerasModelOutput):
+        if self._compile_loss is not None or not isinstance(y_pred, ModelOutput):
             y = x.get("labels") if y is None and isinstance(x, Mapping) else y
             y, y_pred = for_loss(y, y_pred, self.loss)
             return super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -125,7 +125,7 @@ class FittedModel(keras.Model):
             own = self.loss_of_inputs(y_pred, x, sample_weight)
         return own + ops.sum(ops.stack([ops.sum(loss) for loss in self.losses])) if self.losses else own
 
-    def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
+    def loss_of_labels(self, output: ModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
         """Returns the loss of an output by labels, each image multiplied by its weight (B,).
 
         Raises:
@@ -133,7 +133,7 @@ class FittedModel(keras.Model):
         """
         raise WrongTypeError(f"{type(self).__name__} has no loss of its own. Pass loss= to compile.")
 
-    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+    def loss_of_inputs(self, output: ModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
         """Returns the loss of an output by labels or masks in the inputs, each image multiplied by its weight (B,)."""
         return self.loss_of_labels(output, inputs["labels"], sample_weight=sample_weight)
 
@@ -141,7 +141,7 @@ class FittedModel(keras.Model):
         """Returns the metrics of `fit` and `evaluate`; outputs and targets are paired as in `compute_loss`."""
         if y is None and isinstance(x, Mapping):
             y = x.get("labels")
-        if y is None and isinstance(y_pred, KerasModelOutput):
+        if y is None and isinstance(y_pred, ModelOutput):
             return self.get_metrics_result()
         if self._compile_metrics is not None:
             asked = (self._compile_metrics._user_metrics, self._compile_metrics._user_weighted_metrics)
@@ -151,13 +151,13 @@ class FittedModel(keras.Model):
     def predict_step(self, *args: Any) -> Any:
         """Returns the outputs of one batch without the loss, which `predict` cannot concatenate."""
         result = super().predict_step(*args)
-        if isinstance(result, KerasModelOutput):
+        if isinstance(result, ModelOutput):
             return _without_loss(result)
         outputs, *state = result if isinstance(result, tuple) else (result,)
         return (_without_loss(outputs), *state) if state else outputs
 
 
 def _without_loss(output: Any) -> Any:
-    if not isinstance(output, KerasModelOutput) or "loss" not in output:
+    if not isinstance(output, ModelOutput) or "loss" not in output:
         return output
     return type(output)(**{name: value for name, value in output.items() if name != "loss"})

@@ -11,6 +11,7 @@ from keras import ops
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
+from deit.core.outputs import ModelOutput
 from deit.keras.activations import find_activation
 from deit.keras.inputs import as_pixels, as_tensor, check_patch_mask, check_pixels
 from deit.keras.layers import FileConvolution, NetworkLayer, convolution, dense
@@ -19,7 +20,6 @@ from deit.keras.outputs import (
     KerasBaseModelOutputWithPooling,
     KerasImageClassifierOutput,
     KerasMaskedImageModelingOutput,
-    KerasModelOutput,
 )
 from deit.keras.position_embedding import head_mask_per_block, patch_grid
 
@@ -210,7 +210,7 @@ def decide(per_call: bool | None, configured: bool) -> bool:
     return configured if per_call is None else per_call
 
 
-def as_asked(output: KerasModelOutput, return_dict: bool | None, config: VisionTransformerConfig) -> Any:
+def as_asked(output: ModelOutput, return_dict: bool | None, config: VisionTransformerConfig) -> Any:
     """Returns the output, or a tuple if `return_dict` of the call or the configuration is False."""
     return output if decide(return_dict, config.return_dict) else output.to_tuple()
 

@@ -1,4 +1,4 @@
-"""Outputs of the Keras models: dicts that are also tuples and have attributes.
+"""Outputs of the Keras models, see `deit.core.outputs.ModelOutput`.
 
 They are registered as structures of tensors with Keras and the backends, so that `fit`, `predict`, `tf.function` and
 `jax.jit` accept them.
@@ -6,59 +6,18 @@ They are registered as structures of tensors with Keras and the backends, so tha
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import optree
 
-
-@dataclass
-class KerasModelOutput(OrderedDict[str, Any]):
-    """Base of all outputs: a dict of the fields that are not None, in their order.
-
-    `output["logits"]`, `output.logits` and `output[0]` all work; numbers and slices count only fields that are
-    not None.
-    """
-
-    def __post_init__(self) -> None:
-        first = fields(self)[0].name
-        given = getattr(self, first)
-        if isinstance(given, (Mapping, Iterator)):  # so TensorFlow makes them
-            super().__setattr__(first, None)
-            for name, value in dict(given).items():
-                super().__setattr__(name, value)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                super().__setitem__(field.name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, str):
-            return super().__getitem__(key)
-        return self.to_tuple()[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        super().__setattr__(key, value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self:
-            super().__setitem__(name, value)
-        super().__setattr__(name, value)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, field.name) for field in fields(self))
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Returns the values of all fields that are not None."""
-        return tuple(self.values())
+from deit.core.outputs import ModelOutput
 
 
 @dataclass
-class KerasBaseModelOutputWithPooling(KerasModelOutput):
+class KerasBaseModelOutputWithPooling(ModelOutput):
     """Output of `TFDeiTModel`.
 
     Attributes:
@@ -75,7 +34,7 @@ class KerasBaseModelOutputWithPooling(KerasModelOutput):
 
 
 @dataclass
-class KerasImageClassifierOutput(KerasModelOutput):
+class KerasImageClassifierOutput(ModelOutput):
     """Output of `TFDeiTForImageClassification`.
 
     Attributes:
@@ -92,7 +51,7 @@ class KerasImageClassifierOutput(KerasModelOutput):
 
 
 @dataclass
-class KerasMaskedImageModelingOutput(KerasModelOutput):
+class KerasMaskedImageModelingOutput(ModelOutput):
     """Output of `TFDeiTForMaskedImageModeling` and `TFViTForMaskedImageModeling`.
 
     Attributes:
@@ -109,7 +68,7 @@ class KerasMaskedImageModelingOutput(KerasModelOutput):
 
 
 @dataclass
-class KerasDeiTForImageClassificationWithTeacherOutput(KerasModelOutput):
+class KerasDeiTForImageClassificationWithTeacherOutput(ModelOutput):
     """Output of `TFDeiTForImageClassificationWithTeacher`.
 
     Without labels it has the fields and order of transformers; with labels, `loss` comes first.
@@ -131,11 +90,11 @@ class KerasDeiTForImageClassificationWithTeacherOutput(KerasModelOutput):
     attentions: tuple[Any, ...] | None = None
 
 
-def _register(output: type[KerasModelOutput]) -> None:
-    def flatten(value: KerasModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+def _register(output: type[ModelOutput]) -> None:
+    def flatten(value: ModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...]]:
         return value.to_tuple(), tuple(value)
 
-    def unflatten(names: tuple[str, ...], values: Iterable[Any]) -> KerasModelOutput:
+    def unflatten(names: tuple[str, ...], values: Iterable[Any]) -> ModelOutput:
         return output(**dict(zip(names, values, strict=True)))
 
     backend = keras.backend.backend()

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from deit.core.errors import UserError
-from deit.keras.outputs import KerasModelOutput
+from deit.core.outputs import ModelOutput
 
 # A loss without names uses the first of these outputs that the model returns.
 _MAIN_OUTPUTS = ("logits", "reconstruction", "pooler_output", "last_hidden_state")
 _NO_TARGETS = ("loss", "hidden_states", "attentions")
 
 
-def main_output(output: KerasModelOutput) -> str:
+def main_output(output: ModelOutput) -> str:
     """Returns the name of the output that a loss without names uses."""
     return next((name for name in _MAIN_OUTPUTS if name in output), next(iter(output)))
 
@@ -24,13 +24,13 @@ def for_loss(y: Any, output: Any, loss: Any) -> tuple[Any, Any]:
     Args:
         y: One array: the targets of every output that the loss names, or of the main one. Or targets by the names of
             outputs.
-        output: Output of the model; values other than a `KerasModelOutput` are returned unchanged.
+        output: Output of the model; values other than a `ModelOutput` are returned unchanged.
         loss: The argument of `compile`: one loss, or losses by the names of outputs.
 
     Raises:
         ValueError: The model has no output of a name, or a loss has no targets.
     """
-    if not isinstance(output, KerasModelOutput):
+    if not isinstance(output, ModelOutput):
         return y, output
     named = {name: each for name, each in loss.items() if each is not None} if isinstance(loss, Mapping) else None
     if named is None and not isinstance(y, Mapping):
@@ -49,7 +49,7 @@ def for_metrics(y: Any, output: Any, metrics: Iterable[Any]) -> tuple[Any, Any]:
         output: See `for_loss`.
         metrics: The arguments `metrics` and `weighted_metrics` of `compile`.
     """
-    if not isinstance(output, KerasModelOutput):
+    if not isinstance(output, ModelOutput):
         return y, output
     asked = [name for group in metrics if isinstance(group, Mapping) for name in group]
     if asked:
@@ -79,7 +79,7 @@ def _targets(y: Any, names: Iterable[str], what: str) -> dict[str, Any]:
     return {name: y[name] for name in names}
 
 
-def _check_names(names: Iterable[str], output: KerasModelOutput, what: str) -> None:
+def _check_names(names: Iterable[str], output: ModelOutput, what: str) -> None:
     known = [name for name in output if name not in _NO_TARGETS]
     for name in names:
         if name not in known:

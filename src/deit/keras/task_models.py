@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import keras
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
+from deit.core.outputs import ModelOutput
 from deit.keras.heads import (
     KerasPixelDecoder,
     KerasPooler,
@@ -24,7 +25,6 @@ from deit.keras.heads import (
     takes_dict,
 )
 from deit.keras.layers import show_shape
-from deit.keras.outputs import KerasModelOutput
 from deit.keras.pretrained import KerasPreTrainedModel
 from deit.keras.vision_transformer import KerasVisionTransformer
 
@@ -210,7 +210,7 @@ class ImageClassifier(ModelWithHeads):
         )
         return as_asked(classify(self.config, self.classifier, encoded, labels), return_dict, self.config)
 
-    def loss_of_labels(self, output: KerasModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
+    def loss_of_labels(self, output: ModelOutput, labels: Any, *, sample_weight: Any = None) -> Any:
         """Returns the loss of an output, each image multiplied by its weight."""
         return loss_of_problem(self.config, output["logits"], labels, sample_weight)
 
@@ -267,7 +267,7 @@ class MaskedImageModel(ModelWithHeads):
         )
         return as_asked(reconstruct(self, encoded, pixel_values, bool_masked_pos), return_dict, self.config)
 
-    def loss_of_inputs(self, output: KerasModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
+    def loss_of_inputs(self, output: ModelOutput, inputs: Mapping[str, Any], sample_weight: Any) -> Any:
         """Returns the loss of an output, each image multiplied by its weight; `inputs` are those of `call`."""
         pixels, mask = inputs["pixel_values"], inputs["bool_masked_pos"]
         return loss_of_reconstruction(self, pixels, mask, output["reconstruction"], sample_weight)
