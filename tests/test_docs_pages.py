@@ -47,6 +47,7 @@ NAMES = {
     "facebook/deit-tiny-distilled-patch16-224": "student",
     "deit-tiny-distilled-patch16-224": VARIANT,
     "timm/resnet10t": "timm/test_resnet",
+    "timm/deit_tiny_distilled_patch16_224.fb_in1k": "student",
     "1%": "50%",
 }
 # What a recipe fetches from the model hub -> the option that names a model of this machine in its place.
