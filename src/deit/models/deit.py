@@ -31,6 +31,7 @@ from deit.models.outputs import (
 )
 from deit.models.pretrained import DeiTPreTrainedModel, PreTrainedModel
 from deit.models.trunk.activations import find_activation
+from deit.models.trunk.aliases import Alias, Aliased, embeddings_of, encoder_of
 from deit.models.trunk.construction import construct
 from deit.models.trunk.cpu_kernels import Forwards, are_untouched, linear
 from deit.models.trunk.vision_transformer import VisionTransformer
@@ -51,7 +52,7 @@ class Pooler(nn.Module):
         return self.activation(self.dense(tokens[:, 0]))
 
 
-class BareModel(PreTrainedModel):
+class BareModel(Aliased, PreTrainedModel):
     """A trunk with a pooler, such as `DeiTModel` and `ViTModel`.
 
     Args:
@@ -59,6 +60,10 @@ class BareModel(PreTrainedModel):
         add_pooling_layer: Whether to have a pooler.
         use_mask_token: Whether to have a mask token, so that `bool_masked_pos` can be passed.
     """
+
+    layers, layernorm = Alias("trunk.blocks"), Alias("trunk.norm")  # transformers' names, of versions 4 and 5
+    embeddings = property(lambda self: embeddings_of(self.trunk))
+    encoder = property(lambda self: encoder_of(self.trunk))
 
     def __init__(
         self, config: VisionTransformerConfig, add_pooling_layer: bool = True, use_mask_token: bool = False

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.models.trunk.activations import XIELU, find_activation
+from deit.models.trunk.aliases import Alias, Aliased, Group, self_attention_of
 from deit.models.trunk.attention import plan_attention
 from deit.models.trunk.checkpointing import Checkpointing
 from deit.models.trunk.construction import new_linear, new_projection
@@ -72,8 +73,10 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-class PatchEmbed(nn.Module):
+class PatchEmbed(Aliased):
     """Cuts the image in patches and projects each to D numbers."""
+
+    projection = Alias("proj")  # transformers' name
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
@@ -91,7 +94,7 @@ class PatchEmbed(nn.Module):
         return self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
-class Attention(nn.Module):
+class Attention(Aliased):
     """Multi-head self-attention with one fused projection for query, key and value.
 
     `split_qkv.split_model` puts three layers in the place of the fused one. `forward` takes tokens (B, N, D), the name
@@ -103,6 +106,10 @@ class Attention(nn.Module):
         config: Sizes and rates.
         pruned_heads: Numbers of heads that are left out.
     """
+
+    o_proj = Alias("proj")  # transformers' names: of version 5, then of version 4
+    attention = property(self_attention_of)
+    output = property(lambda self: Group("attention.output", {"dense": self.proj}))
 
     def __init__(self, config: VisionTransformerConfig, pruned_heads: Iterable[int] = ()) -> None:
         super().__init__()
@@ -131,8 +138,10 @@ class Attention(nn.Module):
         return torch.cat([linear(getattr(self, name), x) for name in self.qkv_names], dim=-1)
 
 
-class Mlp(nn.Module):
+class Mlp(Aliased):
     """Two linear layers with an activation between them."""
+
+    activation_fn = Alias("activation")  # transformers' name
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__()
@@ -163,12 +172,17 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class Block(nn.Module):
+class Block(Aliased):
     """Attention and MLP, each after a norm, scaled in DeiT III, and added to its input.
 
     Under autocast a branch has fewer bits than its input. It takes the type of the input before the sum, because
     PyTorch is slow to add tensors of two types.
     """
+
+    layernorm_before, layernorm_after = Alias("norm1"), Alias("norm2")  # transformers' names, of versions 4 and 5
+    attention, dropout = Alias("attn"), Alias("drop")
+    intermediate = property(lambda self: Group("intermediate", {"dense": self.mlp.fc1}))
+    output = property(lambda self: Group("output", {"dense": self.mlp.fc2, "dropout": self.drop}))
 
     def __init__(
         self, config: VisionTransformerConfig, drop_path_rate: float, pruned_heads: Iterable[int] = ()
