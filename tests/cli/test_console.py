@@ -232,3 +232,8 @@ def test_a_note_is_printed_where_errors_go_when_it_comes(capsys):
     with no_handlers():
         command()
     assert capsys.readouterr().err == ""
+
+
+def test_a_number_and_its_percent_sign_stay_on_a_line():
+    terminal = Console(force_terminal=True, width=18)
+    assert console._broken_to_fit("The score is 34.51 % of all", terminal) == "The score is\n34.51 % of all"

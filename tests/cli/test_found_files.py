@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.cli.conftest import RATE, VARIANT, deit
 from tests.data.pictures import fill, picture, write_text
 
@@ -46,3 +48,17 @@ def test_part_folders_and_the_separator_of_labels_are_said_in_a_run(tmp_path, ca
     assert "2 classes" in deit(*command, "--out", tmp_path / "several").stdout
     assert "Labels of column 'labels' are separated at ' '" in caplog.text
     assert "3 classes" in deit(*command, "--set", "data.label_separator=none", "--out", tmp_path / "whole").stdout
+
+
+def test_a_file_that_is_not_there_is_missing_not_unreadable_and_stands_in_the_json(tmp_path):
+    album = fill(tmp_path / "album", 4, ("blue", "red"))
+    short = ("--student", VARIANT, "--image-size", 32, "--epochs", 1, "--batch-size", 4, *RATE)
+    model = tmp_path / "model"
+    assert deit("train", album, *short, "--out", model).exit_code == 0
+    table = tmp_path / "table.csv"
+    table.write_text("image,label\nalbum/red/0.png,red\nalbum/blue/0.png,blue\nalbum/gone.png,red\n", "utf-8")
+    line = "Found 3 files: 2 used, 1 missing."
+    assert found("evaluate", model, table) == line
+    assert found("classify", model, album / "red" / "0.png", album / "blue" / "0.png", album / "gone.png") == line
+    values = json.loads(deit("evaluate", model, table, "--json").stdout)
+    assert values["left_out"] == [f"{table} line 4 (album/gone.png): there is no file 'album/gone.png'."]

@@ -276,7 +276,12 @@ def test_a_damaged_newest_state_is_passed_over_for_the_one_before(photos, alone,
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(photos, alone, copied, caplog):
     run = copied(alone[0])
     (run / "model.safetensors").unlink()
-    assert train(photos, run, "--resume").exit_code == 0
+    record = read_json(run / "training.json") | {"seconds": 12345.6}
+    (run / "training.json").write_text(json.dumps(record))
+    result = train(photos, run, "--resume")
+    assert result.exit_code == 0
+    assert "Starts from" not in result.stdout  # no plan of what is not done
+    assert read_json(run / "training.json")["seconds"] == 12345.6
     said = f"The run in {run} has done all of its 2 epochs: nothing is trained. Scores and model are written anew."
     assert said in caplog.messages
     assert same_weights(run, alone[0])
@@ -494,3 +499,24 @@ def test_a_run_that_goes_wrong_later_keeps_its_last_good_state(photos, tmp_path)
     weights = {name.removeprefix("student."): t for name, t in state.tensors.items() if name.startswith("student.")}
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
     build_student(VARIANT, COLOURS, Recipe()).model.load_state_dict(weights)
+
+
+def test_a_run_that_begins_with_weights_names_its_variant_and_its_card_names_them(photos, alone, tmp_path):
+    result = deit("train", photos, "--init", alone[0], *SHORT, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert f"Student: {VARIANT}. " in result.stdout
+    assert read_json(tmp_path / "run" / "training.json")["recipe"]["init"] == str(alone[0])
+    assert f"It began with the weights `{alone[0]}`." in (tmp_path / "run" / "README.md").read_text("utf-8")
+
+
+def test_the_plan_says_whether_a_teacher_cache_is_new_and_its_refusal_comes_before(photos, teacher, tmp_path):
+    cache = tmp_path / "cache"
+    taught = ("--teacher", teacher, "--teacher-cache", cache)
+    first = train(photos, tmp_path / "first", *taught)
+    assert f"Teacher cache: {cache} is new, the teacher's answers are recorded there." in first.stdout
+    second = train(photos, tmp_path / "second", "--teacher-cache", cache)
+    assert f"Teacher cache: {cache} holds answers, which are read" in second.stdout
+    other = train(photos, tmp_path / "other", *taught, "--seed", 7)
+    is_refused(other, "belongs to another training:", "seed 0, now 7")
+    assert "Starts from" not in other.stdout
+    assert not re.search(r"[0-9a-f]{10}", other.stderr.replace(str(tmp_path), ""))

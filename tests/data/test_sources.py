@@ -127,7 +127,8 @@ def test_a_broken_file_is_left_out_and_reported_with_the_reason(tmp_path, name, 
     assert len(source.labels) == 6
     assert [file.path for file in source.skipped] == [str(tmp_path / "green" / name)]
     assert source.skipped[0].reason.startswith(reason)
-    assert caplog.messages == [f"Left out 1 files of {tmp_path} that cannot be used."]
+    named = f"{source.skipped[0].path}: {source.skipped[0].reason.rstrip('.')}"
+    assert caplog.messages == [f"Left out 1 file of {tmp_path}: {named}."]
 
 
 def test_labels_still_fit_their_images_when_files_between_them_are_left_out(tmp_path):

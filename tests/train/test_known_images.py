@@ -94,5 +94,5 @@ def test_a_teacher_cache_does_not_serve_images_that_were_swapped(folder, tmp_pat
     header["training images"] = ImageFolder(folder).fingerprint()
     (cache / "header.json").write_text(json.dumps(header))
     swap(folder)
-    with pytest.raises(ValueError, match=r"belongs to another training: training images .*, now "):
+    with pytest.raises(ValueError, match=r"belongs to another training: other training images"):
         run("fourth")

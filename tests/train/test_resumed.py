@@ -43,6 +43,7 @@ def test_a_longer_run_keeps_what_was_done_and_follows_the_longer_schedule_from_t
     (note,) = [record.getMessage() for record in caplog.records if record.name == "deit.train.run.resumed"]
     end = learning_rate(6, steps_per_epoch=3, recipe=recipe(2))
     assert note.startswith("The run goes on to epoch 4 in place of 2. What was done stays; from step 6 on ")
+    assert "whose warm-up of 1 stays as the run began with it." in note
     assert f"({rates[0]:.3g}, {end:.3g} before)" in note
     assert Recipe.load(tmp_path / "run" / "recipe.yaml").schedule.epochs == 4
     record = json.loads((tmp_path / "run" / "training.json").read_text())

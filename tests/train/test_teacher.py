@@ -2,13 +2,18 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
+from torchvision.models import get_model, get_model_weights
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
+from deit.inference.engine import open_engine
 from deit.models.timm.models import create_timm
+from deit.models.weights.torchvision import processor_from_torchvision
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble, match_teacher, open_teacher, open_teachers
 from tests.train import tiny
 
@@ -374,3 +379,25 @@ def test_a_teacher_of_another_size_is_counted_at_its_own() -> None:
     teacher = Teacher(tiny.student(), image_size=(tiny.SIDE, tiny.SIDE), label_names=["a", "b", "c"])
     matched = match_teacher(teacher, ["c", "a"], (24, 40))
     assert matched(torch.zeros(1, 3, 24, 40), mean=tiny.MEAN, std=tiny.STD).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "convnext_tiny"])
+def test_the_preprocessing_of_torchvisions_weights_is_torchvisions(name) -> None:
+    preset = get_model_weights(name).DEFAULT.transforms()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    ours = processor_from_torchvision(preset)(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(ours, preset(image), atol=1e-5, rtol=0)
+
+
+def test_a_published_model_of_torchvision_is_a_teacher_and_a_model_to_score(monkeypatch) -> None:
+    model = get_model("squeezenet1_1", weights=None)
+    monkeypatch.setattr("torchvision.models.get_model", lambda name, weights: model)
+    taught, engine = open_teacher("torchvision/squeezenet1_1"), open_engine("torchvision/squeezenet1_1")
+    contract = engine.contract
+    assert taught.label_names == contract.label_names
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    mean, std = contract.processor.channel_mean, contract.processor.channel_std
+    answers = torch.from_numpy(engine(pixels.numpy())[contract.head_names[0]])
+    torch.testing.assert_close(answers, taught(pixels, mean=mean, std=std), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="torchvision has no model 'resnet10000'"):
+        open_engine("torchvision/resnet10000")

@@ -105,6 +105,7 @@ def evaluate(
         options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "strict": strict}
         options["value_range"] = value_range or predictor.processor.value_range
         source = _open(data, predictor, options, silent=not processes.is_first)
+        skipped = [f"{file.path}: {file.reason}" for file in getattr(source, "skipped", ())]
         if held_out:
             source = _held_out(folder, source)
         with _bar("Evaluating", shown=processes.is_first) as update:
@@ -112,11 +113,13 @@ def evaluate(
             result = evaluate_model(predictor, source, on_batch=update, **options)
     if result is not None:  # the first process speaks for all
         source = _readable(source, result)
-        _tell(result, source, context, _notes(result, folder, source), folder)
+        _tell(result, source, context, _notes(result, folder, source), folder, skipped)
 
 
-def _tell(result: Evaluation, source: Source, context: typer.Context, notes: list[str], folder: Path) -> None:
-    """Prints a result, and writes the report if one was requested."""
+def _tell(
+    result: Evaluation, source: Source, context: typer.Context, notes: list[str], folder: Path, skipped: list[str]
+) -> None:
+    """Prints a result, and writes the report if one was requested; `skipped` was left out when the data was opened."""
     from deit.data.sources import place_of
 
     given = context.params
@@ -125,6 +128,7 @@ def _tell(result: Evaluation, source: Source, context: typer.Context, notes: lis
         _write_report(report, result, source, context, notes, folder)
     if given["as_json"]:
         values = {"model": model, "data": data, "notes": notes, **result.as_dict()}
+        values["left_out"] = [*skipped, *values["left_out"]]
         for mistake in values["mistakes"]:
             mistake["place"] = place_of(source, mistake["index"])
         say_json(values)
@@ -199,7 +203,7 @@ def _readable(source: Source, result: Evaluation) -> Source:
 
 def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
     from deit.data.duplicates import contradictions, describe_contradictions
-    from deit.evaluate.recorded_scores import held_out, read_recorded_scores
+    from deit.evaluate.recorded_scores import VALIDATION, held_out, read_recorded_scores
 
     notes = []
     if result.left_out:
@@ -215,7 +219,8 @@ def _notes(result: Evaluation, model: Path, source: Source) -> list[str]:
             f"Temperature, mistakes and scores of many labels are from {len(result.kept)} of the images, evenly spaced."
         )
     recorded = read_recorded_scores(model, source)
-    if recorded is not None:
+    counted_overlap = result.overlap is not None and bool(result.overlap.learnt)
+    if recorded is not None and (recorded.part == VALIDATION or not counted_overlap):  # else it is said below
         notes += recorded.notes({name: h.scores.as_dict() for name, h in result.heads.items()})
     if result.overlap is not None:
         notes += result.overlap.notes()

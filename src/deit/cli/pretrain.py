@@ -105,7 +105,7 @@ def pretrain(
     from deit.core.file_names import RECONSTRUCTION_NAME
     from deit.runtime.processes import process_group
     from deit.train.masked_images import MaskedImageTask
-    from deit.train.run.folder import check_run_folder, refuse_inside_data
+    from deit.train.run.folder import check_run_folder, is_finished, refuse_inside_data
     from deit.train.trial import try_start
 
     student, init = named_start(student, init, set_ or [])
@@ -123,7 +123,7 @@ def pretrain(
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
         resolved = _fitted(resolved, images, built, [] if resume else free, processes)
         task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
-        if processes.is_first:
+        if processes.is_first and not (resume and is_finished(out, resolved)):
             _print_plan(images, resolved, built, task)
         result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
         if processes.is_first:

@@ -36,6 +36,7 @@ from deit.core.errors import UserError
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
+    from deit.runtime.processes import Processes
     from deit.train.recipes.recipe import Recipe
     from deit.train.students.deit import Student
 
@@ -132,6 +133,7 @@ def train(
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     from deit.runtime.processes import process_group
+    from deit.train.run.folder import is_finished
     from deit.train.trial import try_start
 
     student, init = named_start(student, init, set_ or [])
@@ -148,8 +150,9 @@ def train(
         taught = bool(resolved.teacher) or teacher_cache is not None
         images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
         built, task = processes.on_each(lambda: _build_task(teachers, images, resolved, taught=taught))
-        if processes.is_first:
-            _print_plan(images, resolved, built, taught=taught, teacher_cache=teacher_cache if not teachers else None)
+        processes.on_first(lambda: _check_cache(teacher_cache, task, images, resolved, processes))
+        if processes.is_first and not (resume and is_finished(out, resolved)):
+            _print_plan(images, resolved, built, taught=taught, teacher_cache=teacher_cache, asked=bool(teachers))
         result = run_fit(
             task, images, resolved, processes, out=out, device=device, resume=resume, teacher_cache=teacher_cache
         )
@@ -216,6 +219,30 @@ def _open_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> Any:
             f"The recipe learns from the teacher {', '.join(recipe.teacher)}. {error} Or pass another with --teacher, "
             "or --set teacher= to learn from labels alone."
         ) from error
+
+
+def _check_cache(folder: Path | None, task: Any, images: Data, recipe: Recipe, processes: Processes) -> None:
+    from deit.train.teachers.cache import refuse_other_cache
+
+    if folder is None:
+        return
+    refuse_other_cache(
+        folder,
+        teacher=task.teacher,
+        processor=task.processor,
+        recipe=recipe,
+        num_images=len(images.train.labels),
+        num_classes=len(images.train.classes),
+        processes=processes,
+    )
+
+
+def _cache_line(folder: Path) -> str:
+    from deit.train.teachers.cache import is_cache
+
+    if is_cache(folder):
+        return f"Teacher cache: {folder} holds answers, which are read; what is missing there is asked and recorded."
+    return f"Teacher cache: {folder} is new, the teacher's answers are recorded there."
 
 
 def _label_settings(text: str | None) -> dict[str, Any]:
@@ -296,7 +323,17 @@ def _build_task(teachers: Any, images: Data, recipe: Recipe, *, taught: bool) ->
     )
 
 
-def _print_plan(images: Data, recipe: Recipe, built: Student, *, taught: bool, teacher_cache: Path | None) -> None:
+def _student_name(recipe: Recipe, built: Student) -> str:
+    """Returns the name of the variant that is trained; of the class where none has its sizes."""
+    from deit.core.variants import same_architecture
+
+    config = getattr(built.model, "config", None)
+    return recipe.student or (config and same_architecture(config.to_dict())) or type(built.model).__name__
+
+
+def _print_plan(
+    images: Data, recipe: Recipe, built: Student, *, taught: bool, teacher_cache: Path | None, asked: bool
+) -> None:
     from deit.data.few_labels import count_unlabelled, labelled_again
 
     count, unlabeled = len(images.train.labels), count_unlabelled(images.train)
@@ -306,18 +343,20 @@ def _print_plan(images: Data, recipe: Recipe, built: Student, *, taught: bool, t
         shown = (count - unlabeled + again) / (count + again)
         few = f" ({count - unlabeled} with a label, {shown:.0%} of what is shown)"
     teacher = ", ".join(recipe.teacher) or "none"
-    if teacher_cache is not None:
+    if teacher_cache is not None and not asked:
         teacher = f"what {teacher_cache} recorded"
     lines = [
         f"{count} training{few} and {counted(len(images.val.labels), 'validation image')}, "
         f"{counted(len(images.train.classes), 'class', 'classes')}. "
-        f"Student: {recipe.student or type(built.model).__name__}. Teacher: {teacher}.",
+        f"Student: {_student_name(recipe, built)}. Teacher: {teacher}.",
         *describe_start(recipe, images, built.processor),
     ]
     if taught:
         how = recipe.distillation
         softly = f", temperature {how.temperature:g}" if how.kind == "soft" else ""
         lines.append(f"Distillation: {how.kind}{softly}, weight {how.weight:g}.")
+    if teacher_cache is not None:
+        lines.append(_cache_line(teacher_cache))
     for line in lines:
         say(line)
     if built.report is not None:

@@ -16,11 +16,14 @@ from PIL import Image
 
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.labels import NO_LABEL
+from deit.core.printable import counted
 from deit.core.scores.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from deit.data.storage.contents import Hashes, content_hash
 from deit.data.storage.image_search import SkippedFile as SkippedFile
 
 logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 3  # files in a note
 
 # (N,) int64 class numbers; several classes: (N, K) float32 zeros and ones; regression: (N,) float32.
 Labels: TypeAlias = npt.NDArray[Any]
@@ -106,7 +109,9 @@ def refuse_skipped(skipped: Sequence[SkippedFile], what: str, *, strict: bool) -
         first = skipped[0]
         raise UserError(f"{first.path}: {first.reason} ({len(skipped)} such files; strict is on.)")
     if skipped:
-        logger.warning("Left out %d files of %s that cannot be used.", len(skipped), what)
+        named = "; ".join(f"{file.path}: {file.reason.rstrip('.')}" for file in skipped[:_MOST_NAMED])
+        more = f"; and {len(skipped) - _MOST_NAMED} more" if len(skipped) > _MOST_NAMED else ""
+        logger.warning("Left out %s of %s: %s%s.", counted(len(skipped), "file"), what, named, more)
 
 
 def check_problem_type(problem_type: str) -> None:

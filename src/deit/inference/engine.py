@@ -13,7 +13,7 @@ from typing import Protocol
 from deit.core.errors import UserError
 from deit.core.model_directory import kind_of_model
 from deit.inference.contract import Array, Contract
-from deit.inference.torch_engine import open_torch_engine
+from deit.inference.torch_engine import open_torch_engine, open_torchvision_engine
 
 
 class Engine(Protocol):
@@ -88,6 +88,7 @@ def open_engine(
 
     Args:
         name_or_path: See `deit.models.weights.model_names.find_model`. The preprocessing of `timm/NAME` is timm's.
+            `torchvision/NAME` stands for the weights that torchvision publishes, with its preprocessing.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
         precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast).
         head_average: What two heads answer with together: "logits" (their mean, as the paper's code and transformers)
@@ -100,7 +101,10 @@ def open_engine(
             has one head, of which there is no average.
     """
     from deit.models.weights.model_names import find_model, timm_name
+    from deit.models.weights.torchvision import torchvision_name
 
+    if torchvision_name(name_or_path):
+        return open_torchvision_engine(str(name_or_path), device, precision=precision, head_average=head_average)
     path = find_model(name_or_path)
     ending = "" if path.is_dir() else path.suffix.lower()
     if ending not in ENGINES:

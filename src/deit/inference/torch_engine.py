@@ -105,3 +105,33 @@ def open_torch_engine(
         **facts,
     )
     return TorchEngine(model, contract, device, precision=precision)
+
+
+def open_torchvision_engine(
+    name: str, device: str = "cpu", *, precision: str = "fp32", head_average: str | None = None
+) -> TorchEngine:
+    """Opens a classifier that torchvision publishes.
+
+    Args:
+        name: `torchvision/NAME`.
+        device: See `TorchEngine`.
+        precision: See `TorchEngine`.
+        head_average: Must be None: such a model has one head.
+
+    Raises:
+        ConnectionError: The weights cannot be downloaded.
+        UserError: torchvision has no such model, or does not name its classes; or see `open_engine`.
+    """
+    from deit.models.weights.torchvision import open_torchvision
+
+    if head_average is not None:
+        raise UserError(f"{name} is a model with one head. An average is for models with two (distilled ones).")
+    published = open_torchvision(name.partition("/")[2])
+    if published.label_names is None:
+        raise UserError(f"torchvision does not name the classes of {name}. Pass another model.")
+    contract = Contract(
+        processor=published.processor,
+        label_names=list(published.label_names),
+        image_size=published.processor.output_size,
+    )
+    return TorchEngine(published.model, contract, device, precision=precision)

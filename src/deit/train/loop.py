@@ -33,7 +33,7 @@ from deit.runtime.processes import FirstProcessError, current_processes
 from deit.runtime.signals import Interrupt, TrainingInterrupted, interrupts
 from deit.train.optimization import describe_rates, learning_rate, planned_rates
 from deit.train.recipes.recipe import Recipe
-from deit.train.run.folder import hardware_and_versions, open_run_folder, write_model
+from deit.train.run.folder import finished_record, hardware_and_versions, open_run_folder, write_model
 from deit.train.run.history import History
 from deit.train.run.known_images import keep_run_images
 from deit.train.run.left_out import LeftOut
@@ -424,7 +424,7 @@ class _Run:
         if self._saves_average:
             self.scores = self._score(self._result())
             row.update(_flat_scores(self.scores, "ema"))
-        row["seconds"] = round(time.monotonic() - self.started, 2)
+        row["seconds"] = round(self._seconds(), 2)
         self.history.epochs.append(row)
         self.processes.on_first(self.history.write)
         return row
@@ -517,10 +517,13 @@ class _Run:
     def finish(self) -> FitResult:
         """Writes the model directory and returns the scores."""
         student = self._result()
+        finished = finished_record(self.out) if self.step == self.first_step else {}
         if not self.scores:  # resumed after the last step
             self._tell_finished()
             self.scores = self._score(student)
-        seconds = time.monotonic() - self.started
+        seconds = self._seconds()
+        if isinstance(finished.get("seconds"), float):  # nothing was trained, so it took as long as it did
+            seconds = finished["seconds"]
         record = self._record(seconds)
         self.processes.on_first(self._draw)
         self.processes.on_first(
@@ -532,12 +535,17 @@ class _Run:
             out=self.out, scores=self.scores, history=self.history.epochs, steps=self.step, seconds=seconds
         )
 
+    def _seconds(self) -> float:
+        """How long the run has taken, with what was done before it was resumed, until the last evaluation there."""
+        earlier = [row for row in self.history.epochs if row["step"] <= self.first_step]
+        return float(earlier[-1].get("seconds", 0) if earlier else 0) + time.monotonic() - self.started
+
     def _tell_finished(self) -> None:
         if self.processes.is_first:
             logger.warning(
-                "The run in %s has done all of its %d epochs: nothing is trained. Scores and model are written anew.",
+                "The run in %s has done %s: nothing is trained. Scores and model are written anew.",
                 self.out,
-                self.recipe.schedule.epochs,
+                _all_of(self.recipe.schedule.epochs),
             )
 
     def _unreadable(self) -> dict[str, Any]:
@@ -577,6 +585,10 @@ class _Run:
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
+
+
+def _all_of(epochs: int) -> str:
+    return f"all of its {epochs} epochs" if epochs != 1 else "its one epoch"
 
 
 def _flat_scores(scores: dict[str, Any], prefix: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import textwrap
 import time
@@ -171,9 +172,11 @@ def _broken_to_fit(line: str, console: Console) -> str:
     if not console.is_terminal or len(line) <= console.width:
         return line
     indent = line[: len(line) - len(line.lstrip())]
-    return textwrap.fill(
-        line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    whole = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", line)  # a number and its unit stay together
+    broken = textwrap.fill(
+        whole, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )  # a path stays one word, so that it can be copied
+    return broken.replace("\N{NO-BREAK SPACE}%", " %")
 
 
 def say_lines(text: str, *, err: bool = False) -> None:

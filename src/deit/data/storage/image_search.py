@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -56,7 +57,8 @@ OTHER_FORMATS = [
 
 HIDDEN = "hidden"
 NOT_IMAGES = "not images"
-UNREADABLE = "unreadable"
+UNREADABLE, MISSING = "unreadable", "missing"
+_MISSING = re.compile(r"\bis not there\.$|^there is no file ")  # how every reader says it
 IN_RUNS = "in folders of runs"
 
 
@@ -68,11 +70,16 @@ class SkippedFile:
         path: Where it is, as a reader can find it: "photos/cat/1.png", "labels.csv line 7".
         reason: Why, to stand behind the path.
         kind: What many such files are called in a count: "unreadable", "not images", "without a label", ...
+            An unreadable one that is not there becomes "missing".
     """
 
     path: str
     reason: str
     kind: str = UNREADABLE
+
+    def __post_init__(self) -> None:
+        if self.kind == UNREADABLE and _MISSING.search(self.reason):
+            object.__setattr__(self, "kind", MISSING)
 
 
 @dataclass(kw_only=True)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import deit
-from deit.core.errors import UserError
+from deit.core.errors import DamagedFileError, UserError
 from deit.core.file_names import CARD_NAME, RECIPE_NAME, STATE_NAME, TRAINING_NAME
 from deit.core.files import remove_leftovers, replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.labels import id2label_from_names
-from deit.core.model_directory import is_run_folder
+from deit.core.model_directory import is_run_folder, read_training_record
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.writing import writing
 from deit.models.pretrained import PreTrainedModel
@@ -68,6 +68,20 @@ def refuse_inside_data(folder: Path, data: str, option: str) -> None:
         f"{option} {folder} lies in the folder of the images, {data}, in which folders are classes. Pass a folder "
         "elsewhere, beside it say."
     )
+
+
+def finished_record(out: Path) -> dict[str, Any]:
+    """Returns what a run that ended wrote down; nothing where there is none or it is damaged: it is written anew."""
+    try:
+        return read_training_record(out) or {}
+    except DamagedFileError:
+        return {}
+
+
+def is_finished(out: Path, recipe: Recipe) -> bool:
+    """Whether a folder holds a model of a run of as many epochs as a recipe has: nothing is left to train."""
+    schedule = finished_record(out).get("recipe", {}).get("schedule", {})
+    return isinstance(schedule, dict) and schedule.get("epochs") == recipe.schedule.epochs
 
 
 def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:

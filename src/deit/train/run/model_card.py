@@ -64,11 +64,16 @@ def _origin(record: dict[str, Any], classes: list[str]) -> str:
     data = record["data"]
     images = counted(data["train_images"], "image")
     if not classes:
-        return f"It learnt from {images} without labels, by reconstructing hidden patches (SimMIM)."
+        return f"{_beginning(record)}It learnt from {images} without labels, by reconstructing hidden patches (SimMIM)."
     if "train_labels" in data:
         images += f", of which {data['train_labels']} have a label,"
     taught = f" and from the teacher {markdown_code(record['teacher'])}" if record["teacher"] else ""
-    return f"It learnt from {images}{taught}."
+    return f"{_beginning(record)}It learnt from {images}{taught}."
+
+
+def _beginning(record: dict[str, Any]) -> str:
+    init = record["recipe"].get("init")
+    return f"It began with the weights {markdown_code(init)}. " if init else ""
 
 
 def _classes(classes: list[str]) -> str:

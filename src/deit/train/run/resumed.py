@@ -107,6 +107,7 @@ def _other_length(old: int, new: int, recipe: Recipe, step: int, steps_per_epoch
     )
     return (
         f"The run goes on to epoch {new} in place of {old}. What was done stays; from step {step} on the learning rate "
-        f"is that of the other schedule ({after:.3g}, {before:.3g} before), so the result is not that of a run which "
+        f"is that of the other schedule ({after:.3g}, {before:.3g} before), whose warm-up of "
+        f"{recipe.schedule.warmup_epochs:g} stays as the run began with it. So the result is not that of a run which "
         f"was meant for {new} from its beginning."
     )

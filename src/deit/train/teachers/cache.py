@@ -40,6 +40,12 @@ logger = logging.getLogger(__name__)
 
 _HEADER, _RECORDS = "header.json", "records.bin"
 _FORMAT = 1
+_IMAGES = "training images"
+_HASHES = {
+    _IMAGES: "other training images, or another order of them",
+    "teacher_fingerprint": "a teacher with other weights",
+    "mixing": "batches that are mixed in another way",
+}
 _INTACT = "What was recorded before is intact."
 _CHECKSUMS = 8  # bytes in front of a record: the views' checksum, and the record's own
 
@@ -336,8 +342,50 @@ def open_cache(
         ValueError: The folder holds a cache of another training, or none and there is no teacher.
     """
     settings = recipe.distillation
+    identity = {_IMAGES: data_fingerprint} | _identity(teacher, processor, recipe, num_images, num_classes, processes)
+    records: HardRecords | SoftRecords = HardRecords(num_classes)
+    if settings.kind == "soft":
+        records = SoftRecords(num_classes, settings.cache_top_k, settings.temperature)
+    share = recipe.batch_size // processes.world_size
+    former = {_IMAGES: former_data_fingerprint}
+    return TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size, former=former)
+
+
+def refuse_other_cache(
+    folder: Path,
+    *,
+    teacher: Teacher | TeacherEnsemble | None,
+    processor: DeiTImageProcessor,
+    recipe: Recipe,
+    num_images: int,
+    num_classes: int,
+    processes: Processes,
+) -> None:
+    """Refuses the cache of another training before anything begins; arguments as in `open_cache`, which looks at all.
+
+    Raises:
+        ValueError: The folder holds a cache of another training, as far as it can be told without the images.
+    """
+    if not is_cache(folder):
+        return
+    share = recipe.batch_size // processes.world_size
+    identity = _identity(teacher, processor, recipe, num_images, num_classes, processes)
+    header = {"format": _FORMAT, "batch_size": share, "parts": processes.world_size, **identity}
+    found = read_json(folder / _HEADER, "the header of a teacher cache")
+    _refuse_other(folder, found, json.loads(json.dumps(header)) | {_IMAGES: found.get(_IMAGES)}, {})
+
+
+def _identity(
+    teacher: Teacher | TeacherEnsemble | None,
+    processor: DeiTImageProcessor,
+    recipe: Recipe,
+    num_images: int,
+    num_classes: int,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Returns what the views, the images aside, and the teacher's answers follow from."""
+    settings = recipe.distillation
     identity: dict[str, Any] = {
-        "training images": data_fingerprint,
         "num_images": num_images,
         "num_classes": num_classes,
         "image_size": processor.output_size,
@@ -351,13 +399,9 @@ def open_cache(
     }
     if teacher is not None:
         identity |= {"teacher": teacher.name, "teacher_fingerprint": teacher.fingerprint()}
-    records: HardRecords | SoftRecords = HardRecords(num_classes)
     if settings.kind == "soft":
         identity |= {"temperature": settings.temperature, "top_k": settings.cache_top_k}
-        records = SoftRecords(num_classes, settings.cache_top_k, settings.temperature)
-    share = recipe.batch_size // processes.world_size
-    former = {"training images": former_data_fingerprint}
-    return TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size, former=former)
+    return identity
 
 
 def _mixing_probe(recipe: Recipe, num_classes: int, image_size: tuple[int, int], parts: int) -> str:
@@ -387,6 +431,11 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
         write_json_atomically(path, header)
         return header
     found = read_json(path, "the header of a teacher cache")
+    _refuse_other(folder, found, header, former)
+    return found
+
+
+def _refuse_other(folder: Path, found: dict[str, Any], header: dict[str, Any], former: Mapping[str, Any]) -> None:
     of_teacher = {"teacher", "teacher_fingerprint"} if "teacher" not in header else set()
     names = (found.keys() | header.keys()) - of_teacher
     other = sorted(
@@ -395,12 +444,18 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
         if found.get(name) != header.get(name) and not (name in former and found.get(name) == former[name])
     )
     if other:
-        parts = [f"{name} {_short(found.get(name))}, now {_short(header.get(name))}" for name in other]
+        parts = [_difference(name, found.get(name), header.get(name)) for name in other]
         raise UserError(
             f"The teacher cache {folder} belongs to another training: {'; '.join(parts)}. "
             "Pass the same settings, or an empty folder."
         )
-    return found
+
+
+def _difference(name: str, recorded: Any, received: Any) -> str:
+    """Says in what a cache is another; hashes, which tell a reader nothing, by what they are of."""
+    if name in _HASHES:
+        return _HASHES[name]
+    return f"{name} {_short(recorded)}, now {_short(received)}"
 
 
 def _short(value: Any) -> str:

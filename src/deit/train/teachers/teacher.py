@@ -26,7 +26,7 @@ from deit.models.classifier import head_logits, open_classifier
 from deit.models.timm.models import open_published_timm, open_timm_folder, published_label_names
 from deit.models.weights.finiteness import refuse_non_finite_answers, refuse_non_finite_model
 from deit.models.weights.model_names import find_model, timm_name
-from deit.runtime.library_order import make_order_safe
+from deit.models.weights.torchvision import open_torchvision, torchvision_name
 from deit.train.teachers.batch_norm import fold_batch_norms
 from deit.train.teachers.label_matching import match_labels
 
@@ -299,10 +299,10 @@ def open_teacher(name_or_dir: str | Path) -> Teacher:
         ConnectionError: Published weights cannot be fetched.
     """
     text = at_home(str(name_or_dir))
-    library, _, name = text.partition("/")
+    _, _, name = text.partition("/")
     if timm_name(text):
         return _open_published_timm(name).prepare()
-    if library == "torchvision" and name and not Path(text).exists():
+    if torchvision_name(text):
         return _open_torchvision(name).prepare()
     folder = find_model(text) if is_hub_name(text) else Path(text)
     if not folder.is_dir():
@@ -358,28 +358,13 @@ def _open_published_timm(name: str) -> Teacher:
 
 
 def _open_torchvision(name: str) -> Teacher:
-    from urllib.error import URLError
-
-    make_order_safe()
-    from torchvision.models import get_model, get_model_weights
-
-    try:
-        weights = get_model_weights(name).DEFAULT
-        model = get_model(name, weights=weights)
-    except ValueError as error:
-        raise UserError(f"torchvision has no model {name!r}. See torchvision.models.list_models().") from error
-    except URLError as error:
-        raise ConnectionError(
-            f"The published weights of torchvision/{name} cannot be fetched ({error.reason}). Fetch them where "
-            "there is a network, and put them in torch's cache folder."
-        ) from error
-    transform = weights.transforms()
+    published = open_torchvision(name)
     return Teacher(
-        model,
-        mean=transform.mean,
-        std=transform.std,
-        image_size=(transform.crop_size[0],) * 2,
-        label_names=weights.meta.get("categories"),
+        published.model,
+        mean=published.processor.channel_mean,
+        std=published.processor.channel_std,
+        image_size=published.processor.output_size,
+        label_names=published.label_names,
         name=f"torchvision/{name}",
     )
 
