@@ -53,7 +53,8 @@ def prepared_batches(
         threads: At most so many, and at most one for each core; 0 leaves everything to the caller's thread.
 
     Yields:
-        For each batch pairs of an item and a function that waits for its result, or raises its error.
+        For each batch pairs of an item and a function that waits for its result, or raises its error. Call it before
+        taking the next batch: at the end what has not begun is canceled.
 
     Raises:
         UserError: `batch_size` is smaller than 1.
