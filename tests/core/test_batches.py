@@ -43,7 +43,7 @@ def test_results_come_in_order_whatever_the_threads_and_batches(cores, batch_siz
         for batch in prepared_batches(make(list(range(10))), lambda number: number * number, batch_size)
     ]
     assert [len(batch) for batch in batches] == {1: [1] * 10, 3: [3, 3, 3, 1], 99: [10]}[batch_size]
-    assert sum(batches, []) == [(i, i * i) for i in range(10)]
+    assert [pair for batch in batches for pair in batch] == [(i, i * i) for i in range(10)]
 
 
 def test_a_list_is_prepared_ahead_and_an_iterator_is_not(cores):
