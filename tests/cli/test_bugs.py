@@ -82,3 +82,16 @@ def test_errors_of_users_and_of_the_machine_are_one_line(error, student, photos,
 
     monkeypatch.setattr(classifier, "open_classifier", fails)
     is_refused(deit("classify", student, photos / "val" / "red" / "0.png"), "Error: it does not fit.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("photos", "--seed", 10**22), "seed must be at least 0 and less than 2**63."),
+        (("photos", "--device", "meta"), "The device 'meta' holds no numbers."),
+        (("http://[x/a.tar",), "http://[x/a.tar is not an address"),
+    ],
+)
+def test_words_that_other_libraries_refuse_are_refused_in_one_line(words, said, photos, tmp_path):
+    given = (photos if word == "photos" else word for word in words)
+    is_refused(deit("train", *given, "--student", VARIANT, "--out", tmp_path / "run"), said)

@@ -69,10 +69,19 @@ def fetch_shards(addresses: Sequence[str], progress: Progress | None = None) -> 
             raise UserError(
                 f"{_shown(address)} cannot be opened: shards come from http, https or files. Copy it first."
             )
+        if found:
+            _check_form(address)
         paths.append(_fetched(address) if found else Path(address))
         if progress is not None and found:
             progress(number + 1, len(addresses))
     return paths
+
+
+def _check_form(address: str) -> None:
+    try:
+        urllib.parse.urlsplit(address)
+    except ValueError as error:
+        raise UserError(f"{_shown(address)} is not an address ({error}). Correct it.") from error
 
 
 # --- the cache ----------------------------------------------------------------------------------------

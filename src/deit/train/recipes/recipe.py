@@ -123,7 +123,7 @@ class Recipe:
             f"batch_size must be a multiple of accumulate ({self.accumulate})",
             self.batch_size,
         )
-        require(self.seed >= 0, "seed must be at least 0", self.seed)
+        require(0 <= self.seed < 2**63, "seed must be at least 0 and less than 2**63", self.seed)
         require_one_of("precision", self.precision, PRECISIONS)
         require_one_of("loss", self.loss, CLASSIFICATION_LOSSES)
         object.__setattr__(self, "label_smoothing", following("label_smoothing", self.label_smoothing, self.loss))
