@@ -1,1 +1,1 @@
-"""Scores of a model on labelled images, and the report of them."""
+"""Scores models on labelled images and writes reports."""

@@ -1,4 +1,4 @@
-"""How good a model is on labelled images: every head, every class, how far to believe it, and how fast it is."""
+"""Evaluates a model on labelled images: accuracy of every head and class, calibration and speed."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class _Seen:
     sure: dict[str, list[Array]] = field(default_factory=dict)
     kept: list[Integers] = field(default_factory=list)
     logits: list[Array] = field(default_factory=list)
-    # Seconds of each batch: in the model, and with all that came before it.
+    # Seconds of each batch: in the model alone, and with reading and preprocessing.
     model_seconds: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
@@ -299,7 +299,7 @@ class _Pass:
 
 
 def _head_results(scores: dict[str, Any], seen: list[_Seen], labels: npt.NDArray[Any]) -> dict[str, HeadResult]:
-    """Puts what all processes saw in the order of the images."""
+    """Returns the results of every head from the answers of all processes, in the order of the images."""
     indices = np.concatenate([part for one in seen for part in one.indices])
     order = np.argsort(indices, kind="stable")
     assert np.array_equal(indices[order], np.arange(len(labels))), "Each image must be seen exactly once."

@@ -1,6 +1,6 @@
-"""How good features are without training a network on them: k nearest neighbours and a linear classifier, in numpy.
+"""Scores features with k nearest neighbours and a linear classifier, in numpy.
 
-Beside the features and the answers, memory grows neither with the number of known images nor with that of queries.
+Apart from features and scores, the memory does not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def nearest_neighbours(
 
 
 def _nearest(known: Array, opposites: Array, k: int) -> tuple[Array, Integers]:
-    """Returns the k smallest cosines (n, k) of known images with `opposites`, and whose they are, in no order."""
+    """Returns the k smallest cosines (n, k) of known images with `opposites`, and their row numbers, unsorted."""
     best = np.zeros((len(opposites), 0), np.float32)
     numbers = np.zeros((len(opposites), 0), np.int64)
     for start in range(0, len(known), _KNOWN_TOGETHER):
@@ -159,15 +159,15 @@ class _Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureScores:
-    """How often features tell the class.
+    """Accuracy of a classifier on features.
 
     Attributes:
-        token: Which features.
+        token: Token of the features.
         method: "nearest neighbours" or "linear".
         top1: In percent.
         top5: In percent.
         images: Number of images counted.
-        left_out: Number of images not counted, since they are among the known ones.
+        left_out: Number of queries not counted because they are among the known images.
     """
 
     token: str
@@ -180,14 +180,14 @@ class FeatureScores:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureEvaluation:
-    """The scores of features, and which images they are of.
+    """The scores of features and the images behind them.
 
     Attributes:
         scores: Two for each token.
         known: Number of known images that could be read.
-        unreadable_known: Why other known images could not be read.
-        unreadable: Why other queries could not be read.
-        overlap: How many of the counted queries the model has met before; None where that is not recorded.
+        unreadable_known: Reasons why other known images cannot be read.
+        unreadable: Reasons why other queries cannot be read.
+        overlap: Counts of the queries that the model has met before; None if that is not recorded.
     """
 
     scores: list[FeatureScores]
@@ -207,15 +207,15 @@ def evaluate_features(
     processes: Processes | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> FeatureEvaluation | None:
-    """Scores the features of every token: neighbours and linear classifier know `known` and are asked about `queries`.
+    """Scores the features of every token: fits neighbours and a linear classifier on `known`, and tests on `queries`.
 
-    A query whose very bytes are among the known images is left out: it would be its own neighbour. So is an image that
-    cannot be read any more, on both sides.
+    Leaves out queries whose bytes are among the known images (they would be their own neighbours), and unreadable
+    images on both sides.
 
     Args:
         embedder: The model.
         known: Labelled images.
-        queries: Others, of the same classes in the same order.
+        queries: Other images, with the same classes in the same order.
         block: See `Embedder`.
         batch_size: Images that go through the model together, in each process.
         processes: Those that share the images; this one alone when None.
@@ -279,10 +279,10 @@ def _embedded(
 
 
 def without_known(queries: Source, known: Source) -> tuple[Source, int]:
-    """Returns the queries that are not among the known images, and how many are.
+    """Returns the queries that are not among the known images, and the number of those that are.
 
     Raises:
-        ValueError: All are.
+        UserError: All are.
     """
     asked, others = contents_of(queries), contents_of(known)
     if asked is None or others is None:
@@ -298,7 +298,7 @@ def without_known(queries: Source, known: Source) -> tuple[Source, int]:
 
 @dataclass(frozen=True)
 class _Embedded:
-    """Features by token, which images they are of, and why others could not be read."""
+    """Features by token, the numbers of their images, and the reasons why others cannot be read."""
 
     features: dict[str, Array]
     numbers: list[int]
@@ -353,9 +353,9 @@ def _scores(known: dict[str, Array], first: Source, asked: dict[str, Array], sec
 
 
 def _places(answers: Floats, labels: Integers) -> Integers:
-    """Returns how many classes stand before the true one: those with more, and of equal ones those of lower number.
+    """Returns the rank of the true class, from 0; equal scores rank by class number.
 
-    Where an answer is not a number the true class stands last.
+    The true class ranks last where a score is NaN.
     """
     places = np.zeros(len(answers), np.int64)
     numbers = np.arange(answers.shape[1])

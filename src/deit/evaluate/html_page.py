@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: templates, and pictures as data addresses."""
+"""Writes self-contained HTML pages: fills templates, and encodes pictures as data URIs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _THUMBNAIL = 192
 
 
 def write_page(path: Path, package: str, template: str, /, **values: Any) -> Path:
-    """Fills a template and writes the page; what is missing in `values` is an error, and all text is escaped.
+    """Fills a template and writes the page; escapes all text, and raises an error for missing values.
 
     Args:
-        path: Of the page; its folder must exist.
+        path: Path of the page; its folder must exist.
         package: Name of the package that holds the template, below `deit`.
         template: Its file name.
         values: For the template.
@@ -44,12 +44,12 @@ def write_page(path: Path, package: str, template: str, /, **values: Any) -> Pat
 
 
 def _visible(value: Any) -> Any:
-    """Makes what is hidden in a text visible; a picture is a text too, of any length, and has nothing hidden."""
+    """Makes control characters in a text visible; data URIs of pictures pass unchanged."""
     return printable(value, 10 * len(value) + 10) if type(value) is str else value
 
 
 def figure_uri(figure: Any) -> str:
-    """Returns a figure of matplotlib as an address that holds the picture itself."""
+    """Returns a matplotlib figure as a data URI."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box for a letter: its font is not ours
@@ -58,7 +58,7 @@ def figure_uri(figure: Any) -> str:
 
 
 def image_uri(image: Image.Image) -> str:
-    """Returns an image, made small if it is large, as an address that holds the picture itself."""
+    """Returns an image, reduced to a thumbnail if it is large, as a data URI."""
     small = image.convert("RGB")
     buffer = io.BytesIO()
     if max(image.size) > _THUMBNAIL:
@@ -70,14 +70,14 @@ def image_uri(image: Image.Image) -> str:
 
 
 def picture_uri(image: Image.Image) -> str:
-    """Returns an image in its size as an address that holds the picture itself, and nothing else of its file."""
+    """Returns an image in its full size as a data URI, without the metadata of its file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return png_uri(buffer.getvalue())
 
 
 def png_uri(content: bytes) -> str:
-    """Returns the bytes of a PNG file as an address that holds the picture itself."""
+    """Returns the bytes of a PNG file as a data URI."""
     return _uri(content, "png")
 
 

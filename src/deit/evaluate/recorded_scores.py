@@ -1,4 +1,4 @@
-"""What training wrote down about a model, beside what is seen of it now."""
+"""Compares the scores of an evaluation with those that training recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHOWN = ("top1", "micro_f1", "mean_absolute_error", "loss")
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedScores:
-    """What training wrote down, and what the images of today were to it.
+    """The scores that training recorded, and the role of today's images in it.
 
     Attributes:
         part: "validation" for the very images that the model was measured on, "training" for those it learnt from,
@@ -38,7 +38,7 @@ class RecordedScores:
     scores: dict[str, dict[str, float]]
 
     def notes(self, seen: dict[str, dict[str, float]]) -> list[str]:
-        """Says in words what a reader of today's scores should know.
+        """Returns sentences that a reader of today's scores should know.
 
         Args:
             seen: Head -> scores by name.
@@ -105,16 +105,15 @@ def read_recorded_scores(model_directory: Path, source: Source) -> RecordedScore
 def held_out(model_directory: Path, source: Source) -> Subset | None:
     """Finds the images that training kept for validation.
 
-    By the hashes that training recorded, and all of them or none; of an older model only when training divided these
-    very images itself.
+    Uses the hashes that training recorded, and needs all of the images. Models of earlier versions have no hashes; for
+    those it needs exactly the images that training divided.
 
     Args:
         model_directory: Of the model.
         source: Images with the model's classes.
 
     Returns:
-        The images that the model never learnt from, or None when they cannot be told: the images or the model are
-        others.
+        The images that the model never learned from, or None if they cannot be identified.
     """
     contents, known = contents_of(source), read_known_images(model_directory)
     if known is not None and contents is not None and len(known.hashes):  # a training that checked no image has none
@@ -132,7 +131,7 @@ def held_out(model_directory: Path, source: Source) -> Subset | None:
 
 
 def overlap_of(known: KnownImages | None, source: Source) -> Overlap | None:
-    """Counts how many images the model has met before; None where that is not recorded."""
+    """Counts the images that the model has met before; returns None if that is not recorded."""
     contents = contents_of(source)
     return None if known is None or contents is None else known.overlap(contents)
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that asks for nothing else, with tables, pictures and mistakes."""
+"""Writes the report of an evaluation: one self-contained HTML file with tables, pictures and mistakes."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def write_evaluation_report(
     """Writes the report of an evaluation.
 
     Args:
-        path: Of the HTML file; its folder must exist.
-        evaluation: What was found.
-        source: The images that were evaluated, for the pictures of the mistakes.
+        path: Path of the HTML file; its folder must exist.
+        evaluation: The results.
+        source: The evaluated images, for the pictures of the mistakes.
         model: Name or folder of the model.
         data: Name or folder of the images.
-        command: How to do it again.
-        notes: Sentences that stand above everything else.
-        folder: The model directory, whose curves, recipe and preprocessing are shown where it has them.
-        settings: How it was evaluated: name -> value.
+        command: Command that repeats the evaluation.
+        notes: Sentences at the top.
+        folder: The model directory, for its curves, recipe and preprocessing.
+        settings: Settings of the evaluation: name -> value.
 
     Returns:
         `path`.
@@ -124,7 +124,7 @@ def _mistakes(evaluation: Evaluation, source: Source) -> list[dict[str, Any]]:
 
 
 def _curves(folder: Path | None) -> str:
-    """Returns the curves of the model's training as an address that holds the picture, or nothing."""
+    """Returns the training curves as a data URI, or an empty string."""
     path = None if folder is None else folder / CURVES_NAME
     if path is None or not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES:
         return ""
@@ -136,7 +136,7 @@ def _curves(folder: Path | None) -> str:
 
 
 def _files(folder: Path | None) -> list[tuple[str, list[str]]]:
-    """Returns the texts of the model directory that say how it was made and what it does to images."""
+    """Returns the texts of recipe, preprocessing and configuration in the model directory."""
     named = {} if folder is None else {name: folder / name for name in (RECIPE_NAME, PREPROCESSOR_NAME, CONFIG_NAME)}
     found = {name: path for name, path in named.items() if path.is_file() and path.stat().st_size <= _MOST_FILE_BYTES}
     return [(name, _lines_of(path)) for name, path in found.items()]
@@ -153,7 +153,7 @@ def _nan_last(value: float) -> float:
 
 
 def _cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """The numbers at the top: name, number, what it is."""
+    """Returns the numbers at the top: name, number, explanation."""
     result = evaluation.heads[evaluation.head]
     texts = {name: score_text(name, value) for name, value in result.scores.as_dict().items()}
     if evaluation.problem_type == SINGLE_LABEL:
@@ -211,7 +211,7 @@ def _pictures(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _reliability_figure(bins: Sequence[ReliabilityBin]) -> Any:
-    """Accuracy over confidence, and below it how many images are that confident."""
+    """Draws accuracy over confidence, and below it the number of images in each bin."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 5), layout="constrained")
@@ -240,7 +240,7 @@ def _reliability_figure(bins: Sequence[ReliabilityBin]) -> Any:
 
 
 def _confusion_figure(evaluation: Evaluation) -> Any:
-    """Rows are true classes; the color is the share of the row."""
+    """Draws the confusion matrix: rows are true classes, the color is the share of the row."""
     from matplotlib.figure import Figure
 
     counts, names = evaluation.confusion(), [_short(name) for name in evaluation.classes]
@@ -271,7 +271,7 @@ def _short(name: str) -> str:
 
 
 def _regression_figure(evaluation: Evaluation) -> Any:
-    """What was said over what is true, and how far off it was."""
+    """Draws predicted over true values, and a histogram of the errors."""
     from matplotlib.figure import Figure
 
     true, said = evaluation.labels[evaluation.kept], evaluation.logits[:, 0]

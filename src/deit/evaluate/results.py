@@ -18,7 +18,7 @@ from deit.core.scores.metrics import SINGLE_LABEL, AnyScores, Array, Integers
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadResult:
-    """What one head, or the teacher, said.
+    """The answers of one head or of the teacher.
 
     Attributes:
         scores: Of all images.
@@ -38,13 +38,13 @@ class HeadResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Temperature:
-    """The temperature that suits the logits of the shown head best.
+    """The temperature with the smallest cross-entropy for the logits of the head in detail.
 
     Attributes:
         temperature: Divide the logits by it.
-        calibration_error: With it, on the images it was fitted on.
-        loss: With it, on the same images.
-        images: How many those were.
+        calibration_error: Calibration error at this temperature, on the images of the fit.
+        loss: Cross-entropy at this temperature, on the same images.
+        images: Number of images of the fit.
     """
 
     temperature: float
@@ -55,14 +55,14 @@ class Temperature:
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """How fast it went; the first batch is a warm-up where there are more.
+    """Speed of the evaluation; the first of several batches is a warm-up.
 
     Attributes:
-        model: Images a second that the model alone answered, with copies to the device and back.
-        end_to_end: Images a second with reading and preprocessing.
+        model: Images per second in the model alone, with copies to the device and back.
+        end_to_end: Images per second with reading and preprocessing.
         batch_size: Images that went through the model together.
-        device: In words.
-        processes: How many shared the images; their speeds are added.
+        device: Name of the device.
+        processes: Number of processes that shared the images; their speeds are added.
     """
 
     model: float
@@ -79,8 +79,8 @@ class Mistake:
     Attributes:
         index: Number of the image in the source.
         true: Name of its class, or its number for a regression.
-        said: What the model said.
-        size: How sure it was, between 0 and 1; for a regression the distance.
+        said: Answer of the model.
+        size: Probability of the answer, between 0 and 1; for a regression the error.
     """
 
     index: int
@@ -91,21 +91,21 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """All that one evaluation found.
+    """The results of one evaluation.
 
     Attributes:
         problem_type: By the names of transformers.
         classes: Class names, in the order of the logits.
         labels: (N,) true classes, (N, K) zeros and ones, or (N,) numbers.
-        head: The head whose details are shown.
-        heads: By name, first the model's answer.
-        teacher: What the teacher said, if there was one.
+        head: The head that is reported in detail.
+        heads: Results by name; the first one is the answer of the model.
+        teacher: Results of the teacher, if there is one.
         temperature: None unless each image has one class.
-        throughput: How fast it was.
+        throughput: Speed.
         kept: Numbers of the images whose logits of the shown head were kept; all where they fit in a gibibyte.
         logits: (images kept, K), of the shown head.
-        overlap: How many of the images the model has met before; None where that is not recorded.
-        teacher_overlap: The same of the teacher.
+        overlap: Counts of the images that the model has met before; None if that is not recorded.
+        teacher_overlap: The same for the teacher.
         left_out: Number of an image of the source -> why it could not be read; N and the numbers above are of the
             others.
     """
@@ -139,9 +139,9 @@ class Evaluation:
         return shares
 
     def confusion(self, head: str | None = None) -> Integers:
-        """Returns how often each true class (row) was taken for each class (column), (K, K).
+        """Returns the counts (K, K) of each true class (row) and chosen class (column).
 
-        Images without an answer are in no column.
+        Leaves out images without an answer.
         """
         picks, count = self.heads[head or self.head].picks, len(self.classes)
         answered = picks >= 0
@@ -190,13 +190,13 @@ class Evaluation:
         return float(np.mean(values)) if values else float("nan")
 
     def worst_classes(self, count: int = 5) -> list[dict[str, Any]]:
-        """Returns the classes that are found worst, of those with images."""
+        """Returns the classes with the lowest accuracy or average precision, of those with images."""
         key = "average_precision" if self.problem_type == metrics.MULTI_LABEL else "accuracy"
         present = [row for row in self.per_class() if row["images"]]
         return sorted(present, key=lambda row: (row[key], -row["images"]))[:count]
 
     def confused_pairs(self, count: int = 20) -> list[tuple[str, str, int]]:
-        """Returns what is most often taken for what: true class, chosen class, how often."""
+        """Returns the most frequent confusions: true class, chosen class, count."""
         picks = self.heads[self.head].picks
         wrong = (picks >= 0) & (picks != self.labels)
         pairs, times = np.unique(self.labels[wrong] * len(self.classes) + picks[wrong], return_counts=True)
@@ -205,9 +205,9 @@ class Evaluation:
         return [(self.classes[true], self.classes[said], n) for true, said, n in found]
 
     def mistakes(self, count: int = 24) -> list[Mistake]:
-        """Returns the wrong answers that the model was surest of; for a regression those that are farthest off.
+        """Returns the wrong answers with the highest probability; for a regression those with the largest error.
 
-        Of the images whose logits were kept. There are none for many labels.
+        Considers the images whose logits were kept. There are none for several labels.
         """
         answered = metrics.has_answer(self.logits)
         if self.problem_type == metrics.MULTI_LABEL:

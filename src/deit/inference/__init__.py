@@ -1,1 +1,1 @@
-"""From a model and images to answers."""
+"""Runs models on images: engines, predictor, embedder, pipelines."""

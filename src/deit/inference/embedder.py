@@ -1,4 +1,4 @@
-"""Images as features: a token of any block of a DeiT or ViT, and a table of them."""
+"""Turns images into features: a token of any block of a DeiT or ViT. Writes them as a Parquet file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Embedder:
         model: A `DeiTModel` or `ViTModel`; it is put in evaluation mode.
         processor: The preprocessing that its weights were trained with.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
-        known_images: Which images the model has learnt from, if that is recorded.
+        known_images: The images that the model has learned from; None if that is not recorded.
 
     Attributes:
-        tokens: Which of `TOKENS` the model has.
-        depth: Its blocks.
+        tokens: Those of `TOKENS` that the model has.
+        depth: Number of blocks.
 
     Raises:
         ValueError: There is no such device.
@@ -81,7 +81,7 @@ class Embedder:
 
         config = AutoConfig.from_pretrained(folder)
         named = set(config.architectures or ())
-        # The class that wrote the files: another one would say of heads and decoder that they are not used.
+        # The class that wrote the files: another one would warn of unused heads or an unused decoder.
         task = next((task for task in (CLASSIFICATION, MASKED_IMAGE) if named & set(names_of(task))), FEATURES)
         model_class = find_class(task, config.model_type, config.architectures)
         arguments = _parts_in_file(folder) if task == FEATURES else {}
@@ -94,7 +94,7 @@ class Embedder:
         """Checks that the model has a token and a block.
 
         Raises:
-            ValueError: It has not.
+            UserError: It has not.
         """
         if token not in self.tokens:
             raise UserError(f"token must be one of {', '.join(self.tokens)}. Received: {token!r}.")
@@ -114,8 +114,8 @@ class Embedder:
             strict: Raise at the first of several images that cannot be read.
 
         Returns:
-            For one image its features, (D,). For several a list of `EmbeddedImage`; one that cannot be read is in its
-            place, without features and with an `error`.
+            For one image its features, (D,). For several a list of `EmbeddedImage`; an unreadable one has an `error` in
+            place of features.
 
         Raises:
             FileNotFoundError: The path of the one image does not exist.
@@ -159,8 +159,8 @@ class Embedder:
 
         Args:
             pixels: (B, 3, H, W), float32.
-            block: After which block, from 1; 0 is before the first. None is the end, after the final norm, which the
-                others have not seen. "mean" is the mean of the patches, without the other tokens.
+            block: Block whose output is taken, from 1; 0 is the input of the first. None is the end, after the final
+                norm, which only this choice includes. "mean" is the mean of the patch tokens.
 
         Raises:
             ValueError: A feature is NaN or infinite.
@@ -179,7 +179,7 @@ class Embedder:
 
 
 def _parts_in_file(folder: Path) -> dict[str, bool]:
-    """Which parts a bare trunk has that features do not need: as the file has them, nothing is said of them."""
+    """Returns the parts of a bare trunk in the file that features do not need: opening them avoids a warning."""
     from deit.models.weights.from_pretrained import FileOptions, open_checkpoint
 
     shapes = open_checkpoint(folder, FileOptions()).source.shapes
@@ -194,9 +194,9 @@ class Embedded:
     """The features of some images.
 
     Attributes:
-        names: Of the images.
+        names: Names of the readable images.
         features: (N, D) float32.
-        errors: Why others could not be read.
+        errors: Reasons why the others cannot be read.
     """
 
     names: list[str]
@@ -206,12 +206,12 @@ class Embedded:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EmbeddedImage:
-    """What came of one image.
+    """The features of one image.
 
     Attributes:
         name: Its path, "standard input" for bytes, or "an image".
-        features: (D,) float32; None when the image could not be read.
-        error: Why it could not be read, or an empty string.
+        features: (D,) float32; None for an unreadable image.
+        error: Why the image cannot be read, or an empty string.
     """
 
     name: str
@@ -228,11 +228,11 @@ def embed_files(
     batch_size: int = 32,
     strict: bool = False,
 ) -> Iterator[Embedded]:
-    """Embeds image files, batch after batch; what cannot be read is told and left out.
+    """Embeds image files batch after batch; leaves out unreadable ones and reports them.
 
     Args:
         embedder: The model.
-        paths: Of the images.
+        paths: Paths of the images.
         token: One of `embedder.tokens`.
         block: See `Embedder`.
         batch_size: Images that go through the model together.
@@ -262,12 +262,12 @@ def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, st
     """Writes features as a Parquet file, whole or not at all: a column `image`, and `features` as lists of float32.
 
     Args:
-        path: Of the file.
-        parts: What `embed_files` gives.
-        notes: Put into the file's metadata: model, token, block.
+        path: Path of the file.
+        parts: Results of `embed_files`.
+        notes: Metadata of the file: model, token, block.
 
     Returns:
-        How many images are in it, and what could not be read.
+        The number of images in the file, and the errors of the others.
 
     Raises:
         FileNotFoundError: The folder does not exist.

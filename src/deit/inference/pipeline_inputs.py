@@ -1,4 +1,4 @@
-"""What pipelines pass on: images that are read, batches made and taken apart."""
+"""Opens the inputs of pipelines, joins them into batches and splits the outputs of batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def opened(item: Any, value_range: Any) -> Any:
 
 
 def together(prepared: Sequence[Any]) -> list[tuple[Any, int]]:
-    """Makes one batch of what several images became; batches of one where their tensors differ in size.
+    """Joins preprocessed images into one batch, or into batches of one if their tensors differ in size.
 
     Args:
         prepared: For each image a dict with tensors (1, ...); other values are collected in lists.
@@ -35,7 +35,7 @@ def together(prepared: Sequence[Any]) -> list[tuple[Any, int]]:
 
 
 def apart(outputs: Any, count: int) -> list[Any]:
-    """Takes the answers of a model to a batch apart.
+    """Splits the output of a model for a batch into outputs for single images.
 
     Args:
         outputs: An output, dict or tuple of tensors (B, ...), or a tensor.

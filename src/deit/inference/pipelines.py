@@ -1,4 +1,4 @@
-"""`pipeline`: images in, named scores or features out, in the form of transformers."""
+"""Defines `pipeline` and its classes: named scores or features of images, in the form of transformers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from deit.runtime.devices import accelerator
 
 
 class ImageClassificationPipeline(ImagePipeline):
-    """Names what is in images.
+    """Classifies images.
 
-    For one image it returns a list of {"label", "score"}, first the best. The other arguments are
+    Returns for one image a list of {"label", "score"} in descending order of the scores. The other arguments are
     those of `ImagePipeline`.
 
     Args:
@@ -61,7 +61,7 @@ class ImageClassificationPipeline(ImagePipeline):
         return {}, {}, finish
 
     def postprocess(self, model_outputs: Any, function_to_apply: str | None = None, top_k: int = 5) -> Any:
-        """Names the best classes of one image.
+        """Returns the classes with the highest scores for one image.
 
         Args:
             model_outputs: What `forward` returned for one image: `logits`, (1, K).
@@ -69,7 +69,7 @@ class ImageClassificationPipeline(ImagePipeline):
             top_k: See the class.
 
         Returns:
-            A list of {"label", "score"}, first the best.
+            A list of {"label", "score"} in descending order of the scores.
         """
         config = self.model.config
         logits = model_outputs["logits"][0].detach().float().numpy()
@@ -82,7 +82,7 @@ class ImageClassificationPipeline(ImagePipeline):
 class ImageFeatureExtractionPipeline(ImagePipeline):
     """Turns images into features.
 
-    For one image it returns nested lists or a tensor, with a leading 1. The other arguments are those of
+    Returns for one image nested lists or a tensor, with a leading 1. The other arguments are those of
     `ImagePipeline`.
 
     Args:
@@ -155,7 +155,7 @@ def pipeline(
     framework: str | None = None,
     **options: Any,
 ) -> Any:
-    """Puts a model, its preprocessing and its answers together.
+    """Opens a model with its preprocessing as a function from images to answers.
 
     Args:
         task: "image-classification" or "image-feature-extraction"; None takes what the model was made for.

@@ -1,4 +1,4 @@
-"""Any classifier, seen the same way: opened by its files, asked for the logits of each head."""
+"""Opens classifiers, and returns the logits of each of their heads."""
 
 from __future__ import annotations
 
