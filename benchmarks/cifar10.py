@@ -23,12 +23,14 @@ from harness import report, tells
 from deit.data.augment import Augmentation
 from deit.data.open_data import open_data
 from deit.data.sources import Data, Subset
-from deit.train.loop import FitResult, fit
+from deit.train.loop import fit
+from deit.train.progress import FitResult
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.run.curves import draw_curves
 from deit.train.students.deit import build_student
-from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
 from deit.train.teachers.teacher import match_teacher, open_teacher
 
 

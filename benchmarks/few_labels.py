@@ -35,12 +35,14 @@ from deit.data.augment import Augmentation
 from deit.data.few_labels import with_fewer_labels
 from deit.data.open_data import open_data
 from deit.data.sources import Data, WithoutLabels
-from deit.train.loop import FitResult, fit
-from deit.train.masked_images import MaskedImageTask
+from deit.train.loop import fit
+from deit.train.progress import FitResult
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation, Masking, Optimizer, Schedule
 from deit.train.students.deit import build_masked_student, build_student
-from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
+from deit.train.tasks.masked_images import MaskedImageTask
 from deit.train.teachers.teacher import match_teacher, open_teacher
 
 LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mix_rate=0.0)

@@ -45,7 +45,9 @@ from deit.train.loop import fit
 from deit.train.recipes.recipe import Recipe
 from deit.train.step import TrainStep
 from deit.train.students.deit import build_student
-from deit.train.tasks import ClassificationTask, DistillationTask, Task
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
+from deit.train.tasks.task import Task
 from deit.train.teachers.cache import BatchPlace, HardRecords, TeacherCache
 from deit.train.teachers.teacher import Teacher
 

@@ -75,8 +75,8 @@ from .models.vit import (
     ViTForMaskedImageModeling as ViTForMaskedImageModeling,
     ViTModel as ViTModel,
 )
+from .train.build_task import build_task as build_task
 from .train.loop import fit as fit
-from .train.masked_images import MaskedImageTask as MaskedImageTask
 from .train.recipes.catalog import (
     list_recipes as list_recipes,
     named_recipe as named_recipe,
@@ -84,7 +84,9 @@ from .train.recipes.catalog import (
 )
 from .train.recipes.recipe import Recipe as Recipe
 from .train.students.deit import build_masked_student as build_masked_student, build_student as build_student
-from .train.tasks import ClassificationTask as ClassificationTask, DistillationTask as DistillationTask
+from .train.tasks.classification import ClassificationTask as ClassificationTask
+from .train.tasks.distillation import DistillationTask as DistillationTask
+from .train.tasks.masked_images import MaskedImageTask as MaskedImageTask
 from .train.teachers.teacher import (
     Teacher as Teacher,
     TeacherEnsemble as TeacherEnsemble,

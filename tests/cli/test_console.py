@@ -20,7 +20,7 @@ from deit.cli.terminal.console import _Once, print_table, progress_bar, report_s
 from deit.core.errors import UserError, WrongTypeError
 from deit.data.sources import SkippedFile
 from deit.data.storage.image_search import NOT_IMAGES
-from deit.train.step import NonFiniteLossError
+from deit.train.run.ending import NonFiniteLossError
 
 COMMANDS = sorted(Path(console.__file__).parent.glob("*.py"))
 

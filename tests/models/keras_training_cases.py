@@ -15,7 +15,7 @@ from deit.models.deit import DeiTForImageClassificationWithTeacher
 from deit.train.optimization import build_optimizer, learning_rate
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation, Optimizer, Schedule
-from deit.train.tasks import DistillationTask
+from deit.train.tasks.distillation import DistillationTask
 
 STEPS = 4
 # Sizes and batch are those of `tests/keras/model_cases.py`, so that JAX compiles their operations once.

@@ -26,7 +26,7 @@ from deit.runtime.signals import TrainingInterrupted, interrupts
 from deit.train.loop import fit
 from deit.train.run.folder import check_run_folder
 from deit.train.run.state import newest_state
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 from tests.train.test_distributed import REPOSITORY, torchrun
 

@@ -13,7 +13,8 @@ from deit.data.few_labels import with_fewer_labels
 from deit.train.loop import fit
 from deit.train.recipes.sections import Optimizer, Schedule
 from deit.train.students.freezing import freeze
-from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
@@ -23,7 +24,9 @@ BLOCK = "deit.trunk.blocks."
 def changed_by(student: nn.Module, tmp_path, what: str, **settings: object) -> set[str]:
     before = {name: value.clone() for name, value in student.state_dict().items()}
     task = ClassificationTask(student, tiny.processor(), label_smoothing=0.0)
-    fit(task, tiny.data(), tiny.recipe(freeze=what, **settings), out=tmp_path / "run", device="cpu")
+    fit(
+        task, tiny.data(), tiny.recipe(freeze=what, label_smoothing=0.0, **settings), out=tmp_path / "run", device="cpu"
+    )
     after = student.state_dict()
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
 

@@ -13,7 +13,8 @@ from deit.data.readers.image_folder import ImageFolder
 from deit.data.sources import Data
 from deit.train.loop import fit
 from deit.train.recipes.sections import Distillation
-from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 

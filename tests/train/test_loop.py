@@ -15,13 +15,15 @@ from deit.core.processing.image_processor import evaluation_processor
 from deit.data.augment import Augmentation
 from deit.inference.predictor import Predictor
 from deit.runtime.signals import TrainingInterrupted
-from deit.train.loop import NonFiniteLossError, fit
+from deit.train.loop import fit
 from deit.train.optimization import learning_rate
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation, Optimizer, Schedule
+from deit.train.run.ending import NonFiniteLossError
 from deit.train.run.history import History
 from deit.train.run.state import load_state
-from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
@@ -41,7 +43,7 @@ def classification_task(**fields: object) -> ClassificationTask:
 def test_twenty_steps_equal_a_plain_loop_written_here(tmp_path) -> None:
     """The oracle shares only the student, torch's AdamW and the order of images; no loop, loss or schedule of ours."""
     recipe = tiny.recipe(
-        schedule=Schedule(epochs=7, warmup_epochs=2), augment=tiny.PLAIN, label_smoothing=0.1,
+        distillation=HOW, schedule=Schedule(epochs=7, warmup_epochs=2), augment=tiny.PLAIN, label_smoothing=0.1,
         optimizer=Optimizer(lr=1e-3, reference_batch_size=0, weight_decay=0.1, clip_grad=0.5),
     )  # fmt: skip
     task, data = distillation_task(), tiny.data()
@@ -84,7 +86,7 @@ def test_twenty_steps_equal_a_plain_loop_written_here(tmp_path) -> None:
 
 
 def test_a_run_leaves_a_model_directory_that_classifies(tmp_path) -> None:
-    recipe = tiny.recipe(augment=tiny.PLAIN, schedule=Schedule(epochs=15, warmup_epochs=1))
+    recipe = tiny.recipe(distillation=HOW, augment=tiny.PLAIN, schedule=Schedule(epochs=15, warmup_epochs=1))
     result = fit(classification_task(), tiny.data(24, 9), recipe, out=tmp_path / "run", device="cpu")
     assert result.scores["both"].top1 > 60  # brightness of three levels; chance is 33
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
@@ -104,7 +106,7 @@ def test_a_run_leaves_a_model_directory_that_classifies(tmp_path) -> None:
 
 
 def test_the_metrics_are_written_as_lines_table_and_picture(tmp_path) -> None:
-    recipe = tiny.recipe()
+    recipe = tiny.recipe(distillation=HOW)
     result = fit(distillation_task(), tiny.data(), recipe, out=tmp_path / "run", device="cpu")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     with (tmp_path / "run" / "metrics.csv").open() as handle:
@@ -126,7 +128,7 @@ STRONG = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0)
 @pytest.mark.parametrize("stop_after", [1, 4, 6])  # within the first epoch, within the second, at an epoch's end
 def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(tmp_path, stop_after) -> None:
     """Dropout, drop path, augmentation, mixing, EMA and optimizer state all go on where they were."""
-    recipe = tiny.recipe(augment=STRONG, ema_decay=0.9, drop_path_rate=0.2)
+    recipe = tiny.recipe(distillation=HOW, augment=STRONG, ema_decay=0.9, drop_path_rate=0.2)
     noise = {"hidden_dropout_prob": 0.1}
     fit(distillation_task(**noise), tiny.data(), recipe, out=tmp_path / "whole", device="cpu")
 
@@ -218,7 +220,14 @@ def test_resuming_with_other_settings_data_or_teacher_is_refused(tmp_path) -> No
     with pytest.raises(ValueError, match="another training images"):
         fit(classification_task(), tiny.data(15), tiny.recipe(), out=tmp_path / "run", device="cpu", resume=True)
     with pytest.raises(ValueError, match=r"another teacher|other settings: distillation.kind"):
-        fit(distillation_task(), tiny.data(), tiny.recipe(), out=tmp_path / "run", device="cpu", resume=True)
+        fit(
+            distillation_task(),
+            tiny.data(),
+            tiny.recipe(distillation=HOW),
+            out=tmp_path / "run",
+            device="cpu",
+            resume=True,
+        )
 
 
 def test_resuming_with_another_architecture_or_preprocessing_is_refused_by_what_differs(tmp_path) -> None:
@@ -239,7 +248,7 @@ def test_resuming_with_another_architecture_or_preprocessing_is_refused_by_what_
 
 def test_a_resumed_epoch_has_the_losses_of_all_its_steps(tmp_path) -> None:
     """Four steps in an epoch, stopped after the sixth."""
-    recipe = tiny.recipe(batch_size=3, augment=tiny.PLAIN)
+    recipe = tiny.recipe(distillation=HOW, batch_size=3, augment=tiny.PLAIN)
 
     def stop(event) -> None:
         if event.step == 6:
@@ -282,7 +291,7 @@ def test_a_gpu_that_is_not_there_is_one_clear_error(tmp_path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_run_on_a_gpu_in_bf16_learns(tmp_path) -> None:
-    recipe = tiny.recipe(augment=tiny.PLAIN, schedule=Schedule(epochs=15, warmup_epochs=1))
+    recipe = tiny.recipe(distillation=HOW, augment=tiny.PLAIN, schedule=Schedule(epochs=15, warmup_epochs=1))
     result = fit(distillation_task(), tiny.data(24, 9), recipe, out=tmp_path / "run", device="cuda")
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
 

@@ -16,7 +16,8 @@ from deit.data.sources import Data, place_of
 from deit.runtime.folder_lock import FolderInUseError, folder_lock
 from deit.train.loop import fit
 from deit.train.recipes.sections import DataOptions, Distillation
-from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.data.pictures import COLOURS, encoded, write_colours, write_parquet, write_shard
 from tests.train import tiny
@@ -27,7 +28,7 @@ pytest.importorskip("pyarrow")
 
 def run(out: Path, data: Data, **given: Any) -> dict[str, Any]:
     task = ClassificationTask(tiny.student(), tiny.processor(), label_smoothing=0.0)
-    fit(task, data, tiny.recipe(num_workers=0), out=out, device="cpu", **given)
+    fit(task, data, tiny.recipe(num_workers=0, label_smoothing=0.0), out=out, device="cpu", **given)
     return json.loads((out / "training.json").read_text())["data"]
 
 

@@ -24,13 +24,13 @@ from deit.models.vit import ViTForMaskedImageModeling
 from deit.runtime.random_state import seeded
 from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import fit
-from deit.train.masked_images import MaskedImageTask
 from deit.train.recipes.catalog import named_recipe
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Masking, Optimizer, Schedule
-from deit.train.reconstructions import varied
 from deit.train.students.deit import build_masked_student, build_student
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.masked_images import MaskedImageTask
+from deit.train.tasks.reconstructions import varied
 from deit.train.teachers.cache import BatchPlace
 from tests.train import tiny
 
@@ -377,12 +377,11 @@ def test_an_average_is_drawn_and_saved_where_one_is_kept(tmp_path):
     assert result.history[-1]["ema_loss"] == result.scores["reconstruction"].loss != result.history[-1]["val_loss"]
 
 
-def test_a_task_that_was_given_nothing_masks_as_the_recipe_says(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_that_was_given_nothing_masks_as_the_recipe_says() -> None:
     recipe = Recipe().with_settings({"masking.patch": 8, "masking.ratio": 0.25, "masking.picture_steps": 3, "seed": 7})
     task = MaskedImageTask(masked_model(), tiny.processor())
     assert task.settle(recipe).masking == task.masking == recipe.masking
-    assert (task.seed, task.picture_steps) == (7, 3)
+    assert (task.seed, [file.every for file in task.run_files]) == (7, [3])
     other = MaskedImageTask(masked_model(), tiny.processor(), masking=MASKING, seed=7)
-    with caplog.at_level("WARNING"):
-        assert other.settle(recipe).masking == other.masking == MASKING
-    assert "task's masking is used" in caplog.text
+    with pytest.raises(ValueError, match=r"masking\.ratio=0\.25.*given masking\.ratio=0\.5, masking\.picture_steps=4"):
+        other.settle(recipe)

@@ -13,10 +13,10 @@ from deit.core.printable import printable
 from deit.data.sources import Data, WithoutLabels
 from deit.models.deit import DeiTForMaskedImageModeling
 from deit.train.loop import fit
-from deit.train.masked_images import MaskedImageTask
 from deit.train.recipes.sections import Masking
 from deit.train.run.model_card import model_card
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.masked_images import MaskedImageTask
 from tests.train import tiny
 
 RECORD = {

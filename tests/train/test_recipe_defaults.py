@@ -18,7 +18,7 @@ from deit.train.recipes.catalog import list_recipes, named_recipe
 from deit.train.recipes.recipe import Recipe, differences
 from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.students.deit import build_student
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 
 SOFT = {"distillation.kind": "soft"}

@@ -16,7 +16,7 @@ from deit.train.loop import fit
 from deit.train.recipes.catalog import list_recipes, named_recipe, open_recipe
 from deit.train.recipes.named_recipe import NOT_PUBLISHED
 from deit.train.recipes.recipe import Recipe, differences
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"

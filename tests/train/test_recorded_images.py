@@ -20,7 +20,7 @@ from deit.data.sources import Data, contents_of, place_of
 from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import fit
 from deit.train.recipes.sections import DataOptions, Schedule
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 
 

@@ -15,7 +15,7 @@ import multiprocessing
 import sys
 from deit.data.augment import Augmentation
 from deit.train.loop import fit
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 
 def main():

@@ -18,9 +18,10 @@ from deit.runtime.devices import autocast_type
 from deit.runtime.processes import Processes
 from deit.train.loop import fit
 from deit.train.recipes.sections import DataOptions, Optimizer
+from deit.train.run.ending import NonFiniteLossError
 from deit.train.run.state import load_state
-from deit.train.step import NonFiniteLossError, TrainStep, check_division
-from deit.train.tasks import ClassificationTask
+from deit.train.step import TrainStep, check_division
+from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 
 CPU = torch.device("cpu")

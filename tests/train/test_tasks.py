@@ -7,7 +7,8 @@ from torch import nn
 
 from deit.models.deit import DeiTForImageClassification
 from deit.train.recipes.sections import Distillation
-from deit.train.tasks import ClassificationTask, DistillationTask
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 

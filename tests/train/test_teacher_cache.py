@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from deit.data.augment import Augmentation
 from deit.train.loop import fit
 from deit.train.recipes.sections import Distillation
-from deit.train.tasks import DistillationTask
+from deit.train.tasks.distillation import DistillationTask
 from deit.train.teachers.cache import BatchPlace, HardRecords, SoftRecords, TeacherCache
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 
 from deit.core.images.reading import ImageError
 from deit.data.sources import Data, Source
-from deit.train.loop import TrainingInterrupted, fit
+from deit.runtime.signals import TrainingInterrupted
+from deit.train.loop import fit
 from deit.train.recipes.sections import DataOptions
 from deit.train.run.state import load_state
-from deit.train.tasks import ClassificationTask
+from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 
 
@@ -48,7 +49,9 @@ def fading(train: tuple[int, ...] = (), val: tuple[int, ...] = (), after: int = 
 
 def run(out: Path, data: Data, *, options: DataOptions | None = None, **given: Any) -> Any:
     task = ClassificationTask(tiny.student(), tiny.processor(), label_smoothing=0.0)
-    return fit(task, data, tiny.recipe(data=options or DataOptions()), out=out, device="cpu", **given)
+    return fit(
+        task, data, tiny.recipe(data=options or DataOptions(), label_smoothing=0.0), out=out, device="cpu", **given
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -96,7 +99,8 @@ def test_more_of_them_than_allowed_stop_the_run_before_they_count_and_it_goes_on
     broken = (3, 7)[:count]
     # The first epoch reads all 12 images; in the second one they are gone.
     with pytest.raises(
-        ImageError, match=r"^photos/\d.png .*The state after step \d is saved \(.*step-0000000\d\): mend the image"
+        ImageError,
+        match=r"^photos/\d.png .*The state after step \d is saved \(.*step-0000000\d\): repair or replace",
     ) as caught:
         run(tmp_path / "run", fading(train=broken, after=12), options=chosen)
     assert "\n" not in str(caught.value)

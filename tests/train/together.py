@@ -18,10 +18,12 @@ from deit.models.deit import DeiTForMaskedImageModeling
 from deit.runtime.processes import process_group
 from deit.runtime.random_state import random_state_kept
 from deit.train.loop import fit
-from deit.train.masked_images import MaskedImageTask
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation, Masking, Optimizer, Schedule
-from deit.train.tasks import ClassificationTask, DistillationTask, Task
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
+from deit.train.tasks.masked_images import MaskedImageTask
+from deit.train.tasks.task import Task
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
@@ -61,6 +63,8 @@ def recipe(kind: str) -> Recipe:
         settings.update(augment=PLAIN, optimizer=Optimizer(name=name, lr=lr, reference_batch_size=0, clip_grad=1.0))
     else:  # as a user would train
         settings.update(batch_size=8, augment=MIXED, ema_decay=0.9, drop_path_rate=0.1)
+    if kind == "masked":
+        settings.update(masking=Masking(patch=8, ratio=0.5, picture_steps=4, pictures=2))
     return tiny.recipe(**settings)
 
 
@@ -73,8 +77,7 @@ def task(kind: str) -> Task:
 def _task(kind: str) -> Task:
     if kind == "masked":
         config = DeiTConfig(**tiny.SIZES, patch_size=4, encoder_stride=4)
-        masking = Masking(patch=8, ratio=0.5, picture_steps=4, pictures=2)
-        return MaskedImageTask(DeiTForMaskedImageModeling(config), tiny.processor(), masking=masking)
+        return MaskedImageTask(DeiTForMaskedImageModeling(config), tiny.processor())
     if kind == "convnet":
         return ClassificationTask(NormedConvnet(), tiny.processor())
     teacher = Teacher(tiny.TinyConvnet(), mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0), image_size=(8, 8), name="tiny")

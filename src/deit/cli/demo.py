@@ -11,7 +11,7 @@ from deit.cli.terminal.console import print_table, progress_bar, reports_errors,
 from deit.cli.terminal.parameters import path
 
 if TYPE_CHECKING:
-    from deit.train.loop import StepEvent
+    from deit.train.progress import StepEvent
 
 
 @reports_errors

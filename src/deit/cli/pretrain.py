@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from deit.data.sources import Data
     from deit.runtime.processes import Processes
-    from deit.train.masked_images import MaskedImageTask
     from deit.train.recipes.recipe import Recipe
     from deit.train.students.deit import Student
 
@@ -104,7 +103,8 @@ def pretrain(
     """
     from deit.core.file_names import RECONSTRUCTION_NAME
     from deit.runtime.processes import process_group
-    from deit.train.masked_images import MaskedImageTask
+    from deit.train.build_task import build_task
+    from deit.train.open_images import open_images
     from deit.train.run.folder import check_run_folder, is_finished, refuse_inside_data
     from deit.train.trial import try_start
 
@@ -120,9 +120,9 @@ def pretrain(
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
         built = processes.on_each(lambda: try_start(resolved, device, processes, masked=True))
-        images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress))
+        images = open_on_first(processes, lambda update: open_images(data, resolved, labelled=False, progress=update))
         resolved = _fitted(resolved, images, built, [] if resume else free, processes)
-        task = MaskedImageTask(built.model, built.processor, masking=resolved.masking, seed=resolved.seed)
+        task = build_task(resolved, built)
         if processes.is_first and not (resume and is_finished(out, resolved)):
             _print_plan(images, resolved, built, task)
         result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
@@ -162,7 +162,7 @@ def _fitted(recipe: Recipe, images: Data, built: Student, free: list[str], proce
     return recipe.with_settings(changed)
 
 
-def _print_plan(images: Data, recipe: Recipe, built: Student, task: MaskedImageTask) -> None:
+def _print_plan(images: Data, recipe: Recipe, built: Student, task: Any) -> None:
     say(
         f"{len(images.train.labels)} training and {counted(len(images.val.labels), 'validation image')}, without "
         f"labels. "
@@ -204,24 +204,3 @@ def _check_settings(recipe: Recipe) -> None:
             "deit pretrain looks at no labels. Leave out data.labels_per_class and data.label_fraction; for fewer "
             "images pass data.max_train_images."
         )
-
-
-def _open_images(data: str, recipe: Recipe, progress: object) -> Data:
-    from deit.data.few_labels import limited
-    from deit.data.open_data import open_unlabelled
-
-    options = recipe.data
-    opened = open_unlabelled(
-        data,
-        val_fraction=options.val_fraction,
-        seed=0,  # the same division for every seed, so that runs can be compared
-        strict=options.strict,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        problem_type=options.problem_type,
-        label_separator=options.label_separator,
-        value_range=options.range,
-        check=options.check_images,
-        progress=progress,  # type: ignore[arg-type]
-    )
-    return limited(opened, train=options.max_train_images, val=options.max_val_images)

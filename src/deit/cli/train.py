@@ -133,6 +133,7 @@ def train(
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     from deit.runtime.processes import process_group
+    from deit.train.open_images import open_images
     from deit.train.run.folder import is_finished
     from deit.train.trial import try_start
 
@@ -148,8 +149,8 @@ def train(
         processes.on_each(lambda: try_start(resolved, device, processes))
         teachers = _open_teachers(resolved, teacher_cache, given=bool(teacher))
         taught = bool(resolved.teacher) or teacher_cache is not None
-        images = open_on_first(processes, lambda progress: _open_images(data, resolved, progress, taught=taught))
-        built, task = processes.on_each(lambda: _build_task(teachers, images, resolved, taught=taught))
+        images = open_on_first(processes, lambda update: open_images(data, resolved, taught=taught, progress=update))
+        built, task = processes.on_each(lambda: _build(teachers, images, resolved, cached=teacher_cache is not None))
         processes.on_first(lambda: _check_cache(teacher_cache, task, images, resolved, processes))
         if processes.is_first and not (resume and is_finished(out, resolved)):
             _print_plan(images, resolved, built, taught=taught, teacher_cache=teacher_cache, asked=bool(teachers))
@@ -173,6 +174,7 @@ def _resolved(
 ) -> Recipe:
     """Returns the recipe with student and weights filled in. Checks that they exist, before any image is read."""
     from deit.core.published import VARIANTS
+    from deit.train.build_task import no_distillation_head
     from deit.train.students.start import resolved_start
 
     resolved = resolved_start(
@@ -181,7 +183,7 @@ def _resolved(
     check_freeze(resolved)
     variant = VARIANTS.get(resolved.student)
     if resolved.teacher and (resolved.student.startswith("timm/") or (variant and not variant.distilled)):
-        raise _no_distillation_head(resolved.student)
+        raise no_distillation_head(resolved.student)
     return resolved
 
 
@@ -193,14 +195,6 @@ def _check_folders(data: str, out: Path, teacher_cache: Path | None, recipe: Rec
     if teacher_cache is not None and not is_cache(teacher_cache):
         refuse_inside_data(teacher_cache, data, "--teacher-cache")
     check_run_folder(out, recipe, resume=resume)
-
-
-def _no_distillation_head(student: str) -> UserError:
-    return UserError(
-        f"Distillation needs a student with a distillation head. Received: {student}. Pass a distilled variant as "
-        f"--student, such as {DEFAULT_STUDENT}; --init may be an undistilled checkpoint of its size. Or leave out the "
-        "teacher (--set teacher= where the recipe has one)."
-    )
 
 
 def _open_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> Any:
@@ -262,65 +256,12 @@ def _label_settings(text: str | None) -> dict[str, Any]:
     return settings
 
 
-def _open_images(data: str, recipe: Recipe, progress: Any, *, taught: bool) -> Data:
-    from deit.data.few_labels import limited, with_fewer_labels
-    from deit.data.open_data import open_data
-
-    options = recipe.data
-    opened = open_data(
-        data,
-        val_fraction=options.val_fraction,
-        seed=0,  # the same division for every seed, so that runs can be compared
-        strict=options.strict,
-        image_column=options.image_column,
-        label_column=options.label_column,
-        problem_type=options.problem_type,
-        label_separator=options.label_separator,
-        value_range=options.range,
-        check=options.check_images,
-        keep_unlabelled=taught,
-        progress=progress,
-    )
-    return with_fewer_labels(
-        limited(opened, train=options.max_train_images, val=options.max_val_images),
-        labels_per_class=options.labels_per_class,
-        label_fraction=options.label_fraction,
-        seed=options.label_seed,
-        keep_others=taught,
-    )
-
-
-def _build_task(teachers: Any, images: Data, recipe: Recipe, *, taught: bool) -> tuple[Student, Any]:
+def _build(teachers: Any, images: Data, recipe: Recipe, *, cached: bool) -> tuple[Student, Any]:
+    from deit.train.build_task import build_task
     from deit.train.students.deit import build_student
-    from deit.train.tasks import ClassificationTask, DistillationTask
-    from deit.train.teachers.teacher import match_teacher
 
-    classes = images.train.classes
-    built = build_student(None, classes, recipe)
-    if not taught:
-        return built, ClassificationTask(
-            built.model,
-            built.processor,
-            label_smoothing=recipe.label_smoothing,
-            loss=recipe.loss,
-            problem_type=images.problem_type,
-        )
-    if images.problem_type != "single_label_classification":
-        raise UserError(
-            f"Distillation is for one class per image. Received: data.problem_type={images.problem_type}. "
-            "Leave out the teacher (--set teacher= where the recipe has one)."
-        )
-    if not hasattr(built.model, "distillation_classifier"):
-        raise _no_distillation_head(recipe.student or recipe.init)
-    matched = teachers and match_teacher(teachers, classes, built.processor.output_size)
-    return built, DistillationTask(
-        built.model,
-        matched,
-        built.processor,
-        distillation=recipe.distillation,
-        label_smoothing=recipe.label_smoothing,
-        loss=recipe.loss,
-    )
+    built = build_student(None, images.train.classes, recipe)
+    return built, build_task(recipe, built, teachers, cached=cached)
 
 
 def _student_name(recipe: Recipe, built: Student) -> str:

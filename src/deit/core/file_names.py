@@ -15,3 +15,4 @@ STATE_NAME = "state"
 HISTORY_NAME, HISTORY_TABLE_NAME = "metrics.jsonl", "metrics.csv"
 CURVES_NAME = "curves.png"
 RECONSTRUCTION_NAME = "reconstruction.png"
+PICTURES_NAME = "pictures"  # a folder of earlier reconstructions

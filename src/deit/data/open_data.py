@@ -23,6 +23,7 @@ from deit.data.labels.label_columns import UNLABELLED, EncodedLabels
 from deit.data.readers.reader import DataPath, OpenedSource, ReadOptions, Splits
 from deit.data.sources import (
     Data,
+    HeldOut,
     Labels,
     Progress,
     SkippedFile,
@@ -283,7 +284,8 @@ def _divide(splits: Splits, val_fraction: float, seed: int) -> Data:
     labelled = (
         np.flatnonzero(whole.labels != NO_LABEL) if whole.problem_type == SINGLE_LABEL else np.arange(len(whole.labels))
     )
-    return _divided(whole, _held_out(whole, labelled, whole.labels[labelled], whole.classes, val_fraction, seed))
+    division = _held_out(whole, labelled, whole.labels[labelled], whole.classes, val_fraction, seed)
+    return _divided(whole, division, HeldOut(val_fraction=val_fraction, seed=seed))
 
 
 def _held_out(
@@ -299,7 +301,7 @@ def _held_out(
     return first, second
 
 
-def _divided(whole: OpenedSource, division: tuple[_Rows, _Rows]) -> Data:
+def _divided(whole: OpenedSource, division: tuple[_Rows, _Rows], held_out: HeldOut) -> Data:
     left_out = np.setdiff1d(np.arange(len(whole.labels)), np.concatenate(division))
     copies = [
         SkippedFile(path=place_of(whole, int(i)), reason="it is a copy of a validation image and has no label.")
@@ -309,6 +311,7 @@ def _divided(whole: OpenedSource, division: tuple[_Rows, _Rows]) -> Data:
     return Data(
         train=Subset(whole, first),
         val=Subset(whole, second),
+        held_out=held_out,
         skipped=(*whole.skipped, *copies),
         ignored=Counter(whole.ignored),
     )
@@ -324,4 +327,4 @@ def _divide_unlabelled(whole: OpenedSource, told: EncodedLabels | None, val_frac
     if division is None:
         no_labels = np.zeros(len(whole.labels), np.float32)
         division = split_contents(no_labels, [], val_fraction, seed, contents_of(whole))
-    return _divided(whole, division)
+    return _divided(whole, division, HeldOut(val_fraction=val_fraction, seed=seed))

@@ -356,12 +356,26 @@ def _joined(prints: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How validation images were held out of a data set that had no validation part.
+
+    Attributes:
+        val_fraction: Share of the images.
+        seed: Random seed of the choice.
+    """
+
+    val_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a training needs.
+    """Training and validation images.
 
     Attributes:
         train: Images to learn from.
         val: Images to measure on, with the same classes.
+        held_out: How `val` was chosen; None if the data set came divided.
         skipped: Files that were left out.
         ignored: Counts of files that are of no interest: hidden ones, a test part.
         used: How many images are in both; fewer may be left by `deit.data.few_labels.limited`.
@@ -369,6 +383,7 @@ class Data:
 
     train: Source
     val: Source
+    held_out: HeldOut | None = None
     skipped: tuple[SkippedFile, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
     used: int = -1

@@ -21,11 +21,14 @@ from deit.core.scores.metrics import Scores
 from deit.data.augment import Augmentation
 from deit.data.sources import ArraySource, Data, Subset
 from deit.inference.predictor import Classified, Predictor
-from deit.train.loop import FitResult, StepEvent, fit
+from deit.train.loop import fit
+from deit.train.progress import FitResult, StepEvent
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation, Optimizer, Schedule
 from deit.train.students.deit import build_student
-from deit.train.tasks import ClassificationTask, DistillationTask, Task
+from deit.train.tasks.classification import ClassificationTask
+from deit.train.tasks.distillation import DistillationTask
+from deit.train.tasks.task import Task
 from deit.train.teachers.teacher import match_teacher, open_teacher
 
 LABELS_PER_CLASS = 10

@@ -29,8 +29,8 @@ class KerasDistillation(keras.Model):
     """Trains a student with two heads: the class head on labels, the distillation head on a teacher (paper, section 4).
 
     The loss is (1 - w) x cross-entropy(class head, labels) + w x distillation(distillation head, teacher), as in
-    `deit.train.tasks.DistillationTask`. Use it like any Keras model: `compile(optimizer)` without a loss, then
-    `fit`, `evaluate`, `predict`. Evaluation does not smooth labels.
+    `deit.DistillationTask`. Use it like any Keras model: `compile(optimizer)` without a loss, then `fit`, `evaluate`,
+    `predict`. Evaluation does not smooth labels.
 
     Data is NumPy arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of `(pixels, labels)`, or of
     `(pixels, labels, teacher_logits)` with precomputed logits of the teacher. Labels are (B,) class numbers,

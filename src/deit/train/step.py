@@ -18,9 +18,10 @@ from deit.runtime.processes import Processes
 from deit.runtime.random_state import random_state_kept, set_random_state
 from deit.train.optimization import all_finite, build_average, build_optimizer, learning_rate, trained_parameters
 from deit.train.recipes.recipe import Recipe
+from deit.train.run.ending import NonFiniteLossError
 from deit.train.run.state import optimizer_tensors, restore_optimizer
 from deit.train.students.freezing import freeze
-from deit.train.tasks import Task
+from deit.train.tasks.task import Task
 from deit.train.teachers.cache import BatchPlace
 from deit.train.whole_step import ShareOfStep
 
@@ -28,10 +29,6 @@ logger = logging.getLogger(__name__)
 
 _MODEL_KEY = 2  # views take 0, mixing 1
 _MAX_SKIPPED = 20
-
-
-class NonFiniteLossError(UserError, ArithmeticError):
-    """The loss became infinite or NaN; the run's last state is from before that."""
 
 
 @dataclass(frozen=True, kw_only=True)

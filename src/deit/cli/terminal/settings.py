@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from deit.data.sources import Data
     from deit.runtime.processes import Processes
-    from deit.train.loop import FitResult, StepEvent
+    from deit.train.progress import FitResult, StepEvent
     from deit.train.recipes.recipe import Recipe
 
 _LARGEST_WARMUP = 0.1  # share of the epochs

@@ -200,6 +200,10 @@ class Recipe:
         """Returns nested plain values."""
         return dataclasses.asdict(self)
 
+    def setting(self, name: str) -> Any:
+        """Returns the value of a dotted name, such as "optimizer.lr"."""
+        return flat(self.to_dict())[name]
+
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
         """Returns a recipe with some values replaced.
 

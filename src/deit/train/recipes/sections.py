@@ -144,7 +144,9 @@ class DataOptions:
     """How the data set is read.
 
     Attributes:
-        val_fraction: Share kept for validation where the data set has no validation part.
+        val_fraction: Share held out for validation if the data set has no validation part.
+        split_seed: Random seed of the images held out. Not the seed of the run, so that runs of several seeds can be
+            compared.
         strict: True stops at the first image that cannot be used; False leaves it out and says so.
         check_images: True looks at each image before the start, False at none: for data that is known to be whole. A
             broken image is then found when it is used, see `max_bad_images`; copies of an image are not known as such,
@@ -169,6 +171,7 @@ class DataOptions:
     """
 
     val_fraction: float = 0.2
+    split_seed: int = 0
     strict: bool = False
     check_images: bool = True
     max_bad_images: int = 10
@@ -185,7 +188,8 @@ class DataOptions:
     max_val_images: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("labels_per_class", "label_seed", "max_train_images", "max_val_images", "max_bad_images"):
+        counts = ("labels_per_class", "max_train_images", "max_val_images", "max_bad_images")
+        for name in ("split_seed", "label_seed", *counts):
             require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
         if self.range is not None:
             checked_range(self.range, "data.value_range")

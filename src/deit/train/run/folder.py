@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-import deit
 from deit.core.errors import DamagedFileError, UserError
-from deit.core.file_names import CARD_NAME, RECIPE_NAME, STATE_NAME, TRAINING_NAME
+from deit.core.file_names import CARD_NAME, PICTURES_NAME, RECIPE_NAME, STATE_NAME, TRAINING_NAME
 from deit.core.files import remove_leftovers, replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.labels import id2label_from_names
 from deit.core.model_directory import is_run_folder, read_training_record
@@ -23,7 +20,6 @@ from deit.models.pretrained import PreTrainedModel
 from deit.models.timm.preprocessing import timm_preprocessing
 from deit.runtime.folder_lock import LOCK_NAME, FolderInUseError, folder_lock, is_in_use
 from deit.runtime.library_order import make_order_safe
-from deit.train.masked_images import PICTURES_NAME
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.model_card import model_card
 from deit.train.run.resumed import changed_settings
@@ -175,12 +171,3 @@ def _save_student(student: nn.Module, classes: list[str], processor: DeiTImagePr
         model_args={"img_size": list(processor.output_size)} if fixed else None,
         safe_serialization=True,
     )
-
-
-def hardware_and_versions(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Returns what a result may depend on beside the recipe, for records."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "processes": world_size,
-        "versions": {"deit": deit.__version__, "torch": torch.__version__, "python": platform.python_version()},
-    }

@@ -10,7 +10,7 @@ from typing import Any
 from deit.core.known_images import INITIAL, LEARNT, MEASURED, TAUGHT, KnownImages, Overlap
 from deit.core.model_directory import read_known_images
 from deit.data.sources import Data, contents_of
-from deit.train.tasks import Task
+from deit.train.tasks.task import Task
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 
 logger = logging.getLogger(__name__)

@@ -93,7 +93,14 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
             f"missing. Restore them and pass --resume again, or begin a new run with --init {out}."
         )
     logger.warning("%s The run goes on without, in the division that it began with.", what)
-    return Data(train=train, val=val, skipped=data.skipped, ignored=data.ignored, used=images - len(gone))
+    return Data(
+        train=train,
+        val=val,
+        held_out=data.held_out,
+        skipped=data.skipped,
+        ignored=data.ignored,
+        used=images - len(gone),
+    )
 
 
 class _Recorded:

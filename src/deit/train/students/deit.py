@@ -48,11 +48,13 @@ class Student:
         model: A DeiT or ViT of this package, or a model of timm, with float32 weights on the CPU.
         processor: The preprocessing that it is evaluated and saved with.
         report: What became of the checkpoint's tensors; None for a student that starts from nothing.
+        classes: Class names in the order of the logits; none for masked images.
     """
 
     model: nn.Module
     processor: DeiTImageProcessor
     report: InitReport | None = None
+    classes: tuple[str, ...] = ()
 
 
 def build_student(
@@ -95,19 +97,18 @@ def build_student(
     with random_state_kept():
         torch.manual_seed(recipe.seed)
         if library == "timm" and architecture:
-            return Student(**build_timm(architecture, classes, recipe, size, init))
+            return Student(**build_timm(architecture, classes, recipe, size, init), classes=tuple(classes))
         if init is None:
             if not name:
                 raise UserError("A student needs a name, or a checkpoint to start from. Received neither.")
             config = _configured(variant_config(name), classes, recipe, size)
-            return Student(
-                model=_build(config, recipe), processor=_processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD)
-            )
+            processor = _processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD)
+            return Student(model=_build(config, recipe), processor=processor, classes=tuple(classes))
         variant = find_variant(name) if name else None
         checkpoint = open_checkpoint(init, FileOptions())
         other = timm_architecture(checkpoint) if variant is None else None
         if other is not None:
-            return Student(**build_timm(other, classes, recipe, size, init))
+            return Student(**build_timm(other, classes, recipe, size, init), classes=tuple(classes))
         return _start_from(checkpoint, name, variant, classes, recipe, size)
 
 
@@ -240,7 +241,8 @@ def _start_from(
     report = initialize_from(model, tensors, found, head_rows=rows, source=str(checkpoint.name))
     mean, std, origin = _normalization(checkpoint)
     report = replace(report, notes=(*notes, *why, *report.notes, *origin))
-    return Student(model=model, processor=_processor(own, recipe, mean, std), report=report)
+    processor = _processor(own, recipe, mean, std)
+    return Student(model=model, processor=processor, report=report, classes=tuple(classes or ()))
 
 
 def _class_names(config: VisionTransformerConfig) -> list[str] | None:

@@ -1,0 +1,52 @@
+"""Opens the images of a training as the `data` section of its recipe says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deit.data.few_labels import limited, with_fewer_labels
+from deit.data.open_data import open_data, open_unlabelled
+from deit.data.sources import Data, Progress
+from deit.train.recipes.recipe import Recipe
+
+
+def open_images(
+    path: str, recipe: Recipe, *, labelled: bool = True, taught: bool = False, progress: Progress | None = None
+) -> Data:
+    """Opens images for a training.
+
+    Args:
+        path: See `open_data`, or `open_unlabelled` if `labelled` is off.
+        recipe: Its `data` section is used.
+        labelled: False ignores labels, for masked images.
+        taught: True keeps images without labels, for a teacher.
+        progress: See `open_data`.
+
+    Raises:
+        OSError: See `open_data`.
+        ValueError: See `open_data` and `with_fewer_labels`.
+    """
+    options = recipe.data
+    read: dict[str, Any] = {
+        "val_fraction": options.val_fraction,
+        "seed": options.split_seed,
+        "strict": options.strict,
+        "image_column": options.image_column,
+        "label_column": options.label_column,
+        "problem_type": options.problem_type,
+        "label_separator": options.label_separator,
+        "value_range": options.range,
+        "check": options.check_images,
+        "progress": progress,
+    }
+    opened = open_data(path, keep_unlabelled=taught, **read) if labelled else open_unlabelled(path, **read)
+    images = limited(opened, train=options.max_train_images, val=options.max_val_images)
+    if not labelled:
+        return images
+    return with_fewer_labels(
+        images,
+        labels_per_class=options.labels_per_class,
+        label_fraction=options.label_fraction,
+        seed=options.label_seed,
+        keep_others=taught,
+    )

@@ -1,0 +1,63 @@
+"""Ends a run before its last step: each error says where the run can go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deit.core.file_names import STATE_NAME
+from deit.core.images.reading import ImageError
+from deit.runtime.processes import FirstProcessError, Processes
+from deit.runtime.signals import TrainingInterrupted
+from deit.train.run.state import newest_state
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became infinite or NaN. The last state of the run is from before that."""
+
+
+class Ending:
+    """Makes the errors that end a run. The first process gets the whole message, the others a `FirstProcessError`.
+
+    Args:
+        out: Folder of the run.
+        processes: Processes of the run.
+    """
+
+    def __init__(self, out: Path, processes: Processes) -> None:
+        self._states, self._is_first = out / STATE_NAME, processes.is_first
+        self._has_told = False  # whether an error of this class ends the run
+
+    def add_note(self, error: Exception) -> None:
+        """Adds the newest state to an error that was not made here."""
+        if not self._has_told and self._is_first:
+            go_on = " Pass --resume to go on from there." if newest_state(self._states) else ""
+            error.add_note(f"{self._newest_state()}{go_on}")
+
+    def interrupted(self, step: int, total_steps: int, state: Path, signal: int) -> TrainingInterrupted:
+        """Returns the error of a run that a signal stopped."""
+        self._has_told = True
+        return TrainingInterrupted(f"Stopped after step {step} of {total_steps}; its state is {state}.", signal)
+
+    def unreadable(self, reason: str, step: int, state: Path) -> Exception:
+        """Returns the error of a run that lacks too many images."""
+        self._has_told = True
+        if not self._is_first:
+            return FirstProcessError(reason)
+        return ImageError(
+            f"{reason}. The state after step {step} is saved ({state}): repair or replace the image and pass --resume, "
+            "or begin anew without it."
+        )
+
+    def non_finite(self, what: str, step: int, lr: float) -> Exception:
+        """Returns the error of a run whose loss or weights became infinite or NaN."""
+        self._has_told = True
+        if not self._is_first:
+            return FirstProcessError(what)
+        return NonFiniteLossError(
+            f"{what} became infinite or NaN at step {step} (learning rate {lr:.1e}). {self._newest_state()} "
+            "Try a lower optimizer.lr, a longer warm-up or optimizer.clip_grad=1, in a new folder."
+        )
+
+    def _newest_state(self) -> str:
+        state = newest_state(self._states)
+        return f"The last good state is {state}." if state else "No state was saved before."

@@ -1,0 +1,1 @@
+"""The tasks: what a student learns, and how it is scored."""
