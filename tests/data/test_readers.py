@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,44 +13,22 @@ from PIL import Image
 
 from deit.core.errors import UserError
 from deit.data import find_splits
-from deit.data.labels.label_columns import LabelColumn
 from deit.data.open_data import open_data, open_labelled, open_unlabelled
-from deit.data.readers.image_stores import Rows, StoredSplit
-from deit.data.readers.reader import Place, ReadOptions, Splits
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
-class Lists:
-    """The smallest reader: text files whose lines name a label and an image; docs/data.md shows it."""
-
-    def takes(self, place: Place) -> bool:
-        return bool(place.names) and all(name.endswith(".list") for name in place.names)
-
-    def splits(self, place: Place, options: ReadOptions) -> Splits:
-        def read(options: ReadOptions) -> Rows:
-            lines = [line.split(" ", 1) for line in Path(place.names[0]).read_text().splitlines()]
-            labels = LabelColumn(name="label", values=[label for label, _ in lines])
-            return Rows(name="", origin=place.names[0], store=Files([path for _, path in lines]), labels=labels)
-
-        return Splits(named={"": StoredSplit(read=read, options=options)})
-
-
-class Files:
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, row: int) -> bytes:
-        return Path(self.paths[row]).read_bytes()
-
-    def place(self, row: int) -> str:
-        return self.paths[row]
+def shown_reader() -> Any:
+    """The smallest reader, as docs/data.md shows it."""
+    (code,) = re.findall(r"```python\n(.*?class Lists:.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["Lists"]()
 
 
 @pytest.fixture
 def listed(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(find_splits, "READERS", (Lists(), *find_splits.READERS))
+    monkeypatch.setattr(find_splits, "READERS", (shown_reader(), *find_splits.READERS))
     random, lines = np.random.default_rng(0), []
     for i in range(10):
         path = tmp_path / f"{i}.png"

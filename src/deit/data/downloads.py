@@ -1,4 +1,4 @@
-"""Tar shards of the web, fetched into the cache: whole, unchanged, and nothing that only looks like one."""
+"""Downloads tar shards into the cache, and checks that they are whole."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from deit.core.errors import DamagedFileError, UserError, read_json
 from deit.core.files import sync_file, write_json_atomically
@@ -45,12 +46,12 @@ class _NoShardError(UserError):
 
 
 def fetch_shards(addresses: Sequence[str], progress: Progress | None = None) -> list[Path]:
-    """Returns the shards on this machine; those on the web are fetched into the cache first, once.
+    """Returns the paths of shards; downloads those on the web into the cache once.
 
-    What was fetched in part is gone on with where the server says that it is still the same file. A file of the cache
-    is used when it has the length and hash that it was kept with; else it is fetched again. Other schemes than http and
-    https are refused, also in a redirect: `pipe:` would run a command, the others need tools of their own; and so is a
-    redirect from https to http. An address may be of this machine or of a private network: whoever gives it chooses it.
+    Resumes partial downloads if the server confirms that the file is unchanged. Downloads a file of the cache again
+    unless its length and hash are those recorded. Refuses schemes other than http and https, also in redirects
+    (`pipe:` would run a command), and redirects from https to http. Accepts addresses of this machine and of private
+    networks, since the caller chooses them.
 
     Args:
         addresses: Paths and http(s) addresses.
@@ -93,7 +94,7 @@ def _fetched(address: str) -> Path:
     path = folder / f"{hashlib.sha256(address.encode('utf-8', 'replace')).hexdigest()[:16]}-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with FileLock(f"{path}.lock"):  # other processes that want the same shard wait
             if not _is_whole(path):
                 with open(f"{path}.part", "ab") as part:
                     _fetch(address, part)
@@ -102,22 +103,12 @@ def _fetched(address: str) -> Path:
                 _keep_record(path, address)
     except (ConnectionError, FileNotFoundError, PermissionError):
         raise
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
         raise OSError(
-            f"{_shown(address)} cannot be kept in {folder} ({error.strerror or error}). Free some space, or choose "
-            "another folder with the environment variable DEIT_CACHE."
+            f"{_shown(address)} cannot be kept in {folder} ({getattr(error, 'strerror', '') or error}). Free some "
+            "space, or choose another folder with the environment variable DEIT_CACHE."
         ) from error
     return path
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Makes other processes that want the same shard wait."""
-    import fcntl  # not on Windows, where only this function is missing then
-
-    with open(f"{path}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _record_of(path: Path) -> Path:

@@ -377,7 +377,7 @@ class Data:
         val: Images to measure on, with the same classes.
         held_out: How `val` was chosen; None if the data set came divided.
         skipped: Files that were left out.
-        ignored: Counts of files that are of no interest: hidden ones, a test part.
+        ignored: Counts of files that are of no interest: hidden files, an unused test split.
         used: How many images are in both; fewer may be left by `deit.data.few_labels.limited`.
     """
 

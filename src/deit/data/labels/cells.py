@@ -94,6 +94,23 @@ def _item(word: str) -> Any:
     return word
 
 
+def zeros_and_ones(values: Sequence[Any]) -> bool:
+    """Whether lists of numbers are rows of zeros and ones rather than lists of class numbers.
+
+    They are when all are equally long and hold only 0 and 1, and as class numbers at least one would name a class
+    twice or, being fractions or truth values, could not be class numbers at all.
+    """
+    lists = [value for value in values if value is not None]
+    if not lists or any(len(each) != len(lists[0]) for each in lists):
+        return False
+    flat = [number for each in lists for number in each]
+    if not flat or any(isinstance(number, str) or number not in (0, 1) for number in flat):
+        return False
+    return any(isinstance(number, (bool, float)) for number in flat) or any(
+        len(set(each)) < len(each) for each in lists
+    )
+
+
 # --- several labels in one text -----------------------------------------------------------------------
 
 

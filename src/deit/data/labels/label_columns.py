@@ -23,6 +23,7 @@ from deit.data.labels.cells import (
     plain_number,
     read_switch,
     split_labels,
+    zeros_and_ones,
 )
 from deit.data.sources import Labels, check_problem_type
 
@@ -45,7 +46,7 @@ _NUMBER = re.compile(r"-?\d+(\.0*)?")
 
 @dataclass(frozen=True, kw_only=True)
 class LabelColumn:
-    """The labels of one part of a data set, as they were found.
+    """The labels of one split of a data set, as they were found.
 
     Attributes:
         name: Of the column.
@@ -435,20 +436,3 @@ def _number(value: Any, column: LabelColumn, row: int, place: Callable[[int], st
     if abs(number) > float(np.finfo(np.float32).max):
         raise UserError(f"{place(row)} has {value!r} in column {column.name!r}, which is not a finite number.")
     return number
-
-
-def zeros_and_ones(values: Sequence[Any]) -> bool:
-    """Whether lists of numbers are rows of zeros and ones rather than lists of class numbers.
-
-    They are when all are equally long and hold only 0 and 1, and as class numbers at least one would name a class
-    twice or, being fractions or truth values, could not be class numbers at all.
-    """
-    lists = [value for value in values if value is not None]
-    if not lists or any(len(each) != len(lists[0]) for each in lists):
-        return False
-    flat = [number for each in lists for number in each]
-    if not flat or any(isinstance(number, str) or number not in (0, 1) for number in flat):
-        return False
-    return any(isinstance(number, (bool, float)) for number in flat) or any(
-        len(set(each)) < len(each) for each in lists
-    )

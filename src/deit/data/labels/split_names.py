@@ -1,4 +1,4 @@
-"""What the parts of a data set are called: the one table, for folders, files, keys of a data set and columns.
+"""What the splits of a data set are called: the one table, for folders, files, keys of a data set and columns.
 
 The words are those by which the `datasets` package of Hugging Face tells splits.
 """
@@ -16,7 +16,7 @@ from deit.data.labels.cells import is_missing, read_switch
 
 logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = {  # what a part may be called, in any case, and what it is then
+SPLIT_NAMES = {  # what a split may be called, in any case, and what it is then
     "train": "train",
     "training": "train",
     "val": "val",
@@ -29,7 +29,7 @@ SPLIT_NAMES = {  # what a part may be called, in any case, and what it is then
     "evaluation": "test",
 }
 SPLITS = ("train", "val", "test")
-# Words that add nothing to the name of a part: "Training Set", "train_images".
+# Words that add nothing to the name of a split: "Training Set", "train_images".
 _FILLING = (
     "data",
     "dataset",
@@ -45,22 +45,22 @@ _FILLING = (
     "split",
 )
 _SPLIT_COLUMNS = ("split", "splits", "data_split", "dataset_split", "split_name", "train_test_split")
-# Columns of these names divide the rows if all of their values name a part.
+# Columns of these names divide the rows if all of their values name a split.
 _PERHAPS_SPLIT_COLUMNS = ("subset", "set", "partition", "part", "phase", "usage", "fold", "dataset", "mode", "group")
 
 
 def split_of(name: str) -> str:
-    """Returns the part that a name is: "Train", "train_images", "val2017", "Test Set"; "" where it says more, or less.
+    """Returns the split that a name is: "Train", "train_images", "val2017", "Test Set"; "" where it says more, or less.
 
     Args:
-        name: Of a folder or part, or a value of a column.
+        name: Of a folder or split, or a value of a column.
     """
     words = [word for word in _words(name) if word not in _FILLING]
     return SPLIT_NAMES.get(words[0], "") if len(words) == 1 else ""
 
 
 def split_within(name: str) -> str:
-    """Returns the part that one word of a name tells: "imagenet-train-0001", "seg_train"; "" for none or several."""
+    """Returns the split that one word of a name tells: "imagenet-train-0001", "seg_train"; "" for none or several."""
     told = {SPLIT_NAMES[word] for word in _words(name) if word in SPLIT_NAMES}
     return told.pop() if len(told) == 1 else ""
 
@@ -76,9 +76,9 @@ def _words(text: str) -> list[str]:
 
 
 def name_splits(names: Sequence[str], origin: str) -> dict[str, str]:
-    """Tells which of several names, of folders or of keys, stand for parts of a data set.
+    """Tells which of several names, of folders or of keys, stand for splits of a data set.
 
-    A name is that of a part, as `split_of` has it; where none is, names that differ in the word of the part alone are
+    A name is that of a split, as `split_of` has it; where none is, names that differ in the word of the split alone are
     ("seg_train" beside "seg_test"). A plain name goes before one with more to it ("train" before "train_small").
 
     Args:
@@ -86,23 +86,23 @@ def name_splits(names: Sequence[str], origin: str) -> dict[str, str]:
         origin: Where, for messages.
 
     Returns:
-        The names by part, in the order train, val, test.
+        The names by split, in the order train, val, test.
 
     Raises:
-        ValueError: Two names are equally good for one part.
+        ValueError: Two names are equally good for one split.
     """
     told = {name: split_of(name) for name in names if split_of(name)} or _alike(names)
     found = {}
-    for part in SPLITS:
-        members = [name for name, its in told.items() if its == part]
+    for split in SPLITS:
+        members = [name for name, its in told.items() if its == split]
         plain = [name for name in members if name.lower() in SPLIT_NAMES]
         members = plain or members
         if len(members) > 1:
             raise UserError(
-                f"{origin} has {members[0]!r} and {members[1]!r}, which are both for {part}. Rename or remove one."
+                f"{origin} has {members[0]!r} and {members[1]!r}, which are both for {split}. Rename or remove one."
             )
         if members:
-            found[part] = members[0]
+            found[split] = members[0]
     return found
 
 
@@ -110,7 +110,7 @@ def _alike(names: Sequence[str]) -> dict[str, str]:
     told = {name: split_within(name) for name in names if split_within(name)}
     rests = {name: tuple(word for word in _words(name) if word not in SPLIT_NAMES) for name in told}
     alike = {name for name in told if any(rests[name] == rests[other] and told[name] != told[other] for other in told)}
-    return {name: part for name, part in told.items() if name in alike}
+    return {name: split for name, split in told.items() if name in alike}
 
 
 # --- columns that divide the rows ---------------------------------------------------------------------
@@ -126,7 +126,7 @@ def divide_rows(
 ) -> tuple[list[str], list[str], list[str]]:
     """Reads the columns that divide the rows of a table.
 
-    `split` and the like must name a part in each row; `subset`, `set`, `partition`, ... may hold something else.
+    `split` and the like must name a split in each row; `subset`, `set`, `partition`, ... may hold something else.
     `is_valid`, `is_test`, `is_train`, ... hold zeros and ones in any spelling; a row of which none is true is for what
     they leave over, for training first.
 
@@ -136,42 +136,42 @@ def divide_rows(
         place: Names a row in a message.
 
     Returns:
-        The part of each row, or an empty list where nothing divides them; the names of the columns that do; and notes
+        The split of each row, or an empty list where nothing divides them; the names of the columns that do; and notes
         for the user.
 
     Raises:
-        ValueError: A value names no part, or two columns divide the rows differently.
+        ValueError: A value names no split, or two columns divide the rows differently.
     """
     found: dict[str, list[str]] = {}
     notes = []
     for name, values in columns.items():
         if _switch_of(name):
             continue
-        parts = ["" if is_missing(value) else split_of(str(value)) for value in values]
-        if not any(parts) and not _is_split(name):
+        splits = ["" if is_missing(value) else split_of(str(value)) for value in values]
+        if not any(splits) and not _is_split(name):
             notes.append(f"Column {name!r} of {origin} names no parts ({values[0]!r}, ...) and divides nothing.")
             continue
-        if not all(parts):
-            row = parts.index("")
+        if not all(splits):
+            row = splits.index("")
             raise UserError(
                 f"{place(row)} has the {name.lower()} {values[row]!r}. "
                 "Use train, val (or validation) or test in each row."
             )
-        found[name] = parts
+        found[name] = splits
     switches = {name: values for name, values in columns.items() if _switch_of(name)}
     if switches:
         found[", ".join(switches)] = _switched(switches, place)
     if not found:
         return [], [], notes
-    (first, parts), *others = found.items()
-    for name, others_parts in others:
-        if others_parts != parts:
+    (first, splits), *others = found.items()
+    for name, others_splits in others:
+        if others_splits != splits:
             raise UserError(f"Columns {first!r} and {name!r} of {origin} divide the rows differently. Remove one.")
     if first.lower() != "split":
-        counts = Counter(parts)
-        shown = ", ".join(f"{counts[part]} {part}" for part in SPLITS if part in counts)
+        counts = Counter(splits)
+        shown = ", ".join(f"{counts[split]} {split}" for split in SPLITS if split in counts)
         notes.append(f"Column {first!r} of {origin} divides the rows: {shown}.")
-    return parts, [name for key in found for name in key.split(", ") if name in columns], notes
+    return splits, [name for key in found for name in key.split(", ") if name in columns], notes
 
 
 def _is_split(name: str) -> bool:
@@ -183,7 +183,7 @@ def _perhaps_split(name: str) -> bool:
 
 
 def _switch_of(name: str) -> str:
-    """Returns the part that a column such as "is_valid" or "isTrainingImage" is true for."""
+    """Returns the split that a column such as "is_valid" or "isTrainingImage" is true for."""
     words = _words(name)
     if len(words) > 1 and words[0] == "is":
         words = [word for word in words[1:] if word not in _FILLING]
@@ -193,8 +193,8 @@ def _switch_of(name: str) -> str:
 
 def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str]) -> list[str]:
     told = {name: _switch_of(name) for name in columns}
-    rest = next((part for part in SPLITS if part not in told.values()), "")
-    parts = []
+    rest = next((split for split in SPLITS if split not in told.values()), "")
+    splits = []
     for row in range(len(next(iter(columns.values())))):
         true = set()
         for name, values in columns.items():
@@ -203,22 +203,22 @@ def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str])
                 raise UserError(f"{place(row)} has {values[row]!r} in column {name!r}. Write 0 or 1 in each row.")
             if switch > 0:
                 true.add(told[name])
-        part = true.pop() if true else rest
-        if true or not part:
+        split = true.pop() if true else rest
+        if true or not split:
             raise UserError(f"{place(row)} is for no part, or for two, by {', '.join(columns)}. Correct the row.")
-        parts.append(part)
-    return parts
+        splits.append(split)
+    return splits
 
 
 def note_splits_in_paths(origin: str, paths: Sequence[str]) -> None:
-    """Tells where images lie in folders of several parts that nothing else divides.
+    """Tells where images lie in folders of several splits that nothing else divides.
 
     Args:
         origin: The table or shard.
         paths: Of the images, as they stand in it.
     """
     folders = {name.replace("\\", "/").rpartition("/")[0] for name in paths}
-    named = {part for folder in folders for step in folder.split("/") if (part := split_of(step))}
+    named = {split for folder in folders for step in folder.split("/") if (split := split_of(step))}
     if len(named) > 1:
         logger.warning(
             "The paths in %s lie in folders of the parts %s, but no column or key divides them: they are taken "

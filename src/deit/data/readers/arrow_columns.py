@@ -1,4 +1,4 @@
-"""The columns of a table with types: which holds images, which labels, and which the part of each row."""
+"""The columns of a table with types: which holds images, which labels, and which the split of each row."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _image_columns(schema: pa.Schema) -> list[str]:
 
 
 def labels_and_split(table: ArrowTable, count: int, asked: str, problem_type: str) -> tuple[LabelColumn, Sequence[str]]:
-    """Returns the labels of a table, and the part of each row where a column says it."""
+    """Returns the labels of a table, and the split of each row where a column says it."""
     features, images = column_features(table.schema), _image_columns(table.schema)
     others = [name for name in table.schema.names if name not in images]
     found = table.read([name for name in split_columns(others) if name != asked])

@@ -1,4 +1,4 @@
-"""Images listed in a CSV or TSV file: a column of paths, a column of labels, perhaps one that names the part."""
+"""Images listed in a CSV or TSV file: a column of paths, a column of labels, perhaps one that names the split."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def read_table(
         problem_type: What the labels are for.
 
     Returns:
-        The parts by name: "train", "val", "test"; or all rows as one of the name "".
+        The splits by name: "train", "val", "test"; or all rows as one of the name "".
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -1,4 +1,4 @@
-"""Which sub-folders of a folder of images are parts of the data set, and which are classes."""
+"""Which sub-folders of a folder of images are splits of the data set, and which are classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSplits:
-    """A folder that is divided into parts.
+    """A folder that is divided into splits.
 
     Attributes:
         splits: "train", "val", "test", those there are, and their folders.
@@ -34,7 +34,7 @@ class FolderSplits:
 
 
 def folder_splits(root: Path, *, labelled: bool = True) -> FolderSplits | None:
-    """Returns the parts of a folder, or None where its sub-folders are classes, or (not labelled) anything.
+    """Returns the splits of a folder, or None where its sub-folders are classes, or (not labelled) anything.
 
     Sub-folders with the name of a split (see `deit.data.labels.split_names`) are splits if they hold class folders. If
     they hold images, beside folders with other names, they are classes: "test" beside "cat" and "dog".
@@ -47,18 +47,18 @@ def folder_splits(root: Path, *, labelled: bool = True) -> FolderSplits | None:
         ValueError: What the sub-folders are cannot be told.
     """
     folders = visible_folders(root)
-    found = {part: root / name for part, name in name_splits([f.name for f in folders], str(root)).items()}
+    found = {split: root / name for split, name in name_splits([f.name for f in folders], str(root)).items()}
     unlabelled = [folder for folder in folders if folder.name.lower() in UNLABELLED_FOLDERS]
     others = [folder for folder in folders if folder not in (*found.values(), *unlabelled) and holds_images(folder)]
     if not found:
         if labelled:
             refuse_same_sub_folders(root)
         return None
-    parts = {part: _unwrapped(folder, part) for part, folder in found.items()}
-    with_classes = [part for part, folder in parts.items() if _holds_classes(folder)]
+    splits = {split: _unwrapped(folder, split) for split, folder in found.items()}
+    with_classes = [split for split, folder in splits.items() if _holds_classes(folder)]
     if not labelled:
-        divided = "train" in parts and len(parts) > 1 and (bool(with_classes) or not others)
-        return FolderSplits(splits=parts, unlabelled=unlabelled, others=others) if divided else None
+        divided = "train" in splits and len(splits) > 1 and (bool(with_classes) or not others)
+        return FolderSplits(splits=splits, unlabelled=unlabelled, others=others) if divided else None
     shown = ", ".join(f"{folder.name}/" for folder in found.values())
     if others and not with_classes:
         if len(found) < len(folders):
@@ -69,23 +69,23 @@ def folder_splits(root: Path, *, labelled: bool = True) -> FolderSplits | None:
             f"{root} has class folders ({others[0].name}/) and {shown} with class folders of its own. "
             "Move the others into train/, or pass one folder."
         )
-    if len(parts) > 1 and not with_classes:
+    if len(splits) > 1 and not with_classes:
         raise UserError(
             f"{root} has {shown} with no class folders in them: what the images show cannot be told. Make a sub-folder "
             "for each class, list them in a .csv file, or use deit pretrain, which needs no labels."
         )
-    for folder in parts.values():
+    for folder in splits.values():
         refuse_same_sub_folders(folder)
     return FolderSplits(
-        splits={name: parts[name] for name in SPLITS if name in parts}, unlabelled=unlabelled, others=others
+        splits={name: splits[name] for name in SPLITS if name in splits}, unlabelled=unlabelled, others=others
     )
 
 
-def _unwrapped(folder: Path, part: str) -> Path:
+def _unwrapped(folder: Path, split: str) -> Path:
     """Goes into a folder that holds nothing but one of the same meaning: "seg_train/seg_train", as archives unpack."""
     while True:
         inside = visible_folders(folder)
-        same = len(inside) == 1 and (inside[0].name == folder.name or split_of(inside[0].name) == part)
+        same = len(inside) == 1 and (inside[0].name == folder.name or split_of(inside[0].name) == split)
         if not same or _holds_images(folder) or folder.resolve() == inside[0].resolve():
             return folder
         folder = inside[0]
@@ -102,7 +102,7 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def refuse_same_sub_folders(root: Path) -> None:
-    """Refuses class folders that all hold the same sub-folders and no images: those, then, are the classes or parts.
+    """Refuses class folders that all hold the same sub-folders and no images: those, then, are the classes or splits.
 
     Args:
         root: A folder whose sub-folders are taken as classes.

@@ -75,7 +75,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def load_saved_dataset(folder: Path) -> dict[str, datasets.Dataset]:
-    """Opens what `datasets.save_to_disk` wrote: the parts by name, one of the name "" where there are none.
+    """Opens what `datasets.save_to_disk` wrote: the splits by name, one of the name "" where there are none.
 
     Raises:
         ValueError: It is damaged.
@@ -99,10 +99,10 @@ def read_dataset(
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
 ) -> Rows:
-    """Takes a `datasets.Dataset` as one part of a data set.
+    """Takes a `datasets.Dataset` as one split of a data set.
 
     Args:
-        name: Of the part.
+        name: Name of the split.
         dataset: With a column of images and one of labels.
         origin: What messages call it.
         image_column: See `read_parquet`.

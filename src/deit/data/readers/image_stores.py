@@ -114,25 +114,25 @@ class SomeRows:
         return self._store.place(int(self._rows[row]))
 
 
-def divided(part: Rows) -> dict[str, Rows]:
+def divided(whole: Rows) -> dict[str, Rows]:
     """Divides rows by their column of splits; without one they are one split."""
-    if not part.split:
-        return {part.name: part}
-    parts: dict[str, Rows] = {}
-    names = np.array(part.split)
-    for name in dict.fromkeys(part.split):
+    if not whole.split:
+        return {whole.name: whole}
+    splits: dict[str, Rows] = {}
+    names = np.array(whole.split)
+    for name in dict.fromkeys(whole.split):
         rows = np.flatnonzero(names == name)
-        parts[name] = replace(
-            part,
+        splits[name] = replace(
+            whole,
             name=name,
-            origin=f"{part.origin} ({name})",
-            store=SomeRows(part.store, rows),
-            labels=replace(part.labels, values=[part.labels.values[row] for row in rows.tolist()]),
-            skipped=() if parts else part.skipped,  # reported once, with the first part
-            ignored={} if parts else part.ignored,
+            origin=f"{whole.origin} ({name})",
+            store=SomeRows(whole.store, rows),
+            labels=replace(whole.labels, values=[whole.labels.values[row] for row in rows.tolist()]),
+            skipped=() if splits else whole.skipped,  # reported once, with the first split
+            ignored={} if splits else whole.ignored,
             split=(),
         )
-    return parts
+    return splits
 
 
 class StoredImages:
@@ -142,7 +142,7 @@ class StoredImages:
     length and CRC-32 are kept, so that a file that changes or rots later is noticed when the image is used.
 
     Args:
-        part: Images and labels as they were found.
+        listed: Images and labels as they were found.
         problem_type: What the labels are for: one of `PROBLEM_TYPES`.
         classes: Names and order of the classes; those of the labels when None.
         strict: Raise where an image is broken or has no label, in place of leaving it out.
@@ -169,7 +169,7 @@ class StoredImages:
 
     def __init__(
         self,
-        part: Rows,
+        listed: Rows,
         *,
         problem_type: str = SINGLE_LABEL,
         classes: Sequence[str] | None = None,
@@ -182,14 +182,14 @@ class StoredImages:
         check: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        self._store = part.store
+        self._store = listed.store
         self._value_range = value_range
-        if not len(part.store):
-            raise UserError(f"{part.origin} has no images. Check that it is the right file.")
+        if not len(listed.store):
+            raise UserError(f"{listed.origin} has no images. Check that it is the right file.")
         encoded = encode_labels(
-            part.labels,
+            listed.labels,
             problem_type,
-            place=part.store.place,
+            place=listed.store.place,
             classes=classes,
             numbers_fit=numbers_fit,
             separator=separator,
@@ -201,27 +201,29 @@ class StoredImages:
         unlabelled = np.flatnonzero(encoded.missing)
         if labels_needed and len(unlabelled):
             raise UserError(
-                f"Labels missing from {part.name or part.origin}: {len(unlabelled)} of {len(part.store)} images have "
-                f"none, the first is {part.store.place(int(unlabelled[0]))}. Add them, or choose another part."
+                f"Labels missing from {listed.name or listed.origin}: {len(unlabelled)} of {len(listed.store)} images "
+                f"have none, the first is {listed.store.place(int(unlabelled[0]))}. Add them, or choose another part."
             )
         if keep_unlabelled:
             if encoded.missing.all():
-                raise UserError(f"No image of {part.origin} has a label. Images without labels are for deit pretrain.")
+                raise UserError(
+                    f"No image of {listed.origin} has a label. Images without labels are for deit pretrain."
+                )
             encoded.labels[unlabelled] = NO_LABEL
             unlabelled = unlabelled[:0]
-        rows = np.setdiff1d(np.arange(len(part.store)), unlabelled)
-        found = _examined(part.store, rows, progress, value_range) if check else unexamined(len(rows))
-        self.ignored = part.ignored
+        rows = np.setdiff1d(np.arange(len(listed.store)), unlabelled)
+        found = _examined(listed.store, rows, progress, value_range) if check else unexamined(len(rows))
+        self.ignored = listed.ignored
         self.skipped = [
-            *part.skipped,
-            *(_without_label(part.store.place(int(row))) for row in unlabelled),
-            *(SkippedFile(path=part.store.place(int(rows[i])), reason=reason) for i, reason in found.reasons.items()),
+            *listed.skipped,
+            *(_without_label(listed.store.place(int(row))) for row in unlabelled),
+            *(SkippedFile(path=listed.store.place(int(rows[i])), reason=reason) for i, reason in found.reasons.items()),
         ]
-        refuse_skipped(self.skipped, part.origin, strict=strict)
+        refuse_skipped(self.skipped, listed.origin, strict=strict)
         good = np.array([i for i in range(len(rows)) if i not in found.reasons], dtype=np.int64)
         if not len(good):
             raise UserError(
-                f"{part.origin} has no usable image. The first that was left out: "
+                f"{listed.origin} has no usable image. The first that was left out: "
                 f"{self.skipped[0].path}: {self.skipped[0].reason}"
             )
         self.rows, self._checks = rows[good], found.checks[good] if check else None

@@ -67,10 +67,10 @@ def read_parquet(
     problem_type: str = SINGLE_LABEL,
     progress: Progress | None = None,
 ) -> Rows:
-    """Opens Parquet files that together are one part of a data set.
+    """Opens Parquet files that together are one split of a data set.
 
     Args:
-        name: Of the part.
+        name: Name of the split.
         paths: The files, in order.
         image_column: Column of images: bytes, or a struct of bytes and path; found by its type when empty.
         label_column: Column of labels; found by type and name when empty.
@@ -177,7 +177,7 @@ class ParquetStore:
         for path, metadata in zip(self._paths, described, strict=True):
             check_columns(path, metadata, [self._column])
         total = sum(_unpacked_size(metadata, self._column) for metadata in described)
-        parts: list[pa.Array] = []
+        chunks: list[pa.Array] = []
         for start, path in zip(self._starts, self._paths, strict=False):
 
             def report(done: int, start: int = start) -> None:
@@ -186,10 +186,10 @@ class ParquetStore:
 
             batches = self._read(path, start)
             if total <= IN_MEMORY:
-                parts += batches
+                chunks += batches
             else:
-                parts += _mapped(path, self._column, batches, report)
-        self._rows = pa.chunked_array(parts) if parts else pa.chunked_array([], type=pa.binary())
+                chunks += _mapped(path, self._column, batches, report)
+        self._rows = pa.chunked_array(chunks) if chunks else pa.chunked_array([], type=pa.binary())
 
     def _read(self, path: Path, start: int) -> Iterator[pa.Array]:
         """Reads a column piece by piece; a group of rows that is broken becomes empty cells."""

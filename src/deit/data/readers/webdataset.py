@@ -99,7 +99,7 @@ def read_shards(
     problem_type: str = SINGLE_LABEL,
     progress: Progress | None = None,
 ) -> Rows:
-    """Opens tar shards that together are one part of a data set.
+    """Opens tar shards that together are one split of a data set.
 
     Neighbours in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Where all its
     images and labels have longer endings ("0.25.jpg", "0.25.cls"), names with dots are meant, and each is a sample. A
@@ -108,7 +108,7 @@ def read_shards(
     it holds whole, and the rest is reported as left out.
 
     Args:
-        name: Of the part.
+        name: Name of the split.
         paths: The shards, in order.
         image_column: Ending of the images where a sample has several: "jpg", "png", ..., or "depth.png".
         label_column: "cls" (a number), "txt" (a name), or a key of the "json" ("label" or the like when empty), or
@@ -293,14 +293,14 @@ def _separated(sample: _Sample, asked: str) -> list[_Sample]:
         return [_Sample(key=sample.key, shard=sample.shard, images=images, labels=labels)]
     apart: dict[str, _Sample] = {}
 
-    def part(ending: str) -> _Sample:
+    def piece(ending: str) -> _Sample:
         stem = ending.rpartition(".")[0]
         return apart.setdefault(stem, _Sample(key=f"{sample.key}.{stem}", shard=sample.shard))
 
     for ending, member in sample.images.items():
-        part(ending).images[ending.rpartition(".")[2]] = member
+        piece(ending).images[ending.rpartition(".")[2]] = member
     for ending, content in sample.labels.items():
-        part(ending).labels[ending.rpartition(".")[2]] = content
+        piece(ending).labels[ending.rpartition(".")[2]] = content
     return list(apart.values())
 
 

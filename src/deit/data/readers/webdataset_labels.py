@@ -34,7 +34,7 @@ class Labelled:
         self._names = names
 
     def split(self, asked: str) -> list[str]:
-        """Returns the part of each sample where a key of the .json says it, else an empty list.
+        """Returns the split of each sample where a key of the .json says it, else an empty list.
 
         Args:
             asked: The key of the labels, which is not asked.
