@@ -182,48 +182,45 @@ class StoredImages:
         check: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        self._store = listed.store
-        self._value_range = value_range
-        if not len(listed.store):
-            raise UserError(f"{listed.origin} has no images. Check that it is the right file.")
+        store, origin = listed.store, listed.origin
+        self._store, self._value_range = store, value_range
+        if not len(store):
+            raise UserError(f"{origin} has no images. Check that it is the right file.")
         encoded = encode_labels(
             listed.labels,
             problem_type,
-            place=listed.store.place,
+            place=store.place,
             classes=classes,
             numbers_fit=numbers_fit,
             separator=separator,
         )
         for note in encoded.notes:
             logger.warning("%s", note)
-        self.classes = encoded.classes
-        self.problem_type = problem_type
+        self.classes, self.problem_type = encoded.classes, problem_type
         unlabelled = np.flatnonzero(encoded.missing)
         if labels_needed and len(unlabelled):
             raise UserError(
-                f"Labels missing from {listed.name or listed.origin}: {len(unlabelled)} of {len(listed.store)} images "
-                f"have none, the first is {listed.store.place(int(unlabelled[0]))}. Add them, or choose another part."
+                f"Labels missing from {listed.name or origin}: {len(unlabelled)} of {len(store)} images "
+                f"have none, the first is {store.place(int(unlabelled[0]))}. Add them, or choose another part."
             )
         if keep_unlabelled:
             if encoded.missing.all():
-                raise UserError(
-                    f"No image of {listed.origin} has a label. Images without labels are for deit pretrain."
-                )
+                raise UserError(f"No image of {origin} has a label. Images without labels are for deit pretrain.")
             encoded.labels[unlabelled] = NO_LABEL
             unlabelled = unlabelled[:0]
-        rows = np.setdiff1d(np.arange(len(listed.store)), unlabelled)
-        found = _examined(listed.store, rows, progress, value_range) if check else unexamined(len(rows))
+        rows = np.setdiff1d(np.arange(len(store)), unlabelled)
+        found = _examined(store, rows, progress, value_range) if check else unexamined(len(rows))
         self.ignored = listed.ignored
         self.skipped = [
             *listed.skipped,
-            *(_without_label(listed.store.place(int(row))) for row in unlabelled),
-            *(SkippedFile(path=listed.store.place(int(rows[i])), reason=reason) for i, reason in found.reasons.items()),
+            *(_without_label(store.place(int(row))) for row in unlabelled),
+            *(SkippedFile(path=store.place(int(rows[i])), reason=reason) for i, reason in found.reasons.items()),
         ]
-        refuse_skipped(self.skipped, listed.origin, strict=strict)
+        refuse_skipped(self.skipped, origin, strict=strict)
         good = np.array([i for i in range(len(rows)) if i not in found.reasons], dtype=np.int64)
         if not len(good):
             raise UserError(
-                f"{listed.origin} has no usable image. The first that was left out: "
+                f"{origin} has no usable image. The first that was left out: "
                 f"{self.skipped[0].path}: {self.skipped[0].reason}"
             )
         self.rows, self._checks = rows[good], found.checks[good] if check else None
