@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+# What labels are for: one class, any number of classes, or a number.
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+
 NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
 
 

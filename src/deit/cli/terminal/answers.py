@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from deit.cli.terminal.console import OUT, json_array, say_cells, say_lines
 from deit.core.errors import UserError
+from deit.core.labels import REGRESSION, SINGLE_LABEL
 from deit.core.printable import printable
-from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL
 
 if TYPE_CHECKING:
     from deit.inference.predictor import Classified

@@ -8,12 +8,9 @@ from typing import Any
 
 from deit.core.config.following_defaults import DISTILLATION_KINDS
 from deit.core.errors import UserError, WrongTypeError, shown
+from deit.core.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
-PROBLEM_TYPES = (
-    "regression",
-    "single_label_classification",
-    "multi_label_classification",
-)
+PROBLEM_TYPES = (REGRESSION, SINGLE_LABEL, MULTI_LABEL)
 HEAD_AVERAGES = ("logits", "probabilities")
 DECODER_STARTS = ("normal", "simmim")
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -123,7 +120,7 @@ def check_fields(config: Any) -> None:
 
 def check_label_count(config: Any) -> None:
     """Checks that single-label classification has at least two classes."""
-    if config.problem_type == "single_label_classification" and config.num_labels == 1:
+    if config.problem_type == SINGLE_LABEL and config.num_labels == 1:
         raise UserError(
             "problem_type 'single_label_classification' needs at least two labels. Set num_labels=2, or "
             "problem_type='regression' for one number."

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
+from deit.core.labels import MULTI_LABEL as MULTI_LABEL, REGRESSION as REGRESSION, SINGLE_LABEL as SINGLE_LABEL
 
 Array = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -18,9 +19,6 @@ Integers = npt.NDArray[np.int64]
 Batches: TypeAlias = Iterable[tuple[Array, npt.NDArray[Any]]]
 Combine: TypeAlias = Callable[[Floats], Floats]
 
-SINGLE_LABEL = "single_label_classification"
-MULTI_LABEL = "multi_label_classification"
-REGRESSION = "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 _PERCENT = {
