@@ -54,7 +54,7 @@ class Augmentation:
         interpolation: "bicubic" (DeiT), or "bilinear" as the example scripts of transformers resize.
         flip_rate: Probability of a horizontal flip; 0 where left and right mean something, as in text.
         rand_augment: timm's description of RandAugment; empty for none.
-        three_augment: DeiT III's choice of exactly one of grey, solarized (what is brighter than 128 inverted) and
+        three_augment: DeiT III's choice of exactly one of gray, solarized (what is brighter than 128 inverted) and
             blurred (Gaussian, radius 0.1 to 2 pixels), in place of RandAugment.
         color_jitter: Brightness, contrast and saturation are multiplied by 1 - this to 1 + this; 0.3 in DeiT III.
         erase_rate: Probability of random erasing.

@@ -1,4 +1,4 @@
-"""The division of images into those to learn from and those to measure on."""
+"""Divides images into training and validation images."""
 
 from __future__ import annotations
 

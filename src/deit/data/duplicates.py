@@ -1,4 +1,4 @@
-"""Copies among images: which are the same, whether their labels agree, and what lies on both sides of a division."""
+"""Finds copies of images, contradicting labels among them, and copies on both sides of a division."""
 
 from __future__ import annotations
 

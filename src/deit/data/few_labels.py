@@ -1,4 +1,4 @@
-"""Fewer labels than images: which images keep theirs, and what becomes of the others."""
+"""Reduces the number of labels: chooses the images that keep theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled images: folders and arrays."""
+"""Defines sources of labeled images, and sources made of others."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class ArraySource:
     """Labelled images in memory.
 
     Args:
-        images: (N, H, W, 3) or grey (N, H, W), uint8.
+        images: (N, H, W, 3) or gray (N, H, W), uint8.
         labels: (N,) integers; (N, K) zeros and ones for several classes; (N,) numbers for regression.
         classes: Class names; "0", "1", ... when None, and "value" for regression.
         problem_type: One of `PROBLEM_TYPES`.

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""Locks a folder, so that one run at a time works in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order in which compiled libraries enter a process: TensorFlow before triton ends it, and is made safe here.
+"""Makes the order safe in which TensorFlow and triton enter a process.
 
 Both carry LLVM, and triton crashes (a segmentation fault) when it is loaded after TensorFlow. PyTorch loads triton as
 soon as something needs `torch._dynamo`: torchvision does at its import, timm through it, an optimizer when it is made.

@@ -1,4 +1,4 @@
-"""Several processes that work on one training or one evaluation, as `torchrun` starts them."""
+"""Connects the processes of one training or evaluation, as `torchrun` starts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Randomness as a function of a key, so that nothing depends on what ran before."""
+"""Seeds random generators from a key, so that draws do not depend on what ran before."""
 
 from __future__ import annotations
 

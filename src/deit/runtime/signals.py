@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: Ctrl-C, the end of a job (SIGTERM), the end of a terminal (SIGHUP)."""
+"""Catches signals that ask a training to stop: Ctrl-C, the end of a job (SIGTERM), the end of a terminal (SIGHUP)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One cell of a column of labels: missing, a zero or a one, a list, several names; the same for every kind of file."""
+"""Reads one cell of a column of labels: missing, a zero or a one, a list, several names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is odd about the classes of a data set: without an image, or one class spelled in two ways."""
+"""Warns of classes without images, and of classes that differ in spelling alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which column of a table holds the images and which the labels: asked for, known by name, or the only one."""
+"""Chooses the columns of images and labels: by the options, by name, or the only one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels as data sets write them (names, numbers of names, lists of them, plain numbers), turned into arrays."""
+"""Encodes labels as arrays: names, class numbers, lists of them, plain numbers."""
 
 from __future__ import annotations
 

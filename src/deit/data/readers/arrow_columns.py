@@ -1,4 +1,4 @@
-"""The columns of a table with types: which holds images, which labels, and which the split of each row."""
+"""Finds the columns of a typed table: images, labels, and the split of each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images listed in a CSV or TSV file: a column of paths, a column of labels, perhaps one that names the split."""
+"""Reads images that a CSV or TSV file lists: a column of paths, one of labels, perhaps one of splits."""
 
 from __future__ import annotations
 

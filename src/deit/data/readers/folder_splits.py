@@ -1,4 +1,4 @@
-"""Which sub-folders of a folder of images are splits of the data set, and which are classes."""
+"""Tells which sub-folders of a folder of images are splits, and which are classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in data sets of the Hugging Face `datasets` package."""
+"""Reads data sets of the Hugging Face `datasets` package."""
 
 from __future__ import annotations
 

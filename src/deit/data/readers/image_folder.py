@@ -162,7 +162,7 @@ class ImageFolder(_Files):
         root: The folder.
         classes: Names and order of the classes; the sorted names of the sub-folders with images when None.
         strict: Raise at the first file that is not an image, and at an empty folder, in place of leaving it out.
-        value_range: Of grey images with more than 8 bits, see `load_image`.
+        value_range: Of gray images with more than 8 bits, see `load_image`.
         check: False looks at no image now: `contents` is None, and a broken image is found when it is used.
         progress: Called with (files checked, files in all).
 
@@ -259,7 +259,7 @@ class ImageFiles(_Files):
     Args:
         root: The folder.
         strict: Raise at the first file that is not an image, in place of leaving it out.
-        value_range: Of grey images with more than 8 bits, see `load_image`.
+        value_range: Of gray images with more than 8 bits, see `load_image`.
         check: False looks at no image now, see `ImageFolder`.
         progress: Called with (files checked, files in all).
 
@@ -346,7 +346,7 @@ def examine_files(
         root: A folder above them, by which their hashes are kept.
         paths: The files.
         progress: Called with (files checked, files in all).
-        value_range: Of grey images with more than 8 bits, see `load_image`.
+        value_range: Of gray images with more than 8 bits, see `load_image`.
 
     Raises:
         ValueRangeError: It is needed for one of them.

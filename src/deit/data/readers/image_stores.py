@@ -1,4 +1,4 @@
-"""Images that lie in tables and archives: where their bytes are, and the source made of them and their labels."""
+"""Defines stores of image bytes, and the source made of a store and its labels."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class StoredImages:
         keep_unlabelled: Keep single images without a label, as `NO_LABEL`, in place of leaving them out.
         numbers_fit: See `encode_labels`.
         separator: See `encode_labels`.
-        value_range: Of grey images with more than 8 bits, see `load_image`.
+        value_range: Of gray images with more than 8 bits, see `load_image`.
         check: False looks at no image now: `contents` is None, and a broken image is found when it is used.
         progress: Called with (images checked, images in all).
 

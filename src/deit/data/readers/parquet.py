@@ -1,4 +1,4 @@
-"""Images in Parquet files."""
+"""Reads images in Parquet files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a Parquet file may unpack to: a few KB can say a billion rows, or one cell of many GB."""
+"""Limits how much a Parquet file may unpack to: a few KB can claim a billion rows, or one cell of many GB."""
 
 from __future__ import annotations
 

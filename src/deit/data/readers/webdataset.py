@@ -1,4 +1,4 @@
-"""Images in tar shards as WebDataset lays them out."""
+"""Reads images in tar shards as WebDataset lays them out."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def read_shards(
 ) -> Rows:
     """Opens tar shards that together are one split of a data set.
 
-    Neighbours in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Where all its
+    Neighbors in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Where all its
     images and labels have longer endings ("0.25.jpg", "0.25.cls"), names with dots are meant, and each is a sample. A
     key `split` of the .json, or another that `deit.data.labels.split_names` knows, divides the samples. Headers are
     read once; an image is later read by its position, in any order. A shard that ends too early gives the samples that

@@ -1,4 +1,4 @@
-"""The labels of samples in tar shards: in a .cls, a .txt or under a key of a .json."""
+"""Reads the labels of samples in tar shards: from a .cls, a .txt or a key of a .json."""
 
 from __future__ import annotations
 

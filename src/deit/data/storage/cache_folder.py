@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again: shards, unpacked tables, hashes of images."""
+"""Returns the folder of the cache: shards, unpacked tables, hashes of images."""
 
 from __future__ import annotations
 

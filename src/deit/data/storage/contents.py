@@ -68,7 +68,7 @@ class Bytes:
         stamp: Returns 16 bytes that change whenever the content does, without reading it, or None; see `file_stamp`.
         place: What the cache of these images is called by, such as the path of a folder; empty for no cache.
         together: Images in a task of a thread: 32 are enough that the task itself costs little beside small images.
-        value_range: Of grey images with more than 8 bits, see `load_image`.
+        value_range: Of gray images with more than 8 bits, see `load_image`.
     """
 
     count: int
