@@ -1,9 +1,9 @@
-"""Teach a small DeiT to read digits, alone and with a convnet teacher, and compare.
+"""Trains a small DeiT on handwritten digits, from labels alone and with a convnet teacher, and compares the two.
 
 The images are scikit-learn's handwritten digits, 1,797 scans of 8 x 8 pixels. Few labels, strong augmentation and a
-small transformer make the teacher matter for the paper's reason: a convnet knows that neighbouring pixels belong
-together, a transformer must learn that from examples, and here it has 10 of each digit. Distillation is soft, because
-that says most in few steps: the teacher's doubts about a view are worth more than its first choice.
+small transformer show why the paper uses a teacher: a convnet has locality built in, a transformer must learn it from
+examples, and here it has 10 of each digit. Distillation is soft: in few steps, the teacher's probabilities carry more
+information than its first choice.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from deit.core.scores.metrics import Scores
 from deit.data.augment import Augmentation
 from deit.data.sources import ArraySource, Data, Subset
 from deit.inference.predictor import Classified, Predictor
+from deit.train.build_task import build_task
 from deit.train.loop import fit
 from deit.train.progress import FitResult, StepEvent
 from deit.train.recipes.recipe import Recipe
-from deit.train.recipes.sections import Distillation, Optimizer, Schedule
-from deit.train.students.deit import build_student
-from deit.train.tasks.classification import ClassificationTask
-from deit.train.tasks.distillation import DistillationTask
-from deit.train.tasks.task import Task
-from deit.train.teachers.teacher import match_teacher, open_teacher
+from deit.train.recipes.sections import DataOptions, Distillation, Optimizer, Schedule
+from deit.train.students.deit import Student, build_student
+from deit.train.teachers.teacher import Teacher, open_teacher
 
 LABELS_PER_CLASS = 10
+_DATA = DataOptions(labels_per_class=LABELS_PER_CLASS)
 TEACHER = "timm/resnet10t"
 STUDENT = "deit-digits-distilled-patch8-32"
 IMAGE_SIZE = 32
@@ -41,17 +40,17 @@ OnStep = Callable[[str, StepEvent], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Journey:
-    """What the demo did.
+    """Results of the demo.
 
     Attributes:
         out: Folder with the three models.
         data: The labelled images and the test images.
         teacher: The convnet.
-        alone: The student that learnt from labels.
-        distilled: The same student, taught by the convnet as well.
+        alone: The student trained on labels.
+        distilled: The same student, trained on labels and the teacher.
         held_out: The test image that was saved as a file and classified.
         held_out_label: Its true class.
-        answer: What the saved model said of it.
+        answer: The prediction of the saved model for it.
     """
 
     out: Path
@@ -78,10 +77,11 @@ def _in_reading_order(scores: dict[str, Scores]) -> list[tuple[str, Scores]]:
 
 
 def demo_recipe(epochs: int, *, seed: int) -> Recipe:
-    """Returns the recipe of both students and the teacher: the paper's, made short, for 100 small images.
+    """Returns the recipe of both students and the teacher: the paper's, shortened, for 100 small images.
 
-    Three departures: RandAugment at magnitude 6 and crops of at least 60 %, since a digit is gone sooner than a dog; no
-    flip, since a mirrored 5 is no digit; no mixing, whose blends of 8 x 8 scans teach little in a thousand steps.
+    Three settings differ. RandAugment has magnitude 6 and crops keep at least 60 %, because stronger views destroy a
+    digit. There is no flip, because a mirrored 5 is no digit. There is no mixing, because blends of 8 x 8 scans teach
+    little in a thousand steps.
     """
     return Recipe(
         batch_size=50,
@@ -95,20 +95,24 @@ def demo_recipe(epochs: int, *, seed: int) -> Recipe:
         optimizer=Optimizer(lr=1.5e-3, reference_batch_size=0),
         schedule=Schedule(epochs=epochs, warmup_epochs=min(5, epochs)),
         distillation=Distillation(kind="soft", temperature=3.0, weight=0.5),
+        data=_DATA,
     )
 
 
-def digits_data() -> Data:
-    """Returns the digits with `LABELS_PER_CLASS` of each to learn from and all others to test on, always the same."""
+def digits_data(options: DataOptions = _DATA) -> Data:
+    """Returns the digits: `options.labels_per_class` of each to learn from, all others to test on.
+
+    `options.label_seed` chooses them; the recipe of the demo records both.
+    """
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
     images: npt.NDArray[np.uint8] = np.round(digits.images * (255 / 16)).astype(np.uint8)
     source = ArraySource(images, digits.target)
-    random = np.random.default_rng(0)
+    count, random = options.labels_per_class, np.random.default_rng(options.label_seed)
     order = [random.permutation(np.flatnonzero(source.labels == label)) for label in range(10)]
-    labelled = np.sort(np.concatenate([members[:LABELS_PER_CLASS] for members in order]))
-    test = np.sort(np.concatenate([members[LABELS_PER_CLASS:] for members in order]))
+    labelled = np.sort(np.concatenate([members[:count] for members in order]))
+    test = np.sort(np.concatenate([members[count:] for members in order]))
     return Data(train=Subset(source, labelled), val=Subset(source, test))
 
 
@@ -121,7 +125,7 @@ def run_journey(
 
     Args:
         out: New or empty folder.
-        seed: Of everything random but the choice of the labelled images.
+        seed: Random seed of everything except the choice of the labeled images.
         teacher_epochs: Epochs of the teacher.
         student_epochs: Epochs of each student.
         on_step: Called after every step with the name of the run.
@@ -131,23 +135,20 @@ def run_journey(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds files already. Pass a new folder.")
-    data = digits_data()
-
-    def train(name: str, task: Task, epochs: int) -> FitResult:
-        watch = None if on_step is None else lambda event: on_step(name, event)
-        return fit(task, data, demo_recipe(epochs, seed=seed), out=out / name, device="cpu", on_step=watch)
-
     recipe = demo_recipe(student_epochs, seed=seed)
-    convnet = build_student(TEACHER, data.train.classes, recipe, image_size=IMAGE_SIZE)
-    taught = train("teacher", ClassificationTask(convnet.model, convnet.processor), teacher_epochs)
+    data = digits_data(recipe.data)
+    classes = data.train.classes
 
-    student = build_student(STUDENT, data.train.classes, recipe)
-    alone = train("student-alone", ClassificationTask(student.model, student.processor), student_epochs)
+    def train(name: str, recipe: Recipe, student: Student, teacher: Teacher | None = None) -> FitResult:
+        watch = None if on_step is None else lambda event: on_step(name, event)
+        task = build_task(recipe, student, teacher)
+        return fit(task, data, recipe, out=out / name, device="cpu", on_step=watch)
 
-    student = build_student(STUDENT, data.train.classes, recipe)
-    teacher = match_teacher(open_teacher(taught.out), data.train.classes, student.processor.output_size)
-    task = DistillationTask(student.model, teacher, student.processor, distillation=recipe.distillation)
-    distilled = train("student-distilled", task, student_epochs)
+    for_teacher = demo_recipe(teacher_epochs, seed=seed)
+    convnet = build_student(TEACHER, classes, for_teacher, image_size=IMAGE_SIZE)
+    taught = train("teacher", for_teacher, convnet)
+    alone = train("student-alone", recipe, build_student(STUDENT, classes, recipe))
+    distilled = train("student-distilled", recipe, build_student(STUDENT, classes, recipe), open_teacher(taught.out))
 
     held_out, label = _save_held_out(data, out, seed)
     answer = next(iter(Predictor.open(distilled.out).classify_each([held_out], top_k=3)))

@@ -121,9 +121,12 @@ def held_out(model_directory: Path, source: Source) -> Subset | None:
         kept = np.flatnonzero(np.isin(contents, wanted))
         return Subset(source, kept) if len(wanted) and np.isin(wanted, contents).all() else None
     record: dict[str, Any] = read_training_record(model_directory) or {}
-    settings = record.get("recipe", {}).get("data", {})
+    division = record.get("data", {}).get("held_out")
+    if division is None:  # older records name no seed; it was 0
+        fraction = record.get("recipe", {}).get("data", {}).get("val_fraction", 0.2)
+        division = {"val_fraction": fraction, "seed": 0}
     try:
-        _, kept = split_indices(source.labels, source.classes, settings.get("val_fraction", 0.2), 0)
+        _, kept = split_indices(source.labels, source.classes, division["val_fraction"], division["seed"])
     except UserError:  # too few images to have been divided
         return None
     part = Subset(source, kept)

@@ -75,8 +75,7 @@ def fit(
     interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the current step. Skips images that can no longer be read,
     up to `data.max_bad_images`; more of them save the state and stop the run.
 
-    Locks the folder. Several threads may train at once; other threads must not draw from the global generators of
-    `random`, numpy and torch meanwhile.
+    Locks the folder. Several threads may train at once; no other thread may draw from the global generators.
 
     Args:
         task: Student and losses, from `build_task` with the same recipe.
@@ -292,10 +291,7 @@ class _Run:
         scaled = self.take_step.scaler.is_enabled()  # which passes over a step whose gradients overflow
         finite = scaled or self.loss_sums.are_finite()
         if self.processes.any(not finite)[0]:
-            raise self._non_finite("The loss", result.lr)
-
-    def _non_finite(self, what: str, lr: float) -> Exception:
-        return self.ending.non_finite(what, self.step, lr)
+            raise self.ending.non_finite("The loss", self.step, result.lr)
 
     def _event(self, result: StepResult) -> StepEvent:
         images = (self.step - self.first_step) * self.recipe.batch_size
@@ -316,9 +312,7 @@ class _Run:
     # --- evaluation ------------------------------------------------------------------------------------
 
     def _evaluation_is_due(self) -> bool:
-        if self.step == self.total_steps:
-            return True
-        return self.step % self._steps_per_evaluation == 0
+        return self.step == self.total_steps or self.step % self._steps_per_evaluation == 0
 
     @property
     def _steps_per_evaluation(self) -> int:
@@ -326,7 +320,7 @@ class _Run:
 
     def _evaluate(self, losses: dict[str, float], lr: float) -> dict[str, Any]:
         if not self.take_step.is_finite():
-            raise self._non_finite("A weight", lr)
+            raise self.ending.non_finite("A weight", self.step, lr)
         row: dict[str, Any] = {"epoch": self.step // self.steps_per_epoch, "step": self.step, "lr": lr, **losses}
         try:
             self.scores = self._score(self.task.student)
@@ -374,7 +368,7 @@ class _Run:
     def _save_state(self) -> Path:
         """Saves the state after the step at hand, and returns where it is."""
         if not self.take_step.is_finite():
-            raise self._non_finite("A weight", self.take_step.optimizer.param_groups[0]["lr"])
+            raise self.ending.non_finite("A weight", self.step, self.take_step.optimizer.param_groups[0]["lr"])
         if self.task.cache is not None:
             self.processes.on_each(self.task.cache.sync)
         self.left_out.share(self.processes)
@@ -426,9 +420,8 @@ class _Run:
         )
         if not self.recipe.keep_state:
             self.processes.on_first(lambda: remove_states(self.out / STATE_NAME))
-        return FitResult(
-            out=self.out, scores=self.scores, history=self.history.epochs, steps=self.step, seconds=seconds
-        )
+        history = self.history.epochs
+        return FitResult(out=self.out, scores=self.scores, history=history, steps=self.step, seconds=seconds)
 
     def _seconds(self) -> float:
         """Returns the seconds of the run, with those before it was resumed, up to the last evaluation there."""
