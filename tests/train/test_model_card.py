@@ -71,10 +71,10 @@ def test_a_teacher_missing_labels_an_average_and_many_classes_are_told(run):
 
 def test_a_model_of_masked_images_shows_its_reconstructions(tmp_path):
     student = DeiTForMaskedImageModeling(tiny.student().config)
-    task = MaskedImageTask(student, tiny.processor(), masking=Masking(patch=8))
+    task = MaskedImageTask(student, tiny.processor())
     images = tiny.data()
     data = Data(train=WithoutLabels(images.train), val=WithoutLabels(images.val))
-    out = fit(task, data, tiny.recipe(augment=tiny.PLAIN), out=tmp_path / "hidden", device="cpu").out
+    out = fit(task, data, tiny.recipe(augment=tiny.PLAIN, masking=Masking(patch=8)), out=tmp_path / "hidden").out
     card = ModelCard.load(out / CARD_NAME)
     assert card.data.to_dict() == {"library_name": "transformers", "tags": ["deit", "simmim"]}
     assert "12 images without labels" in card.text
