@@ -276,7 +276,7 @@ def test_when_nothing_can_be_read_the_command_fails(album, student, source):
         (("empty",), "The folder empty holds no images"),
         (("a.png", "--top-k", 0), "--top-k and --batch-size must be at least 1. Received: 0 and 32."),
         (("a.png", "--batch-size", 0), "--top-k and --batch-size must be at least 1. Received: 3 and 0."),
-        (("a.png", "--device", "gpu"), "Unknown device 'gpu'. Pass 'cpu' or 'cuda:0'"),
+        (("a.png", "--device", "gpu"), "Unknown device 'gpu'. Pass --device cpu or --device cuda:0"),
         (("a.png", "--out", "p.xlsx"), "a file that ends in .csv, .parquet, .jsonl. Received: p.xlsx."),
         (("a.png", "--out", "nowhere/p.csv"), "There is no folder nowhere. Make it first."),
         (("a.png", "--out", "folder.csv"), "folder.csv is a folder. Pass the name of a file."),

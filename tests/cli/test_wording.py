@@ -47,7 +47,7 @@ def train(photos, out, *options):
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (("--device", "gpu"), ["Unknown device 'gpu'. Pass 'cpu' or 'cuda:0'."]),
+        (("--device", "gpu"), ["Unknown device 'gpu'. Pass --device cpu or --device cuda:0."]),
         (("--epochs", 0), ["--epochs must be at least 1"]),
         (("--batch-size", 0), ["--batch-size must be at least 1"]),
         (("--set", "epochs=3"), ["Unknown setting 'epochs'. Pass the option --epochs."]),

@@ -65,9 +65,9 @@ def resolve(device: int | str | torch.device | None = AUTO, precision: str = "fp
     try:
         found = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"Unknown device {name!r}. Pass 'cpu' or 'cuda:0'.") from error
+        raise UserError(f"Unknown device {name!r}. Pass device='cpu' or device='cuda:0'.") from error
     if found.type == "meta":
-        raise UserError("The device 'meta' holds no numbers. Pass 'cpu' or 'cuda:0'.")
+        raise UserError("The device 'meta' holds no numbers. Pass device='cpu' or device='cuda:0'.")
     placement = Placement(found, autocast_type(precision, found))
     placement.move(torch.empty(0))
     return placement
