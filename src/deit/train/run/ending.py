@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deit.core.errors import UserError
 from deit.core.file_names import STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.runtime.processes import FirstProcessError, Processes
@@ -11,7 +12,7 @@ from deit.runtime.signals import TrainingInterrupted
 from deit.train.run.state import newest_state
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(UserError, ArithmeticError):
     """The loss became infinite or NaN. The last state of the run is from before that."""
 
 

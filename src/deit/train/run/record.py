@@ -38,7 +38,7 @@ def data_record(
         "val_images": len(data.val.labels),
         "skipped_files": len(data.skipped),
         **{name: value for name, value in unreadable.items() if value},
-        "held_out": None if data.held_out is None else dataclasses.asdict(data.held_out),
+        **({} if data.held_out is None else {"held_out": dataclasses.asdict(data.held_out)}),
         "train_fingerprint": identity["training images"],
         "val_fingerprint": identity["validation images"],
     }
