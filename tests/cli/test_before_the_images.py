@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deit.runtime.processes import Processes
+from deit.train import open_images
 from deit.train.recipes.recipe import Recipe
 from deit.train.run import folder as run_folder
 from deit.train.trial import try_start
@@ -23,8 +24,7 @@ def data(tmp_path, monkeypatch):
     def look(*_: object, **__: object) -> None:
         raise AssertionError("The images were looked at.")
 
-    for command in ("train", "pretrain"):
-        monkeypatch.setattr(f"deit.cli.{command}._open_images", look)
+    monkeypatch.setattr(open_images, "open_images", look)
     return fill(tmp_path / "photos", 2)
 
 
@@ -54,7 +54,7 @@ def test_a_run_beside_the_images_or_of_an_earlier_version_among_them_may_go_on(t
 WRONG = {
     "an image size": (["--image-size", "33"], "not a multiple of patch_size 8"),
     "a student of timm": (["--student", "timm/nonsense"], "timm cannot build 'nonsense'"),
-    "a device": (["--device", "nonsense"], "The device 'nonsense' cannot be used"),
+    "a device": (["--device", "nonsense"], "Unknown device 'nonsense'"),
     "a batch": (["--set", "accumulate=3"], "must be a multiple of accumulate"),
     "a teacher": (["--teacher", "nowhere"], "No teacher at nowhere"),
     "weights": (["--init", "{tmp}/nothing"], "No model directory at"),
@@ -94,7 +94,7 @@ def test_what_a_training_cannot_begin_with_is_found_before_the_images_are_looked
         (["--config", "nonsense=3"], "names no field"),
         (["--config", "patch_size=7"], "not a multiple of patch_size 7"),
         (["--init", "{tmp}/half"], "It may be truncated"),
-        (["--device", "nonsense"], "cannot be used"),
+        (["--device", "nonsense"], "Unknown device"),
         (["--init", "{student}", "--set", "freeze=blocks:99"], "Pass fewer."),
     ],
 )

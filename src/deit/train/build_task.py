@@ -36,7 +36,7 @@ def build_task(
         ValueError: The recipe names a teacher and none was passed, the student has no distillation head, the labels
             are not one class per image, or the teacher does not know the student's classes.
 
-    Example:
+    Examples:
         >>> recipe = Recipe()
         >>> student = build_student("deit-digits-distilled-patch8-32", ["cat", "dog"], recipe)
         >>> type(build_task(recipe, student)).__name__
