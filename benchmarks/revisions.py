@@ -1,6 +1,6 @@
 """Two revisions of this package in turns: forward passes and training steps, through public names alone.
 
-python benchmarks/revisions.py OTHER_CHECKOUT [--size small] [--rounds 20]
+python benchmarks/revisions.py OTHER_CHECKOUT [--size small] [--rounds 20] [--precisions fp32 bf16]
 
 Each revision runs in a process of its own, which waits while the other computes; so the machine's drift meets both.
 A ratio above 1 says that this checkout is faster than the other one.
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("other", nargs="?", type=Path, help="checkout of the other revision")
     parser.add_argument("--size", default="small", choices=("tiny", "small", "base"))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -134,7 +135,7 @@ def main() -> None:
         return
     if options.other is None or not (options.other / "src" / "deit").is_dir():
         parser.error("OTHER_CHECKOUT must be a checkout of this repository")
-    rows = [row for precision in ("fp32", "bf16") for row in compare_revisions(options, precision)]
+    rows = [row for precision in options.precisions for row in compare_revisions(options, precision)]
     report(f"revisions-{options.size}", rows)
 
 
