@@ -48,7 +48,8 @@ from deit.train.students.deit import build_student
 from deit.train.tasks.classification import ClassificationTask
 from deit.train.tasks.distillation import DistillationTask
 from deit.train.tasks.task import Task
-from deit.train.teachers.cache import BatchPlace, HardRecords, TeacherCache
+from deit.train.teachers.cache import BatchPlace, TeacherCache
+from deit.train.teachers.records import HardRecords
 from deit.train.teachers.teacher import Teacher
 
 CLASSES = [f"{i:04d}" for i in range(1000)]

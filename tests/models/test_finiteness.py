@@ -17,7 +17,8 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.inference.embedder import Embedder
 from deit.inference.predictor import Predictor
 from deit.models.weights.finiteness import refuse_non_finite
-from deit.train.teachers.cache import BatchPlace, HardRecords, SoftRecords, TeacherCache
+from deit.train.teachers.cache import BatchPlace, TeacherCache
+from deit.train.teachers.records import HardRecords, SoftRecords
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble, open_teacher
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

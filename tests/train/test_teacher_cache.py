@@ -13,7 +13,8 @@ from deit.data.augment import Augmentation
 from deit.train.loop import fit
 from deit.train.recipes.sections import Distillation
 from deit.train.tasks.distillation import DistillationTask
-from deit.train.teachers.cache import BatchPlace, HardRecords, SoftRecords, TeacherCache
+from deit.train.teachers.cache import BatchPlace, TeacherCache
+from deit.train.teachers.records import HardRecords, SoftRecords
 from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
