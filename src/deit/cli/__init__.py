@@ -74,9 +74,10 @@ def _run() -> int | None:
 def _show_usage(error: Exception) -> None:
     """Prints what is wrong with the command line; its words may be names of files that a shell put there."""
     from deit.cli.terminal.console import say_lines
-    from deit.cli.terminal.endings import speaks
+    from deit.cli.terminal.endings import leave_time_to_speak, speaks
 
     if not speaks():
+        leave_time_to_speak()
         return
     text = io.StringIO()
     error.show(text)  # type: ignore[attr-defined]

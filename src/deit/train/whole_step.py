@@ -1,4 +1,4 @@
-"""What looks at a step as a whole, though processes share it and memory parts it: random draws, and batch norm.
+"""Makes random draws and batch norm independent of the number of processes and accumulated parts.
 
 Dropout and drop path draw for all images of the step, in every process and part alike, and use the rows of the images
 at hand. Batch norm takes mean and variance over all processes. So neither depends on how many processes there are.

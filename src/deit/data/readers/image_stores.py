@@ -46,7 +46,7 @@ class ImageStore(Protocol):
 
 @runtime_checkable
 class StampedStore(ImageStore, Protocol):
-    """A store that tells of an image whether it is what it was, without reading it: it is not checked twice."""
+    """A store that detects changed images without reading them, so that unchanged ones are not checked again."""
 
     def stamp(self, row: int) -> bytes | None:
         """Returns 16 bytes that change when the content does, or None; see `deit.data.storage.contents.Bytes`."""

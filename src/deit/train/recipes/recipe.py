@@ -51,7 +51,7 @@ class Recipe:
             column, which fill no patch, are then not seen, as in the authors' training of DeiT III huge.
         init: The weights to begin with: model directory, weight file or hub name; empty for random ones. "<NAME>"
             stands for the model that the recipe NAME makes, which has to be given.
-        teacher: Whom the student learns from; several are averaged, none leaves the labels alone.
+        teacher: Teacher models; the answers of several are averaged. Empty trains on labels alone.
         batch_size: Images in a step, over all processes and accumulated parts together.
         accumulate: Parts that each process computes one after the other and sums up to one step, to save memory.
         seed: Of order, views, mixing, dropout and drop path.
