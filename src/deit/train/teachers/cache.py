@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import weakref
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class TeacherCache:
         self.header = _open_header(folder, json.loads(json.dumps(header)), former or {})
         self._lock: contextlib.ExitStack | None = None
         self._file = self._open()
+        weakref.finalize(self, os.close, self._file)
 
     def _open(self) -> int:
         """Opens the records for the cache's lifetime: a step reads or writes one small record, at its place."""
@@ -130,10 +132,6 @@ class TeacherCache:
                 return os.open(path, os.O_RDONLY)  # enough for a cache that lacks nothing
             with writing(path):
                 raise
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
 
     def read(self, place: BatchPlace) -> Tensor | None:
         """Returns what the teacher said about a batch: classes (B,) or logits (B, K); None when it was not asked.
