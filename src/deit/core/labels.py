@@ -13,6 +13,21 @@ REGRESSION = "regression"
 NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
 
 
+def problem_type_of(dtype: str, num_labels: int) -> str:
+    """Infers what labels are for from their type, as transformers does.
+
+    One output is a regression. Integers of 32 or 64 bits are classes. All else, booleans and bytes too, marks several
+    labels of an image.
+
+    Args:
+        dtype: Of the labels, such as "int64".
+        num_labels: Outputs of the model.
+    """
+    if num_labels == 1:
+        return REGRESSION
+    return SINGLE_LABEL if dtype in ("int64", "int32") else MULTI_LABEL
+
+
 def id2label_from_names(names: Sequence[str]) -> dict[int, str]:
     """Numbers class names in the order given; several classes may have one name, as two of ImageNet's are "crane"."""
     return dict(enumerate(names))

@@ -167,19 +167,6 @@ def require_classifier(config: VisionTransformerConfig) -> None:
         raise UserError("This model has no classifier (num_labels is 0), so labels give no loss. Leave them out.")
 
 
-def require_equal_stride(config: VisionTransformerConfig) -> None:
-    """Checks that the reconstruction has the size of the image.
-
-    Raises:
-        ValueError: The encoder stride is not the patch size.
-    """
-    if config.grid_patch_size != (config.encoder_stride,) * 2:
-        raise UserError(
-            f"encoder_stride {config.encoder_stride} must equal patch_size {config.patch_size}: the "
-            "reconstruction must have the size of the image."
-        )
-
-
 def reconstruct(
     model: Any, encoded: KerasBaseModelOutputWithPooling, pixel_values: Any, bool_masked_pos: Any
 ) -> KerasMaskedImageModelingOutput:

@@ -13,7 +13,7 @@ from keras import ops
 
 from deit.core.config.following_defaults import DISTILLATION_KINDS, REDUCTIONS
 from deit.core.errors import UserError, WrongTypeError
-from deit.core.labels import NO_LABEL
+from deit.core.labels import NO_LABEL, problem_type_of
 
 
 def classification_loss(
@@ -204,11 +204,8 @@ def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any
 
 
 def infer_problem_type(labels: Any, num_labels: int) -> str:
-    """Infers the problem type from labels, as transformers does; see `deit.models.losses.infer_problem_type`."""
-    if num_labels == 1:
-        return "regression"
-    kind = keras.backend.standardize_dtype(labels.dtype)
-    return "single_label_classification" if kind in ("int64", "int32") else "multi_label_classification"
+    """Infers the problem type from labels; see `deit.core.labels.problem_type_of`."""
+    return problem_type_of(keras.backend.standardize_dtype(labels.dtype), num_labels)
 
 
 def is_integer(tensor: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import keras
 
+from deit.core.config.field_checks import require_equal_stride
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.outputs import ModelOutput
 from deit.keras.heads import (
@@ -21,7 +22,6 @@ from deit.keras.heads import (
     loss_of_problem,
     loss_of_reconstruction,
     reconstruct,
-    require_equal_stride,
     takes_dict,
 )
 from deit.keras.layers import show_shape

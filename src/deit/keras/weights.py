@@ -6,9 +6,8 @@ Keras stores the matrix of a linear layer transposed relative to the files; only
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from safetensors.numpy import save_file
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.core.file_names import WEIGHTS_NAME
-from deit.core.weights.files import TensorEntry, WeightFiles, distribute, read_header, shard_name, with_variant
+from deit.core.weights.files import TensorEntry, WeightFiles, read_header, write_in_files
 from deit.core.weights.names import Part, detect_dialect, layout
 from deit.core.weights.plan import LoadingInfo, plan_loading, refuse_missing_trunk
 from deit.keras.layers import FileConvolution
@@ -335,33 +334,9 @@ def published_arrays(model: Any) -> dict[str, np.ndarray]:
 def write_arrays(
     tensors: Mapping[str, np.ndarray], folder: Path, *, most_bytes: int, variant: str | None = None
 ) -> list[str]:
-    """Writes weights as safetensors, in several files with an index if they exceed the largest size of a file.
-
-    Args:
-        tensors: Name in the file -> tensor.
-        folder: Where to write.
-        most_bytes: Largest size of one file.
-        variant: VARIANT in `model.VARIANT.safetensors`.
-
-    Returns:
-        Names of the files written.
-    """
-    named = with_variant(WEIGHTS_NAME, variant)
-    groups = distribute({name: tensor.nbytes for name, tensor in tensors.items()}, most_bytes)
-    if len(groups) == 1:
-        _write(tensors, tensors, folder / named)
-        return [named]
-    files, weight_map = [], {}
-    for number, group in enumerate(groups, start=1):
-        file = shard_name(named, number, len(groups))
-        _write(tensors, group, folder / file)
-        files.append(file)
-        weight_map.update(dict.fromkeys(group, file))
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-    index_name = with_variant(f"{WEIGHTS_NAME}.index.json", variant)
-    (folder / index_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [*files, index_name]
+    """Writes weights as safetensors; see `write_in_files`."""
+    return write_in_files(tensors, folder, _write, name=WEIGHTS_NAME, most_bytes=most_bytes, variant=variant)
 
 
-def _write(tensors: Mapping[str, np.ndarray], names: Iterable[str], file: Path) -> None:
-    save_file({name: tensors[name] for name in names}, file, metadata={"format": "pt"})
+def _write(tensors: dict[str, np.ndarray], file: Path) -> None:
+    save_file(tensors, file, metadata={"format": "pt"})

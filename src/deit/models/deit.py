@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit.core.config.config import DeiTConfig
+from deit.core.config.field_checks import require_equal_stride
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.outputs import ModelOutput
@@ -21,7 +22,6 @@ from deit.models.heads import (
     linear_classifier,
     pixel_decoder,
     reconstruct,
-    require_equal_stride,
 )
 from deit.models.losses import classification_loss, distillation_loss
 from deit.models.outputs import (

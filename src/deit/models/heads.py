@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from deit.core.config.vision_transformer import VisionTransformerConfig
-from deit.core.errors import UserError
 from deit.models.outputs import BaseModelOutputWithPooling, MaskedImageModelingOutput
 from deit.models.trunk.construction import construct, new_linear
 
@@ -42,19 +41,6 @@ def initialize_decoder(module: nn.Module, decoder: nn.Module, config: VisionTran
         nn.init.normal_(module.weight, std=config.initializer_range)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def require_equal_stride(config: VisionTransformerConfig) -> None:
-    """Checks that the reconstruction has the size of the image.
-
-    Raises:
-        ValueError: The encoder stride is not the patch size.
-    """
-    if config.grid_patch_size != (config.encoder_stride,) * 2:
-        raise UserError(
-            f"encoder_stride {config.encoder_stride} must equal patch_size {config.patch_size}: the "
-            "reconstruction must have the size of the image."
-        )
 
 
 def reconstruct(

@@ -16,7 +16,7 @@ from torch import Tensor
 from deit.core.config.following_defaults import REDUCTIONS
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
-from deit.core.labels import NO_LABEL
+from deit.core.labels import NO_LABEL, problem_type_of
 
 
 def classification_loss(
@@ -231,11 +231,5 @@ def configured_loss(
 
 
 def infer_problem_type(labels: Tensor, num_labels: int) -> str:
-    """Guesses the problem type from labels, as transformers does.
-
-    One output is a regression, integers of 32 or 64 bits are classes; all else, truth values and bytes too, marks many
-    labels.
-    """
-    if num_labels == 1:
-        return "regression"
-    return "single_label_classification" if labels.dtype in (torch.int64, torch.int32) else "multi_label_classification"
+    """Infers the problem type from labels; see `deit.core.labels.problem_type_of`."""
+    return problem_type_of(str(labels.dtype).removeprefix("torch."), num_labels)

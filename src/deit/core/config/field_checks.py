@@ -155,3 +155,19 @@ def check_agreement(config: Any) -> None:
             raise UserError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {shown(block)}.")
         if len(set(pruned)) == len(heads):
             raise UserError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")
+
+
+def require_equal_stride(config: Any) -> None:
+    """Checks that the reconstruction of masked images has the size of the image.
+
+    Args:
+        config: A `VisionTransformerConfig`.
+
+    Raises:
+        ValueError: The encoder stride is not the patch size.
+    """
+    if config.grid_patch_size != (config.encoder_stride,) * 2:
+        raise UserError(
+            f"encoder_stride {config.encoder_stride} must equal patch_size {config.patch_size}: the "
+            "reconstruction must have the size of the image."
+        )

@@ -32,7 +32,16 @@ _WORDS = {"r2": "R²"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class _Scores:
+    """What the scores of every problem type have in common."""
+
+    def as_dict(self) -> dict[str, float]:
+        """Returns the scores by name, the most important first, without counts."""
+        return {name: value for name, value in asdict(self).items() if name not in ("images", "unanswered")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(_Scores):
     """Scores of one set of logits over a data set.
 
     Attributes:
@@ -49,13 +58,9 @@ class Scores:
     images: int
     unanswered: int = 0
 
-    def as_dict(self) -> dict[str, float]:
-        """Returns the scores by name, the most important first, without counts."""
-        return _scores_alone(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLabelScores:
+class MultiLabelScores(_Scores):
     """Scores of multi-label classification. A class is predicted if its probability is above one half.
 
     Attributes:
@@ -74,13 +79,9 @@ class MultiLabelScores:
     images: int
     unanswered: int = 0
 
-    def as_dict(self) -> dict[str, float]:
-        """Returns the scores by name, the most important first, without counts."""
-        return _scores_alone(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionScores:
+class RegressionScores(_Scores):
     """Scores of a regression with one number per image.
 
     Attributes:
@@ -99,14 +100,6 @@ class RegressionScores:
     loss: float
     images: int
     unanswered: int = 0
-
-    def as_dict(self) -> dict[str, float]:
-        """Returns the scores by name, the most important first, without counts."""
-        return _scores_alone(self)
-
-
-def _scores_alone(scores: Any) -> dict[str, float]:
-    return {name: value for name, value in asdict(scores).items() if name not in ("images", "unanswered")}
 
 
 def score_title(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,3 +272,42 @@ def distribute(sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
         groups[-1].append(name)
         used += size
     return groups
+
+
+def write_in_files(
+    tensors: Mapping[str, Any],
+    folder: Path,
+    write: Callable[[dict[str, Any], Path], None],
+    *,
+    name: str,
+    most_bytes: int,
+    variant: str | None = None,
+) -> list[str]:
+    """Writes weights into a folder, in several files with an index if they exceed the largest size of a file.
+
+    Args:
+        tensors: Name in the file -> tensor, with its size as `nbytes`.
+        folder: Where to write.
+        write: Writes some of the tensors into a file.
+        name: Of the file that holds all weights, such as `WEIGHTS_NAME`.
+        most_bytes: Largest size of one file.
+        variant: VARIANT in `model.VARIANT.safetensors`.
+
+    Returns:
+        Names of the files written.
+    """
+    named = with_variant(name, variant)
+    groups = distribute({key: tensor.nbytes for key, tensor in tensors.items()}, most_bytes)
+    if len(groups) == 1:
+        write(dict(tensors), folder / named)
+        return [named]
+    files, weight_map = [], {}
+    for number, group in enumerate(groups, start=1):
+        file = shard_name(named, number, len(groups))
+        write({key: tensors[key] for key in group}, folder / file)
+        files.append(file)
+        weight_map.update(dict.fromkeys(group, file))
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    index_name = with_variant(f"{name}.index.json", variant)
+    (folder / index_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [*files, index_name]

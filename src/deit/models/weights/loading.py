@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import Counter
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from deit.core.errors import ShapeError, UserError
 from deit.core.file_names import PICKLE_NAME, WEIGHTS_NAME
 from deit.core.files import replace_folder_content
-from deit.core.weights.files import distribute, is_weight_file_name, shard_name, with_variant
+from deit.core.weights.files import is_weight_file_name, write_in_files
 from deit.core.weights.names import (
     DEIT,
     HUGGINGFACE,
@@ -275,41 +274,17 @@ def write_tensors(
     safe_serialization: bool = True,
     variant: str | None = None,
 ) -> list[str]:
-    """Writes weights into a folder, in several files with an index when they are larger than one may be.
-
-    Args:
-        tensors: Name in the file -> tensor.
-        folder: Where to write.
-        most_bytes: Of one file.
-        safe_serialization: False writes pickles (`pytorch_model.bin`).
-        variant: As in `model.VARIANT.safetensors`.
-
-    Returns:
-        Names of the files written.
-    """
-    whole = WEIGHTS_NAME if safe_serialization else PICKLE_NAME
-    named = with_variant(whole, variant)
-    groups = distribute({name: tensor.nbytes for name, tensor in tensors.items()}, most_bytes)
-    if len(groups) == 1:
-        _write(tensors, folder / named, safe_serialization)
-        return [named]
-    files, weight_map = [], {}
-    for number, group in enumerate(groups, start=1):
-        file = shard_name(named, number, len(groups))
-        _write({name: tensors[name] for name in group}, folder / file, safe_serialization)
-        files.append(file)
-        weight_map.update(dict.fromkeys(group, file))
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
-    index_name = with_variant(f"{whole}.index.json", variant)
-    (folder / index_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [*files, index_name]
+    """Writes weights as safetensors, or as pickles (`pytorch_model.bin`); see `write_in_files`."""
+    name, write = (WEIGHTS_NAME, _write) if safe_serialization else (PICKLE_NAME, _write_pickle)
+    return write_in_files(tensors, folder, write, name=name, most_bytes=most_bytes, variant=variant)
 
 
-def _write(tensors: Mapping[str, Tensor], file: Path, safe_serialization: bool) -> None:
-    if safe_serialization:
-        save_file(dict(tensors), file, metadata={"format": "pt"})
-    else:
-        torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)  # views would be stored whole
+def _write(tensors: dict[str, Tensor], file: Path) -> None:
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _write_pickle(tensors: dict[str, Tensor], file: Path) -> None:
+    torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)  # views would be stored whole
 
 
 def save_model(
@@ -326,7 +301,7 @@ def save_model(
     Args:
         model: Has the configuration.
         folder: Made if missing; weight files of the same variant that are not written anew are removed.
-        tensors: See `write_tensors`.
+        tensors: See `write_in_files`.
         most_bytes: Likewise.
         safe_serialization: Likewise.
         variant: Likewise.

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deit.core.config.field_checks import require_equal_stride
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.loader import EvaluationBatches
 from deit.data.masks import BlockMasks
 from deit.data.sources import Data
 from deit.models.deit import DeiTForMaskedImageModeling
-from deit.models.heads import require_equal_stride
 from deit.models.vit import ViTForMaskedImageModeling
 from deit.runtime.processes import Processes
 from deit.train.recipes.recipe import Recipe

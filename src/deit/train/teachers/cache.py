@@ -115,9 +115,7 @@ class TeacherCache:
         self._records, self._parts = records, parts
         self._payload = batch_size * records.bytes_per_view
         self._warned = False
-        header = {"format": _FORMAT, "batch_size": batch_size, "parts": parts, **identity}
-        # As it will be read back: lists, no tuples.
-        self.header = _open_header(folder, json.loads(json.dumps(header)), former or {})
+        self.header = _open_header(folder, _header(identity, batch_size, parts), former or {})
         self._lock: contextlib.ExitStack | None = None
         self._file = self._open()
         weakref.finalize(self, os.close, self._file)
@@ -277,11 +275,17 @@ def refuse_other_cache(
     """
     if not is_cache(folder):
         return
-    share = recipe.batch_size // processes.world_size
     identity = _identity(teacher, processor, recipe, num_images, num_classes, processes)
-    header = {"format": _FORMAT, "batch_size": share, "parts": processes.world_size, **identity}
+    header = _header(identity, recipe.batch_size // processes.world_size, processes.world_size)
     found = read_json(folder / _HEADER, "the header of a teacher cache")
-    _refuse_other(folder, found, json.loads(json.dumps(header)) | {_IMAGES: found.get(_IMAGES)}, {})
+    _refuse_other(folder, found, header | {_IMAGES: found.get(_IMAGES)}, {})
+
+
+def _header(identity: Mapping[str, Any], batch_size: int, parts: int) -> dict[str, Any]:
+    """Returns the header of a cache as it is read back: with lists in place of tuples."""
+    header = {"format": _FORMAT, "batch_size": batch_size, "parts": parts, **identity}
+    values: dict[str, Any] = json.loads(json.dumps(header))
+    return values
 
 
 def _identity(
