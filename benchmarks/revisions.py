@@ -3,12 +3,15 @@
 python benchmarks/revisions.py OTHER_CHECKOUT [--size small] [--rounds 20] [--precisions fp32 bf16]
 
 Each revision runs in a process of its own, which waits while the other computes; so the machine's drift meets both.
-A ratio above 1 says that this checkout is faster than the other one.
+A ratio above 1 says that this checkout is faster than the other one. Times scatter by several percent on a shared
+machine, so the benchmark also compares the operators that PyTorch dispatches in one call, with the shapes of their
+tensors. "same operators: True" means that both revisions compute the same, in the same order.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -27,10 +30,30 @@ HERE = Path(__file__).resolve().parents[1]
 CLASSES = 1000
 
 
+def operator_log() -> Any:
+    """Returns a context that lists the operators that PyTorch dispatches in this thread, in its `calls`."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Log(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[str] = []
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            leaves = tree_leaves((args, kwargs or {}))
+            self.calls.append(f"{function} {[tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor)]}")
+            return function(*args, **(kwargs or {}))
+
+    return Log()
+
+
 class Stepper:
     """A training that waits before each step until somebody asks for it."""
 
     def __init__(self, size: str, precision: str, batch: int) -> None:
+        self.log: Any = None  # lists the operators of the next step: it must be entered in the thread of the training
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         threading.excepthook = lambda failure: (sys.excepthook(*failure[:3]), os._exit(1))  # nobody would step again
         threading.Thread(target=self._train, args=(size, precision, batch), daemon=True).start()
@@ -52,8 +75,12 @@ class Stepper:
             deit.fit(task, deit.Data(train=source, val=source), recipe, out=Path(out) / "run", on_step=self._wait)
 
     def _wait(self, _: Any) -> None:
+        if self.log is not None:
+            self.log.__exit__(None, None, None)
         self._done.release()
         self._go.acquire()
+        if self.log is not None:
+            self.log.__enter__()
 
     def __call__(self) -> None:
         """Lets one step be taken."""
@@ -87,11 +114,27 @@ def cases(size: str, precision: str) -> dict[str, Callable[[], Any]]:
     return timed
 
 
+def operators(case: Callable[[], Any]) -> str:
+    """Returns the number of operators of one call, and a hash of their names, shapes and order."""
+    log = operator_log()
+    if isinstance(case, Stepper):
+        case.log = log
+        case()
+        case.log = None
+    else:
+        with log:
+            case()
+    return f"{len(log.calls)} {hashlib.sha256(repr(log.calls).encode()).hexdigest()}"
+
+
 def serve(size: str, precision: str) -> None:
-    """Times the cases that are named on standard input, one a line."""
+    """Times the cases that are named on standard input, one a line; lists the operators of "operators CASE"."""
     timed = cases(size, precision)
     print(json.dumps(list(timed)), flush=True)
     for line in sys.stdin:
+        if line.startswith("operators "):
+            print(operators(timed[line.strip().removeprefix("operators ")]), flush=True)
+            continue
         begin = time.perf_counter()
         timed[line.strip()]()
         print(time.perf_counter() - begin, flush=True)
@@ -111,10 +154,17 @@ class Revision:
 
     def seconds(self, name: str) -> float:
         """Returns how long one call of a case takes."""
+        return float(self._ask(name))
+
+    def operators(self, name: str) -> str:
+        """Returns the number and a hash of the operators of a case."""
+        return self._ask(f"operators {name}")
+
+    def _ask(self, line: str) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(name, file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
+        print(line, file=self._process.stdin, flush=True)
+        return self._process.stdout.readline().strip()
 
     def close(self) -> None:
         """Ends the process, whose trainings have no end of their own."""
@@ -150,9 +200,11 @@ def compare_revisions(options: argparse.Namespace, precision: str) -> list[dict[
             taken = {revision: revision.seconds(name) for revision in order}
             pairs.append((taken[both[0]], taken[both[1]]))
         here, there = zip(*pairs[2:], strict=True)
+        listed = [revision.operators(name) for revision in both]  # once each: every step of a training differs
         rows.append({
             "what": name, "this ms": 1e3 * statistics.median(here), "other ms": 1e3 * statistics.median(there),
             "other / this": statistics.median(b / a for a, b in zip(here, there, strict=True)),
+            "operators": int(listed[0].split()[0]), "same operators": listed[0] == listed[1],
         })  # fmt: skip
     for revision in both:
         revision.close()
