@@ -86,9 +86,11 @@ def test_a_report_shows_the_scores_the_mistakes_and_the_command(tmp_path, photos
     assert f"Report: {report}" in succeeds("evaluate", student, photos, "--report", report).stdout
 
 
-def test_a_held_out_part_is_scored_alone_where_training_divided_the_images(tmp_path):
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_held_out_part_is_scored_alone_where_training_divided_the_images(seed, tmp_path):
     data, model = fill(tmp_path / "data", 5), tmp_path / "model"
-    trained = ("--student", VARIANT, "--image-size", 32, *SHORT, "--set", "data.val_fraction=0.4")
+    divided = ("--set", "data.val_fraction=0.4", "--set", f"data.split_seed={seed}")
+    trained = ("--student", VARIANT, "--image-size", 32, *SHORT, *divided)
     succeeds("train", data, *trained, "--out", model)
     whole = json.loads(succeeds("evaluate", model, data, "--json").stdout)
     assert whole["images"] == 15
@@ -109,6 +111,17 @@ def test_classes_are_matched_by_name_even_when_some_are_absent(tmp_path, student
     assert scores["both"]["images"] == 3
     assert scores["both"]["top1"] == pytest.approx(100 * sum(right) / 3)
     assert [row["accuracy"] for row in scores["both"]["per_class"]][:2] == [None, None]
+
+
+def test_classes_that_the_model_lacks_are_named_in_a_line_that_can_be_read(tmp_path, student, photos):
+    image = next(photos.rglob("*.png"))
+    for i in range(300):
+        (tmp_path / f"class {i:04d}").mkdir()
+        shutil.copy(image, tmp_path / f"class {i:04d}")
+    result = deit("evaluate", student, tmp_path)
+    is_refused(result, "class 0000, class 0001")
+    assert "and 290 more" in " ".join(result.output.split())
+    assert len(result.output) < 600
 
 
 def test_bfloat16_gives_nearly_the_same_scores(photos, student):

@@ -9,8 +9,7 @@ import typer
 
 from deit.cli.terminal.console import counted, reports_errors, say
 from deit.cli.terminal.parameters import path
-
-_MOST_NAMED = 10
+from deit.core.printable import some_of
 
 
 @reports_errors
@@ -52,6 +51,5 @@ def push(
     )
     say(f"Uploaded {counted(len(files), 'file')}: {', '.join(files)}")
     if left:
-        more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
-        say(f"Left out, as no part of a model directory: {', '.join(left[:_MOST_NAMED])}{more}")
+        say(f"Left out, as no part of a model directory: {some_of(left)}")
     say(f"{model} is on the hub: {address}")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 NO_LABEL = -100  # PyTorch's and transformers' number for "has no class"
 

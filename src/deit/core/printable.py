@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
+from collections.abc import Collection
 
 MOST_CHARACTERS = 2000  # of one line that is shown: what a person may read of it
 
@@ -41,6 +43,12 @@ def counted(number: float, what: str, plural: str = "") -> str:
     """Returns a number with its noun: "1 epoch", "0.5 epochs", "2 classes" (of "class" and "classes")."""
     shown = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{shown} {what if number == 1 else plural or what + 's'}"
+
+
+def some_of(names: Collection[str], most: int = 10) -> str:
+    """Returns names as a list for a message: "a, b, c", or "a, b and 998 more"."""
+    shown = ", ".join(itertools.islice(names, most))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def markdown_code(text: object, most: int = 100) -> str:

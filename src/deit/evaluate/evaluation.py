@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from deit.core.errors import UserError
 from deit.core.labels import numbers_by_name, repeated_names
+from deit.core.printable import some_of
 from deit.core.scores import metrics
 from deit.core.scores.calibration import (
     confidences,
@@ -51,8 +52,8 @@ def teacher_columns(teacher: Predictor, classes: list[str]) -> Integers:
         several = set(missing) & {*repeated, *repeated_names(names)}
         why = " Several classes have one name, and the lists are not the same." if several else ""
         raise UserError(
-            f"The teacher lacks {len(missing)} of the model's {len(classes)} classes: {_some(missing)}. "
-            f"It knows: {_some(names)}.{why}"
+            f"The teacher lacks {len(missing)} of the model's {len(classes)} classes: {some_of(missing)}. "
+            f"It knows: {some_of(names)}.{why}"
         )
     return np.array([known[name] for name in classes], np.int64)
 
@@ -69,7 +70,7 @@ def evaluate_model(
 ) -> Evaluation | None:
     """Evaluates a model on labelled images, on one process or on several that share them.
 
-    An image that cannot be read any more is left out of everything and listed in `left_out`.
+    An image that cannot be read any more is left out of everything and some_of in `left_out`.
 
     Args:
         predictor: The model; its `problem_type` decides what the labels must be.
@@ -159,8 +160,8 @@ def _check(predictor: Predictor, source: Source, head: str, teacher: Predictor |
         raise UserError("There are no images to evaluate the model on.")
     if kind != metrics.REGRESSION and list(source.classes) != list(contract.label_names):
         raise UserError(
-            f"The images must have the model's classes, in its order: {_some(contract.label_names)}. "
-            f"Received: {_some(source.classes)}."
+            f"The images must have the model's classes, in its order: {some_of(contract.label_names)}. "
+            f"Received: {some_of(source.classes)}."
         )
     labels, count = source.labels, len(contract.label_names)
     if kind == SINGLE_LABEL and not 0 <= int(labels.min()) <= int(labels.max()) < count:
@@ -186,10 +187,6 @@ class _Steps:
         self._done += 1
         if self._on_batch is not None:
             self._on_batch(self._done, self._passes * batches)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 @dataclass(kw_only=True, eq=False)

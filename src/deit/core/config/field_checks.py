@@ -8,9 +8,8 @@ from typing import Any
 
 from deit.core.config.following_defaults import DISTILLATION_KINDS
 from deit.core.errors import UserError, WrongTypeError, shown
-from deit.core.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deit.core.labels import PROBLEM_TYPES, SINGLE_LABEL
 
-PROBLEM_TYPES = (REGRESSION, SINGLE_LABEL, MULTI_LABEL)
 HEAD_AVERAGES = ("logits", "probabilities")
 DECODER_STARTS = ("normal", "simmim")
 ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")

@@ -11,7 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
-from deit.core.labels import MULTI_LABEL as MULTI_LABEL, REGRESSION as REGRESSION, SINGLE_LABEL as SINGLE_LABEL
+from deit.core.labels import (
+    MULTI_LABEL as MULTI_LABEL,
+    PROBLEM_TYPES as PROBLEM_TYPES,
+    REGRESSION as REGRESSION,
+    SINGLE_LABEL as SINGLE_LABEL,
+)
 
 Array = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -19,7 +24,6 @@ Integers = npt.NDArray[np.int64]
 Batches: TypeAlias = Iterable[tuple[Array, npt.NDArray[Any]]]
 Combine: TypeAlias = Callable[[Floats], Floats]
 
-PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 _PERCENT = {
     "top1": "top-1",

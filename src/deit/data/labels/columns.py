@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deit.core.errors import UserError
+from deit.core.printable import some_of
 from deit.core.scores.metrics import MULTI_LABEL
 from deit.data.labels.label_columns import (
     UNLABELLED,
@@ -131,5 +132,4 @@ def not_an_image(origin: str, column: str, kind: str, candidates: Sequence[str])
 
 def described(columns: Mapping[str, str]) -> str:
     """Returns columns and their types in one line, at most ten."""
-    shown = [f"{name} ({kind})" if kind else name for name, kind in list(columns.items())[:10]]
-    return ", ".join(shown) + (f" and {len(columns) - 10} more" if len(columns) > 10 else "")
+    return some_of([f"{name} ({kind})" if kind else name for name, kind in columns.items()])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from deit.core.config.field_checks import MOST_LABELS
 from deit.core.errors import UserError
 from deit.core.labels import repeated_names, several_classes
+from deit.core.printable import some_of
 from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.labels.cells import (
     are_switches,
@@ -346,7 +347,7 @@ def _plain_name(name: str) -> str:
 
 
 def _shown(names: Sequence[str]) -> str:
-    return ", ".join(map(_plain_name, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return some_of([_plain_name(name) for name in names], 5)
 
 
 def _sorted_names(names: set[str]) -> list[str]:

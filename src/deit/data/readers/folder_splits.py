@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deit.core.errors import UserError
+from deit.core.printable import some_of
 from deit.data.labels.split_names import SPLITS, name_splits, split_of
 from deit.data.storage.image_search import find_image_files, holds_images, is_image_name, visible_folders
 
@@ -127,11 +128,9 @@ def refuse_same_sub_folders(root: Path) -> None:
             "are, put the images there, or list them in a .csv file."
         )
     which = "one folder" if len(folders) == 1 else "folders with the same sub-folders"
-    raise UserError(f"{root} holds {which} ({_some([f.name for f in folders])}: {_some(same)}) and no images. {hint}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    raise UserError(
+        f"{root} holds {which} ({some_of([f.name for f in folders], 4)}: {some_of(same, 4)}) and no images. {hint}"
+    )
 
 
 def class_folders(root: Path) -> list[str]:

@@ -19,6 +19,7 @@ from deit.core.errors import UserError
 from deit.core.images.image_files import read_content
 from deit.core.images.reading import IMAGE_SUFFIXES, ImageError, ValueRange, load_image
 from deit.core.labels import NO_LABEL, numbers_by_name, repeated_names, several_classes
+from deit.core.printable import some_of
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.labels.class_notes import require_two_classes
 from deit.data.labels.label_columns import EncodedLabels
@@ -113,7 +114,7 @@ class FolderSplit:
 
 
 class _Files:
-    """Image files below a folder: finds broken ones when they are listed, and opens the others.
+    """Image files below a folder: finds broken ones when they are some_of, and opens the others.
 
     Args:
         root: The folder.
@@ -196,8 +197,8 @@ class ImageFolder(_Files):
         unknown = sorted(set(folders) - set(numbers))
         if unknown:
             raise UserError(
-                f"{self.root} has class folders that the training images lack: {', '.join(unknown)}. "
-                f"Known: {', '.join(self.classes)}."
+                f"{self.root} has class folders that the training images lack: {some_of(unknown)}. "
+                f"Known: {some_of(self.classes)}."
             )
         paths, labels = self._scan(numbers)
         good = self._keep_readable(paths, check=check, progress=progress)
@@ -384,8 +385,8 @@ def _refuse_unknown_folders(folder: Path, classes: Sequence[str]) -> None:
     unknown = sorted(set(folders) - set(folder_numbers(folder, folders, classes)))
     if unknown:
         raise UserError(
-            f"{folder} has class folders that are not among the {len(classes)} classes: {', '.join(unknown)}. "
-            f"Known: {', '.join(classes)}. Rename the folders, or take them out."
+            f"{folder} has class folders that are not among the {len(classes)} classes: {some_of(unknown)}. "
+            f"Known: {some_of(classes)}. Rename the folders, or take them out."
         )
 
 
