@@ -105,7 +105,7 @@ def test_random_draws_are_those_of_the_whole_step_in_any_number_of_parts(tmp_pat
 
 def test_what_depends_on_the_number_of_parts_is_said_before_the_first_step(tmp_path, caplog) -> None:
     together.run("convnet", tmp_path / "parts", accumulate=2)
-    assert "Batch norm sees the 2 parts of accumulate=2 one by one" in caplog.text
+    assert "Batch norm normalizes the 2 parts of accumulate=2 one by one" in caplog.text
     caplog.clear()
     together.run("convnet", tmp_path / "whole")
     assert caplog.text == ""

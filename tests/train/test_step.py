@@ -120,7 +120,7 @@ def test_an_fp16_step_whose_gradients_overflow_changes_neither_weights_nor_avera
             step.scaler.update(2.0**40)
             step(batch(1.0), number)
 
-    with pytest.raises(NonFiniteLossError, match="overflowed in fp16 in 20 steps"):
+    with pytest.raises(NonFiniteLossError, match="overflowed in fp16 in 20 consecutive steps"):
         overflow_again_and_again()
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step: mix, ask the teacher, forward, backward, update, average; on one process or on several."""
+"""Runs one optimizer step on one or several processes: mixing, teacher, forward, backward, update, average."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _MAX_SKIPPED = 20
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step gave.
+    """Result of a step.
 
     Attributes:
-        losses: Mean over this process's share of the batch, detached, on the device.
-        lr: Peak group's learning rate.
+        losses: Mean of each loss over this process's share of the batch, detached, on the device.
+        lr: Learning rate before the factor of each parameter group.
     """
 
     losses: dict[str, Tensor]
@@ -45,20 +45,20 @@ class StepResult:
 
 
 class TrainStep:
-    """Takes a student from one step to the next.
+    """Trains a student, one step per call.
 
-    A step of `recipe.batch_size` images is shared equally among the processes, and each share is gone through in
-    `recipe.accumulate` equal parts. Mixing, dropout and drop path draw for the step as a whole, and batch norm looks at
-    all processes, so that both numbers change the memory needed and nothing else. What depends on them all the same,
-    such as batch norm with `accumulate`, is told by a note at the start; see `deit.train.whole_step`.
+    The processes share the `recipe.batch_size` images of a step equally. Each process computes its share in
+    `recipe.accumulate` equal parts. Mixing, dropout and drop path draw for the whole step, and batch norm takes
+    statistics over all processes, so both numbers change only the memory needed. A warning at the start names the
+    exceptions, such as batch norm with `accumulate`; see `deit.train.whole_step`.
 
     Args:
         task: Student and losses, on the device.
         recipe: All hyper-parameters.
-        device: Where to compute.
-        steps_per_epoch: Of the run.
-        num_classes: K of the data.
-        processes: Those that work together.
+        device: Device of the computation.
+        steps_per_epoch: Steps in each epoch of the run.
+        num_classes: Number of classes K of the data.
+        processes: Processes of the run.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class TrainStep:
         """Does one step.
 
         Args:
-            batch: This process's share.
-            step: From 0.
+            batch: This process's share of the batch.
+            step: Number of the step, from 0.
 
         Raises:
-            NonFiniteLossError: fp16 gradients overflowed in many steps one after the other.
+            NonFiniteLossError: fp16 gradients overflowed in `_MAX_SKIPPED` consecutive steps.
         """
         lr = learning_rate(step, steps_per_epoch=self.steps_per_epoch, recipe=self.recipe)
         for group in self.optimizer.param_groups:
@@ -120,7 +120,7 @@ class TrainStep:
         return StepResult(losses=losses, lr=lr)
 
     def _seed(self, step: int) -> None:
-        """Sets the random state of a step: the same in all processes, where layers draw for the step as a whole."""
+        """Sets the random state of a step, the same in all processes if layers draw for the whole step."""
         key = (self.recipe.seed, _MODEL_KEY, step, 0 if self._share.draws_whole else self.processes.rank)
         set_random_state(*key)
         if self.device.type == "cuda":
@@ -141,7 +141,7 @@ class TrainStep:
         parts = self.recipe.accumulate
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(zip(*(tensor.chunk(parts) for tensor in prepared), strict=True)):
-            # Processes exchange gradients once for a step, at its last part.
+            # Processes exchange gradients once per step, in its last part.
             waits = number + 1 < parts and isinstance(self._module, DistributedDataParallel)
             if self._share.draws_whole:
                 self._seed(place.step)
@@ -166,26 +166,26 @@ class TrainStep:
             self.average.update_parameters(self.task.student)
 
     def _scaled_update(self, step: int) -> bool:
-        """Steps unless a gradient overflowed; a step left out must not count in the average either."""
+        """Updates the weights unless a gradient overflowed; returns True if it did, so that the average follows."""
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._skipped = self._skipped + 1 if self.scaler.get_scale() < before else 0
         if self._skipped >= _MAX_SKIPPED:
             raise NonFiniteLossError(
-                f"The gradients overflowed in fp16 in {_MAX_SKIPPED} steps, the last of them step {step}. "
+                f"The gradients overflowed in fp16 in {_MAX_SKIPPED} consecutive steps, the last of them step {step}. "
                 "Pass precision=bf16 or fp32, or a lower optimizer.lr."
             )
         return self._skipped == 0
 
     def is_finite(self) -> bool:
-        """Whether no trained weight is infinite or NaN."""
+        """Returns True if all trained weights are finite."""
         return all_finite(self.trained)
 
-    # --- going on --------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns all that a later process needs to go on, by name."""
+        """Returns the state that resuming needs, by name."""
         tensors = {f"student.{k}": v for k, v in self.task.student.state_dict().items()}
         tensors.update(optimizer_tensors(self.optimizer))
         if self.average is not None:
@@ -198,10 +198,10 @@ class TrainStep:
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over what `tensors` gave.
+        """Restores a state that `tensors` returned.
 
         Raises:
-            RuntimeError: They are of another student.
+            RuntimeError: The state belongs to another student.
         """
         self.task.student.load_state_dict(_below(tensors, "student."))
         restore_optimizer(self.optimizer, tensors)
@@ -216,10 +216,10 @@ class TrainStep:
 
 
 def check_division(recipe: Recipe, processes: Processes) -> None:
-    """Checks that the processes and parts of a step can have equally many images.
+    """Checks that all processes and parts of a step get equally many images.
 
     Raises:
-        ValueError: They cannot.
+        ValueError: The batch size cannot be divided.
     """
     if recipe.batch_size % (processes.world_size * recipe.accumulate):
         shares = recipe.batch_multiple(processes.world_size)

@@ -1,4 +1,4 @@
-"""A look at everything a training begins with, before the first image is read: that may take minutes."""
+"""Checks everything that a training starts from before images are read, because reading them may take minutes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from deit.train.teachers.batch_norm import check_batch_norm
 def try_start(
     recipe: Recipe, device: str | torch.device | None, processes: Processes, *, masked: bool = False
 ) -> Student:
-    """Builds a student as the training will; but for the classes, which the data has and nobody has read yet.
+    """Builds a student with placeholder classes, to find errors in the recipe before the data is read.
 
     Args:
-        recipe: That of the training, with what it starts from.
-        device: Of the training.
-        processes: That work on it.
-        masked: Whether the student is one for masked images, which needs no classes.
+        recipe: Recipe of the training.
+        device: Device of the training.
+        processes: Processes of the training.
+        masked: True builds a student for masked images, which needs no classes.
 
     Returns:
-        The student. One for masked images is the one to train; any other one may be without values ("meta").
+        The student. A student for masked images can be trained. Other students are for checks only and may have no
+        values (device "meta").
 
     Raises:
-        ValueError: The device cannot be used, the batch cannot be divided, or see `build_student` and `freeze`.
+        ValueError: The device is not available, the batch cannot be divided, or `build_student` or `freeze` refuse.
         OSError: See `build_student`.
     """
     resolve(device)
@@ -41,8 +42,8 @@ def try_start(
     else:
         classes = ["value"] if recipe.data.problem_type == REGRESSION else ["0", "1"]
         own = not recipe.init and not recipe.student.startswith("timm/")
-        with torch.device("meta") if own else nullcontext():  # no values are drawn, which takes seconds: it is another
-            student = build_student(None, classes, recipe)  # student that will be trained
+        with torch.device("meta") if own else nullcontext():  # skips drawing initial values, which takes seconds
+            student = build_student(None, classes, recipe)
     check_batch_norm(student.model, recipe, processes.world_size)
     freeze(student.model, recipe.freeze)
     return student

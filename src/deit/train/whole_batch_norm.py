@@ -1,4 +1,4 @@
-"""Batch norm with the mean and the variance over all processes."""
+"""Computes batch norm with mean and variance over all processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deit.runtime.processes import Processes
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes, in both directions."""
+    """Sums over all processes, forward and backward."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, processes: Processes) -> Tensor:
@@ -24,15 +24,15 @@ class _Sum(torch.autograd.Function):
 
 
 def normalized(norm: Any, x: Tensor) -> Tensor:
-    """Batch norm in training with the mean and the variance over all processes, which have equally many images."""
+    """Applies batch norm with mean and variance over all processes, which must have equally many images."""
     processes: Processes = norm.share.processes
-    kind, wide = x.dtype, x.float()  # PyTorch's own takes statistics in fp32, too
+    kind, wide = x.dtype, x.float()  # statistics in fp32, as in PyTorch
     dims = [dim for dim in range(x.ndim) if dim != 1]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     count = x.numel() // x.shape[1] * processes.world_size
     mean: Tensor = _Sum.apply(wide.sum(dims), processes) / count
-    centred = wide - mean.view(shape)
-    variance: Tensor = _Sum.apply(centred.square().sum(dims), processes) / count
+    centered = wide - mean.view(shape)
+    variance: Tensor = _Sum.apply(centered.square().sum(dims), processes) / count
     if norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
         momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
@@ -40,7 +40,7 @@ def normalized(norm: Any, x: Tensor) -> Tensor:
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
             unbiased = variance * (count / max(count - 1, 1))
             norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
-    y = centred * (variance + norm.eps).rsqrt().view(shape)
+    y = centered * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)
     return y.to(kind)

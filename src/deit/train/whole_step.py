@@ -1,8 +1,8 @@
 """Makes random draws and batch norm independent of the number of processes and accumulated parts.
 
-Dropout and drop path draw for all images of the step, in every process and part alike, and use the rows of the images
-at hand. Batch norm takes mean and variance over all processes. So neither depends on how many processes there are.
-What cannot be made equal is named by `ShareOfStep.notes`.
+Dropout and drop path draw for all images of the step in every process and part, and then use the rows of their own
+images. Batch norm takes mean and variance over all processes. `ShareOfStep.notes` names the layers for which this is
+not possible.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from deit.train.whole_batch_norm import normalized
 
 
 class ShareOfStep:
-    """The images at hand among those of the step, and the layers of a student that need to know them.
+    """Position of the current images within the step, for the layers of a student that need it.
 
-    Changes the types of dropout, drop path and batch norm layers in place; outside of `at_hand` they do what they did
-    before. Nothing changes where one process does a step in one part.
+    Replaces the classes of dropout, drop path and batch norm layers in place. Outside of `at_hand` these layers behave
+    as before. Replaces nothing if one process computes a step in one part.
 
     Args:
-        student: Whose layers it is.
-        processes: Those that share a step.
-        parts: Into which each process divides its share.
+        student: Module whose layers are replaced.
+        processes: Processes that share a step.
+        parts: Number of parts into which each process divides its share.
 
     Attributes:
-        draws_whole: Whether random draws are made for the whole step; each process then needs the same random state
-            at the beginning of each part.
-        notes: What depends on the number of processes or parts all the same, in sentences.
+        draws_whole: True if random draws are made for the whole step. Each process then needs the same random state
+            at the start of each part.
+        notes: Sentences that name what still depends on the number of processes or parts.
     """
 
     def __init__(self, student: nn.Module, processes: Processes, parts: int) -> None:
@@ -51,7 +51,7 @@ class ShareOfStep:
         self.draws_whole = divided and not others
         if others:
             self.notes.append(
-                f"Random draws of {', '.join(others)} are made in each process and part alone, so this training "
+                f"{', '.join(others)} makes random draws in each process and part separately, so this training "
                 "depends on the number of processes and on accumulate."
             )
         if self.draws_whole:
@@ -59,8 +59,8 @@ class ShareOfStep:
         norms = [m for m in student.modules() if isinstance(m, _BatchNorm)]
         if norms and parts > 1:
             self.notes.append(
-                f"Batch norm sees the {parts} parts of accumulate={parts} one by one, so this training is not that of "
-                "the whole batch at once. Pass accumulate=1 where memory allows it."
+                f"Batch norm normalizes the {parts} parts of accumulate={parts} one by one, so this training differs "
+                "from one on the whole batch. Pass accumulate=1 if memory allows it."
             )
         if processes.world_size > 1:
             self._take_over(student, norms_of_step)
@@ -68,8 +68,8 @@ class ShareOfStep:
             left = sorted({type(m).__name__ for m in student.modules() if isinstance(m, _BatchNorm)} - synchronized)
             if left:
                 self.notes.append(
-                    f"{', '.join(left)} sees the images of each process alone, so this training depends on how many "
-                    "processes there are."
+                    f"{', '.join(left)} normalizes the images of each process alone, so this training depends on the "
+                    "number of processes."
                 )
 
     def _take_over(self, student: nn.Module, types: dict[type[nn.Module], type[nn.Module]]) -> None:
@@ -80,12 +80,12 @@ class ShareOfStep:
 
     @contextmanager
     def at_hand(self, part: int, images: int, device: torch.device) -> Iterator[None]:
-        """Says which images the student is about to see, for a block.
+        """Sets the images that the student sees inside a `with` block.
 
         Args:
             part: Number of the part, from 0.
-            images: In each part.
-            device: Where they are.
+            images: Number of images in each part.
+            device: Device of the images.
         """
         world_size = self.processes.world_size
         first = self.processes.rank + part * images * world_size
@@ -98,7 +98,7 @@ class ShareOfStep:
 
 
 def _random_layers_of_other_kinds(student: nn.Module, known: Collection[type[nn.Module]]) -> list[str]:
-    """Names the layers that draw in ways of their own: fused attention with dropout, dropout of whole channels, ..."""
+    """Names layers whose draws cannot be shared: fused attention with dropout, dropout of whole channels, ..."""
     found = set()
     for module in student.modules():
         kind = type(module)
@@ -108,7 +108,7 @@ def _random_layers_of_other_kinds(student: nn.Module, known: Collection[type[nn.
             active = module.dropout_rate > 0
         elif kind in known:
             active = False
-        else:  # timm's heads drop by functions; blocks of others by attributes of these names
+        else:  # timm's heads and other blocks drop by functions; their rates have these names
             names = ("drop_rate", "drop_prob", "attn_drop_rate")
             active = any(isinstance(rate := getattr(module, name, 0), float) and rate > 0 for name in names)
         if active:
@@ -117,7 +117,7 @@ def _random_layers_of_other_kinds(student: nn.Module, known: Collection[type[nn.
 
 
 class _Dropout(nn.Dropout):
-    """Dropout whose draws are those of the whole step."""
+    """Dropout that draws for the whole step."""
 
     share: Any
 
@@ -130,7 +130,7 @@ class _Dropout(nn.Dropout):
 
 
 class _DropPath(DropPath):
-    """Drop path whose draws are those of the whole step."""
+    """Drop path that draws for the whole step."""
 
     share: Any
 
@@ -164,9 +164,9 @@ _NORMS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _types_of_timm(student: nn.Module) -> tuple[dict[type[nn.Module], type[nn.Module]], ...]:
-    """Returns what takes the place of timm's drop path and batch norm; nothing for a student without layers of timm.
+    """Returns the replacements of timm's drop path and batch norm; none for a student without layers of timm.
 
-    The import of timm takes seconds, and a student that has its layers has it loaded already.
+    Importing timm takes seconds, so only students that already use timm import it.
     """
     if not any(type(module).__module__.partition(".")[0] == "timm" for module in student.modules()):
         return {}, {}

@@ -1,6 +1,6 @@
-"""What looks at a step as a whole in students of timm: its drop path, and its batch norm with an activation.
+"""Replaces timm's drop path and batch norm with activation by versions that act on the whole step.
 
-Of its own, as the import of timm takes seconds and most students have nothing of it.
+A file of its own, because importing timm takes seconds and most students do not use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from timm.layers.norm_act import BatchNormAct2d  # noqa: E402
 
 
 class _DropPath(DropPath):
-    """Drop path whose draws are those of the whole step."""
+    """Drop path that draws for the whole step."""
 
     share: Any
 
@@ -30,7 +30,7 @@ class _DropPath(DropPath):
 
 
 class _BatchNormAct2d(BatchNormAct2d):
-    """timm's, with an activation behind it."""
+    """timm's batch norm, which applies dropout and an activation after it."""
 
     share: Any
 

@@ -1,1 +1,1 @@
-"""What decides a training: recipes, their values and names."""
+"""Recipes: all settings of a training, their checks and their names."""

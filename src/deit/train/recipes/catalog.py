@@ -35,11 +35,11 @@ def named_recipe(name: str) -> NamedRecipe:
     """Returns a named recipe.
 
     Args:
-        name: One of `list_recipes()`. With `-original` appended, the recipe reproduces the paper's code, its slips
-            included; see `NamedRecipe.original`.
+        name: One of `list_recipes()`. With `-original` appended, the recipe reproduces the paper's code,
+            including its mistakes; see `NamedRecipe.original`.
 
     Raises:
-        ValueError: There is no such recipe, or no original code ran it.
+        ValueError: The recipe does not exist, or no original code exists for it.
 
     Examples:
         >>> named_recipe("deit-small").recipe.batch_size
@@ -49,29 +49,29 @@ def named_recipe(name: str) -> NamedRecipe:
     if plain not in _BY_NAME:
         near = difflib.get_close_matches(plain, _BY_NAME, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"Unknown recipe {name!r}.{hint} `deit recipes` lists all.")
+        raise UserError(f"Unknown recipe {name!r}.{hint} `deit recipes` lists all of them.")
     found = _BY_NAME[plain]
     if plain == name:
         return found
     if not found.original:
-        raise UserError(f"The recipe {plain!r} has no original form: no published code did it. Received: {name!r}.")
+        raise UserError(f"The recipe {plain!r} has no original form: it has no published code. Received: {name!r}.")
     return dataclasses.replace(
         found,
         name=name,
-        summary=f"{found.summary} As the original code ran it.",
+        summary=f"{found.summary} Reproduces the original code.",
         recipe=found.recipe.with_settings(found.original),
     )
 
 
 def open_recipe(name_or_path: str | Path) -> Recipe:
-    """Returns the recipe with a name, or of a YAML file.
+    """Returns a named recipe, or reads a recipe from a YAML file.
 
     Args:
-        name_or_path: A file, or a name that `named_recipe` knows. A file wins over a recipe of the same name.
+        name_or_path: A YAML file, or a name that `named_recipe` knows. A file takes precedence.
 
     Raises:
-        FileNotFoundError: A path was passed and there is no file.
-        ValueError: There is no recipe of that name, or the file holds none.
+        FileNotFoundError: The path does not exist.
+        ValueError: The name is unknown, or the file does not hold a recipe.
     """
     if is_recipe_file(name_or_path):
         return Recipe.load(Path(name_or_path))
@@ -79,6 +79,6 @@ def open_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def is_recipe_file(name_or_path: str | Path) -> bool:
-    """Returns True if a text is a path and not the name of a recipe."""
+    """Returns True if a text is a path, not the name of a recipe."""
     text, path = str(name_or_path), Path(name_or_path)
     return path.is_file() or path.suffix in (".yaml", ".yml") or os.sep in text or "/" in text

@@ -1,4 +1,4 @@
-"""Lists the trainings of DeiT (arXiv 2012.12877): training, distillation, 384 pixels, transfer."""
+"""Lists the recipes of DeiT (arXiv 2012.12877): training, distillation, 384 pixels, transfer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TEACHER = "timm/regnety_160.deit_in1k"
 # Table 9. Everything else is the default of `Recipe`.
 _TABLE_9: dict[str, Any] = {"batch_size": 1024, "augment.num_repeats": 3}
 
-# Settings in which the paper's code differs from its text, or from good practice.
+# Settings of the paper's code that differ from its text, or from good practice.
 _ORIGINAL: dict[str, Any] = {
     "schedule.updates": "original",
     "optimizer.decay_distillation_token": True,
@@ -62,7 +62,7 @@ def _distilled(size: str, epochs: int, top1: float) -> NamedRecipe:
         top1=top1,
         top1_note="ImageNet-1k validation, 224 pixels, mean of both heads.",
         source=f"{_PAPER}, tables 3, 5 and 9",
-        notes=("The teacher has 82.9 % by the paper.",),
+        notes=("The paper gives 82.9 % for the teacher.",),
         original=_ORIGINAL,
     )
 
@@ -71,20 +71,20 @@ def _softly_distilled(size: str) -> NamedRecipe:
     gpus, nodes = _GPUS[size]
     return NamedRecipe(
         name=f"deit-{size}-distilled-soft",
-        summary=f"DeiT-{size} on ImageNet-1k with a RegNetY-16GF as teacher, softly (T = 3, weight 0.1), 300 epochs.",
+        summary=f"DeiT-{size} on ImageNet-1k with a RegNetY-16GF as teacher (soft, T = 3, weight 0.1), 300 epochs.",
         recipe=recipe_of(
             f"deit-{size}-distilled-patch16-224", {**_TABLE_9, "distillation.kind": "soft"}, teacher=_TEACHER
         ),
         gpus=gpus,
         nodes=nodes,
-        top1_note=f"{_TOP1[size][0]} was published of soft distillation without a distillation token.",
+        top1_note=f"{_TOP1[size][0]} was published for soft distillation without a distillation token.",
         source=f"{_PAPER}, section 4 and table 3",
-        notes=("The paper compares hard distillation with this one, and hard wins.",),
+        notes=("In the paper hard distillation is more accurate than this.",),
         original=_ORIGINAL,
     )
 
 
-# README_deit.md: 2 machines x 8 GPUs x 32 images; the learning rate is meant for 512 images.
+# README_deit.md: 2 machines x 8 GPUs x 32 images; the learning rate applies to 512 images.
 _AT_384: dict[str, Any] = {
     "batch_size": 512,
     "augment.num_repeats": 3,
@@ -111,8 +111,8 @@ RECIPES = (
         top1_note="ImageNet-1k validation, 384 pixels; the published weights have 82.9.",
         source=f"{_PAPER}, table 3; README_deit.md of its code",
         notes=(
-            "The paper says 25 epochs, its README 30. It fine-tuned in evaluation mode, without drop path; this "
-            "recipe trains with drop path 0.1, and deit-base-384-original as it did.",
+            "The paper says 25 epochs, its README 30. The authors fine-tuned in evaluation mode, without drop path. "
+            "This recipe uses drop path 0.1; deit-base-384-original reproduces theirs.",
         ),
         original=_ORIGINAL_FINE_TUNING,
     ),
@@ -131,8 +131,8 @@ RECIPES = (
         top1_note="ImageNet-1k validation, 384 pixels, mean of both heads; 85.2 from 1000 epochs at 224.",
         source=f"{_PAPER}, tables 3 and 5",
         notes=(
-            "Hyper-parameters of fine-tuning with a teacher were not published; these are deit-base-384's.",
-            "The paper's teacher was fine-tuned at 384 pixels and never released; the one at 224 takes its place.",
+            "The hyper-parameters of fine-tuning with a teacher were not published. These are those of deit-base-384.",
+            "The paper's teacher was fine-tuned at 384 pixels and never released. This is the one at 224.",
         ),
     ),
 )
@@ -151,7 +151,7 @@ _SGD: dict[str, Any] = {
     "augment.erase_rate": 0.0,
     "augment.num_repeats": 3,
 }
-# Issue 105, for iNaturalist; this learning rate is the one after the scaling by the batch size.
+# Issue 105, for iNaturalist; this learning rate is already scaled by the batch size.
 _ADAMW: dict[str, Any] = {
     "batch_size": 768,
     "optimizer.lr": 7.5e-5,
@@ -161,9 +161,9 @@ _ADAMW: dict[str, Any] = {
     "augment.num_repeats": 3,
 }
 _SGD_NOTE = (
-    "Whether 0.01 was meant before or after the scaling by the batch size is unknown; we take it for 768 images."
+    "The source does not say whether 0.01 is already scaled by the batch size. This recipe uses it for 768 images."
 )
-_ADAMW_NOTE = "The published learning rate is the one after scaling."
+_ADAMW_NOTE = "The published learning rate is already scaled by the batch size."
 _TABLE_7 = f"{_PAPER}, table 7"
 _ISSUE_45, _ISSUE_105 = (f"{_TABLE_7}; facebookresearch/deit issue {number}" for number in (45, 105))
 
@@ -186,9 +186,9 @@ def _transfer(name: str, data: str, settings: dict[str, Any], top1: float, sourc
 TRANSFER_RECIPES = (
     _transfer("cifar10", "CIFAR-10 (50,000 / 10,000 / 10)", _SGD, 99.1, _ISSUE_45, _SGD_NOTE),
     _transfer("cifar100", "CIFAR-100 (50,000 / 10,000 / 100)", _SGD, 90.8, _TABLE_7,
-              "Hyper-parameters for this data set were not published for DeiT; these are cifar10's."),
+              "The hyper-parameters for this data set were not published. These are those of cifar10."),
     _transfer("flowers", "Flowers (2,040 / 6,149 / 102)", _SGD, 98.4, _TABLE_7,
-              "Hyper-parameters for this data set were never published; these are those of cars."),
+              "The hyper-parameters for this data set were not published. These are those of cars."),
     _transfer("cars", "Cars (8,144 / 8,041 / 196)", _SGD, 92.1, _ISSUE_45, _SGD_NOTE),
     _transfer("inaturalist18", "iNaturalist 2018 (437,513 / 24,426 / 8,142)", _ADAMW, 73.2, _ISSUE_105, _ADAMW_NOTE),
     _transfer("inaturalist19", "iNaturalist 2019 (265,240 / 3,003 / 1,010)", _ADAMW, 77.7, _ISSUE_105, _ADAMW_NOTE),

@@ -1,4 +1,4 @@
-"""Lists the trainings of DeiT III (arXiv 2204.07118): ImageNet-1k, fine-tuning, ImageNet-21k."""
+"""Lists the recipes of DeiT III (arXiv 2204.07118): ImageNet-1k, fine-tuning, ImageNet-21k."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIMPLE_VIEWS: dict[str, Any] = {
     "augment.color_jitter": 0.3,
     "augment.erase_rate": 0.0,
 }
-# Both learning rates are published as they are, for 2048 images; in proportion to the batch is our reading for others.
+# Both learning rates are published for 2048 images. Scaling them with other batch sizes is our choice.
 # `clip_grad`: apex's FusedLAMB clips at 1 by default; see `build_optimizer`.
 _LAMB: dict[str, Any] = {
     "batch_size": 2048,
@@ -51,7 +51,7 @@ _IMAGENET_21K: dict[str, Any] = {
     "augment.crop": "simple",
     "augment.mixup_alpha": 0.0,
 }
-_LAMB_NOTE = "LAMB clips the gradient at 1, the default of the optimizer the original used."
+_LAMB_NOTE = "The gradient is clipped at norm 1, the default of the optimizer that the original code used."
 
 
 def _variant(size: str, side: int = 224) -> str:
@@ -72,8 +72,8 @@ def _edge_note(size: str, side: int) -> tuple[str, ...]:
         return ()
     seen = side - side % patch
     return (
-        f"As in the authors' command: {side} pixels are no multiple of {patch}, so their convolution of {patch} x "
-        f"{patch} patches sees {seen} x {seen} of them.",
+        f"As in the authors' command, {side} pixels are not a multiple of the patch size {patch}: the network sees "
+        f"{seen} x {seen} of them.",
     )
 
 
@@ -96,14 +96,14 @@ def _pre_training(size: str, side: int, lr: float, drop: float, nodes: int, top1
 
 
 def _fine_tuning(size: str, side: int, drop: float, nodes: int, top1: float) -> NamedRecipe:
-    is_written = side == 224 or size == "small"  # in the source
+    is_published = side == 224 or size == "small"
     return NamedRecipe(
         name=f"deit3-{size}-finetune-{side}",
         summary=f"DeiT III {size} at {side} pixels, fine-tuned after deit3-{size} on ImageNet-1k, 20 epochs.",
         recipe=recipe_of(_variant(size, side), {**_FINE_TUNING, "drop_path_rate": drop}, init=f"<deit3-{size}>"),
         gpus=8,
         nodes=nodes,
-        hardware=_machines(nodes, 64 // nodes) if is_written else NOT_PUBLISHED,
+        hardware=_machines(nodes, 64 // nodes) if is_published else NOT_PUBLISHED,
         top1=top1,
         top1_note=f"ImageNet-1k validation, {side} pixels.",
         source=_SOURCE,
@@ -122,9 +122,9 @@ def _pre_training_21k(size: str, side: int, epochs: int, drop: float, nodes: int
         gpus=8,
         nodes=nodes,
         hardware=_machines(nodes, 256 // nodes),
-        top1_note="The published log scores it on ImageNet-1k, so there is no number for 21k classes.",
+        top1_note="The published log has scores on ImageNet-1k only; none were published for the 21k classes.",
         source=_SOURCE,
-        notes=(_LAMB_NOTE, "With 4096 images the authors use the learning rate 0.0015.", *_edge_note(size, side)),
+        notes=(_LAMB_NOTE, "With batches of 4096 the authors use the learning rate 0.0015.", *_edge_note(size, side)),
         original=_ORIGINAL,
     )
 
@@ -153,7 +153,7 @@ def _fine_tuning_21k(size: str, drop: float, nodes: int, top1: float) -> NamedRe
     )
 
 
-# Top-1 is that at the end of the published log.
+# Top-1 is the last value of the published log.
 RECIPES = (
     # Size, image size, learning rate, drop path rate, machines, top-1.
     _pre_training("small", 224, 4e-3, 0.05, 1, 81.4),

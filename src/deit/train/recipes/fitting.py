@@ -1,4 +1,4 @@
-"""Settings of large data sets made to fit a small one: the size of batches, and of the blocks that masks hide."""
+"""Fits settings of large data sets to small ones: the batch size, and the size of hidden blocks."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import math
 from deit.core.errors import UserError
 from deit.data.masks import BlockMasks
 
-_STEPS_PER_EPOCH = 10  # at least; an epoch of one step would hardly train
+_STEPS_PER_EPOCH = 10  # at least; one step per epoch hardly trains
 _LEAST_BATCH = 8
 _BLOCKS_PER_SIDE = 7  # of SimMIM: 224 pixels in blocks of 32
 
 
 def fitting_batch(images: int, batch_size: int, multiple: int = 1) -> int:
-    """Returns a batch size for a number of images: the one wished for if an epoch then has ten steps, else less.
+    """Returns the given batch size if an epoch then has at least ten steps, else a smaller one.
 
     Args:
-        images: To train on.
-        batch_size: Wished for.
-        multiple: Of which it must be one, see `Recipe.batch_multiple`.
+        images: Number of training images.
+        batch_size: Preferred batch size.
+        multiple: Number that must divide the result; see `Recipe.batch_multiple`.
 
     Returns:
-        The batch size wished for; or a power of two, at least 8, rounded to `multiple`; at most all images.
+        `batch_size`, or a power of two of at least 8, at most `images`, rounded down to a multiple of `multiple`.
     """
     if images >= _STEPS_PER_EPOCH * batch_size:
         return batch_size
@@ -31,16 +31,16 @@ def fitting_batch(images: int, batch_size: int, multiple: int = 1) -> int:
 
 
 def fitting_mask_patch(image_size: tuple[int, int], patch_size: tuple[int, int], mask_patch: int, ratio: float) -> int:
-    """Returns the side of hidden blocks that fits an image: the one wished for, else the nearest to a seventh of it.
+    """Returns the given side of hidden blocks if it fits the image, else the fitting side nearest to a seventh of it.
 
     Args:
         image_size: (height, width) in pixels.
         patch_size: (height, width) of the model's patches.
-        mask_patch: Wished for.
+        mask_patch: Preferred side in pixels.
         ratio: Share of hidden blocks.
 
     Returns:
-        A side in pixels; the one wished for where none fits, so that `BlockMasks` says why.
+        A side in pixels; `mask_patch` if none fits, so that `BlockMasks` reports the reason.
     """
     sides = range(1, min(image_size) + 1)
     fitting = [side for side in (mask_patch, *sides) if _fits(image_size, patch_size, side, ratio)]
@@ -54,6 +54,6 @@ def _fits(image_size: tuple[int, int], patch_size: tuple[int, int], mask_patch: 
         return False
     try:
         BlockMasks(image_size, patch_size, mask_patch=mask_patch, ratio=ratio)
-    except UserError:  # a mask would hide all of it
+    except UserError:  # a mask would hide the whole image
         return False
     return True

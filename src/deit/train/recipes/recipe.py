@@ -1,4 +1,4 @@
-"""All hyper-parameters of a training, as frozen data. The defaults are the paper's (Table 9)."""
+"""Defines `Recipe`: all hyper-parameters of a training. The defaults are the paper's (Table 9)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Rates:
     """Learning rates of a recipe.
 
     Attributes:
-        start: Where the warm-up begins.
-        peak: Where it ends.
-        end: Where the cosine ends.
+        start: Start of the warm-up.
+        peak: End of the warm-up and start of the cosine.
+        end: End of the cosine.
     """
 
     start: float
@@ -44,44 +44,44 @@ class Recipe:
     """All hyper-parameters of one training.
 
     Attributes:
-        student: What is trained: a variant of this package or `timm/NAME`; empty leaves it to the caller.
-        config: What is changed of the variant, such as "num_hidden_layers=4"; of masked images alone.
+        student: The model to train: a variant of this package or `timm/NAME`; empty if the caller chooses.
+        config: Changes to the variant, such as "num_hidden_layers=4". Used only for masked images.
         image_size: Side of the input in pixels; 0 for the variant's own.
-        partial_patches: True lets the image size be no multiple of the patch size. The last pixels of each row and
-            column, which fill no patch, are then not seen, as in the authors' training of DeiT III huge.
-        init: The weights to begin with: model directory, weight file or hub name; empty for random ones. "<NAME>"
-            stands for the model that the recipe NAME makes, which has to be given.
-        teacher: Teacher models; the answers of several are averaged. Empty trains on labels alone.
-        batch_size: Images in a step, over all processes and accumulated parts together.
-        accumulate: Parts that each process computes one after the other and sums up to one step, to save memory.
-        seed: Of order, views, mixing, dropout and drop path.
+        partial_patches: True allows an image size that is not a multiple of the patch size. The network then ignores
+            the last pixels of each row and column that do not fill a patch, as in the authors' DeiT III huge.
+        init: Initial weights: model directory, weight file or hub name; empty for random weights. "<NAME>" is a
+            placeholder for the model that the recipe NAME makes; the user must pass that model.
+        teacher: Teacher models; the probabilities of several are averaged. Empty trains on labels only.
+        batch_size: Images per step, summed over all processes and accumulated parts.
+        accumulate: Number of parts that each process computes one after another and sums to one step. Saves memory.
+        seed: Random seed of order, views, mixing, dropout and drop path.
         precision: "fp32", "bf16" or "fp16" (autocast; weights stay fp32), or "auto": bf16 on GPUs and on CPUs with
             AMX, which multiply it in hardware; fp32 elsewhere.
         compile: True compiles the student with torch.compile.
-        loss: "ce", cross-entropy, or "bce", a yes or no for each class (DeiT III); see `classification_loss`.
-        label_smoothing: Share of the target mass spread over all classes. Without a number 0.1, and 0 with "bce".
-        drop_path_rate: Of a student that `build_student` makes; a student made otherwise has its own.
-        drop_path_shape: "linear" rises from 0 to the rate of the last block (DeiT); "constant" is the same in all
-            blocks (DeiT III).
-        student_mode: "train", or "eval", which switches off drop path and dropout, as the paper's code did when it
-            fine-tuned.
-        freeze: What keeps its weights, in evaluation mode: "trunk" (a linear probe), "blocks:N" (embeddings and the
-            first N blocks), or nothing when empty; see `deit.train.students.freezing`.
-        ema_decay: Of the running average of the weights; 0 for none. The first steps use less, so that short trainings
-            are not dominated by the initial values.
-        ema_use: "save": the average is what is evaluated and saved as the model. "keep": it stays in the training state
-            and is not used, as in the paper's code.
-        crop_ratio: Of the evaluation; see `evaluation_processor`.
+        loss: "ce" (cross-entropy) or "bce" (binary cross-entropy of each class, DeiT III); see
+            `classification_loss`.
+        label_smoothing: Share of the target mass spread over all classes. Default: 0.1 with "ce", 0 with "bce".
+        drop_path_rate: Drop path rate of a student that `build_student` makes. Other students keep their own.
+        drop_path_shape: "linear" rises from 0 in the first block to the full rate in the last (DeiT); "constant" uses
+            the full rate in all blocks (DeiT III).
+        student_mode: "train", or "eval" to train without drop path and dropout, as the paper's code fine-tuned.
+        freeze: Part of the student that is not trained and stays in evaluation mode: "trunk" (a linear probe),
+            "blocks:N" (embeddings and the first N blocks) or empty for none; see `deit.train.students.freezing`.
+        ema_decay: Decay of the running average of the weights; 0 for no average. The first steps use a smaller decay,
+            so that the initial weights do not dominate the average of a short training.
+        ema_use: "save" evaluates the average and saves it as the model. "keep" only stores the average in the training
+            state, as in the paper's code.
+        crop_ratio: Crop ratio of the evaluation; see `evaluation_processor`.
         eval_epochs: Epochs between two evaluations; the last epoch is always evaluated.
-        keep_state: True keeps the newest training states after the last epoch too, three times the size of the model
-            each, so that the run can go on; False removes them once the model is written.
-        num_workers: Processes that prepare images; -1 chooses.
-        augment: How training images are varied.
-        optimizer: What turns gradients into steps.
-        schedule: Learning rate over time.
-        distillation: The teacher's loss; unused without a teacher.
-        data: How the data set is read.
-        masking: What a masked-image training hides.
+        keep_state: True keeps the newest training states after the last epoch, so that the run can be continued. Each
+            is three times as large as the model. False removes them after the model is written.
+        num_workers: Processes that prepare images; -1 chooses the number.
+        augment: Augmentation of training images.
+        optimizer: Optimizer settings.
+        schedule: Learning rate schedule.
+        distillation: Distillation settings; unused without a teacher.
+        data: Settings that read and divide the data set.
+        masking: Settings of masked-image training.
     """
 
     student: str = ""
@@ -153,11 +153,11 @@ class Recipe:
 
     @property
     def init_made_by(self) -> str | None:
-        """Name of the recipe whose model `init` only stands for, so that it has to be given; else None."""
+        """Name of the recipe in a placeholder `init` ("<NAME>"); None for other values."""
         return self.init[1:-1] if self.init.startswith("<") and self.init.endswith(">") else None
 
     def batch_multiple(self, world_size: int = 1) -> int:
-        """Returns what the batch size must be a multiple of: processes times parts, and two where images are paired."""
+        """Returns the number that must divide the batch size: processes times parts, and two if images are paired."""
         return math.lcm(world_size * self.accumulate, 2 if self.augment.mixes else 1)
 
     def learning_rate(self) -> float:
@@ -166,10 +166,10 @@ class Recipe:
         return self.optimizer.lr * self.batch_size / reference if reference else self.optimizer.lr
 
     def learning_rates(self) -> Rates:
-        """Returns where the learning rate begins, its peak and where it ends, for the batch size of this recipe.
+        """Returns the learning rate at the start, at the peak and at the end, for the batch size of this recipe.
 
-        As in the paper's code the batch size scales the peak alone. A beginning or an end that the peak of a small
-        batch does not rise above would leave a flat rate: it keeps its share of `optimizer.lr` instead.
+        The batch size scales only the peak, as in the paper's code. A small batch can lower the peak to the start or
+        the end, which would make the rate flat. The start or end then keeps its ratio to `optimizer.lr`.
         """
         peak, schedule = self.learning_rate(), self.schedule
         start, end = schedule.warmup_lr, schedule.min_lr
@@ -180,10 +180,10 @@ class Recipe:
         return Rates(start=start, peak=peak, end=end)
 
     def check_learning_rates(self) -> None:
-        """Refuses a learning rate that could only stay where it is or go the wrong way.
+        """Checks that the schedule does not start or end above its peak.
 
         Raises:
-            ValueError: The schedule begins or ends above `optimizer.lr`.
+            ValueError: `schedule.warmup_lr` or `schedule.min_lr` is larger than `optimizer.lr`.
         """
         for name, value, what in (
             ("warmup_lr", self.schedule.warmup_lr if self.schedule.warmup_epochs else 0.0, "begins"),
@@ -201,15 +201,15 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def setting(self, name: str) -> Any:
-        """Returns the value of a dotted name, such as "optimizer.lr"."""
+        """Returns the value of a setting by its dotted name, such as "optimizer.lr"."""
         return flat(self.to_dict())[name]
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
         """Returns a recipe with some values replaced.
 
         Args:
-            settings: Dotted names, such as `{"optimizer.lr": 1e-3}`; text is converted to the value's type. A value
-                that follows another (`FOLLOWING`) changes with it, unless it was chosen.
+            settings: Dotted names, such as `{"optimizer.lr": 1e-3}`; text is converted to the value's type. A default
+                that depends on another setting (`FOLLOWING`) changes with it, unless the user chose a value.
 
         Raises:
             ValueError: A name is unknown, or a value cannot be used.
@@ -238,7 +238,7 @@ class Recipe:
         return recipe
 
     def to_yaml(self) -> str:
-        """Returns the recipe as YAML, every setting included."""
+        """Returns the recipe as YAML with every setting."""
         text: str = yaml.safe_dump(plain(self.to_dict()), sort_keys=False)
         return text
 
@@ -252,13 +252,13 @@ class Recipe:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is not YAML, or not a recipe.
+            ValueError: The file is not YAML, or not a recipe.
         """
         return cls.from_dict(read_settings(path))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the settings that a YAML file names, as they stand there; see `Recipe.load`."""
+    """Returns the settings in a YAML file, unconverted; see `Recipe.load`."""
     if not path.exists():
         raise FileNotFoundError(f"No recipe at {path}.")
     return read_yaml(path, "a recipe")

@@ -21,13 +21,13 @@ class Optimizer:
         name: "adamw" (DeiT), "lamb" (DeiT III) or "sgd" (with Nesterov's momentum, as timm's).
         lr: Learning rate for a batch of `reference_batch_size`; other batch sizes scale it in proportion.
         reference_batch_size: 512 in the paper; 0 takes `lr` as it is.
-        weight_decay: Of weight matrices and convolutions; norms, biases, tokens and position embeddings have none.
+        weight_decay: Decay of matrices and convolutions; norms, biases, tokens and position embeddings have none.
         betas: Decay rates of the running averages of AdamW and LAMB.
         eps: Added to the denominator of AdamW and LAMB.
-        momentum: Of SGD.
-        clip_grad: Largest norm of the gradient; 0 for no limit (the paper's choice for DeiT).
-        layer_decay: Factor of the learning rate from one block to the one before it; 1 for one rate everywhere.
-        decay_distillation_token: True decays the weights of the distillation token too, a slip of the paper's code.
+        momentum: Momentum of SGD.
+        clip_grad: Maximum norm of the gradient; 0 for no limit (the paper's choice for DeiT).
+        layer_decay: Ratio of the learning rate of a block to that of the next; 1 uses one rate everywhere.
+        decay_distillation_token: True decays the distillation token too, a mistake of the paper's code.
     """
 
     name: str = "adamw"
@@ -60,12 +60,12 @@ class Schedule:
 
     Attributes:
         epochs: Passes over the training images.
-        warmup_epochs: Length of the warm-up, parts of an epoch allowed; at most `epochs`.
-        warmup_lr: Where the warm-up begins. Not scaled by the batch size, except where that leaves it at or above the
-            peak: then it keeps its share of `optimizer.lr`. See `Recipe.learning_rates`.
-        min_lr: Where the cosine ends; likewise.
+        warmup_epochs: Length of the warm-up, at most `epochs`; fractions are allowed.
+        warmup_lr: Learning rate at the start of the warm-up. The batch size scales it only if it would otherwise
+            not lie below the peak; see `Recipe.learning_rates`.
+        min_lr: Learning rate at the end of the cosine; scaled likewise.
         updates: When the rate changes: "step" after each step; "epoch" after each epoch; "original" after each epoch
-            and one epoch late, as in the paper's code, whose epochs 0 and 1 both train at `warmup_lr`.
+            and one epoch late. In the paper's code epochs 0 and 1 both train at `warmup_lr`.
     """
 
     epochs: int = 300
@@ -77,7 +77,7 @@ class Schedule:
     def __post_init__(self) -> None:
         require_one_of("schedule.updates", self.updates, UPDATES)
         require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
-        object.__setattr__(self, "warmup_epochs", float(self.warmup_epochs))  # a setting of text follows its type
+        object.__setattr__(self, "warmup_epochs", float(self.warmup_epochs))  # text is converted to its type
         require(
             0 <= self.warmup_epochs <= self.epochs,
             f"schedule.warmup_epochs must lie in [0, {self.epochs}], the epochs of the training",
@@ -89,14 +89,14 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """How the distillation head learns from the teacher (paper, section 4).
+    """Settings of the loss of the distillation head (paper, section 4).
 
     Attributes:
-        kind: "hard" (the teacher's first class; the paper's choice) or "soft" (its distribution).
-        temperature: Of soft distillation. The paper's without a number: 3 (1, which changes nothing, for hard).
-        weight: Share of the distillation loss. The paper's without a number: 0.5 for hard, 0.1 for soft.
-        reduction: "batchmean", or "numel" as in the paper's code, which is K times smaller; see `distillation_loss`.
-        cache_top_k: Largest logits kept for each view of an image when a soft teacher's answers are stored.
+        kind: "hard" (the teacher's top class; the paper's choice) or "soft" (the teacher's distribution).
+        temperature: Temperature of the softmax. Default: 3 for soft, as in the paper; 1 for hard, which ignores it.
+        weight: Weight of the distillation loss in [0, 1]. Default: the paper's, 0.5 for hard and 0.1 for soft.
+        reduction: "batchmean", or "numel" as in the paper's code (K times smaller); see `distillation_loss`.
+        cache_top_k: Number of largest logits that a teacher cache stores for each view (soft distillation).
     """
 
     kind: str = "hard"
@@ -118,13 +118,13 @@ class Distillation:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """What a masked-image training hides (SimMIM, arXiv 2111.09886); unused elsewhere.
+    """Settings of masked-image training (SimMIM, arXiv 2111.09886); unused by other tasks.
 
     Attributes:
-        patch: Side of the hidden blocks in pixels: whole patches of the model, whole blocks in the image.
+        patch: Side of the hidden blocks in pixels. A multiple of the patch size that divides the image size.
         ratio: Share of the blocks that are hidden.
-        picture_steps: Steps between two pictures of reconstructions; 0 for one at the end alone.
-        pictures: Images in such a picture.
+        picture_steps: Steps between two pictures of reconstructions; 0 draws one at the end only.
+        pictures: Images in each picture.
     """
 
     patch: int = 32
@@ -141,33 +141,34 @@ class Masking:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How the data set is read.
+    """Settings that read and divide the data set.
 
     Attributes:
         val_fraction: Share held out for validation if the data set has no validation part.
-        split_seed: Random seed of the images held out. Not the seed of the run, so that runs of several seeds can be
-            compared.
-        strict: True stops at the first image that cannot be used; False leaves it out and says so.
-        check_images: True looks at each image before the start, False at none: for data that is known to be whole. A
-            broken image is then found when it is used, see `max_bad_images`; copies of an image are not known as such,
-            and `deit evaluate` cannot count images that the model has met.
-        max_bad_images: Training images that may become unreadable during a run (deleted, truncated, changed); in place
-            of each stands another image of its batch, and the run tells of it. More stop the run, its state is saved:
-            then a disk or a network fails, and what is left would be another data set. `strict` allows none.
-        image_column: Column of a table that holds the images; empty finds it.
-        label_column: Column of a table that holds the labels; empty finds it.
-        problem_type: What the labels are; transformers' names.
-        label_separator: What separates several classes in one text; see `deit.data.labels.cells.read_separator`.
-        value_range: The values that become black and white in grey images of more than 8 bits; 0, 0 where the type or
-            the file says it. Saved with the model. See `deit.core.images.sample_values`.
+        split_seed: Random seed of the images held out. Independent of the seed of the run, so that runs with several
+            seeds can be compared.
+        strict: True stops at the first unreadable image; False leaves it out and reports it.
+        check_images: True reads each image before the start. False reads none, for data known to be intact. Then a
+            broken image is found only when it is used (see `max_bad_images`), duplicates are not detected, and
+            `deit evaluate` cannot count the images that the model was trained on.
+        max_bad_images: Number of training images that may become unreadable during a run (deleted, truncated,
+            changed). The run replaces each by another image of its batch and reports it. If there are more, the run
+            saves its state and stops: probably a disk or a network fails. `strict` allows none.
+        image_column: Column of a table that holds the images; empty detects it.
+        label_column: Column of a table that holds the labels; empty detects it.
+        problem_type: Kind of the labels; transformers' names.
+        label_separator: Separator of several classes in one text; see `deit.data.labels.cells.read_separator`.
+        value_range: The values that become black and white in gray images of more than 8 bits; (0, 0) if the type or
+            the file defines them. Saved with the model. See `deit.core.images.sample_values`.
         labels_per_class: Images of each class that keep their labels; 0 for all. See `deit.data.few_labels`.
-        label_fraction: Likewise as a share of each class; 1 for all.
-        label_seed: Chooses which; apart from the run's seed, so that runs of several seeds can be compared.
-        labelled_share: Least share of labelled images among those shown, where a teacher speaks of unlabelled ones as
-            well: labelled ones come more often for it. A tenth, so that each batch has some and none is learnt by
-            heart; 0 shows all equally often.
-        max_train_images: Largest number of training images, chosen at random; 0 for all.
-        max_val_images: Likewise of validation images.
+        label_fraction: Share of each class that keeps its labels; 1 for all.
+        label_seed: Random seed of the choice of labels. Independent of the seed of the run, so that runs with several
+            seeds can be compared.
+        labelled_share: Minimum share of labeled images among the images shown, if a teacher also labels unlabeled
+            images; labeled images are repeated to reach it. At 0.1 most batches have some labeled images and the
+            student does not overfit them. 0 shows all images equally often.
+        max_train_images: Maximum number of training images, chosen at random; 0 for all.
+        max_val_images: Maximum number of validation images, chosen at random; 0 for all.
     """
 
     val_fraction: float = 0.2
@@ -205,10 +206,10 @@ class DataOptions:
 
     @property
     def tolerated(self) -> int:
-        """How many images may become unreadable: `max_bad_images`, none with `strict`."""
+        """Number of images that may become unreadable: `max_bad_images`, or 0 with `strict`."""
         return 0 if self.strict else self.max_bad_images
 
     @property
     def range(self) -> ValueRange | None:
-        """`value_range`, or None where none is set."""
+        """`value_range`, or None if it is not set."""
         return None if self.value_range == (0, 0) else self.value_range

@@ -1,4 +1,4 @@
-"""Lists the trainings on masked images (SimMIM, arXiv 2111.09886), and the fine-tuning that follows."""
+"""Lists the recipes for masked images (SimMIM, arXiv 2111.09886) and for fine-tuning after them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from deit.train.recipes.named_recipe import NamedRecipe, recipe_of
 
 _STUDENT = "deit-base-patch16-224"
 
-# SimMIM's configurations; learning rates are meant for 512 images. Ours of the two rates that it scales by the batch,
-# but this package does not (the start of the warm-up and the end of the cosine), are those for 2048 images.
+# SimMIM's configurations; `lr` applies to 512 images. SimMIM also scales the start of the warm-up and the end of the
+# cosine by the batch size. This package does not, so `warmup_lr` and `min_lr` hold the scaled values for 2048 images.
 _SETTINGS: dict[str, Any] = {
     "augment.crop_scale": (0.67, 1.0),
     "augment.rand_augment": "",
@@ -36,8 +36,8 @@ _FINE_TUNING: dict[str, Any] = {
 }
 _SOURCE = "arXiv 2111.09886; README.md, config.py and configs/ of microsoft/SimMIM"
 _NOTE = (
-    "For masked-image trainings: deit pretrain. Labels are not used. Its views are resized bicubically; run_mim of "
-    "transformers resizes bilinearly: --set augment.interpolation=bilinear."
+    "For deit pretrain (masked images). Labels are not used. Images are resized bicubically. run_mim of transformers "
+    "resizes bilinearly; set augment.interpolation=bilinear to do the same."
 )
 
 RECIPES = (
@@ -47,12 +47,12 @@ RECIPES = (
         recipe=recipe_of(_STUDENT, {**_SETTINGS, "schedule.epochs": 100, "drop_path_rate": 0.0}),
         gpus=16,
         verb="pretrain",
-        top1_note="Not published for a ViT; a classifier has to be trained from it.",
+        top1_note="Not published for a ViT. The model has no classifier until it is fine-tuned.",
         source=_SOURCE,
         notes=(
             _NOTE,
-            "SimMIM published 100 epochs for a Swin transformer alone: from there are the epochs, the warm-up, drop "
-            "path 0 and the cosine; learning rate and batch are those of its ViT-base for 800 epochs.",
+            "SimMIM published 100 epochs only for a Swin transformer. The epochs, the warm-up, drop path 0 and the "
+            "cosine come from there; the learning rate and the batch size come from its ViT-base for 800 epochs.",
         ),
     ),
     NamedRecipe(
@@ -61,22 +61,22 @@ RECIPES = (
         recipe=recipe_of(_STUDENT, {**_SETTINGS, "schedule.epochs": 800, "drop_path_rate": 0.1}),
         gpus=16,
         verb="pretrain",
-        hardware="16 GPUs x 128 images, the example for its Swin; for the ViT not published",
-        top1_note="83.8 on ImageNet-1k validation was published after fine-tuning its own ViT-base.",
+        hardware="16 GPUs x 128 images for its Swin; not published for the ViT",
+        top1_note="SimMIM published 83.8 on ImageNet-1k validation for its own ViT-base after fine-tuning.",
         source=_SOURCE,
         notes=(
             _NOTE,
-            "SimMIM's rate falls to a tenth at epoch 700; here it is a cosine. Its ViT has relative positions and "
-            "layer scale, which DeiT has not.",
+            "SimMIM divides the learning rate by ten at epoch 700; this recipe uses a cosine. SimMIM's ViT has "
+            "relative positions and layer scale; DeiT has neither.",
         ),
     ),
     NamedRecipe(
         name="simmim-fine-tune",
-        summary="A DeiT-base of simmim-800 with the labels of ImageNet-1k, 100 epochs.",
+        summary="DeiT-base fine-tuned after simmim-800 with the labels of ImageNet-1k, 100 epochs.",
         recipe=recipe_of(_STUDENT, _FINE_TUNING, init="<simmim-800>"),
         gpus=16,
-        top1_note="83.8 on ImageNet-1k validation was published of SimMIM's own ViT-base.",
+        top1_note="SimMIM published 83.8 on ImageNet-1k validation for its own ViT-base.",
         source=_SOURCE,
-        notes=("SimMIM's ViT averages the patches for its head; a DeiT has its class token.",),
+        notes=("The head of SimMIM's ViT reads the mean of the patches. The head of a DeiT reads the class token.",),
     ),
 )

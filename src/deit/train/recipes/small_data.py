@@ -1,4 +1,4 @@
-"""Lists the recipes for small data sets. They are our own choice."""
+"""Lists the recipes for small data sets. Their settings are our own choice."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 from deit.train.recipes.named_recipe import NamedRecipe, recipe_of
 
 _SOURCE = "our own choice"
-_TOP1_NOTE = "It depends on your images."
-_TIME = "not measured; it grows with your number of images"
+_TOP1_NOTE = "Depends on your images."
+_TIME = "not measured; grows with the number of your images"
 
 _MILD_VIEWS: dict[str, Any] = {"augment.crop_scale": (0.3, 1.0), "augment.erase_rate": 0.0, "augment.mix_rate": 0.0}
-# In the demo's short trainings the soft loss won against the hard one: docs/results.md.
+# The soft loss was better than the hard one in the demo's short trainings: docs/results.md.
 _SOFT: dict[str, Any] = {"distillation.kind": "soft", "distillation.temperature": 3.0, "distillation.weight": 0.5}
 
 
 def _teacher_note(name: str) -> str:
     return (
-        f"To learn from a teacher as well, make one (deit train DATA --student timm/resnet18 --recipe {name} --out "
-        "TEACHER) and add --teacher TEACHER. The distillation is soft, which won against hard in the demo "
+        f"To distill from a teacher, train one (deit train DATA --student timm/resnet18 --recipe {name} --out TEACHER) "
+        "and add --teacher TEACHER. The distillation is soft, which was better than hard in the demo "
         "(docs/results.md)."
     )
 

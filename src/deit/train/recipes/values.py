@@ -1,4 +1,4 @@
-"""The values of a recipe: read from text and YAML, checked."""
+"""Converts and checks the values of a recipe that come from text or YAML."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
 def without_following(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested values of a file without those that are only the default of a kind written beside them.
+    """Returns the nested values of a file without the values that equal a default depending on another setting.
 
-    A saved recipe writes down everything. Whoever changes the kind of such a file means the numbers of the new one.
+    A saved recipe holds every value. If the user then changes, for example, the kind of distillation in the file, the
+    defaults of the new kind apply.
     """
     kept = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for name, (other, numbers) in FOLLOWING.items():
@@ -38,7 +39,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Returns nested values in the types that YAML knows."""
+    """Returns nested values in the types that YAML supports."""
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, FollowingDefault):
@@ -47,12 +48,12 @@ def plain(value: Any) -> Any:
 
 
 def unknown_setting(name: Any, known: Sequence[str], prefix: str = "") -> UserError:
-    """Returns the error for a setting that there is not; it names those that may be meant, not all 80.
+    """Returns the error for an unknown setting, with suggestions.
 
     Args:
-        name: Of the setting.
-        known: The names that there are.
-        prefix: What stands before all of them: the section of a file.
+        name: The unknown name.
+        known: The known names.
+        prefix: Section of the names, with its dot.
     """
     last = str(name).rpartition(".")[2]
     near = [each for each in known if each.rpartition(".")[2] == last] or difflib.get_close_matches(
@@ -61,12 +62,12 @@ def unknown_setting(name: Any, known: Sequence[str], prefix: str = "") -> UserEr
     hint = f" Did you mean {' or '.join(repr(prefix + each) for each in near)}?" if near else ""
     if not near and prefix:
         hint = f" Known: {', '.join(known)}."
-    where = "" if hint else " All of them stand in what `deit recipes NAME --yaml` prints."
+    where = "" if hint else " `deit recipes NAME --yaml` prints all of them."
     return UserError(f"Unknown setting {prefix}{shown(name)}.{hint}{where}")
 
 
 def build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
-    """Builds a section, or a whole recipe, from nested values.
+    """Builds a section or a whole recipe from nested values.
 
     Raises:
         ValueError: A name is unknown, or a value cannot be used.
@@ -89,13 +90,13 @@ def build(cls: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def convert(name: str, value: Any, default: Any) -> Any:
-    """Converts text, and YAML's numbers and lists, to the type of the default; no default is a number that follows."""
+    """Converts text, and numbers and lists from YAML, to the type of the default; `FOLLOWS` means a number."""
     if isinstance(value, FollowingDefault):
         return value
     try:
         if default is FOLLOWS:
             return None if value is None else _number(value)
-        if default == ():  # texts, as many as there are
+        if default == ():  # any number of texts
             parts = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
             return tuple(str(part).strip() for part in parts if str(part).strip())
         if isinstance(default, tuple):
