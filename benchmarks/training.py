@@ -6,7 +6,7 @@ All run in one process in turns, on the device that is there, with random weight
 DeiT learning labels with both heads, with the paper's recipe: Mixup and CutMix, drop path 0.1, AdamW. timm has the same
 network, losses and recipe, with the optimizer of its training script. transformers has its own `Trainer` and what that
 does by default: one head, no mixing, no drop path, gradients clipped. "default" is what a user gets who sets nothing;
-else both compute in the same precision.
+else both compute in the same precision. The first line says what precision=auto stands for here, and what it measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from torchvision import transforms
 from deit.data.loader import Batch
 from deit.data.open_data import open_data
 from deit.models.trunk.vision_transformer import set_drop_path
-from deit.runtime.devices import autocast_type
+from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.processes import current_processes
 from deit.train.loop import fit
 from deit.train.recipes.recipe import Recipe
@@ -94,6 +94,10 @@ def random_batch(size: int) -> tuple[Tensor, Tensor]:
 
 
 # --- deit ---------------------------------------------------------------------------------------------
+
+
+def automatic_precision() -> str:
+    return choose_precision("auto", DEVICE, TRAINING).precision
 
 
 def our_recipe(batch: int, precision: str, **settings: Any) -> Recipe:
@@ -340,8 +344,7 @@ def rated(row: dict[str, Any], batch: int) -> dict[str, Any]:
 
 def step_rows(size: str, batch: int, rounds: int, steps: int, compiled: bool) -> Iterator[dict[str, Any]]:
     pixels, labels = random_batch(batch)
-    automatic = autocast_type("auto", DEVICE)
-    default = "fp32" if automatic is None else "bf16"
+    default = automatic_precision()
     for precision in ("fp32", "bf16"):
         functions = {
             "deit": our_label_steps(size, precision, pixels, labels, steps),
@@ -359,7 +362,7 @@ def step_rows(size: str, batch: int, rounds: int, steps: int, compiled: bool) ->
 
 
 def run_row(size: str, folder: Path, batch: int, rounds: int, steps: tuple[int, int], workers: int) -> dict[str, Any]:
-    precision = "fp32" if autocast_type("auto", DEVICE) is None else "bf16"
+    precision = automatic_precision()
     functions = {
         "deit": partial(our_run, size, folder, batch, steps),
         "timm": partial(timm_run, size, folder, batch, steps, workers, precision),
@@ -374,7 +377,7 @@ def run_row(size: str, folder: Path, batch: int, rounds: int, steps: tuple[int, 
 
 def teacher_row(folder: Path, batch: int, rounds: int, steps: int) -> dict[str, Any]:
     pixels, labels = random_batch(batch)
-    recipe = our_recipe(batch, "auto")
+    recipe = our_recipe(batch, automatic_precision())
     teacher = Teacher(timm.create_model("regnety_160").to(DEVICE), name="regnety_160")
     alone = ClassificationTask(*our_student("tiny", recipe))
     tasks: list[DistillationTask] = []
@@ -422,7 +425,10 @@ def main() -> None:
     repair_posterize()
     batches = {size: options.batch or BATCHES[DEVICE.type][size] for size in WIDTHS}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    rows: list[dict[str, Any]] = [{"what": "setting", "threads": torch.get_num_threads(), "load before": load}]
+    automatic = choose_precision("auto", DEVICE, TRAINING)
+    setting = {"threads": torch.get_num_threads(), "load before": load, "precision=auto": automatic.record()}
+    rows: list[dict[str, Any]] = [{"what": "setting", **setting}]
+    print(f"precision=auto stands for {automatic.precision} here: {automatic.reason}.")
     print(f"Device {DEVICE}, {torch.get_num_threads()} threads, load {load}. About ten minutes on 2 cores.", flush=True)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:

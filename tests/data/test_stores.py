@@ -13,7 +13,7 @@ from deit.core.images.reading import ImageError
 from deit.data.labels.label_columns import LabelColumn
 from deit.data.readers.image_stores import Rows, StoredImages
 from deit.data.sources import SkippedFile
-from deit.data.storage.cache_folder import cache_folder
+from deit.runtime.cache_folder import cache_folder
 from tests.data.pictures import encoded, picture
 
 

@@ -125,9 +125,9 @@ def test_an_fp16_step_whose_gradients_overflow_changes_neither_weights_nor_avera
 
 
 def test_automatic_precision_is_bf16_where_the_hardware_multiplies_it(monkeypatch) -> None:
-    monkeypatch.setattr("deit.runtime.devices._cpu_has_amx", lambda: True)
+    monkeypatch.setattr("deit.runtime.devices.bf16_instructions", lambda: "AMX")
     assert autocast_type("auto", CPU) is torch.bfloat16
-    monkeypatch.setattr("deit.runtime.devices._cpu_has_amx", lambda: False)
+    monkeypatch.setattr("deit.runtime.devices.bf16_instructions", lambda: "")
     assert autocast_type("auto", CPU) is None
     assert autocast_type("auto", torch.device("cuda")) is torch.bfloat16
     assert [autocast_type(name, CPU) for name in ("fp32", "bf16", "fp16")] == [None, torch.bfloat16, torch.float16]

@@ -72,7 +72,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     batch_size: InferenceBatchSize = 64,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(metavar="TYPE", help="Number format: fp32 or bf16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="TYPE", help="Number format: fp32, bf16 or auto (the faster).")
+    ] = "fp32",
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Use only the images that training held out for validation.")
     ] = False,
@@ -94,11 +96,14 @@ def evaluate(
     from deit.evaluate.evaluation import evaluate_model
     from deit.evaluate.report import check_report_path
     from deit.inference.predictor import Predictor
+    from deit.runtime.auto_precision import INFERENCE, choose_precision
+    from deit.runtime.devices import resolve
     from deit.runtime.processes import process_group
 
     if report is not None:
         check_report_path(report)
     with process_group(device) as processes:
+        precision = processes.on_first(lambda: choose_precision(precision, resolve(device).device, INFERENCE).precision)
         predictor = Predictor.open(model, device=device, precision=precision, head_average=average)
         folder = predictor.engine.contract.folder or Path(model)
         opinion = None if teacher is None else Predictor.open(teacher, device=device, precision=precision)

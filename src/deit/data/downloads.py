@@ -27,7 +27,7 @@ from deit.core.errors import DamagedFileError, UserError, read_json
 from deit.core.files import sync_file, write_json_atomically
 from deit.core.printable import printable
 from deit.data.sources import Progress
-from deit.data.storage.cache_folder import cache_folder
+from deit.runtime.cache_folder import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -90,7 +90,8 @@ def open_engine(
         name_or_path: See `deit.models.weights.model_names.find_model`. The preprocessing of `timm/NAME` is timm's.
             `torchvision/NAME` stands for the weights that torchvision publishes, with its preprocessing.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
-        precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast).
+        precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast); "auto" takes the
+            faster one, see `choose_precision`.
         head_average: What two heads answer with together: "logits" (their mean, as the paper's code and transformers)
             or "probabilities" (the mean of their softmax outputs, as the paper's text). None follows the model's
             configuration, whose default is "logits".

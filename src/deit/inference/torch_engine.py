@@ -11,9 +11,10 @@ from deit.core.labels import names_in_order
 from deit.core.model_directory import kind_of_model, read_image_processor, read_known_images
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.inference.contract import Array, Contract
+from deit.runtime.auto_precision import INFERENCE, choose_precision
 from deit.runtime.devices import resolve
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class TorchEngine:
@@ -23,7 +24,8 @@ class TorchEngine:
         model: A module from pixels to logits or to a known output; it is put in evaluation mode.
         contract: What it takes and what its answers mean.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
-        precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast).
+        precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast); "auto" takes the
+            faster one, see `choose_precision`.
 
     Raises:
         UserError: There is no such device or precision.
@@ -32,6 +34,7 @@ class TorchEngine:
     def __init__(self, model: Any, contract: Contract, device: str = "cpu", *, precision: str = "fp32") -> None:
         if precision not in PRECISIONS:
             raise UserError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
+        precision = choose_precision(precision, resolve(device).device, INFERENCE).precision
         self.placement = resolve(device, precision)
         self.device = str(self.placement.device)
         self.model = self.placement.move(model).eval()

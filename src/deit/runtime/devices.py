@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 AUTO = "auto"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
+_BF16_FEATURES = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # of the CPU
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -52,7 +54,8 @@ def resolve(device: int | str | torch.device | None = AUTO, precision: str = "fp
         device: A device of PyTorch by name, such as "cpu" or "cuda:1". "auto" and None take the GPU of CUDA if there
             is one, else the CPU. A number counts accelerators, -1 is the CPU. Under `torchrun`, "cuda" is the GPU of
             this process.
-        precision: "fp32", "bf16" or "fp16"; "auto" takes bf16 on GPUs and on CPUs that multiply it in hardware (AMX).
+        precision: "fp32", "bf16" or "fp16". "auto" measures nothing here and follows `multiplies_bf16`; a training or
+            an engine asks `choose_precision` first, and passes its answer.
 
     Raises:
         UserError: The device does not exist or cannot be used, or the precision is unknown.
@@ -106,18 +109,32 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """Returns the type in which matrices are multiplied, or None for fp32; see `resolve`."""
     import torch
 
-    if precision == "auto":
-        fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_amx())
-        return torch.bfloat16 if fast else None
+    if precision == AUTO:
+        return torch.bfloat16 if multiplies_bf16(device) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def _cpu_has_amx() -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 in hardware: GPUs of CUDA, and CPUs with AMX or AVX512-BF16."""
+    return device.type == "cuda" or (device.type == "cpu" and bool(bf16_instructions()))
+
+
+def bf16_instructions() -> str:
+    """Returns the name of the CPU's instructions that multiply bf16 matrices, "AMX" or "AVX512-BF16"; "" without."""
+    features = cpu_features()
+    return next((name for feature, name in _BF16_FEATURES.items() if feature in features), "")
+
+
+def cpu_features() -> frozenset[str]:
+    """Returns the instruction sets of the CPU as PyTorch names them, such as "avx2"."""
     import torch
 
-    # Private in PyTorch 2.11 to 2.15, and the only way to ask; without it, fp32 is the careful answer.
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(ask is not None and ask())
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    if ask is not None:
+        return frozenset(name for name, value in ask().items() if value is True)
+    # Earlier versions of PyTorch answer in private functions; without them, fp32 is the careful answer.
+    older = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    return frozenset(name for name, question in older.items() if getattr(torch.cpu, question, bool)())
 
 
 def _unusable(device: str, error: Exception) -> UserError:

@@ -40,7 +40,7 @@ from deit.train.run.known_images import keep_run_images
 from deit.train.run.left_out import LeftOut
 from deit.train.run.record import data_record, flat_scores, hardware_and_versions, rates_record, scores_record
 from deit.train.run.recorded_images import images_of_run, record_images
-from deit.train.run.resumed import Resumed
+from deit.train.run.resumed import PRECISION, Resumed, precision_of_run
 from deit.train.run.state import State, load_state, remove_states, save_state, state_folder
 from deit.train.step import StepResult, TrainStep, check_division
 from deit.train.students.drop_path import apply_drop_path
@@ -140,9 +140,10 @@ class _Run:
         task.to(device)
         if task.teacher is not None:
             task.teacher.to(device)
+        self.precision = self.processes.on_first(lambda: precision_of_run(out, recipe, device, resume=resume))
         self.take_step = TrainStep(
             task,
-            recipe,
+            recipe.with_settings({PRECISION: self.precision.precision}),
             device,
             steps_per_epoch=self.steps_per_epoch,
             num_classes=len(data.train.classes),
@@ -150,16 +151,19 @@ class _Run:
         )
         if teacher_cache is not None:
             self._open_cache(Path(teacher_cache), until_the_end)
-        self.processes.on_first(lambda: until_the_end.enter_context(open_run_folder(out, recipe, resume=resume)))
+        folder = open_run_folder(out, recipe, resume=resume, note=self.precision.note)
+        self.processes.on_first(lambda: until_the_end.enter_context(folder))
         self.run_files = task.run_files
         self.images_record = self.processes.on_first(lambda: self._keep_images(teacher_cache))
-        self.step, self.resumed = 0, Resumed()
+        self.step, self.resumed = 0, Resumed(note=self.precision.note)
         self._saved: tuple[int, Path] | None = None
         self.ending = Ending(out, self.processes)
         self.loss_sums = LossSums()
         self.left_out = LeftOut(recipe.data.tolerated, len(data.train.labels), tells=self.processes.is_first)
         if resume:
-            self._go_on()
+            self._restore()
+            options = {"step": self.step, "steps_per_epoch": self.steps_per_epoch}
+            self.processes.on_first(lambda: self.resumed.take(out, recipe, **options))
         self.first_step = self.step
         self.history = History(out, until_step=self.step)
         if self.history.epochs and self.history.epochs[-1]["step"] == self.step:
@@ -173,11 +177,6 @@ class _Run:
             num_workers=recipe.num_workers,
             pin_memory=device.type == "cuda",
         )
-
-    def _go_on(self) -> None:
-        self._restore()
-        options = {"step": self.step, "steps_per_epoch": self.steps_per_epoch}
-        self.processes.on_first(lambda: self.resumed.take(self.out, self.recipe, **options))
 
     def _keep_images(self, teacher_cache: str | Path | None) -> dict[str, Any]:
         record_images(self.out, self.data)
@@ -378,9 +377,9 @@ class _Run:
 
     def _write_state(self) -> Path:
         left_out = list(self.left_out.reasons.items())
-        meta = {**self.identity, _LEFT_OUT: left_out, _CHANGED: self.resumed.changes}
+        ours = {_LEFT_OUT: left_out, _CHANGED: self.resumed.changes, PRECISION: self.precision.record()}
         tensors = self.take_step.tensors() | self.loss_sums.tensors(self.processes)
-        state = State(step=self.step, tensors=tensors, meta=meta)
+        state = State(step=self.step, tensors=tensors, meta={**self.identity, **ours})
         return save_state(self.out / STATE_NAME, state, self.processes)
 
     def _restore(self) -> None:
@@ -437,6 +436,7 @@ class _Run:
             "teacher": self.identity["teacher"],
             "teacher_fingerprint": self.identity["teacher_fingerprint"],
             "recipe": recipe.to_dict(),
+            PRECISION: {"asked": recipe.precision, **self.precision.record()},
             "unused_settings": unused,
             **({"changed_settings": self.resumed.changes} if self.resumed.changes else {}),
             "learning_rate": rates_record(recipe, self.steps_per_epoch),

@@ -152,6 +152,7 @@ def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **opt
     from deit.runtime.signals import TrainingInterrupted
     from deit.train.loop import fit
 
+    _say_precision(recipe, processes, out=options["out"], device=options["device"], resume=options["resume"])
     try:
         with progress_bar("Training", shown=processes.is_first) as update:
 
@@ -165,6 +166,19 @@ def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **opt
         if processes.is_first:
             say(f"{stop} To go on, run the same command with --resume.", err=True)
         raise typer.Exit(stop.exit_code) from stop
+
+
+def _say_precision(recipe: Recipe, processes: Processes, *, out: Path, device: str | None, resume: bool) -> None:
+    """Prints what the precision "auto" stands for, unless nothing is left to train."""
+    from deit.runtime.devices import AUTO, resolve
+    from deit.train.run.folder import is_finished
+    from deit.train.run.resumed import precision_of_run
+
+    if recipe.precision != AUTO or (resume and is_finished(out, recipe)):
+        return
+    chosen = processes.on_first(lambda: precision_of_run(out, recipe, resolve(device).device, resume=resume))
+    if processes.is_first:
+        say(chosen.describe())
 
 
 def _print_epoch(row: dict[str, Any]) -> None:

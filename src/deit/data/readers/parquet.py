@@ -29,8 +29,8 @@ from deit.data.readers.parquet_limits import check_columns, check_parquet, joine
 from deit.data.readers.reader import Place, ReadOptions, Splits
 from deit.data.readers.split_files import files_at, split_files
 from deit.data.sources import Progress
-from deit.data.storage.cache_folder import cache_folder
 from deit.data.storage.contents import file_stamp, part_stamp
+from deit.runtime.cache_folder import cache_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

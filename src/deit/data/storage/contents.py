@@ -25,7 +25,7 @@ import PIL
 import deit
 from deit.core.files import replaced_file
 from deit.core.images.reading import ImageError, ValueRange, ValueRangeError, check_image
-from deit.data.storage.cache_folder import cache_folder
+from deit.runtime.cache_folder import cache_folder
 
 logger = logging.getLogger(__name__)
 

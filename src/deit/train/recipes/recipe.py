@@ -55,8 +55,8 @@ class Recipe:
         batch_size: Images per step, summed over all processes and accumulated parts.
         accumulate: Number of parts that each process computes one after another and sums to one step. Saves memory.
         seed: Random seed of order, views, mixing, dropout and drop path.
-        precision: "fp32", "bf16" or "fp16" (autocast; weights stay fp32), or "auto": bf16 on GPUs and on CPUs with
-            AMX, which multiply it in hardware; fp32 elsewhere.
+        precision: "fp32", "bf16" or "fp16" (autocast; weights stay fp32), or "auto": bf16 on GPUs, and on CPUs where a
+            short measurement finds it faster; fp32 elsewhere. See `deit.runtime.auto_precision.choose_precision`.
         compile: True compiles the student with torch.compile.
         loss: "ce" (cross-entropy) or "bce" (binary cross-entropy of each class, DeiT III); see
             `classification_loss`.
@@ -242,9 +242,10 @@ class Recipe:
         text: str = yaml.safe_dump(plain(self.to_dict()), sort_keys=False)
         return text
 
-    def save(self, path: Path) -> None:
-        """Writes the recipe as YAML."""
-        write_text_atomically(path, self.to_yaml())
+    def save(self, path: Path, *, note: str = "") -> None:
+        """Writes the recipe as YAML, under a comment of one line if there is a note."""
+        comment = f"# {' '.join(note.split())}\n" if note else ""
+        write_text_atomically(path, comment + self.to_yaml())
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

@@ -104,10 +104,10 @@ def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 @contextmanager
-def open_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> Iterator[None]:
+def open_run_folder(out: Path, recipe: Recipe, *, resume: bool, note: str = "") -> Iterator[None]:
     """Opens the folder of a run for a block, in which no other process can; that of a new run is made.
 
-    What a killed process left half written in it is removed.
+    What a killed process left half written in it is removed. The recipe of a new run is written, with the note.
 
     Raises:
         FolderInUseError: Another process is at work in it.
@@ -120,7 +120,7 @@ def open_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> Iterator[None
     with folder_lock(out):
         _check(out, recipe, resume=resume)  # another process may have begun a run before the lock was had
         if not resume:
-            recipe.save(out / RECIPE_NAME)
+            recipe.save(out / RECIPE_NAME, note=note)
         yield
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from deit.core.errors import UserError
-from deit.core.file_names import RECIPE_NAME
+import torch
+
+from deit.core.errors import DamagedFileError, UserError, shown
+from deit.core.file_names import RECIPE_NAME, STATE_NAME
+from deit.runtime.auto_precision import TRAINING, PrecisionChoice, choose_precision
+from deit.runtime.devices import AUTO, PRECISIONS, cpu_features
 from deit.train.optimization import learning_rate
 from deit.train.recipes.recipe import Recipe, differences, read_settings
 from deit.train.recipes.values import flat
+from deit.train.run.state import newest_values
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +25,8 @@ _BY_CONTENT = {"student", "config", "image_size", "partial_patches", "init", "te
 # No number of a run follows from these; the images that may become unreadable do not count backwards.
 _FREE = {"num_workers", "keep_state", "data.max_bad_images", "masking.picture_steps", "masking.pictures"}
 _EPOCHS = "schedule.epochs"
+
+PRECISION = "precision"  # in a state and in training.json: what the recipe's stands for
 
 Changes = dict[str, list[Any]]  # name of a setting: what it was, what it is
 
@@ -48,14 +55,52 @@ def changed_settings(out: Path, recipe: Recipe) -> Changes:
     return {name: [old[name], new[name]] for name in other}
 
 
+def precision_of_run(out: Path, recipe: Recipe, device: torch.device, *, resume: bool) -> PrecisionChoice:
+    """Returns what the recipe's precision stands for; a run that goes on keeps what it began with, on any machine.
+
+    Processes that work together must take the answer of the first one.
+
+    Args:
+        out: Folder of the run.
+        recipe: Of the run.
+        device: Where it computes.
+        resume: Whether the run goes on.
+
+    Raises:
+        DamagedFileError: The state holds no precision but something else in its place.
+        UserError: See `choose_precision`.
+    """
+    choice = _precision_of_run(out, recipe, device, resume=resume)
+    logger.info("%s", choice.describe())
+    return choice
+
+
+def _precision_of_run(out: Path, recipe: Recipe, device: torch.device, *, resume: bool) -> PrecisionChoice:
+    values = newest_values(out / STATE_NAME) if resume and recipe.precision == AUTO else {}
+    if not values:
+        return choose_precision(recipe.precision, device, TRAINING)
+    if PRECISION not in values:  # of an older version, which knew these two
+        fast = device.type == "cuda" or (device.type == "cpu" and "amx_bf16" in cpu_features())
+        return PrecisionChoice(precision="bf16" if fast else "fp32", reason="by an older version", source="run")
+    began = values[PRECISION]
+    if not isinstance(began, dict) or began.get("precision") not in PRECISIONS[1:]:
+        raise DamagedFileError(f"A training state in {out} names no precision. Received: {shown(began)}.")
+    known = {each.name for each in fields(PrecisionChoice)}
+    return PrecisionChoice(
+        **{"reason": "", **{name: value for name, value in began.items() if name in known}, "source": "run"}
+    )
+
+
 @dataclass
 class Resumed:
     """Changes of settings in a run that goes on.
 
     Attributes:
         changes: All of them, each with the step after which it came, for records.
+        note: For the file of the recipe, see `Recipe.save`.
     """
 
+    note: str = ""
     changes: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, out: Path, recipe: Recipe, *, step: int, steps_per_epoch: int) -> None:
@@ -79,7 +124,7 @@ class Resumed:
             else:
                 logger.warning("The run goes on with %s=%s, %s before; no result follows from it.", name, value, old)
         self.changes.append({"after_step": step, "settings": new})
-        recipe.save(out / RECIPE_NAME)
+        recipe.save(out / RECIPE_NAME, note=self.note)
 
 
 def _other_length(old: int, new: int, recipe: Recipe, step: int, steps_per_epoch: int) -> str:

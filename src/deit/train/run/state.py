@@ -107,6 +107,16 @@ def newest_state(folder: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def newest_values(folder: Path) -> dict[str, Any]:
+    """Returns the plain values of the newest state that can be read; nothing where there is none. Checks no hashes."""
+    for path in reversed(_step_folders(folder)):
+        try:
+            return read_json(path / _META, "the values of a training state")
+        except (OSError, UserError):
+            continue
+    return {}
+
+
 def load_state(folder: Path) -> State | None:
     """Reads the newest complete state of a folder, or None when none was ever saved.
 

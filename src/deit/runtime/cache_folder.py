@@ -1,4 +1,4 @@
-"""Returns the folder of the cache: shards, unpacked tables, hashes of images."""
+"""Returns the folder of the cache: shards, unpacked tables, hashes of images, measured speeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Returns where shards that were fetched, large tables that were unpacked and hashes of images are kept.
+    """Returns where shards, unpacked tables, hashes of images and measured speeds are kept.
 
     The environment variable DEIT_CACHE; without it `deit` in XDG_CACHE_HOME or in ~/.cache.
     """
