@@ -63,6 +63,8 @@ def recipe(kind: str) -> Recipe:
         settings.update(augment=PLAIN, optimizer=Optimizer(name=name, lr=lr, reference_batch_size=0, clip_grad=1.0))
     else:  # as a user would train
         settings.update(batch_size=8, augment=MIXED, ema_decay=0.9, drop_path_rate=0.1)
+    if kind == "dist":
+        settings.update(distillation=Distillation(kind="dist"))
     if kind == "masked":
         settings.update(masking=Masking(patch=8, ratio=0.5, picture_steps=4, pictures=2))
     return tiny.recipe(**settings)
@@ -82,7 +84,8 @@ def _task(kind: str) -> Task:
         return ClassificationTask(NormedConvnet(), tiny.processor())
     teacher = Teacher(tiny.TinyConvnet(), mean=(0.1, 0.1, 0.1), std=(1.0, 1.0, 1.0), image_size=(8, 8), name="tiny")
     student = tiny.student(**DROPS) if kind == "mixed" else tiny.student()
-    return DistillationTask(student, teacher, tiny.processor(), distillation=Distillation(kind="hard"))
+    distillation = Distillation(kind="dist" if kind == "dist" else "hard")
+    return DistillationTask(student, teacher, tiny.processor(), distillation=distillation)
 
 
 def data(kind: str) -> Data:

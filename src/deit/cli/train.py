@@ -294,7 +294,7 @@ def _print_plan(
     ]
     if taught:
         how = recipe.distillation
-        softly = f", temperature {how.temperature:g}" if how.kind == "soft" else ""
+        softly = f", temperature {how.temperature:g}" if how.kind != "hard" else ""
         lines.append(f"Distillation: {how.kind}{softly}, weight {how.weight:g}.")
     if teacher_cache is not None:
         lines.append(_cache_line(teacher_cache))

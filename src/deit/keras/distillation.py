@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deit.core.config.following_defaults import DISTILLATION_KINDS, REDUCTIONS, following
+from deit.core.config.following_defaults import REDUCTIONS, check_distillation_kind, following
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.labels import NO_LABEL
 from deit.core.processing.image_processor import DeiTImageProcessor
@@ -370,8 +370,7 @@ def _check_student(student: Any) -> None:
 
 
 def _check_numbers(kind: str, temperature: float, weight: float, reduction: str, label_smoothing: float) -> None:
-    if kind not in DISTILLATION_KINDS:
-        raise UserError(f"kind must be 'hard' or 'soft'. Received: {kind!r}.")
+    check_distillation_kind(kind)
     if reduction not in REDUCTIONS:
         raise UserError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
     if not temperature > 0:

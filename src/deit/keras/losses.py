@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from deit.core.config.following_defaults import DISTILLATION_KINDS, REDUCTIONS
+from deit.core.config.following_defaults import REDUCTIONS, check_distillation_kind
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.labels import NO_LABEL, problem_type_of
 
@@ -127,8 +127,7 @@ def distillation_loss(
         ValueError: The kind or reduction is unknown, the numbers of classes or images differ, or the soft loss
             received class numbers.
     """
-    if kind not in DISTILLATION_KINDS:
-        raise UserError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
+    check_distillation_kind(kind)
     if reduction not in REDUCTIONS:
         raise UserError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
     student_logits = ops.cast(student_logits, "float32")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit.core.config.following_defaults import REDUCTIONS
+from deit.core.config.following_defaults import REDUCTIONS, check_distillation_kind
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL, problem_type_of
@@ -130,15 +130,10 @@ def distillation_loss(
     """
     if teacher_logits.dtype == torch.int64:
         return _loss_to_teacher_labels(student_logits, teacher_logits, kind)
-    if student_logits.shape != teacher_logits.shape:
-        raise UserError(
-            f"Teacher and student must have the same number of classes. Received: teacher "
-            f"{tuple(teacher_logits.shape)}, student {tuple(student_logits.shape)}."
-        )
+    check_teacher_logits(student_logits, teacher_logits)
+    check_distillation_kind(kind)
     if kind == "hard":
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=1))
-    if kind != "soft":
-        raise UserError(f"The kind of distillation must be 'hard' or 'soft'. Received: {kind!r}.")
     if reduction not in REDUCTIONS:
         raise UserError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
     divergence = F.kl_div(
@@ -149,6 +144,19 @@ def distillation_loss(
     )
     count = student_logits.shape[0] if reduction == "batchmean" else student_logits.numel()
     return divergence * temperature**2 / count
+
+
+def check_teacher_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Checks that teacher and student speak of the same images and classes.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise UserError(
+            f"Teacher and student must have the same number of classes. Received: teacher "
+            f"{tuple(teacher_logits.shape)}, student {tuple(student_logits.shape)}."
+        )
 
 
 def _loss_to_teacher_labels(student_logits: Tensor, labels: Tensor, kind: str) -> Tensor:

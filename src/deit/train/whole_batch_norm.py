@@ -23,6 +23,12 @@ class _Sum(torch.autograd.Function):
         return context.processes.sum_tensor(gradient), None
 
 
+def summed(values: Tensor, processes: Processes) -> Tensor:
+    """Returns the sum of a tensor over all processes; the gradient is summed over them as well."""
+    total: Tensor = _Sum.apply(values, processes)
+    return total
+
+
 def normalized(norm: Any, x: Tensor) -> Tensor:
     """Applies batch norm with mean and variance over all processes, which must have equally many images."""
     processes: Processes = norm.share.processes
@@ -30,9 +36,9 @@ def normalized(norm: Any, x: Tensor) -> Tensor:
     dims = [dim for dim in range(x.ndim) if dim != 1]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     count = x.numel() // x.shape[1] * processes.world_size
-    mean: Tensor = _Sum.apply(wide.sum(dims), processes) / count
+    mean = summed(wide.sum(dims), processes) / count
     centered = wide - mean.view(shape)
-    variance: Tensor = _Sum.apply(centered.square().sum(dims), processes) / count
+    variance = summed(centered.square().sum(dims), processes) / count
     if norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
         momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum

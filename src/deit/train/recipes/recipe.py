@@ -142,6 +142,12 @@ class Recipe:
             'label_smoothing must be 0 with loss "bce", which counts every class above 0 as present',
             self.label_smoothing,
         )
+        require(
+            self.accumulate == 1 or self.distillation.kind != "dist" or self.distillation.intra_weight == 0,
+            "distillation.kind=dist compares all images of a batch, so accumulate must be 1, or "
+            "distillation.intra_weight 0",
+            f"accumulate={self.accumulate}",
+        )
         require(0 <= self.ema_decay < 1, "ema_decay must lie in [0, 1)", self.ema_decay)
         require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
         require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)

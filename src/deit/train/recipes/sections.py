@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deit.core.config.following_defaults import DISTILLATION_KINDS, FOLLOWS, REDUCTIONS, following
+from deit.core.config.following_defaults import DISTILLATION_KINDS, FOLLOWS, REDUCTIONS, TEACHER_LOSSES, following
 from deit.core.images.sample_values import ValueRange, checked_range
 from deit.core.scores.metrics import PROBLEM_TYPES
 from deit.train.recipes.values import require, require_one_of
@@ -92,27 +92,41 @@ class Distillation:
     """Settings of the loss of the distillation head (paper, section 4).
 
     Attributes:
-        kind: "hard" (the teacher's top class; the paper's choice) or "soft" (the teacher's distribution).
-        temperature: Temperature of the softmax. Default: 3 for soft, as in the paper; 1 for hard, which ignores it.
-        weight: Weight of the distillation loss in [0, 1]. Default: the paper's, 0.5 for hard and 0.1 for soft.
-        reduction: "batchmean", or "numel" as in the paper's code (K times smaller); see `distillation_loss`.
-        cache_top_k: Number of largest logits that a teacher cache stores for each view (soft distillation).
+        kind: "hard" (the teacher's top class; the paper's choice), "soft" (the teacher's distribution), or a loss of
+            `deit.train.tasks.teacher_losses`: "standardized", "wttm", "dist".
+        temperature: Temperature of the softmax. Default: that of the kind's paper, 3 for soft, 2 for standardized, 5
+            for wttm, 1 for dist; 1 for hard, which ignores it.
+        weight: Weight of the distillation loss in [0, 1]. Default: that of the kind's paper, 0.5 for hard, 0.1 for
+            soft, 0.99 for standardized, 0.8 for wttm, 0.67 for dist.
+        reduction: "batchmean", or "numel" as in the paper's code (K times smaller); see `distillation_loss`. Of hard
+            and soft alone.
+        intra_weight: Weight of the part of "dist" that compares the images of a batch, relative to the part that
+            compares the classes of an image. 1 in the paper; 0 leaves it out.
+        cache_top_k: Number of largest logits that a teacher cache stores for each view (soft and wttm). Caches of
+            "standardized" and "dist" store all logits.
     """
 
     kind: str = "hard"
     temperature: float = FOLLOWS
     weight: float = FOLLOWS
     reduction: str = "batchmean"
+    intra_weight: float = 1.0
     cache_top_k: int = 100
 
     def __post_init__(self) -> None:
-        require_one_of("distillation.kind", self.kind, DISTILLATION_KINDS)
+        require_one_of("distillation.kind", self.kind, TEACHER_LOSSES)
         for name in ("temperature", "weight"):
             value = following(f"distillation.{name}", getattr(self, name), self.kind)
             object.__setattr__(self, name, value)
         require(self.temperature > 0, "distillation.temperature must be positive", self.temperature)
         require(0 <= self.weight <= 1, "distillation.weight must lie in [0, 1]", self.weight)
         require_one_of("distillation.reduction", self.reduction, REDUCTIONS)
+        require(
+            self.reduction == "batchmean" or self.kind in DISTILLATION_KINDS,
+            f"distillation.reduction must be 'batchmean' with distillation.kind={self.kind}",
+            self.reduction,
+        )
+        require(self.intra_weight >= 0, "distillation.intra_weight must be at least 0", self.intra_weight)
         require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
 
 

@@ -13,11 +13,12 @@ from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.few_labels import count_unlabelled
 from deit.data.sources import Data
 from deit.models.classifier import CLASS, DISTILLATION, head_logits
-from deit.models.losses import classification_loss, distillation_loss, label_weights
+from deit.models.losses import classification_loss, label_weights
 from deit.runtime.processes import current_processes
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation
 from deit.train.tasks.task import Task
+from deit.train.tasks.teacher_losses import teacher_loss
 from deit.train.teachers.cache import BatchPlace
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 
@@ -141,15 +142,11 @@ class DistillationTask(Task):
             loss=self.loss,
             weights=weights,
         )
-        teacher_loss = distillation_loss(
-            heads[DISTILLATION].float(),
-            answers.float() if answers.is_floating_point() else answers,
-            kind=settings.kind,
-            temperature=settings.temperature,
-            reduction=settings.reduction,
+        from_teacher = teacher_loss(
+            heads[DISTILLATION].float(), answers.float() if answers.is_floating_point() else answers, settings
         )
         return {
-            "loss": (1 - settings.weight) * class_loss + settings.weight * teacher_loss,
+            "loss": (1 - settings.weight) * class_loss + settings.weight * from_teacher,
             "class_loss": class_loss,
-            "distillation_loss": teacher_loss,
+            "distillation_loss": from_teacher,
         }

@@ -47,6 +47,8 @@ _HASHES = {
     "teacher_fingerprint": "a teacher with other weights",
     "mixing": "batches that are mixed in another way",
 }
+# What is recorded for a kind of distillation: first classes, the largest logits, or all logits.
+_RECORDED = {"hard": "hard", "soft": "soft", "wttm": "soft", "standardized": "logits", "dist": "logits"}
 _INTACT = "What was recorded before is intact."
 _CHECKSUMS = 8  # bytes in front of a record: the views' checksum, and the record's own
 
@@ -250,9 +252,14 @@ def open_cache(
     """
     settings = recipe.distillation
     identity = {_IMAGES: data_fingerprint} | _identity(teacher, processor, recipe, num_images, num_classes, processes)
-    records: HardRecords | SoftRecords = HardRecords(num_classes)
-    if settings.kind == "soft":
-        records = SoftRecords(num_classes, settings.cache_top_k, settings.temperature)
+    records: HardRecords | SoftRecords
+    match _RECORDED[settings.kind]:
+        case "hard":
+            records = HardRecords(num_classes)
+        case "soft":
+            records = SoftRecords(num_classes, settings.cache_top_k, settings.temperature)
+        case _:
+            records = SoftRecords(num_classes, num_classes, 1.0)
     share = recipe.batch_size // processes.world_size
     former = {_IMAGES: former_data_fingerprint}
     return TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size, former=former)
@@ -308,11 +315,11 @@ def _identity(
         "labelled_share": recipe.data.labelled_share,
         "augment": dataclasses.asdict(recipe.augment),
         "mixing": _mixing_probe(recipe, num_classes, processor.output_size, processes.world_size),
-        "kind": settings.kind,
+        "kind": _RECORDED[settings.kind],
     }
     if teacher is not None:
         identity |= {"teacher": teacher.name, "teacher_fingerprint": teacher.fingerprint()}
-    if settings.kind == "soft":
+    if _RECORDED[settings.kind] == "soft":
         identity |= {"temperature": settings.temperature, "top_k": settings.cache_top_k}
     return identity
 
