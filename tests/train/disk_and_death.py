@@ -49,8 +49,9 @@ WRITE_SECONDS = 0.002  # in which a kill inside a write comes: about what a stat
 def train(out: Path, *, cache: Path) -> None:
     """Trains as `deit train` does, errors in one line, and goes on with the run in the folder if there is one."""
     recipe = tiny.recipe(
-        augment=together.MIXED, ema_decay=0.9, drop_path_rate=0.1, schedule=together.Schedule(epochs=4, warmup_epochs=1)
-    )
+        augment=together.MIXED, ema_decay=0.9, drop_path_rate=0.1, keep="best",
+        schedule=together.Schedule(epochs=4, warmup_epochs=1, patience=3),
+    )  # fmt: skip
 
     @reports_errors
     def command() -> None:

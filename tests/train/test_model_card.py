@@ -7,6 +7,7 @@ import json
 
 import pytest
 from huggingface_hub import ModelCard
+from scipy.stats import binomtest
 
 from deit.core.file_names import CARD_NAME
 from deit.core.printable import printable
@@ -24,6 +25,12 @@ RECORD = {
     "device": "cpu", "versions": {}, "scores": {"both": {"top1": 1.0}},
     "recipe": {"schedule": {"epochs": 1}, "batch_size": 1, "seed": 0},
 }  # fmt: skip
+
+
+def wilson(percent: float, images: int) -> str:
+    """The 95 % interval of a share as SciPy computes it."""
+    found = binomtest(round(percent * images / 100), images).proportion_ci(confidence_level=0.95, method="wilson")
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f}"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,8 @@ def test_it_tells_the_scores_and_how_they_came_about(run):
     assert text.strip().startswith("# bright\n")
     assert "| head | top-1 % | top-5 % | loss |" in text
     for head, scores in record["scores"].items():
-        assert f"| {head} | {scores['top1']:.2f} | {scores['top5']:.2f} | {scores['loss']:.3f} |" in text
+        top1, top5 = (f"{scores[name]:.2f} ({wilson(scores[name], scores['images'])})" for name in ("top1", "top5"))
+        assert f"| {head} | {top1} | {top5} | {scores['loss']:.3f} |" in text
     assert "It learnt from 12 images." in text
     assert "Measured on 6 images that it did not learn from, with the last weights." in text
     assert "3 classes: `class 0`, `class 1`, `class 2`." in text

@@ -12,6 +12,7 @@ IMAGES_NAME = "images.npy"
 TRAINING_NAME = "training.json"
 RECIPE_NAME = "recipe.yaml"
 STATE_NAME = "state"
+LAST_NAME = "last"  # a model directory: the weights after the last step, where the model has those of the best
 HISTORY_NAME, HISTORY_TABLE_NAME = "metrics.jsonl", "metrics.csv"
 CURVES_NAME = "curves.png"
 RECONSTRUCTION_NAME = "reconstruction.png"

@@ -19,11 +19,11 @@ from deit.core.images.reading import ImageError
 from deit.core.printable import printable
 from deit.core.scores.calibration import ReliabilityBin
 from deit.core.scores.chart_style import BLUE, GREY, INK, LIGHT_BLUE, ORANGE, plain_text, tidy
-from deit.core.scores.intervals import share_interval
+from deit.core.scores.intervals import score_intervals, share_interval
 from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL, score_text, score_title
 from deit.data.sources import Source, place_of
 from deit.evaluate.html_page import figure_uri, image_uri, picture_uri, write_page
-from deit.evaluate.results import Evaluation, HeadResult, intervals
+from deit.evaluate.results import Evaluation, HeadResult
 
 # Above the first the matrix is too dense for names, above the second for numbers in its cells.
 _MOST_NAMES, _MOST_NUMBERS = 50, 20
@@ -189,7 +189,7 @@ def _cards(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def _between(what: str, score: str, result: HeadResult) -> str:
-    low, high = intervals(result.scores)[score]
+    low, high = score_intervals(result.scores)[score]
     return what if math.isnan(low) else f"{what}; {low:.1f} to {high:.1f}"
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from deit.core.known_images import Overlap
 from deit.core.scores import metrics
 from deit.core.scores.calibration import ReliabilityBin, confidences, expected_calibration_error
-from deit.core.scores.intervals import share_interval
+from deit.core.scores.intervals import score_intervals, share_interval
 from deit.core.scores.metrics import SINGLE_LABEL, AnyScores, Array, Integers
 
 
@@ -266,16 +266,10 @@ class Evaluation:
         return values
 
 
-def intervals(scores: AnyScores) -> dict[str, tuple[float, float]]:
-    """Returns the 95 % interval of each score that is a share of images, in percent; see `share_interval`."""
-    shares = ("top1", "top5", "exact_match")
-    return {k: share_interval(v, scores.images) for k, v in scores.as_dict().items() if k in shares}
-
-
 def _percent(part: Any, whole: Any) -> float:
     return 100 * float(part) / float(whole) if whole else float("nan")
 
 
 def _scores_dict(scores: AnyScores) -> dict[str, Any]:
-    named = {f"{name}_interval": list(ends) for name, ends in intervals(scores).items()}
+    named = {f"{name}_interval": list(ends) for name, ends in score_intervals(scores).items()}
     return {"images": scores.images, "unanswered": scores.unanswered, **scores.as_dict(), **named}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from deit.core.errors import UserError
-from deit.core.file_names import STATE_NAME
+from deit.core.file_names import LAST_NAME, STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.core.writing import writing
 from deit.data.augment import build_transform
@@ -38,13 +38,14 @@ from deit.train.run.history import History
 from deit.train.run.identity import check_identity, identity_of_run
 from deit.train.run.known_images import keep_run_images
 from deit.train.run.left_out import LeftOut
-from deit.train.run.record import data_record, flat_scores, hardware_and_versions, rates_record, scores_record
+from deit.train.run.record import data_record, hardware_and_versions, rates_record, scores_record, task_record
 from deit.train.run.recorded_images import images_of_run, record_images
 from deit.train.run.resumed import PRECISION, Resumed, precision_of_run
 from deit.train.run.state import State, load_state, remove_states, save_state, state_folder
+from deit.train.selection.evaluations import Evaluations, describe_selection
 from deit.train.step import StepResult, TrainStep, check_division
 from deit.train.students.drop_path import apply_drop_path
-from deit.train.tasks.agreement import unused_settings, with_division
+from deit.train.tasks.agreement import with_division
 from deit.train.tasks.task import Task
 from deit.train.teachers.batch_norm import check_batch_norm
 from deit.train.teachers.cache import open_cache
@@ -52,7 +53,6 @@ from deit.train.teachers.cache import open_cache
 logger = logging.getLogger(__name__)
 
 _LEFT_OUT, _CHANGED = "images left out", "changed settings"  # in a state
-_WRITTEN_ANEW = "Scores and model are written anew."
 _GPU_EVENT_STEPS = 10  # a GPU runs ahead of Python; asking it after every step would make it wait
 
 
@@ -71,7 +71,8 @@ def fit(
     """Trains a student and writes it as a model directory.
 
     During the run the folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv`, `curves.png`, and a training state
-    after each evaluation; at the end the model, its preprocessing, `training.json` and a model card (`README.md`). An
+    after each evaluation; at the end the model, its preprocessing, `training.json` and a model card (`README.md`). The
+    model has the weights that `recipe.keep` names; with "best" the last ones lie in `last`, a model directory too. An
     interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the current step. Skips images that can no longer be read,
     up to `data.max_bad_images`; more of them save the state and stop the run.
 
@@ -79,7 +80,7 @@ def fit(
 
     Args:
         task: Student and losses, from `build_task` with the same recipe.
-        data: Images to learn from and to measure on.
+        data: Images to learn from and to measure on; without the latter nothing is scored.
         recipe: All hyper-parameters. The run records it with the names of the student and the teacher of the task and
             the division of the data.
         out: Folder of the run; new or empty, unless `resume`.
@@ -135,7 +136,7 @@ class _Run:
         self.recipe = recipe = self.processes.on_each(lambda: with_division(task.settle(recipe), data))
         self.task, self.data, self.out, self.device = task, data, out, device
         self.steps_per_epoch = self.processes.on_each(lambda: self._set_up_task(teacher_cache)).steps_per_epoch
-        self.total_steps = self.steps_per_epoch * recipe.schedule.epochs
+        self.total_steps = self.steps_per_epoch * recipe.schedule.last_epoch
         self.identity = identity_of_run(task, data)
         task.to(device)
         if task.teacher is not None:
@@ -149,6 +150,7 @@ class _Run:
             num_classes=len(data.train.classes),
             processes=self.processes,
         )
+        self.evaluations = Evaluations(task, self.take_step.average, recipe, data, device, self.processes)
         if teacher_cache is not None:
             self._open_cache(Path(teacher_cache), until_the_end)
         folder = open_run_folder(out, recipe, resume=resume, note=self.precision.note)
@@ -168,7 +170,7 @@ class _Run:
         self.history = History(out, until_step=self.step)
         if self.history.epochs and self.history.epochs[-1]["step"] == self.step:
             self.loss_sums = LossSums()  # the evaluation that needs them was done
-        self.scores: dict[str, Any] = {}
+            self.evaluations.compare(self.history.epochs[-1])
         processor = task.processor
         self.batches = training_batches(
             data.train,
@@ -238,7 +240,7 @@ class _Run:
         if self.loss_sums and self._evaluation_is_due():  # the run ended between the step and its evaluation
             self._measure(on_epoch)
         batches = iter(self.batches)
-        while self.step < self.total_steps:
+        while self.step < self.total_steps and not self.evaluations.kept.stops:
             result = self.take_step(self._next(batches, interrupt), self.step)
             self.step += 1
             self._write_run_files()
@@ -282,8 +284,14 @@ class _Run:
         lr = learning_rate(self.step - 1, steps_per_epoch=self.steps_per_epoch, recipe=self.recipe)
         row = self._evaluate(self._mean_losses(), lr)
         self.loss_sums = LossSums()
+        self.evaluations.compare(row)
         if on_epoch is not None:
             on_epoch(row)
+        if self.evaluations.kept.stops and self.step < self.total_steps and self.processes.is_first:
+            logger.warning("%s", self._explain_stop())
+
+    def _explain_stop(self) -> str:
+        return self.evaluations.kept.explain_stop(self.step // self.steps_per_epoch, self.recipe.schedule.epochs)
 
     def _look(self, result: StepResult) -> None:
         """Checks the losses since the last evaluation."""
@@ -322,7 +330,7 @@ class _Run:
             raise self.ending.non_finite("A weight", self.step, lr)
         row: dict[str, Any] = {"epoch": self.step // self.steps_per_epoch, "step": self.step, "lr": lr, **losses}
         try:
-            self.scores = self._score(self.task.student)
+            row.update(self.evaluations.take())
         except ImageError as error:
             if self.processes.world_size > 1:  # the others do not know of it, and the state is saved already
                 raise
@@ -330,36 +338,19 @@ class _Run:
         if self.task.left_out:
             reason = next(iter(self.task.left_out.values()))
             logger.warning("Left out of the scores: %d image(s), such as: %s", len(self.task.left_out), reason)
-        row.update(flat_scores(self.scores, "val"))
-        if self._saves_average:
-            self.scores = self._score(self._result())
-            row.update(flat_scores(self.scores, "ema"))
         row["seconds"] = round(self._seconds(), 2)
         self.history.epochs.append(row)
         self.processes.on_first(self.history.write)
         return row
 
-    @property
-    def _saves_average(self) -> bool:
-        return self.take_step.average is not None and self.recipe.ema_use == "save"
-
-    def _result(self) -> nn.Module:
-        if self._saves_average:
-            assert self.take_step.average is not None
-            return self.take_step.average.module
-        return self.task.student
-
-    def _score(self, student: nn.Module) -> dict[str, Any]:
-        size = max(self.recipe.batch_size // self.processes.world_size, 32)
-        with self.processes.sharing():
-            return self.task.score(student, self.data, self.device, batch_size=size, processes=self.processes)
-
-    def _write_run_files(self, *, is_end: bool = False) -> None:
-        """Writes the files of the task that are due after this step, or at the end of the run."""
-        step = None if is_end else self.step
+    def _write_run_files(self, student: nn.Module | None = None) -> None:
+        """Writes the files of the task that are due after this step; at the end of the run those of its model."""
+        step = None if student is not None else self.step
         for file in self.run_files:
-            if is_end or (file.every and self.step % file.every == 0):
-                write = partial(file.write, self._result(), self.data.val, self.device, self.out, step)
+            if student is not None or (file.every and self.step % file.every == 0):
+                write = partial(
+                    file.write, student or self.evaluations.last(), self.data.val, self.device, self.out, step
+                )
                 self.processes.on_first(write)
 
     # --- going on --------------------------------------------------------------------------------------
@@ -378,8 +369,9 @@ class _Run:
     def _write_state(self) -> Path:
         left_out = list(self.left_out.reasons.items())
         ours = {_LEFT_OUT: left_out, _CHANGED: self.resumed.changes, PRECISION: self.precision.record()}
-        tensors = self.take_step.tensors() | self.loss_sums.tensors(self.processes)
-        state = State(step=self.step, tensors=tensors, meta={**self.identity, **ours})
+        kept = self.evaluations.kept
+        tensors = self.take_step.tensors() | self.loss_sums.tensors(self.processes) | kept.tensors()
+        state = State(step=self.step, tensors=tensors, meta={**self.identity, **ours, **kept.values()})
         return save_state(self.out / STATE_NAME, state, self.processes)
 
     def _restore(self) -> None:
@@ -396,55 +388,63 @@ class _Run:
         self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
         self.resumed.changes = list(state.meta.get(_CHANGED, ()))
         self.loss_sums = LossSums.from_state(state.tensors, self.device)
+        self.evaluations.kept.restore(state)
 
     # --- the result ------------------------------------------------------------------------------------
 
     def finish(self) -> FitResult:
-        """Writes the model directory."""
-        student = self._result()
+        """Writes the model directory, and with `keep="best"` another one of the last weights."""
+        last, evaluations = self.evaluations.last(), self.evaluations
         finished = finished_record(self.out) if self.step == self.first_step else {}
-        if not self.scores:  # resumed after the last step
-            if self.processes.is_first:
-                epochs = self.recipe.schedule.epochs
-                done = f"all of its {epochs} epochs" if epochs != 1 else "its one epoch"
-                logger.warning("The run in %s has done %s: nothing is trained. %s", self.out, done, _WRITTEN_ANEW)
-            self.scores = self._score(student)
-        seconds = self._seconds()
-        if isinstance(finished.get("seconds"), float):  # nothing was trained, so it took as long as it did
-            seconds = finished["seconds"]
-        record = self._record(seconds)
-        self._write_run_files(is_end=True)
-        self.processes.on_first(
-            lambda: write_model(self.out, student, self.data.train.classes, self.task.processor, record)
-        )
+        if not evaluations.scores:  # resumed after the last step, or there is nothing to measure on
+            if self.step == self.first_step and self.processes.is_first:
+                why = self._explain_stop() if self.step < self.total_steps else ""
+                logger.warning("%s", self.ending.nothing_left(self.recipe.schedule.last_epoch, why))
+            evaluations.scores = evaluations.score(last)
+        # A run of which nothing was left to train took as long as it did.
+        seconds = finished["seconds"] if isinstance(finished.get("seconds"), float) else self._seconds()
+        student, scores, choice = last, evaluations.scores, evaluations.record()
+        if "kept" in choice:
+            self._write_model(self.out / LAST_NAME, last, self._record(seconds, scores, evaluations.record_of_last()))
+            student = evaluations.model()
+            scores = evaluations.score(student)
+        self._write_run_files(student)
+        self._write_model(self.out, student, record := self._record(seconds, scores, choice))
         if not self.recipe.keep_state:
             self.processes.on_first(lambda: remove_states(self.out / STATE_NAME))
-        history = self.history.epochs
-        return FitResult(out=self.out, scores=self.scores, history=history, steps=self.step, seconds=seconds)
+        return FitResult(
+            out=self.out,
+            scores=scores,
+            history=self.history.epochs,
+            steps=self.step,
+            seconds=seconds,
+            notes=tuple(record.get("notes", ())),
+            student=student,
+        )
 
     def _seconds(self) -> float:
         """Returns the seconds of the run, with those before it was resumed, up to the last evaluation there."""
         earlier = [row for row in self.history.epochs if row["step"] <= self.first_step]
         return float(earlier[-1].get("seconds", 0) if earlier else 0) + time.monotonic() - self.started
 
-    def _record(self, seconds: float) -> dict[str, Any]:
-        task, recipe = self.task, self.recipe
-        scored = max((scores.images for scores in self.scores.values()), default=0)
-        unused = [*task.unused, *unused_settings(recipe, task.student, task.processor, self.data)]
-        return {
-            "task": type(task).__name__,
-            "teacher": self.identity["teacher"],
-            "teacher_fingerprint": self.identity["teacher_fingerprint"],
-            "recipe": recipe.to_dict(),
-            PRECISION: {"asked": recipe.precision, **self.precision.record()},
-            "unused_settings": unused,
-            **({"changed_settings": self.resumed.changes} if self.resumed.changes else {}),
-            "learning_rate": rates_record(recipe, self.steps_per_epoch),
-            "scores": scores_record(self.scores),
-            "weights": "average" if self._saves_average else "last",
-            "data": data_record(self.data, self.identity, self.left_out.reasons, scored),
+    def _write_model(self, folder: Path, student: nn.Module, record: dict[str, Any]) -> None:
+        classes, processor = self.data.train.classes, self.task.processor
+        self.processes.on_first(lambda: write_model(folder, student, classes, processor, record))
+
+    def _record(self, seconds: float, scores: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+        changes = {"changed_settings": self.resumed.changes} if self.resumed.changes else {}
+        record = {
+            **task_record(self.task, self.recipe, self.data, self.identity),
+            PRECISION: {"asked": self.recipe.precision, **self.precision.record()},
+            **changes,
+            "learning_rate": rates_record(self.recipe, self.steps_per_epoch),
+            **scores_record(scores),
+            **choice,
+            "data": data_record(self.data, self.identity, self.left_out.reasons, scores),
             "images": self.images_record,
             "steps": self.step,
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
+        notes = describe_selection(record)
+        return {**record, "notes": notes} if notes else record

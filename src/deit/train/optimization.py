@@ -197,7 +197,7 @@ def planned_rates(recipe: Recipe, *, steps_per_epoch: int) -> dict[str, float]:
         recipe: See `learning_rate`.
         steps_per_epoch: Steps in an epoch.
     """
-    schedule, last = recipe.schedule, recipe.schedule.epochs * steps_per_epoch - 1
+    schedule, last = recipe.schedule, recipe.schedule.last_epoch * steps_per_epoch - 1
     # The rate rises in the warm-up and falls after it, so its highest value is at one of the steps around its end.
     around = math.ceil(schedule.warmup_epochs) * steps_per_epoch
     turn = math.ceil(schedule.warmup_epochs * steps_per_epoch)
@@ -219,6 +219,8 @@ def describe_rates(recipe: Recipe, *, steps_per_epoch: int) -> list[str]:
     warmup = f"from {rates.start:.3g} to {rates.peak:.3g} in {counted(schedule.warmup_epochs, 'epoch')}, then "
     course = f"a cosine to {rates.end:.3g}" if rates.end < rates.peak else "constant"
     rest = f"{course} until epoch {schedule.epochs}"
+    if schedule.last_epoch != schedule.epochs:
+        rest += f"; the run ends after epoch {schedule.last_epoch} (schedule.stop_epoch)"
     lines = [f"Learning rate: {warmup if schedule.warmup_epochs else f'{rates.peak:.3g}, '}{rest}."]
     for name, value, used, what in (
         ("warmup_lr", schedule.warmup_lr, rates.start, "warm-up begins"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent:
@@ -38,6 +40,8 @@ class FitResult:
         history: One row of metrics for each evaluated epoch.
         steps: Steps done in all.
         seconds: Duration of this call.
+        notes: Sentences that a reader of the scores should know: how uncertain they are, which weights were kept.
+        student: The module with the weights that were saved; None where somebody else made this result.
     """
 
     out: Path
@@ -45,3 +49,5 @@ class FitResult:
     history: list[dict[str, Any]]
     steps: int
     seconds: float
+    notes: tuple[str, ...] = ()
+    student: nn.Module | None = None

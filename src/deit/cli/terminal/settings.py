@@ -194,12 +194,33 @@ def _print_epoch(row: dict[str, Any]) -> None:
 
 
 def print_result(result: FitResult) -> None:
-    """Prints the scores and the path of the model."""
-    columns = list(next(iter(result.scores.values())).as_dict())
-    titles = {"top1": "top-1 %", "top5": "top-5 %"}
-    rows = [
-        (head, *(f"{value:.2f}" if name in titles else f"{value:.3f}" for name, value in scores.as_dict().items()))
-        for head, scores in result.scores.items()
-    ]
-    print_table("Validation", ("head", *(titles.get(name, name.replace("_", " ")) for name in columns)), rows)
+    """Prints the scores, how certain they are, and the path of the model."""
+    if result.scores:
+        print_scores("Validation", result.scores)
+    else:
+        say("There are no validation images: nothing is scored.")
+    for note in result.notes:
+        say(note)
     say(f"Model: {result.out}  (curves: {result.out / 'curves.png'})")
+
+
+def print_scores(title: str, heads: dict[str, Any]) -> None:
+    """Prints a table of scores by head, with the 95 % interval of each share of images and the number of images."""
+    from deit.core.scores.intervals import score_intervals
+
+    first = next(iter(heads.values()))
+    titles = {"top1": "top-1 %", "top5": "top-5 %"}
+    main = next(iter(score_intervals(first)), None)  # one interval in a table: a terminal has 80 columns
+    columns = ["head"]
+    for name in first.as_dict():
+        columns += [titles.get(name, name.replace("_", " ")), *(["95 % interval"] if name == main else [])]
+    rows = []
+    for head, scores in heads.items():
+        cells = [head]
+        for name, value in scores.as_dict().items():
+            cells.append(f"{value:.2f}" if name in titles else f"{value:.3f}")
+            if name == main:
+                low, high = score_intervals(scores)[name]
+                cells.append(f"{low:.1f} to {high:.1f}")
+        rows.append((*cells, str(scores.images)))
+    print_table(title, (*columns, "images"), rows)

@@ -13,6 +13,7 @@ import yaml
 
 from deit.core.config.following_defaults import CLASSIFICATION_LOSSES, FOLLOWS, following
 from deit.core.files import write_text_atomically
+from deit.core.scores.comparing import all_score_names
 from deit.data.augment import Augmentation
 from deit.models.trunk.vision_transformer import DROP_PATH_SHAPES
 from deit.train.recipes.sections import DataOptions, Distillation, Masking, Optimizer, Schedule
@@ -22,6 +23,7 @@ from deit.train.recipes.yaml_files import read_yaml
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 STUDENT_MODES = ("train", "eval")
 EMA_USES = ("save", "keep")
+KEPT = ("last", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,12 @@ class Recipe:
             so that the initial weights do not dominate the average of a short training.
         ema_use: "save" evaluates the average and saves it as the model. "keep" only stores the average in the training
             state, as in the paper's code.
+        keep: Weights that become the model: "last" (after the last step) or "best" (of the evaluation with the best
+            `keep_score`, whether the student's or their average where `ema_use` is "save"). With "best" the folder
+            `last` beside the model holds the last weights.
+        keep_score: Score that "best" and `schedule.patience` compare, such as "top1" or "loss"; empty for the main
+            score of the problem type: top1, micro_f1 or mean_absolute_error. The lower loss decides between equal
+            scores.
         crop_ratio: Crop ratio of the evaluation; see `evaluation_processor`.
         eval_epochs: Epochs between two evaluations; the last epoch is always evaluated.
         keep_state: True keeps the newest training states after the last epoch, so that the run can be continued. Each
@@ -103,6 +111,8 @@ class Recipe:
     freeze: str = ""
     ema_decay: float = 0.0
     ema_use: str = "save"
+    keep: str = "last"
+    keep_score: str = ""
     crop_ratio: float = 0.875
     eval_epochs: int = 1
     keep_state: bool = True
@@ -130,6 +140,9 @@ class Recipe:
         require_one_of("drop_path_shape", self.drop_path_shape, DROP_PATH_SHAPES)
         require_one_of("student_mode", self.student_mode, STUDENT_MODES)
         require_one_of("ema_use", self.ema_use, EMA_USES)
+        require_one_of("keep", self.keep, KEPT)
+        if self.keep_score:
+            require_one_of("keep_score", self.keep_score, all_score_names())
         blocks = self.freeze.removeprefix("blocks:")
         require(
             self.freeze in ("", "trunk") or (blocks != self.freeze and blocks.isdecimal()),

@@ -66,6 +66,10 @@ class Schedule:
         min_lr: Learning rate at the end of the cosine; scaled likewise.
         updates: When the rate changes: "step" after each step; "epoch" after each epoch; "original" after each epoch
             and one epoch late. In the paper's code epochs 0 and 1 both train at `warmup_lr`.
+        patience: Evaluations without a better score after which the run ends; 0 for no such end. The score is
+            `Recipe.keep_score`.
+        stop_epoch: The epoch after which the run ends, with the learning rates of a run of `epochs`; 0 for the last.
+            `fit_folds` chooses it.
     """
 
     epochs: int = 300
@@ -73,10 +77,18 @@ class Schedule:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     updates: str = "step"
+    patience: int = 0
+    stop_epoch: int = 0
 
     def __post_init__(self) -> None:
         require_one_of("schedule.updates", self.updates, UPDATES)
         require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
+        require(self.patience >= 0, "schedule.patience must be at least 0", self.patience)
+        require(
+            0 <= self.stop_epoch <= self.epochs,
+            f"schedule.stop_epoch must lie in [0, {self.epochs}], the epochs of the training",
+            self.stop_epoch,
+        )
         object.__setattr__(self, "warmup_epochs", float(self.warmup_epochs))  # text is converted to its type
         require(
             0 <= self.warmup_epochs <= self.epochs,
@@ -85,6 +97,11 @@ class Schedule:
         )
         require(self.warmup_lr >= 0, "schedule.warmup_lr must be at least 0", self.warmup_lr)
         require(self.min_lr >= 0, "schedule.min_lr must be at least 0", self.min_lr)
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch after which the run ends: `stop_epoch`, else `epochs`."""
+        return self.stop_epoch or self.epochs
 
 
 @dataclass(frozen=True, kw_only=True)

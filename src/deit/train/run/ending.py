@@ -25,7 +25,7 @@ class Ending:
     """
 
     def __init__(self, out: Path, processes: Processes) -> None:
-        self._states, self._is_first = out / STATE_NAME, processes.is_first
+        self._out, self._states, self._is_first = out, out / STATE_NAME, processes.is_first
         self._has_told = False  # whether an error of this class ends the run
 
     def add_note(self, error: Exception) -> None:
@@ -33,6 +33,18 @@ class Ending:
         if not self._has_told and self._is_first:
             go_on = " Pass --resume to go on from there." if newest_state(self._states) else ""
             error.add_note(f"{self._newest_state()}{go_on}")
+
+    def nothing_left(self, epochs: int, stopped: str) -> str:
+        """Returns what a run says that goes on after its last step.
+
+        Args:
+            epochs: Of the run.
+            stopped: Why it stopped before them; empty for a run that did all.
+        """
+        done = f"has done {f'all of its {epochs} epochs' if epochs != 1 else 'its one epoch'}"
+        if stopped:
+            done = f"has ended. {stopped.rstrip('.')}; schedule.patience=0 goes on"
+        return f"The run in {self._out} {done}: nothing is trained. Scores and model are written anew."
 
     def interrupted(self, step: int, total_steps: int, state: Path, signal: int) -> TrainingInterrupted:
         """Returns the error of a run that a signal stopped."""

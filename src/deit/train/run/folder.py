@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from deit.core.errors import DamagedFileError, UserError
-from deit.core.file_names import CARD_NAME, PICTURES_NAME, RECIPE_NAME, STATE_NAME, TRAINING_NAME
+from deit.core.file_names import CARD_NAME, LAST_NAME, PICTURES_NAME, RECIPE_NAME, STATE_NAME, TRAINING_NAME
 from deit.core.files import remove_leftovers, replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.labels import id2label_from_names
 from deit.core.model_directory import is_run_folder, read_training_record
@@ -75,16 +75,19 @@ def finished_record(out: Path) -> dict[str, Any]:
 
 
 def is_finished(out: Path, recipe: Recipe) -> bool:
-    """Whether a folder holds a model of a run of as many epochs as a recipe has: nothing is left to train."""
-    schedule = finished_record(out).get("recipe", {}).get("schedule", {})
-    return isinstance(schedule, dict) and schedule.get("epochs") == recipe.schedule.epochs
+    """Whether a folder holds a model of a run that ends where a recipe's does: nothing is left to train."""
+    found = finished_record(out).get("recipe", {}).get("schedule", {})
+    wanted = recipe.schedule
+    if not isinstance(found, dict) or found.get("epochs") != wanted.epochs:
+        return False
+    return (found.get("patience", 0), found.get("stop_epoch", 0)) == (wanted.patience, wanted.stop_epoch)
 
 
 def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file. Pass a folder for the run.")
     recipe_file = out / RECIPE_NAME
-    for folder in (out, out / STATE_NAME, out / PICTURES_NAME):
+    for folder in (out, out / STATE_NAME, out / PICTURES_NAME, out / LAST_NAME):
         remove_leftovers(folder)
     remove_leftovers(out.parent, out.name)
     if resume:

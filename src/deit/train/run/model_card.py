@@ -56,7 +56,7 @@ def model_card(
 
 
 def _metrics(record: dict[str, Any]) -> set[str]:
-    scores: dict[str, Any] = next(iter(record["scores"].values()))
+    scores: dict[str, Any] = next(iter(record["scores"].values()), {})
     return {"accuracy" if key in ("top1", "top5") else key for key in scores if key not in ("images", "loss")}
 
 
@@ -83,19 +83,34 @@ def _classes(classes: list[str]) -> str:
 
 
 def _scores(record: dict[str, Any], classes: list[str]) -> str:
-    rows = {head: {k: v for k, v in values.items() if k != "images"} for head, values in record["scores"].items()}
-    columns = list(next(iter(rows.values())))
-    lines = [
-        f"| head | {' | '.join(map(score_title, columns))} |",
-        "|---" * (len(columns) + 1) + "|",
-        *(f"| {head} | {' | '.join(score_text(c, values[c]) for c in columns)} |" for head, values in rows.items()),
-    ]
-    average = "the average of the weights" if record["weights"] == "average" else "the last weights"
-    images = f"Measured on {counted(record['data']['val_images'], 'image')}{_met_before(record)}, with {average}."
+    parts = [_measured(record)] if record["scores"] else ["No images were held out to measure on."]
     pictures = [f"![Losses and scores over the epochs]({CURVES_NAME})"]
     if not classes:
         pictures.append(f"![Images, what the model sees of them, what it makes of that]({RECONSTRUCTION_NAME})")
-    return "\n\n".join(["\n".join(lines), images, *pictures])
+    return "\n\n".join([*parts, *record.get("notes", ()), *pictures])
+
+
+def _measured(record: dict[str, Any]) -> str:
+    """Returns the table of scores, each share of images with its 95 % interval, and what they were measured on."""
+    rows, intervals = record["scores"], record.get("intervals", {})
+    columns = [name for name in next(iter(rows.values())) if name != "images"]
+    cells = {
+        head: [_cell(name, values[name], intervals.get(head, {})) for name in columns] for head, values in rows.items()
+    }
+    lines = [
+        f"| head | {' | '.join(map(score_title, columns))} |",
+        "|---" * (len(columns) + 1) + "|",
+        *(f"| {head} | {' | '.join(shown)} |" for head, shown in cells.items()),
+    ]
+    images = counted(record["data"]["val_images"], "image")
+    weights = {"average": "the average of the weights", "best": "the weights of the best evaluation"}
+    with_weights = weights.get(record["weights"], "the last weights")
+    return "\n".join(lines) + f"\n\nMeasured on {images}{_met_before(record)}, with {with_weights}."
+
+
+def _cell(name: str, value: float, intervals: dict[str, Any]) -> str:
+    low, high = intervals.get(name, (None, None))
+    return score_text(name, value) + ("" if low is None else f" ({low:.1f} to {high:.1f})")
 
 
 def _met_before(record: dict[str, Any]) -> str:
@@ -131,10 +146,11 @@ def _use(name: str, own: bool, classes: list[str]) -> str:
 def _training(record: dict[str, Any]) -> str:
     recipe = record["recipe"]
     epochs, batch = recipe["schedule"]["epochs"], recipe["batch_size"]
+    early = ", stopped early" if "stopped_early" in record or recipe["schedule"].get("stop_epoch") else ""
     processes = counted(record["processes"], "process", "processes")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
-        f"{counted(epochs, 'epoch')}, {counted(record['steps'], 'step')} of {counted(batch, 'image')}, "
+        f"{counted(epochs, 'epoch')}{early}, {counted(record['steps'], 'step')} of {counted(batch, 'image')}, "
         f"seed {recipe['seed']}, {processes} on "
         f"{markdown_text(record['device'])}. All settings are in `recipe.yaml`, every evaluation in `metrics.csv`, "
         f"fingerprints of the images in `training.json`. Written with {versions}."

@@ -25,6 +25,7 @@ _BY_CONTENT = {"student", "config", "image_size", "partial_patches", "init", "te
 # No number of a run follows from these; the images that may become unreadable do not count backwards.
 _FREE = {"num_workers", "keep_state", "data.max_bad_images", "masking.picture_steps", "masking.pictures"}
 _EPOCHS = "schedule.epochs"
+_ENDS = ("schedule.patience", "schedule.stop_epoch")  # what else decides how long a run goes on
 
 PRECISION = "precision"  # in a state and in training.json: what the recipe's stands for
 
@@ -45,11 +46,11 @@ def changed_settings(out: Path, recipe: Recipe) -> Changes:
     if "data.split_seed" not in compared:  # older files have the recipe's share and kind of labels, not the data's
         compared -= {"data.val_fraction", "data.problem_type"}
     other = [name for name in differences(began, recipe) if name in compared]
-    refused = [name for name in other if name not in _FREE and name != _EPOCHS]
+    refused = [name for name in other if name not in _FREE and name != _EPOCHS and name not in _ENDS]
     if refused:
         raise UserError(
             f"The run in {out} has other settings: {', '.join(refused)}. Resume it with the same ones. What may change "
-            f"is {_EPOCHS} and what no result follows from ({', '.join(sorted(_FREE))})."
+            f"is {_EPOCHS}, {', '.join(_ENDS)} and what no result follows from ({', '.join(sorted(_FREE))})."
         )
     old, new = flat(began.to_dict()), flat(recipe.to_dict())
     return {name: [old[name], new[name]] for name in other}
@@ -118,21 +119,29 @@ class Resumed:
         new = changed_settings(out, recipe)
         if not new:
             return
+        _refuse_shorter(recipe, step, steps_per_epoch)
         for name, (old, value) in new.items():
             if name == _EPOCHS:
                 logger.warning("%s", _other_length(old, value, recipe, step, steps_per_epoch))
+            elif name in _ENDS:
+                logger.warning("The run goes on with %s=%s, %s before; what was done stays.", name, value, old)
             else:
                 logger.warning("The run goes on with %s=%s, %s before; no result follows from it.", name, value, old)
         self.changes.append({"after_step": step, "settings": new})
         recipe.save(out / RECIPE_NAME, note=self.note)
 
 
-def _other_length(old: int, new: int, recipe: Recipe, step: int, steps_per_epoch: int) -> str:
-    if step > new * steps_per_epoch:
+def _refuse_shorter(recipe: Recipe, step: int, steps_per_epoch: int) -> None:
+    last = recipe.schedule.last_epoch
+    if step > last * steps_per_epoch:
+        name = "schedule.stop_epoch" if recipe.schedule.stop_epoch else _EPOCHS
         raise UserError(
-            f"The run has done {step} steps of {steps_per_epoch} an epoch, more than {_EPOCHS}={new} has. Pass "
+            f"The run has done {step} steps of {steps_per_epoch} an epoch, more than {name}={last} has. Pass "
             f"{-(-step // steps_per_epoch)} or more."
         )
+
+
+def _other_length(old: int, new: int, recipe: Recipe, step: int, steps_per_epoch: int) -> str:
     before, after = (
         learning_rate(step, steps_per_epoch=steps_per_epoch, recipe=recipe.with_settings({_EPOCHS: epochs}))
         for epochs in (old, new)

@@ -102,6 +102,10 @@ class MaskedImageTask(Task):
         """The picture of reconstructions."""
         return (ReconstructionPicture(self.processor, self.masks, self.masking),)
 
+    def score_names(self, problem_type: str) -> tuple[str, ...]:
+        """Returns the one score of reconstructions, their loss."""
+        return ("loss",)
+
     def settle(self, recipe: Recipe) -> Recipe:
         """Takes masking and seed from the recipe; see `Task.settle`."""
         settled = super().settle(recipe)

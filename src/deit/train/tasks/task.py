@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deit.core.errors import UserError
 from deit.core.images.reading import ImageError
 from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.scores.comparing import score_names
 from deit.core.scores.metrics import evaluate
 from deit.data.few_labels import count_unlabelled
 from deit.data.loader import EvaluationBatches
@@ -151,6 +152,14 @@ class Task(nn.Module):
                 f"{data.problem_type}. Build the student and train it with "
                 f'recipe.with_settings({{"data.problem_type": "{data.problem_type}"}}).'
             )
+
+    def score_names(self, problem_type: str) -> tuple[str, ...]:
+        """Returns the names of the scores of each head, the most important first.
+
+        Args:
+            problem_type: Of the data.
+        """
+        return score_names(problem_type)
 
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
         """Returns the tensors of a batch, each (B, ...), in the order of `forward`'s arguments.

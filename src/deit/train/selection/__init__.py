@@ -1,0 +1,1 @@
+"""Decides which weights of a run become its model."""
