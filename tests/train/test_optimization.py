@@ -1,4 +1,5 @@
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -220,6 +221,49 @@ def test_sgd_works_without_momentum() -> None:
     assert bias == pytest.approx(3.2, abs=1e-6)
 
 
+def orthogonalized(matrix: np.ndarray) -> np.ndarray:
+    """Five Newton-Schulz steps with the coefficients of Jordan's Muon, in float64."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def test_two_steps_of_muon_are_these_and_the_rest_is_adamws() -> None:
+    """PyTorch orthogonalizes in bf16, so its matrices agree to about 1 %."""
+    lr, decay = 0.01, 0.5
+    model, twin = tiny.student(), tiny.student()
+    optimizer = build_optimizer(model, Optimizer(name="muon", lr=lr, weight_decay=decay), CPU)
+    oracle = build_optimizer(twin, Optimizer(lr=lr, weight_decay=decay), CPU)
+    weights = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    momenta = {name: np.zeros_like(weight) for name, weight in weights.items()}
+    by_muon = [name for name in weights if re.search(r"blocks\.\d+\..*weight$", name) and weights[name].ndim == 2]
+    assert len(by_muon) == 2 * 4  # qkv, proj, fc1 and fc2 of two blocks
+    for gradients in gradients_of(model, steps=2):
+        for (name, p), other, gradient in zip(model.named_parameters(), twin.parameters(), gradients, strict=True):
+            p.grad, other.grad = gradient.clone(), gradient.clone()
+            momenta[name] = 0.95 * momenta[name] + 0.05 * gradient.double().numpy()
+            ahead = 0.95 * momenta[name] + 0.05 * gradient.double().numpy()  # Nesterov
+            if name in by_muon:
+                rate = lr * 0.2 * math.sqrt(max(gradient.shape))
+                weights[name] = weights[name] * (1 - lr * decay) - rate * orthogonalized(ahead)
+        optimizer.step()
+        oracle.step()
+    for (name, p), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if name in by_muon:
+            np.testing.assert_allclose(p.detach(), weights[name], atol=2 * 0.02 * lr)
+            assert (p - other).abs().max() > 1e-3
+        else:
+            assert torch.equal(p, other)
+
+
+def test_muon_needs_blocks() -> None:
+    with pytest.raises(ValueError, match=r"muon needs a model with blocks of weight matrices.*Received: Linear"):
+        build_optimizer(nn.Linear(2, 2), Optimizer(name="muon"), CPU)
+
+
 def gradients_of(model: nn.Module, steps: int, seed: int = 0) -> Iterator[list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -234,6 +278,7 @@ def gradients_of(model: nn.Module, steps: int, seed: int = 0) -> Iterator[list[t
         Optimizer(lr=0.01, name="sgd"),
         Optimizer(lr=0.01, name="sgd", momentum=0.0),
         Optimizer(lr=0.01, name="lamb", layer_decay=0.5),
+        Optimizer(lr=0.01, name="muon", layer_decay=0.5),
     ],
     ids=lambda s: f"{s.name}-{s.momentum}-{s.layer_decay}",
 )

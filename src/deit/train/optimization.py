@@ -59,13 +59,16 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
     plain_names |= of_timm()
     if settings.decay_distillation_token:
         plain_names.discard("dist_token")
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in named:
         is_plain = parameter.ndim <= 1 or name in plain_names or name.rpartition(".")[2] in plain_names
-        key = (scale(name), is_plain)
+        by_muon = settings.name == "muon" and not is_plain and parameter.ndim == 2 and _BLOCK.match(name) is not None
+        key = (scale(name), is_plain, by_muon)
         if key not in groups:
             decay = 0.0 if is_plain else settings.weight_decay
             groups[key] = {"params": [], "weight_decay": decay, "lr_scale": key[0], "lr": settings.lr * key[0]}
+            if by_muon:
+                groups[key]["by_muon"] = True
         groups[key]["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
@@ -111,6 +114,10 @@ def build_optimizer(model: nn.Module, settings: Optimizer, device: torch.device)
       to 1 by themselves; here `settings.clip_grad` alone decides, so the recipes of DeiT III set it to 1.
     * "sgd": PyTorch's with Nesterov's momentum, which is what timm and the paper's code mean by "sgd"; weight decay is
       added to the gradient.
+    * "muon": PyTorch's Muon for the weight matrices of the blocks, AdamW for all else (heads, patches, tokens,
+      positions, norms, biases). Both have the same learning rate: Muon's updates get the usual size of AdamW's, 0.2 x
+      sqrt(max(rows, columns)) x the orthogonalized momentum (arXiv 2502.16982), so that `lr` and `weight_decay` mean
+      what they mean for AdamW. Query, key and value are one matrix, as they are stored.
 
     All state is tensors in `state_dict()["state"]`.
 
@@ -120,9 +127,16 @@ def build_optimizer(model: nn.Module, settings: Optimizer, device: torch.device)
         device: Where the model is.
 
     Raises:
-        ValueError: See `parameter_groups`.
+        ValueError: See `parameter_groups`; or Muon finds no weight matrix in a block.
     """
     groups = parameter_groups(model, settings)
+    if settings.name == "muon":
+        if not any("by_muon" in group for group in groups):
+            raise UserError(
+                f"optimizer.name=muon needs a model with blocks of weight matrices, such as a transformer. Received: "
+                f"{type(model).__name__}. Take adamw."
+            )
+        return _MuonAndAdamW(groups, settings, device)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     if settings.name == "lamb":
@@ -133,9 +147,44 @@ def build_optimizer(model: nn.Module, settings: Optimizer, device: torch.device)
         lamb.register_state_dict_post_hook(_step_into_state)
         lamb.register_load_state_dict_pre_hook(_step_out_of_state)
         return lamb
+    return _adamw(groups, settings, device)
+
+
+def _adamw(groups: list[dict[str, Any]], settings: Optimizer, device: torch.device) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=device.type in ("cpu", "cuda")
     )
+
+
+class _MuonAndAdamW(torch.optim.Optimizer):
+    """Two optimizers that look like one: their groups and their state are in one list and one table."""
+
+    def __init__(self, groups: list[dict[str, Any]], settings: Optimizer, device: torch.device) -> None:
+        of_muon = [group for group in groups if "by_muon" in group]
+        self._muon = torch.optim.Muon(
+            of_muon,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        self._adamw = _adamw([group for group in groups if "by_muon" not in group], settings, device)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        count = len(self._muon.param_groups)
+        self._muon.param_groups, self._adamw.param_groups = self.param_groups[:count], self.param_groups[count:]
+        self._muon.state = self._adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        self._muon.step()
+        self._adamw.step()
 
 
 # timm's Lamb counts its steps in the group, where settings are. A training state keeps tensors of parameters alone, so

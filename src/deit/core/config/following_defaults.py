@@ -35,6 +35,8 @@ FOLLOWING: dict[str, tuple[str, dict[str, float]]] = {
         "distillation.kind",
         {"hard": 0.5, "soft": 0.1, "standardized": 0.99, "wttm": 0.8, "dist": 0.67},
     ),
+    # Muon's authors use more than SGD has; the others have none.
+    "optimizer.momentum": ("optimizer.name", {"adamw": 0.9, "lamb": 0.9, "sgd": 0.9, "muon": 0.95}),
     # DeiT III: the binary loss counts every class above 0 as present.
     "label_smoothing": ("loss", {"ce": 0.1, "bce": 0.0}),
 }

@@ -9,7 +9,7 @@ from deit.core.images.sample_values import ValueRange, checked_range
 from deit.core.scores.metrics import PROBLEM_TYPES
 from deit.train.recipes.values import require, require_one_of
 
-OPTIMIZERS = ("adamw", "lamb", "sgd")
+OPTIMIZERS = ("adamw", "lamb", "sgd", "muon")
 UPDATES = ("step", "epoch", "original")
 
 
@@ -18,13 +18,14 @@ class Optimizer:
     """The optimizer; see `deit.train.optimization`.
 
     Attributes:
-        name: "adamw" (DeiT), "lamb" (DeiT III) or "sgd" (with Nesterov's momentum, as timm's).
+        name: "adamw" (DeiT), "lamb" (DeiT III), "sgd" (with Nesterov's momentum, as timm's) or "muon" (weight matrices
+            of the blocks by Muon, all else by AdamW, with one learning rate for both).
         lr: Learning rate for a batch of `reference_batch_size`; other batch sizes scale it in proportion.
         reference_batch_size: 512 in the paper; 0 takes `lr` as it is.
         weight_decay: Decay of matrices and convolutions; norms, biases, tokens and position embeddings have none.
         betas: Decay rates of the running averages of AdamW and LAMB.
         eps: Added to the denominator of AdamW and LAMB.
-        momentum: Momentum of SGD.
+        momentum: Momentum of SGD (default 0.9) and of Muon (default 0.95, its authors').
         clip_grad: Maximum norm of the gradient; 0 for no limit (the paper's choice for DeiT).
         layer_decay: Ratio of the learning rate of a block to that of the next; 1 uses one rate everywhere.
         decay_distillation_token: True decays the distillation token too, a mistake of the paper's code.
@@ -36,13 +37,14 @@ class Optimizer:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    momentum: float = 0.9
+    momentum: float = FOLLOWS
     clip_grad: float = 0.0
     layer_decay: float = 1.0
     decay_distillation_token: bool = False
 
     def __post_init__(self) -> None:
         require_one_of("optimizer.name", self.name, OPTIMIZERS)
+        object.__setattr__(self, "momentum", following("optimizer.momentum", self.momentum, self.name))
         require(self.lr > 0, "optimizer.lr must be positive", self.lr)
         received = self.reference_batch_size
         require(received >= 0, "optimizer.reference_batch_size must be at least 0", received)
