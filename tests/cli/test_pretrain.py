@@ -116,7 +116,7 @@ def test_the_number_of_images_can_be_limited(photos, tmp_path):
 TRAIN_MISTAKES = {
     "a share that leaves a class empty": (
         ("--labels", "1%"),
-        "leave class 'blue' without any: it has 8 training image",
+        "leave class 'blue' without labels: it has 8 training image",
     ),
     "more labels than images": (("--labels", 9), "Class 'blue' has 8 training image(s), fewer than the 9 labels"),
     "labels of no form": (("--labels", "many"), "--labels must be like 10 (of each class) or 1%. Received: 'many'."),

@@ -151,7 +151,7 @@ def with_sizes(data: bytes, width: int, height: int) -> bytes:
         (lambda data: with_sizes(data, 2**32 - 1, 2**32 - 1), "claims more pixels than are safe to decode"),
         (lambda data: data[: len(data) // 2], "cannot be read as an image"),
         (lambda data: data[:40], "cannot be read as an image"),
-        (lambda data: data.replace(b"meta", b"free"), "it holds no still picture"),
+        (lambda data: data.replace(b"meta", b"free"), "it has no still picture"),
         (lambda data: data + struct.pack(">I4s", 8, b"free") * 30_000, "it has more than 20000 boxes"),
         (lambda data: data.replace(b"ispe", b"\xff\xff\xff\xff"), "cannot be read as an image"),
     ],
@@ -215,7 +215,7 @@ def test_a_file_of_very_many_parts_is_refused():
     entries = b"".join(entry[:12] + struct.pack(">HH", i, 0) + entry[16:] for i in range(1, MOST_ITEMS + 2))
     iinf = struct.pack(">I4sIH", 14 + len(entries), b"iinf", 0, MOST_ITEMS + 1) + entries
     meta = struct.pack(">I4sI", 12 + len(iinf), b"meta", 0) + iinf
-    with pytest.raises(ImageError, match=r"it has 2001 parts, at most 2000 are read"):
+    with pytest.raises(ImageError, match=r"it has 2001 parts, the limit is 2000"):
         load_image(struct.pack(">I4s4sI4s", 20, b"ftyp", b"heic", 0, b"mif1") + meta)
 
 

@@ -234,7 +234,9 @@ def test_a_missing_path_that_could_be_base64_is_still_a_missing_path():
     "address", ["http://example.org/a.png", "https://127.0.0.1/a.png", "HTTPS://example.org", "file:///etc/passwd"]
 )
 def test_addresses_are_refused_since_they_could_name_any_computer(address):
-    with pytest.raises(ImageError, match=r"is an address: images are not fetched. Download the file and pass its path"):
+    with pytest.raises(
+        ImageError, match=r"is a web address. Images are not downloaded: download the file and pass its path"
+    ):
         load_image(address)
 
 

@@ -67,7 +67,7 @@ def test_a_configuration_that_asks_for_more_than_its_weights_is_refused(tiny_con
     values = json.loads((tmp_path / "config.json").read_text())
     values.pop("id2label"), values.pop("label2id")
     (tmp_path / "config.json").write_text(json.dumps(values | change))
-    with pytest.raises(ValueError, match=r"asks for .* numbers, and .*safetensors holds"):
+    with pytest.raises(ValueError, match=r"describes .* numbers, but .*safetensors holds"):
         deit.DeiTForImageClassificationWithTeacher.from_pretrained(tmp_path)
 
 

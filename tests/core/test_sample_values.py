@@ -65,9 +65,7 @@ def test_values_that_nothing_explains_are_refused_until_their_range_is_set(name,
     data = tiff(values, bits=bits, kind=kind)
     (tmp_path / "a.tif").write_bytes(data)
     for read in (load_image, check_image):
-        with pytest.raises(
-            ValueRangeError, match=r"a\.tif cannot be read: the image is .* cannot be known.*value_range"
-        ):
+        with pytest.raises(ValueRangeError, match=r"a\.tif cannot be read: the image is .* are unknown.*value_range"):
             read(tmp_path / "a.tif")
     check_image(data, value_range=value_range)
     assert grey(data, value_range=value_range) == by_hand(values, *value_range)
@@ -128,7 +126,7 @@ def test_colours_of_16_bits_keep_their_high_bytes_and_are_refused_where_those_ar
     bright = png_of_16_bits([65535, 0, 257, 256 * 100, 256 * 200, 0])
     assert np.asarray(load_image(bright)).ravel().tolist() == [255, 0, 1, 100, 200, 0]
     dark = png_of_16_bits([4095, 0, 1000, 100, 200, 0])  # 12 bits in 16
-    with pytest.raises(ValueRangeError, match="16-bit colors, of which the high bytes are read, and these reach 15 of"):
+    with pytest.raises(ValueRangeError, match=r"16-bit colors\. Only their high bytes are read, and these reach 15 of"):
         load_image(dark)
     assert np.asarray(load_image(dark, value_range=(0, 65535))).ravel().tolist() == [15, 0, 3, 0, 0, 0]
     with pytest.raises(ValueRangeError, match="cannot be applied"):

@@ -302,8 +302,8 @@ def test_colour_jitter_changes_each_of_three_properties_by_the_factor_at_most():
     [
         ({"crop": "center"}, "augment.crop must be one of resized, padded, simple. Received: 'center'"),
         ({"color_jitter": 1.1, "rand_augment": ""}, "augment.color_jitter must lie between 0 and 1. Received: 1.1"),
-        ({"color_jitter": 0.3}, "augment.color_jitter is not used together with augment.rand_augment.* color_jitter=0"),
-        ({"three_augment": True}, "three_augment takes the place of augment.rand_augment.* Pass rand_augment=''"),
+        ({"color_jitter": 0.3}, "augment.color_jitter does not combine with augment.rand_augment.* color_jitter=0"),
+        ({"three_augment": True}, "three_augment replaces augment.rand_augment.* Pass rand_augment=''"),
         ({"num_repeats": 0}, "augment.num_repeats must be at least 1. Received: 0"),
         ({"mixup_alpha": float("nan")}, "augment.mixup_alpha must be at least 0. Received: nan"),
         ({"flip_rate": 1.5}, "augment.flip_rate must lie between 0 and 1. Received: 1.5"),

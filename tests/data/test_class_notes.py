@@ -31,7 +31,7 @@ def test_two_spellings_of_one_class_are_noted_in_a_table(tmp_path, caplog):
     data = open_data(tmp_path / "a.csv")
     assert len(data.train.classes) == 6
     assert caplog.messages == [
-        "Classes whose names differ in spelling alone are different classes: 'BLUE' and 'blue'; 'GREEN' and 'green'; "
+        "These classes differ only in spelling and are different classes: 'BLUE' and 'blue'; 'GREEN' and 'green'; "
         "'RED' and 'red'. If they are one, give all of its images the same name."
     ]
 

@@ -194,7 +194,7 @@ def test_columns_of_zeros_and_ones_in_every_spelling(tmp_path, kind, spelling):
 def test_what_minus_one_means_among_zeros_and_ones(tmp_path, kind, caplog):
     assert opened(kind, tmp_path, {"cat": [1, -1], "dog": [-1, -1]}, MULTI).labels.tolist() == [[1, 0], [0, 0]]
     assert "-1 in the columns cat, dog of" in caplog.text
-    with pytest.raises(ValueError, match=r"hold -1, 0 and 1 \('dog' has -1\), and what -1 means cannot be told"):
+    with pytest.raises(ValueError, match=r"hold -1, 0 and 1 \('dog' has -1\), so the meaning of -1 is unknown"):
         opened(kind, tmp_path, {"cat": [1, 0], "dog": [0, -1]}, MULTI)
 
 
@@ -246,7 +246,7 @@ def test_minus_one_is_no_label_and_that_is_told(tmp_path, kind, minus, caplog):
     source = opened(kind, tmp_path, {"label": [*numbers, minus, minus]})
     assert (source.classes, source.labels.tolist()) == (["0", "1"], [0, 1, 1])
     assert [file.reason for file in source.skipped] == ["it has no label."] * 2
-    assert "2 of 5 images have the label -1 in column 'label': it stands for no label" in caplog.text
+    assert "2 of 5 images have the label -1 in column 'label', which means no label" in caplog.text
     known = opened(kind, tmp_path, {"label": [*numbers, minus, minus]}, classes=["-1", "0", "1"])
     assert known.labels.tolist() == [1, 2, 2, 0, 0]
 
@@ -264,7 +264,7 @@ def test_empty_cells_are_no_labels(tmp_path, kind, empty):
 def test_nan_is_no_label_and_none_in_words_is_noted(tmp_path, kind, caplog):
     assert opened(kind, tmp_path, {"label": [1.0, 2.0, math.nan]}).classes == ["1", "2"]
     assert opened(kind, tmp_path, {"label": ["cat", "None"]}).classes == ["None", "cat"]
-    assert "Column 'label' has a class called 'None'" in caplog.text
+    assert "Column 'label' has a class named 'None'" in caplog.text
 
 
 @every_kind

@@ -131,7 +131,7 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_line(photos):
     assert reasons[4].startswith("cannot be read as an image (image file is truncated")
     assert reasons[5] == "it names no file."
     assert reasons[6] == "it has no label."
-    assert reasons[7] == "it has 1 cells and the header 2."
+    assert reasons[7] == "it has 1 cells, but the header has 2."
     assert reasons[8] == "the file 'folder.png' cannot be read as an image: it is a folder, not a file."
     assert reasons[9] == "there is no file 'http://x/a.png'."
     with pytest.raises(ValueError, match=r"list.csv line 7: it has 1 cells .* \(7 such files; strict is on.\)"):
@@ -144,7 +144,7 @@ def test_a_file_that_vanishes_or_changes_later_is_said(photos):
     picture("blue", 7).save(photos / "images/red/1.png")
     with pytest.raises(ImageError, match=r"list.csv line 2 \(images/red/0.png\): there is no file"):
         ours.image(0)
-    with pytest.raises(ImageError, match=r"line 3 .*: it is not what it was when the data was opened"):
+    with pytest.raises(ImageError, match=r"line 3 .*: it has changed since the data was opened"):
         ours.image(1)
 
 

@@ -323,7 +323,7 @@ def an_image_that_breaks(error: Exception) -> Images:
             ImageError("red/7.jpg cannot be read as an image. It may be truncated."),
             "red/7.jpg cannot be read as an image. ",
         ),
-        (FileNotFoundError(2, "No such file", "red/7.jpg"), "A training image cannot be read any more .*'red/7.jpg'"),
+        (FileNotFoundError(2, "No such file", "red/7.jpg"), "A training image can no longer be read .*'red/7.jpg'"),
     ],
 )
 def test_in_place_of_a_broken_image_stands_the_next_one_of_its_batch_as_another_view(num_workers, error, message):

@@ -221,7 +221,7 @@ def test_the_whole_samples_of_a_truncated_shard_are_used_and_the_rest_is_reporte
     assert np.array_equal(np.asarray(ours.image(2)), np.asarray(picture("green", 0)))
     assert [file.path for file in ours.skipped] == [str(path)]
     assert "truncated" in ours.skipped[0].reason
-    assert ours.skipped[0].reason.endswith("Its 3 whole samples are used.")
+    assert ours.skipped[0].reason.endswith("Its 3 complete samples are used.")
     with pytest.raises(ValueError, match=r"a.tar: It is truncated .* \(1 such files; strict is on.\)"):
         source(path, strict=True)
 
@@ -304,7 +304,7 @@ def test_a_shard_that_breaks_in_the_middle_of_an_epoch_is_named_with_the_member(
     if change == "cut":
         assert f"the shard ends inside of it, after 100 of {member.size} bytes" in str(caught.value)
     elif change != "removed":
-        assert "not what it was when the data was opened" in str(caught.value)
+        assert "changed since the data was opened" in str(caught.value)
 
 
 @pytest.mark.parametrize("change", ["image", "label"])

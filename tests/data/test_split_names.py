@@ -235,7 +235,7 @@ def test_columns_that_divide_differently_are_refused():
     assert divide_rows(both, **options)[0] == ["train", "val"]
     with pytest.raises(ValueError, match="Columns 'split' and 'is_valid' of t divide the rows differently"):
         divide_rows({"split": ["train", "val"], "is_valid": [1, 1]}, **options)
-    with pytest.raises(ValueError, match="1 is for no part, or for two"):
+    with pytest.raises(ValueError, match="1 belongs to no part or to two"):
         divide_rows({"is_train": [1, 1], "is_test": [0, 1]}, **options)
     assert divide_rows({"is_train": [1, 0, 0], "is_test": [0, 1, 0]}, **options)[0] == ["train", "test", "val"]
     with pytest.raises(ValueError, match="0 has the split None"):

@@ -108,7 +108,7 @@ def test_a_shard_of_headers_is_refused(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for i in range(60):
             archive.addfile(tarfile.TarInfo(f"a/{i}.txt"), io.BytesIO())
-    with pytest.raises(ValueError, match="has more than 50 members in a row that are no images"):
+    with pytest.raises(ValueError, match="has more than 50 consecutive members that are not images"):
         open_data(tmp_path / "a.tar")
 
 

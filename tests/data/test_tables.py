@@ -222,7 +222,7 @@ def test_broken_images_and_rows_without_label_are_left_out_with_their_place(tmp_
     assert reasons["row 1"].startswith("cannot be read as an image (image file is truncated")
     assert reasons["row 2"] == reasons["row 3"] == "it has no image."
     assert reasons["row 5"].startswith("is not an image")
-    assert caplog.messages[0].startswith("1 of 6 images have the label -1 in column 'label': it stands for no label")
+    assert caplog.messages[0].startswith("1 of 6 images have the label -1 in column 'label', which means no label")
     assert caplog.messages[1:] == [
         f"Left out 5 files of {path}: {'; '.join(f'{f.path}: {f.reason}'.rstrip('.') for f in ours.skipped[:3])}; and "
         "2 more."

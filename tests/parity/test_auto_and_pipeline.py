@@ -395,8 +395,8 @@ def test_an_argument_that_cannot_be_used_is_refused(arguments, error, message, f
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        ("http://example.org/a.png", ValueError, "is an address: images are not fetched. Download the file"),
-        ("https://169.254.169.254/", ValueError, "is an address"),
+        ("http://example.org/a.png", ValueError, "is a web address. Images are not downloaded: download the file"),
+        ("https://169.254.169.254/", ValueError, "is a web address"),
         ("nowhere.png", FileNotFoundError, "nowhere.png"),
         ("data:image/png;base64,%%%", ValueError, "neither a path nor base64"),
         (b"no image", ValueError, "the given bytes is not an image"),

@@ -50,7 +50,7 @@ def test_labels_are_words_and_training_is_told_from_validation(drawn):
     losses, scores = drawn({"": rows(5, train_class_loss=1.0, train_distillation_loss=2.0)}).axes
     shown = lines(losses)
     assert list(shown) == [
-        "training", "validation", "training, part of the labels", "training, part of the teacher",
+        "training", "validation", "training, loss on labels", "training, loss on the teacher",
     ]  # fmt: skip
     assert (shown["training"].get_linestyle(), shown["validation"].get_linestyle()) == ("--", "-")
     assert shown["training"].get_color() != shown["validation"].get_color()

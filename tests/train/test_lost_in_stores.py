@@ -87,7 +87,7 @@ def test_members_of_a_shard_that_are_lost_during_a_run_are_left_out(tmp_path, da
     lost = (16, 17) if damage == "cut off" else (16,)
     assert [reason.rpartition(": ")[0] for reason in left_out] == [place_of(data.train, i) for i in lost]
     if damage == "overwritten":
-        assert "it is not what it was when the data was opened" in left_out[0]
+        assert "it has changed since the data was opened" in left_out[0]
 
 
 @pytest.mark.parametrize("where", ["in memory", "in the cache"])

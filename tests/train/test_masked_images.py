@@ -366,7 +366,7 @@ def test_what_does_not_fit_is_refused_at_once(tmp_path):
         build_masked_student(None, recipe(), init=tmp_path, overrides="num_hidden_layers=3")
     with pytest.raises(ValueError, match=r"masking.ratio must lie between 0 and 1. Received: 1.5"):
         recipe().with_settings({"masking.ratio": 1.5})
-    with pytest.raises(ValueError, match="needs a name, or a checkpoint"):
+    with pytest.raises(ValueError, match="needs a name or a checkpoint"):
         build_masked_student(None, recipe())
     assert not (tmp_path / "run").exists()
 

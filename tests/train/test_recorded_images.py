@@ -74,7 +74,7 @@ def test_a_run_goes_on_without_an_image_as_if_it_had_never_stopped(tmp_path, how
     expected, received = (set(contents_of(part).tolist()) for part in (first.val, again.val))
     assert expected != received  # opened anew, the division is another one
     run(tmp_path / "b", again, resume=True)
-    assert f"1 of the 30 images of the run is gone or changed: {place}. The run goes on without" in caplog.text
+    assert f"1 of the 30 images of the run is gone or changed: {place}. The run continues without" in caplog.text
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert all(torch.equal(one[name], two[name]) for name in one)
     records = [json.loads((tmp_path / name / "training.json").read_text()) for name in "ab"]
@@ -106,4 +106,4 @@ def test_a_damaged_list_of_images_costs_no_run_whose_images_are_there(tmp_path, 
     stopped(tmp_path / "run", open_data(pictures(tmp_path / "pictures")))
     (tmp_path / "run" / "state" / "images.npz").write_bytes(b"PK\x03\x04 nothing")
     assert run(tmp_path / "run", open_data(tmp_path / "pictures"), resume=True).steps == 12
-    assert "Passed over: " in caplog.text
+    assert "Ignored: " in caplog.text

@@ -42,4 +42,4 @@ def test_a_script_runs_with_a_guard_and_says_what_it_lacks_without(kind, tmp_pat
         assert int(result.stdout) > 0
     else:
         assert result.returncode != 0
-        assert "A worker process imports this script and came to the training again. Put what" in result.stderr
+        assert "A worker process imports this script and started the training again. Put the code" in result.stderr

@@ -122,7 +122,7 @@ def test_an_image_size_that_is_none_is_refused():
 
 
 def test_neither_name_nor_checkpoint_is_refused():
-    with pytest.raises(ValueError, match="needs a name, or a checkpoint"):
+    with pytest.raises(ValueError, match="needs a name or a checkpoint"):
         build_student(None, ["a"], tiny.recipe())
 
 
@@ -196,7 +196,7 @@ def test_a_weight_file_says_no_normalization_and_the_report_says_what_is_taken(c
     save_file(published_tensors(checkpoint().state_dict()), tmp_path / "weights.safetensors")
     student = start(tmp_path / "weights.safetensors")
     assert (student.processor.channel_mean, student.processor.channel_std) == (IMAGENET_MEAN, IMAGENET_STD)
-    assert "The checkpoint says no normalization; ImageNet's is taken" in student.report.describe()
+    assert "The checkpoint has no normalization; ImageNet's is used" in student.report.describe()
 
 
 def test_training_settings_are_the_recipes_and_forward_gives_an_output_object(checkpoint, tmp_path):
@@ -269,7 +269,7 @@ def test_the_same_classes_in_another_order_keep_their_rows(checkpoint, tmp_path)
     expected = {name: logits[:, [2, 0, 1]] for name, logits in heads(model).items()}
     answers = heads(student.model)
     assert all(torch.allclose(answers[name], expected[name], atol=1e-6) for name in expected)
-    assert "The heads keep their classes, put in the order of the data's by name." in student.report.notes
+    assert "The heads keep their classes, reordered to those of the data by name." in student.report.notes
     assert student.report.new == ()
 
 
@@ -284,7 +284,7 @@ def test_other_classes_start_both_heads_anew_and_keep_the_trunk(classes, checkpo
     trunk, own = model.deit.trunk.state_dict(), student.model.deit.trunk.state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in trunk.items())
     assert student.model.cls_classifier.weight.detach().std().item() == pytest.approx(0.02, rel=0.3)
-    assert "The classes of the checkpoint are not those of the data: the heads start anew." in report.describe()
+    assert "The classes of the checkpoint are not those of the data: the heads are new." in report.describe()
 
 
 def test_unnamed_classes_of_the_same_number_are_taken_in_order_and_reported(checkpoint, tmp_path):
@@ -297,7 +297,7 @@ def test_unnamed_classes_of_the_same_number_are_taken_in_order_and_reported(chec
 def test_unnamed_classes_of_another_number_start_anew(checkpoint, tmp_path):
     report = start(saved(checkpoint(names=None, num_labels=5), tmp_path)).report
     assert len(report.new) == 4
-    assert "The checkpoint has 5 classes and the data has 3: the heads start anew." in report.notes
+    assert "The checkpoint has 5 classes and the data has 3: the heads are new." in report.notes
 
 
 @pytest.mark.parametrize("kind", [deit.DeiTForMaskedImageModeling, deit.ViTForMaskedImageModeling, deit.DeiTModel])
@@ -328,7 +328,7 @@ def test_a_distilled_student_of_an_undistilled_checkpoint_starts_with_two_equal_
     assert torch.equal(own.dist_token, theirs.cls_token)
     if third:
         assert torch.equal(own.pos_embed, theirs.pos_embed)
-        assert "Layer scale and the form of the position embedding are the checkpoint's" in student.report.describe()
+        assert "Layer scale and the kind of position embedding are those of the checkpoint" in student.report.describe()
     else:
         assert torch.equal(own.pos_embed[:, [0, *range(2, 18)]], theirs.pos_embed)
         assert torch.equal(own.pos_embed[:, 1], theirs.pos_embed[:, 0])
@@ -399,7 +399,7 @@ def test_the_single_head_of_a_deit_becomes_both_heads_of_the_student(checkpoint,
 
 def test_a_checkpoint_of_another_architecture_is_refused_and_both_are_named(checkpoint, tmp_path):
     saved(checkpoint(), tmp_path)
-    with pytest.raises(ValueError, match=r"model\.safetensors is of another architecture than deit-tiny-dis") as error:
+    with pytest.raises(ValueError, match=r"model\.safetensors has another architecture than deit-tiny-dis") as error:
         start(tmp_path, name=TINY_DISTILLED)
     for part in ("depth 4 and not 12", "embedding dimension 64 and not 192", "patch size 8 and not 16"):
         assert part in str(error.value)
@@ -519,7 +519,7 @@ def test_a_weight_file_of_timm_starts_its_architecture(convnet_folder, tmp_path)
 
 
 def test_another_architecture_of_timm_is_refused_and_both_are_named(convnet_folder):
-    with pytest.raises(ValueError, match=r"holds timm's test_resnet, and the student is timm/test_vit"):
+    with pytest.raises(ValueError, match=r"holds timm's test_resnet, but the student is timm/test_vit"):
         start(convnet_folder[1], name="timm/test_vit")
 
 

@@ -1,1 +1,1 @@
-"""Images for learning: where they come from, how they are varied, in which order they come."""
+"""Data sets: sources, readers, labels, augmentation and batches."""

@@ -1,4 +1,4 @@
-"""The variations of images that training sees: of one (DeiT's Table 9, DeiT III's 3-Augment), and mixed in pairs."""
+"""Augments training images: single images (DeiT's Table 9, DeiT III's 3-Augment) and pairs (Mixup, CutMix)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     make_order_safe()
     from torchvision.transforms import InterpolationMode
 
-_MIXING_KEY = 1  # first number of the random key: views take 0, the model 2
-_SWITCH_RATE = 0.5  # share of CutMix where both ways of mixing are on, as in the paper's code
+_MIXING_KEY = 1  # first number of the random key; views use 0, the model 2
+_SWITCH_RATE = 0.5  # probability of CutMix if both are on, as in the paper's code
 
 _WHITE = np.float32(255)
 _CROPS = ("resized", "padded", "simple")
 _INTERPOLATIONS = ("bicubic", "bilinear")
-# timm takes all of these and is not asked: its import takes seconds and 200 MB, and each recipe has such a text.
+# Descriptions that timm accepts, so that checking a recipe does not import timm, which takes seconds and 200 MB.
 _USUAL_RAND_AUGMENT = re.compile(r"rand(-(m|n|inc)\d{1,2}|-mstd\d(\.\d{1,2})?)*")
 
 _ALONE = Processes()
@@ -41,7 +41,7 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training images are varied. The defaults are the paper's (Table 9), save for its repeats.
+    """Augmentation of training images. The defaults are the paper's (Table 9), except for its repeats.
 
     DeiT III's views are `three_augment=True, color_jitter=0.3, rand_augment="", erase_rate=0`.
 
@@ -49,20 +49,20 @@ class Augmentation:
         crop: "resized" takes a random part of the image and resizes it; "simple" (DeiT III) resizes the shorter side
             to the model's size and cuts a square after adding 4 mirrored pixels on each side; "padded" moves the whole
             image by up to an eighth of its side, which suits small images.
-        crop_scale: Smallest and largest part of the area that a resized crop takes.
+        crop_scale: Smallest and largest share of the area that a resized crop takes.
         crop_ratio: Smallest and largest width / height of a resized crop.
-        interpolation: "bicubic" (DeiT), or "bilinear" as the example scripts of transformers resize.
-        flip_rate: Probability of a horizontal flip; 0 where left and right mean something, as in text.
+        interpolation: "bicubic" (DeiT) or "bilinear" (the example scripts of transformers).
+        flip_rate: Probability of a horizontal flip; use 0 if left and right matter, as in text.
         rand_augment: timm's description of RandAugment; empty for none.
-        three_augment: DeiT III's choice of exactly one of gray, solarized (what is brighter than 128 inverted) and
-            blurred (Gaussian, radius 0.1 to 2 pixels), in place of RandAugment.
-        color_jitter: Brightness, contrast and saturation are multiplied by 1 - this to 1 + this; 0.3 in DeiT III.
+        three_augment: True applies exactly one of gray, solarize (inverts values above 128) and blur (Gaussian, radius
+            0.1 to 2 pixels), as DeiT III does in place of RandAugment.
+        color_jitter: Brightness, contrast and saturation are multiplied by a factor within 1 +- this; 0.3 in DeiT III.
         erase_rate: Probability of random erasing.
-        mixup_alpha: Mixup draws its share from Beta(alpha, alpha); 0 for none.
-        cutmix_alpha: Likewise for CutMix; with both, each batch takes one of them.
-        mix_rate: Probability that a batch is mixed at all.
-        num_repeats: Views of an image in a row, see `StepOrder`; 3 in the paper. It helps large models and long
-            training; the default shows more different images.
+        mixup_alpha: Mixup draws its share from Beta(alpha, alpha); 0 for no Mixup.
+        cutmix_alpha: CutMix draws its share from Beta(alpha, alpha); 0 for no CutMix. With both, each batch uses one.
+        mix_rate: Probability that a batch is mixed.
+        num_repeats: Consecutive views of each image, see `StepOrder`; 3 in the paper. More repeats help large models
+            and long training; fewer show more different images.
     """
 
     crop: str = "resized"
@@ -105,12 +105,12 @@ class Augmentation:
     def _check_rand_augment(self) -> None:
         if self.three_augment:
             raise UserError(
-                "augment.three_augment takes the place of augment.rand_augment. "
+                "augment.three_augment replaces augment.rand_augment. "
                 f"Received both (rand_augment={self.rand_augment!r}). Pass rand_augment='' or three_augment=False."
             )
         if self.color_jitter:
             raise UserError(
-                f"augment.color_jitter is not used together with augment.rand_augment, which changes colours itself. "
+                f"augment.color_jitter does not combine with augment.rand_augment, which changes colors itself. "
                 f"Received: {self.color_jitter} and {self.rand_augment!r}. Pass color_jitter=0 or rand_augment=''."
             )
         if _USUAL_RAND_AUGMENT.fullmatch(self.rand_augment):
@@ -127,21 +127,21 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether batches are mixed."""
+        """True if batches are mixed."""
         return self.mix_rate > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 class ViewTransform:
-    """From an RGB image to normalized, augmented pixels; what `build_transform` returns.
+    """Turns an RGB image into augmented, normalized pixels; see `build_transform`.
 
-    Its numbers are those of timm's pipeline under the same random state, bit for bit. It writes them straight into
-    their place in a batch, which saves two copies of every image.
+    Equals timm's pipeline under the same random state, bit for bit. Writes pixels directly into a batch, which saves
+    two copies of every image.
 
     Args:
-        image_steps: From image to image.
-        mean: Of each channel, for values in [0, 1].
-        std: Likewise.
-        erase: What happens to the pixels at last, in place.
+        image_steps: Functions from image to image.
+        mean: Mean of each channel, for values in [0, 1].
+        std: Standard deviation of each channel.
+        erase: Function that changes the pixels in place at the end.
     """
 
     def __init__(
@@ -160,16 +160,16 @@ class ViewTransform:
         """Draws one view.
 
         Args:
-            image: RGB.
-            out: Where to write the pixels: (3, H, W) float32 on the CPU; a new tensor when None.
+            image: RGB image.
+            out: Output (3, H, W), float32 on the CPU; None creates a new tensor.
 
         Returns:
-            The pixels, which are `out` if it was given.
+            The pixels; `out` if it was given.
         """
         for step in self.image_steps:
             image = step(image)
         pixels = torch.empty(3, image.height, image.width) if out is None else out
-        # The divisions and the subtraction of ToTensor and Normalize, for one channel at a time: it stays in the cache.
+        # Computes ToTensor and Normalize one channel at a time, so that it stays in the CPU cache.
         for band, place, mean, std in zip(image.split(), pixels.numpy(), self._mean, self._std, strict=True):
             np.divide(np.asarray(band), _WHITE, out=place, dtype=np.float32)
             np.subtract(place, mean, out=place)
@@ -183,10 +183,10 @@ def build_transform(
     """Returns the function from an RGB image to normalized, augmented pixels (3, H, W).
 
     Args:
-        augmentation: What to do.
+        augmentation: Augmentation settings.
         image_size: (height, width) of the result in pixels.
-        mean: Of each channel, for values in [0, 1].
-        std: Likewise.
+        mean: Mean of each channel, for values in [0, 1].
+        std: Standard deviation of each channel.
     """
     make_order_safe()
     from timm.data.random_erasing import RandomErasing
@@ -209,9 +209,9 @@ def build_transform(
     steps = [*first.transforms, *second.transforms]
     _repair_posterize(steps)
     if augmentation.crop != "resized":
-        # Takes the place of timm's random resized crop, which is always the first step.
+        # Replaces timm's random resized crop, which is always the first step.
         steps[0] = _whole_image_crop(augmentation, image_size)
-    # Normally distributed noise, area and aspect as timm's defaults, which are the paper's.
+    # Fills with normal noise. Area and aspect ratio are timm's defaults, which are the paper's.
     erase = RandomErasing(augmentation.erase_rate, mode="pixel", device="cpu") if augmentation.erase_rate else None
     return ViewTransform(steps, mean, std, erase)
 
@@ -225,7 +225,7 @@ def _whole_image_crop(augmentation: Augmentation, image_size: tuple[int, int]) -
         padding = (image_size[1] // 8, image_size[0] // 8)
         resize = transforms.Resize(image_size, interpolation=kind)
         return transforms.Compose([resize, transforms.RandomCrop(image_size, padding=padding)])
-    # The shorter side to the longer one of the model, so that there is enough of the image in both directions.
+    # Resizes the shorter side to the model's longer side, so that the crop fits in both directions.
     shorten = partial(_with_shorter_side, side=max(image_size), kind=kind)
     return transforms.Compose([shorten, transforms.RandomCrop(image_size, padding=4, padding_mode="reflect")])
 
@@ -237,17 +237,17 @@ def _with_shorter_side(image: Image.Image, side: int, kind: InterpolationMode) -
     if max(image.size) * side**2 > MOST_PIXELS * min(image.size):
         raise ImageError(
             f"An image of {image.width} x {image.height} pixels is too narrow: with a shorter side of {side} it would "
-            f"have more than the {MOST_PIXELS} pixels that are safe. Cut it, or leave it out."
+            f"exceed the limit of {MOST_PIXELS} pixels. Crop it, or leave it out."
         )
     resized: Image.Image = resize(image, side, interpolation=kind)
     return resized
 
 
 def _repair_posterize(steps: Sequence[Any]) -> None:
-    """Lets RandAugment posterize to 0 bits, a black image, at the largest magnitude.
+    """Lets RandAugment posterize to 0 bits (a black image) at the largest magnitude.
 
-    That is what timm asks for and what Pillow did until it began to refuse it with an error (seen with timm 1.0.31 and
-    Pillow 13.0). To be removed when timm no longer asks for 0 bits.
+    timm requests 0 bits, which newer versions of Pillow refuse (seen with timm 1.0.31 and Pillow 13.0). Remove this
+    when timm no longer requests it.
     """
     for step in steps:
         for operation in getattr(step, "ops", ()):
@@ -262,21 +262,21 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class BatchMixer:
-    """Mixes the images and targets of a batch as timm does (mode "batch"), the same way for the same key.
+    """Mixes the images and targets of a batch as timm does (mode "batch"), as a function of seed and step.
 
-    Mixup adds the mirror of the batch to it, lam x + (1 - lam) x', and CutMix copies a rectangle out of the mirror;
-    there lam is the share of the image that was kept, borders taken into account.
+    Mixup adds the reversed batch, lam x + (1 - lam) x'. CutMix copies a rectangle from the reversed batch; lam is then
+    the share of the image that remains.
 
-    Processes that share a step mix it as one process would: they draw the same share and rectangle, and each image's
-    partner is its mirror in the whole step. The process `rank` has the images rank, rank + world_size, ..., so the
-    partners of all of them lie on the process at the other end (`Processes.swap`), in reverse order.
+    Processes that share a step mix it as one process would: they draw the same share and rectangle, and an image's
+    partner is its mirror in the whole step. The process `rank` has the images rank, rank + world_size, ..., so all its
+    partners are on the process world_size - 1 - rank, in reverse order (`Processes.swap`).
 
     Args:
-        augmentation: Which mixing.
+        augmentation: Mixing settings.
         num_classes: Number of classes K.
-        label_smoothing: Share of the target mass spread over all classes. Of several labels each moves by that share
-            towards 1/2; values (regression) are not smoothed.
-        seed: Of the run.
+        label_smoothing: Share of the target mass spread over all classes. With several labels, each moves by that share
+            towards 1/2. Values (regression) are not smoothed.
+        seed: Random seed of the run.
     """
 
     def __init__(self, augmentation: Augmentation, num_classes: int, label_smoothing: float, seed: int) -> None:
@@ -291,24 +291,24 @@ class BatchMixer:
         """Mixes one batch.
 
         Args:
-            pixels: (B, 3, H, W) of this process; those of all processes must be even in number, since each image is
-                mixed with its mirror in the step.
+            pixels: (B, 3, H, W) of this process. The step must have an even number of images over all processes,
+                because each image is mixed with its mirror.
             targets: (B,) true classes, `NO_LABEL` for none; (B, K) float of several labels; or (B,) float values.
-            step: Number of the batch in the whole training.
-            processes: Those that share the step; all of them must call.
+            step: Number of the step in the training.
+            processes: Processes that share the step; all of them must call.
 
         Returns:
-            Mixed pixels, and float32 targets: probabilities (B, K), labels (B, K) or values (B,). Probabilities sum up
-            to the share of the mix that has a label: an image without one gives none.
+            Mixed pixels, and float32 targets: probabilities (B, K), labels (B, K) or values (B,). Probabilities sum to
+            the share of the mix that has a label, because images without a label contribute none.
 
         Raises:
-            ValueError: B is odd.
+            ValueError: The number of images in the step is odd.
         """
         images = len(pixels) * processes.world_size
         if images % 2:
             raise UserError(
                 f"Mixing needs an even number of images in a step. Received: {images}. "
-                "Pass another batch size, or augment.mix_rate=0 to mix nothing."
+                "Pass another batch size, or augment.mix_rate=0 for no mixing."
             )
         with seeded(self._seed, _MIXING_KEY, step, 0):
             share, box = self._draw(pixels.shape[-2], pixels.shape[-1])
@@ -317,10 +317,10 @@ class BatchMixer:
         return _mixed_pixels(pixels, share, box, processes), dense * share + mirror * (1.0 - share)
 
     def _draw(self, height: int, width: int) -> tuple[float, Box | None]:
-        """Returns the share of the first image, and for CutMix the rectangle of the second."""
+        """Returns the share of the first image, and the rectangle of the second for CutMix."""
         settings = self._augmentation
         ways = [alpha for alpha in (settings.mixup_alpha, settings.cutmix_alpha) if alpha > 0]
-        # timm's order of draws, so that equal states mix equally.
+        # Draws in timm's order, so that equal random states mix equally.
         if not np.random.rand() < settings.mix_rate or not ways:
             return 1.0, None
         cut = np.random.rand() < _SWITCH_RATE if len(ways) == 2 else settings.cutmix_alpha > 0
@@ -340,7 +340,7 @@ class BatchMixer:
 
 
 def _drawn_box(share: float, height: int, width: int) -> tuple[float, Box]:
-    """Returns a rectangle of the area 1 - share around a random point, cut at the borders, and the share that stays."""
+    """Returns the share of the image outside a random rectangle, and the rectangle, clipped at the borders."""
     side = math.sqrt(1 - share)
     box_height, box_width = int(height * side), int(width * side)
     row, column = int(np.random.randint(height)), int(np.random.randint(width))

@@ -16,16 +16,16 @@ def split_indices(labels: Labels, classes: Sequence[str], val_fraction: float, s
 
     Args:
         labels: (N,) true classes; (N, K) zeros and ones; or (N,) float32 numbers of a regression.
-        classes: Their names, for messages.
-        val_fraction: Share of the second group, between 0 and 1; at least one image on each side: of each class where
-            an image has one, and of each class with two images or more where an image may have several.
-        seed: Chooses which.
+        classes: Names of the classes, for messages.
+        val_fraction: Share of the second group, between 0 and 1. Each group gets at least one image; of single classes,
+            one of each class; of several classes, one of each class with two images or more.
+        seed: Random seed of the choice.
 
     Returns:
         Sorted numbers of the first and of the second group.
 
     Raises:
-        ValueError: The share is not between 0 and 1, or there are fewer than two images (of a class that has any).
+        ValueError: The share is not between 0 and 1, or there are fewer than two images, or one of a class.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must lie between 0 and 1. Received: {val_fraction}.")
@@ -37,7 +37,7 @@ def split_indices(labels: Labels, classes: Sequence[str], val_fraction: float, s
         members = np.flatnonzero(labels == label)
         if len(members) == 1:
             raise UserError(f"Class {name!r} has 1 image(s); dividing it needs at least 2. Add some.")
-        if not len(members):  # a name that the labels may have and none has
+        if not len(members):  # a class without images
             continue
         members = random.permutation(members)
         count = _share(len(members), val_fraction)
@@ -64,8 +64,8 @@ def _split_at_random(labels: Labels, val_fraction: float, random: np.random.Gene
 def _bring_classes_to_both_sides(
     has: npt.NDArray[np.bool_], in_second: npt.NDArray[np.bool_], order: npt.NDArray[np.integer]
 ) -> None:
-    """Moves an image of each class that is on one side alone, unless that takes another class from a side."""
-    for label in np.argsort(has.sum(0), kind="stable"):  # rare classes have the least choice
+    """Moves an image of each class that is only on one side, unless that removes another class from a side."""
+    for label in np.argsort(has.sum(0), kind="stable"):  # rare classes first, because they have the fewest candidates
         for side in (False, True):
             members = order[has[order, label]]
             if len(members) < 2 or (in_second[members] == side).any():

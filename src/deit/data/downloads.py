@@ -31,10 +31,10 @@ from deit.runtime.cache_folder import cache_folder
 
 logger = logging.getLogger(__name__)
 
-MOST_SHARD_BYTES = 2**40  # shards have some GB; more than this is an endless answer
+MOST_SHARD_BYTES = 2**40  # shards have some GB; larger answers are taken for endless
 LEAST_FREE_BYTES = 2**28  # left on the disk for others
-SLOWEST_BYTES = 2**16  # in a span of `_TIMEOUT`: who sends less would keep a run waiting for days
-_ATTEMPTS = 4  # each goes on where the one before it stopped
+SLOWEST_BYTES = 2**16  # in each `_TIMEOUT`; a slower server would block a run for days
+_ATTEMPTS = 4  # each resumes the one before
 _TIMEOUT = 30.0  # seconds without an answer
 _BLOCK = 2**16
 _END_MARK = 2 * tarfile.BLOCKSIZE  # of zeros
@@ -42,16 +42,16 @@ _TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 
 
 class _NoShardError(UserError):
-    """What a server gives is no shard; asking again would not help."""
+    """The server returns something other than a shard, so retrying does not help."""
 
 
 def fetch_shards(addresses: Sequence[str], progress: Progress | None = None) -> list[Path]:
-    """Returns the paths of shards; downloads those on the web into the cache once.
+    """Returns the paths of shards. Downloads those on the web into the cache once.
 
     Resumes partial downloads if the server confirms that the file is unchanged. Downloads a file of the cache again
     unless its length and hash are those recorded. Refuses schemes other than http and https, also in redirects
     (`pipe:` would run a command), and redirects from https to http. Accepts addresses of this machine and of private
-    networks, since the caller chooses them.
+    networks, because the caller chooses them.
 
     Args:
         addresses: Paths and http(s) addresses.
@@ -60,7 +60,7 @@ def fetch_shards(addresses: Sequence[str], progress: Progress | None = None) -> 
     Raises:
         FileNotFoundError: There is no such file, or the server has none.
         ConnectionError: The server cannot be reached, stops in the middle, is too slow or sends too much.
-        UserError: An address has another scheme, leads to one, or gives something that is no tar archive.
+        UserError: An address has another scheme, leads to one, or returns something other than a tar archive.
         OSError: The disk is full.
     """
     paths = []
@@ -94,7 +94,7 @@ def _fetched(address: str) -> Path:
     path = folder / f"{hashlib.sha256(address.encode('utf-8', 'replace')).hexdigest()[:16]}-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # other processes that want the same shard wait
+        with FileLock(f"{path}.lock"):  # other processes that need the same shard wait
             if not _is_whole(path):
                 with open(f"{path}.part", "ab") as part:
                     _fetch(address, part)
@@ -105,7 +105,7 @@ def _fetched(address: str) -> Path:
         raise
     except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
         raise OSError(
-            f"{_shown(address)} cannot be kept in {folder} ({getattr(error, 'strerror', '') or error}). Free some "
+            f"{_shown(address)} cannot be saved in {folder} ({getattr(error, 'strerror', '') or error}). Free some "
             "space, or choose another folder with the environment variable DEIT_CACHE."
         ) from error
     return path
@@ -122,7 +122,7 @@ def _keep_record(path: Path, address: str) -> None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file of the cache is as it was fetched; its content is only read when its time has changed."""
+    """Returns True if a cached file is unchanged. Reads its content only if its time has changed."""
     if not path.is_file():
         return False
     try:
@@ -133,7 +133,7 @@ def _is_whole(path: Path) -> bool:
     same_time = record.get("mtime_ns") == stat.st_mtime_ns
     if record.get("bytes") == stat.st_size and (same_time or record.get("sha256") == _hash(path)):
         return True
-    logger.warning("The shard %s in the cache is not as it was fetched. It is fetched again.", path)
+    logger.warning("The cached shard %s has changed. It is downloaded again.", path)
     path.unlink()
     return False
 
@@ -148,13 +148,13 @@ def _hash(path: Path) -> str:
 
 def _not_followed(address: str, there: str) -> _NoShardError:
     return _NoShardError(
-        f"{_shown(address)} leads to {_shown(there)}, which is not followed: redirects may lead to http and https, not "
+        f"{_shown(address)} redirects to {_shown(there)}, which is refused: redirects may lead to http and https, not "
         "from https to http, and not in a circle. Check the address, or copy the file first."
     )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https alone, and never from https to http."""
+    """Follows redirects only to http and https, and never from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         old, new = (urllib.parse.urlsplit(address).scheme.lower() for address in (req.full_url, newurl))
@@ -164,7 +164,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Hasty:
-    """A connection that gives up on an answer whose head takes too long: each of its lines is in time by itself."""
+    """A connection with a time limit for the whole header; urllib limits only the time between reads."""
 
     _stopped = False
 
@@ -176,9 +176,9 @@ class _Hasty:
             answer = super().getresponse()  # type: ignore[misc]
         finally:
             timer.cancel()
-        if self._stopped:  # for http.client, the end of a connection is the end of the head as well
+        if self._stopped:  # http.client takes the end of the connection for the end of the header
             answer.close()
-            raise TimeoutError("its head did not end")
+            raise TimeoutError("its header did not end")
         return answer
 
     def _stop(self) -> None:
@@ -207,8 +207,8 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
 
 
 def _fetch(address: str, part: Any) -> None:
-    """Appends what is missing of a file; several attempts."""
-    version = Path(f"{part.name}.version")  # which version of the file the part belongs to
+    """Downloads the missing part of a file, in several attempts."""
+    version = Path(f"{part.name}.version")  # version of the file that the part belongs to
     problem: Exception = OSError("no answer")
     for _ in range(_ATTEMPTS):
         try:
@@ -218,9 +218,9 @@ def _fetch(address: str, part: Any) -> None:
             problem = OSError("the connection ended early")
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:  # what is here is no part of what is there
+            if error.code == 416:  # the part does not belong to the file
                 part.truncate(0)
-            elif 300 <= error.code < 400:  # what urllib itself does not follow
+            elif 300 <= error.code < 400:  # redirects that urllib does not follow
                 part.truncate(0)
                 raise _not_followed(address, error.headers.get("Location", "nowhere")) from None
             elif error.code in (404, 410):
@@ -238,16 +238,16 @@ def _fetch(address: str, part: Any) -> None:
             raise
     have, reason = part.tell(), printable(getattr(problem, "reason", problem), 200)
     raise ConnectionError(
-        f"{_shown(address)} cannot be fetched ({reason}); {have} bytes are here. "
-        "Check the connection and run the same again: it goes on from there."
+        f"{_shown(address)} cannot be downloaded ({reason}); {have} bytes are saved. "
+        "Check the connection and run the command again: it resumes the download."
     )
 
 
 def _go_on(address: str, part: Any, version: Path) -> bool:
-    """Asks for the rest of a file and appends it; returns whether it is whole then."""
+    """Requests the rest of a file and appends it; returns True if the file is complete."""
     have = part.seek(0, os.SEEK_END)
     known = version.read_text(encoding="utf-8") if version.exists() else ""
-    if have and not known:  # nothing says that the rest would fit
+    if have and not known:  # the rest might belong to another version
         part.truncate(0)
         have = 0
     headers = {"User-Agent": "deit", "Accept-Encoding": "identity"}
@@ -260,7 +260,7 @@ def _go_on(address: str, part: Any, version: Path) -> bool:
             part.truncate(0)
             have = 0
             if answer.status == 206:
-                raise ConnectionError("the server sent another part than was asked for")
+                raise ConnectionError("the server sent another part than requested")
             version.write_text(_version_of(answer.headers), encoding="utf-8")
         length = answer.headers.get("Content-Length")
         whole = have + int(length) if length is not None and length.isdecimal() else None
@@ -276,41 +276,41 @@ def _go_on(address: str, part: Any, version: Path) -> bool:
 
 
 def _version_of(headers: Any) -> str:
-    """What names the version of a file well enough to go on with it: a weak ETag does not say that bytes are equal."""
+    """Returns a strong ETag or the modification time. A weak ETag does not guarantee equal bytes."""
     etag = headers.get("ETag") or ""
     return str((etag if not etag.startswith("W/") else "") or headers.get("Last-Modified") or "")
 
 
 def _check_head(answer: Any, address: str) -> None:
-    """Refuses an answer that says itself that it is no shard."""
+    """Refuses an answer whose header shows that it is not a shard."""
     if answer.status not in (200, 206):
-        raise ConnectionError(f"the server answers with status {answer.status} in place of the file")
+        raise ConnectionError(f"the server answers with status {answer.status} instead of the file")
     encoding = answer.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise _NoShardError(f"{_shown(address)} comes packed as {encoding!r}, which was not asked for. Copy it first.")
+        raise _NoShardError(f"{_shown(address)} comes packed as {encoding!r}, which was not requested. Copy it first.")
     if answer.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         found = _TITLE.search(answer.read(_BLOCK))
         text = html.unescape(found.group(1).decode("utf-8", "replace")) if found else ""
         title = printable(" ".join(text.split()), 100)
         raise _NoShardError(
-            f"{_shown(address)} gives a web page{f' ({title!r})' if title else ''}, not a tar archive. Check the "
+            f"{_shown(address)} is a web page{f' ({title!r})' if title else ''}, not a tar archive. Check the "
             "address, and whether it needs a login."
         )
 
 
 def _check_room(part: Any, address: str, more: int, whole: int) -> None:
-    """Refuses what is larger than any shard, or than the disk."""
+    """Refuses files that exceed the size of a shard or the free space."""
     if whole > MOST_SHARD_BYTES:
-        raise _NoShardError(f"{_shown(address)} has more than {MOST_SHARD_BYTES} bytes, which no shard has.")
+        raise _NoShardError(f"{_shown(address)} has more than {MOST_SHARD_BYTES} bytes, more than any shard.")
     free = shutil.disk_usage(Path(part.name).parent).free
     if more + LEAST_FREE_BYTES > free:
-        if not more:  # nobody knows how much would come: what is here is not kept
+        if not more:  # the total size is unknown, so the part is not kept
             part.truncate(0)
-        raise OSError(f"it needs {more or 'unknown'} bytes more and {free} are free, of which some are kept")
+        raise OSError(f"it needs {more or 'unknown'} bytes more; {free} are free, {LEAST_FREE_BYTES} of them reserved")
 
 
 def _receive(answer: Any, part: Any, address: str, whole: int | None) -> None:
-    """Appends an answer to the part; stops at one that is too long, too slow, or begins like no archive."""
+    """Appends an answer to the part. Refuses one that is too long, too slow or not an archive."""
     size, checked = part.seek(0, os.SEEK_END), False
     since, received = time.monotonic(), 0
     while block := answer.read1(_BLOCK):
@@ -318,12 +318,12 @@ def _receive(answer: Any, part: Any, address: str, whole: int | None) -> None:
         size += len(block)
         received += len(block)
         if size > (MOST_SHARD_BYTES if whole is None else whole):
-            raise _NoShardError(f"{_shown(address)} sends more than it says, or without an end.")
+            raise _NoShardError(f"{_shown(address)} sends more bytes than it announced, or an endless answer.")
         if not checked and size >= tarfile.BLOCKSIZE:
             part.flush()
             _check_first_block(Path(part.name), address)
             checked = True
-        if received > 2**28:  # from time to time, where the length is unknown
+        if received > 2**28:  # at intervals, for answers of unknown length
             _check_room(part, address, 0, size)
             since, received = time.monotonic(), 0
         elif time.monotonic() - since > _TIMEOUT:
@@ -346,12 +346,12 @@ def _check_first_block(path: Path, address: str) -> None:
     except (tarfile.HeaderError, ValueError) as error:
         raise _NoShardError(
             f"{_shown(address)} is not a tar archive: it begins with {printable(repr(block[:24]), 120)}. Check the "
-            "address. A compressed shard must be unpacked first: it cannot be read in any order."
+            "address. A compressed shard must be unpacked first, because it cannot be read by number."
         ) from error
 
 
 def _has_end_mark(part: Any, size: int) -> bool:
-    """Whether an archive whose length nobody said is whole."""
+    """Returns True if an archive of unknown length is complete."""
     if size < _END_MARK or size % tarfile.BLOCKSIZE:
         return False
     with open(part.name, "rb") as file:
@@ -360,7 +360,7 @@ def _has_end_mark(part: Any, size: int) -> bool:
 
 
 def _shown(address: str) -> str:
-    """An address without what may be a key or a password."""
+    """Returns an address without parts that may be a key or a password."""
     bare = address.partition("?")[0].partition("#")[0]
     scheme, found, rest = bare.partition("://")
     host, slash, path = rest.partition("/")

@@ -1,4 +1,4 @@
-"""Finds copies of images, contradicting labels among them, and copies on both sides of a division."""
+"""Finds copies of images, copies with contradicting labels, and copies on both sides of a division."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXAMPLES = 3  # of contradicting labels
 
 
 def first_copies(contents: Hashes) -> npt.NDArray[np.int64]:
-    """Returns for each image the number of the first one with the same content: its own where it is that.
+    """Returns for each image the number of the first image with the same content, which may be its own.
 
     Args:
         contents: (N,) uint64.
@@ -40,17 +40,17 @@ def first_copies(contents: Hashes) -> npt.NDArray[np.int64]:
 def split_contents(
     labels: Labels, classes: Sequence[str], val_fraction: float, seed: int, contents: Hashes | None
 ) -> tuple[Labels, Labels]:
-    """Divides images as `split_indices` does, with all copies of an image on one side.
+    """Divides images as `split_indices` does, but keeps all copies of an image on one side.
 
-    The first of each is divided, by its own label, and the others follow it. Without copies the division is that of
-    `split_indices`, bit for bit.
+    Divides the first copies by their labels; the other copies follow. Without copies the division is exactly that of
+    `split_indices`.
 
     Args:
         labels: See `split_indices`.
         classes: See `split_indices`.
-        val_fraction: See `split_indices`; the share of different images.
+        val_fraction: See `split_indices`; a share of the different images.
         seed: See `split_indices`.
-        contents: (N,) uint64 hashes; None takes all images to be different.
+        contents: (N,) uint64 hashes; None treats all images as different.
 
     Raises:
         ValueError: See `split_indices`; also if all images of a class are copies of one.
@@ -80,8 +80,8 @@ class Contradiction:
     """Two copies of one image with different labels.
 
     Attributes:
-        first: Place and label of one.
-        second: Of the other.
+        first: Place and label of one copy.
+        second: Place and label of the other copy.
     """
 
     first: str
@@ -89,10 +89,10 @@ class Contradiction:
 
 
 def contradictions(sources: Sequence[Source]) -> list[Contradiction]:
-    """Returns the copies, within and between sources of the same classes, whose label is not the first one's.
+    """Returns the copies, within and between sources, whose label differs from that of the first copy.
 
     Args:
-        sources: At least one; images without a label contradict none.
+        sources: At least one, with the same classes. Images without a label are not compared.
     """
     hashes = [contents_of(source) for source in sources]
     if any(part is None for part in hashes):
@@ -123,20 +123,20 @@ def _label_text(source: Source, label: Any) -> str:
 
 
 def describe_contradictions(found: Sequence[Contradiction]) -> str:
-    """Returns a sentence: how many, and the first of them."""
+    """Returns a sentence with the number of contradictions and the first of them."""
     examples = "; ".join(f"{each.first} and {each.second}" for each in found[:_EXAMPLES])
     more = "; ..." if len(found) > _EXAMPLES else ""
     return f"Copies of an image whose labels contradict each other: {len(found)}. {examples}{more}."
 
 
 def count_shared(images: Source, others: Source) -> int:
-    """Returns how many images have a copy among others; 0 where the contents of either are not known."""
+    """Returns the number of images with a copy among others; 0 if the contents of either are unknown."""
     mine, theirs = contents_of(images), contents_of(others)
     return 0 if mine is None or theirs is None else int(np.isin(mine, theirs).sum())
 
 
 def note_copies(data: Data) -> None:
-    """Tells of copies: with contradicting labels, on both sides, and in all."""
+    """Logs copies with contradicting labels, copies on both sides, and the number of copies."""
     found = contradictions((data.train, data.val))
     if found:
         logger.warning("%s Correct the labels, or leave those images out.", describe_contradictions(found))

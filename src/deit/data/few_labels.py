@@ -1,4 +1,4 @@
-"""Reduces the number of labels: chooses the images that keep theirs."""
+"""Reduces the number of labels: chooses the images that keep them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LIMIT_KEY = 5  # first number of the random key of `limited`
 
 
 class PartlyLabelled:
-    """Another source of which some images keep their labels.
+    """Another source in which only some images keep their labels.
 
     Args:
         source: The other source.
-        labelled: Numbers of the images that do; the label of every other becomes `NO_LABEL`.
+        labelled: Numbers of the images that keep their label; all other labels become `NO_LABEL`.
     """
 
     def __init__(self, source: Source, labelled: npt.NDArray[np.integer]) -> None:
@@ -64,22 +64,22 @@ class PartlyLabelled:
 
 
 def count_unlabelled(source: Source) -> int:
-    """Returns how many images have no label (`NO_LABEL`), where an image has one class."""
+    """Returns the number of images without a label (`NO_LABEL`); 0 for several classes and regression."""
     return int((source.labels == NO_LABEL).sum()) if source.problem_type == SINGLE_LABEL else 0
 
 
 def labelled_again(source: Source, share: float) -> npt.NDArray[np.int64]:
-    """Returns labelled images that should come more often than others, so that batches have a steady part of them.
+    """Returns the labeled images to repeat, so that batches have a steady share of them.
 
-    Were 1 % of the images labelled and each shown once, most batches would have none or one with a label, and that one
-    would weigh as much as all others together.
+    If 1 % of the images had labels and each were shown once, most batches would have at most one labeled image, and its
+    loss would weigh as much as that of all others together.
 
     Args:
         source: Images of which some have a label.
-        share: Least part of what is shown that has a label; below 1.
+        share: Minimum share of labeled images among the images shown; below 1.
 
     Returns:
-        Numbers of images, each as often as it should come beside once; empty where enough have labels. See `StepOrder`.
+        Numbers of images, each once per additional showing; empty if enough images have labels. See `StepOrder`.
     """
     unlabelled = count_unlabelled(source)
     labelled = np.flatnonzero(source.labels != NO_LABEL) if unlabelled else np.zeros(0, np.int64)
@@ -94,42 +94,41 @@ def choose_labelled(
 ) -> npt.NDArray[np.int64]:
     """Chooses the images that keep their labels: in each class the first of a random order.
 
-    The order is a function of seed and class, so that a smaller choice is part of a larger one. Copies of an image come
-    last in it: ten labels are those of ten different images.
+    The order is a function of seed and class, so a smaller choice is part of a larger one. Copies of an image come last
+    in it, so that ten labels belong to ten different images.
 
     Args:
         source: Images of one class each.
-        labels_per_class: How many of each class; 0 goes by `label_fraction`.
-        label_fraction: Which share of each class, rounded.
-        seed: Chooses which.
+        labels_per_class: Number of images of each class; 0 uses `label_fraction`.
+        label_fraction: Share of each class, rounded.
+        seed: Random seed of the choice.
 
     Returns:
-        Their numbers, sorted.
+        Sorted numbers of the chosen images.
 
     Raises:
-        ValueError: The images have several classes or numbers, a class has too few images, or the share leaves a class
-            without any.
+        ValueError: The labels are not single classes, a class has too few images, or the share leaves a class without
+            images.
     """
     if source.problem_type != SINGLE_LABEL:
         raise UserError(
-            f"Fewer labels can be asked for where an image has one class. Received: data.problem_type="
-            f"{source.problem_type}."
+            f"Fewer labels need images with one class each. Received: data.problem_type={source.problem_type}."
         )
     chosen = []
     for label, name in enumerate(source.classes):
         members = np.flatnonzero(source.labels == label)
-        if not len(members):  # a name that the labels may have and none has
+        if not len(members):  # a class without images
             continue
         count = labels_per_class or round(len(members) * label_fraction)
         if count > len(members):
             raise UserError(
-                f"Class {name!r} has {len(members)} training image(s), fewer than the {count} labels asked for. "
+                f"Class {name!r} has {len(members)} training image(s), fewer than the {count} requested labels. "
                 "Pass a smaller number."
             )
         if not count:
             least = math.ceil(1000 / len(members)) / 10
             raise UserError(
-                f"{100 * label_fraction:g}% of the labels leave class {name!r} without any: it has {len(members)} "
+                f"{100 * label_fraction:g}% of the labels leave class {name!r} without labels: it has {len(members)} "
                 f"training image(s). Pass at least {least:g}%, or a number for each class."
             )
         order = np.random.default_rng((seed, label)).permutation(members)
@@ -147,14 +146,14 @@ def _copies_last(order: npt.NDArray[np.int64], contents: Hashes | None) -> npt.N
 def with_fewer_labels(
     data: Data, *, labels_per_class: int = 0, label_fraction: float = 1.0, seed: int = 0, keep_others: bool = False
 ) -> Data:
-    """Returns the data with fewer labelled training images; validation stays as it is.
+    """Returns the data with fewer labeled training images. Leaves validation images unchanged.
 
     Args:
         data: Training and validation images.
         labels_per_class: See `choose_labelled`.
         label_fraction: See `choose_labelled`.
         seed: See `choose_labelled`.
-        keep_others: Whether the others stay, without their labels, for a teacher to speak of.
+        keep_others: True keeps the other images without labels, for a teacher to label.
 
     Raises:
         ValueError: See `choose_labelled`.
@@ -167,12 +166,12 @@ def with_fewer_labels(
 
 
 def limited(data: Data, *, train: int = 0, val: int = 0) -> Data:
-    """Returns the data with at most so many training and validation images, chosen at random but always the same.
+    """Returns the data with a limited number of images, chosen at random with a fixed seed.
 
     Args:
         data: All images.
-        train: Largest number of training images; 0 for all.
-        val: Largest number of validation images; 0 for all.
+        train: Maximum number of training images; 0 for all.
+        val: Maximum number of validation images; 0 for all.
     """
     fewer = dataclasses.replace(data, train=_limited(data.train, train), val=_limited(data.val, val))
     if len(fewer.train.labels) < len(data.train.labels):

@@ -30,7 +30,7 @@ SUPPORTED = (
 
 
 def find_splits(path: DataPath, options: ReadOptions) -> Splits:
-    """Returns the splits of a data set; most readers open none of them yet.
+    """Returns the splits of a data set, mostly unopened.
 
     Args:
         path: See `deit.data.open_data.open_data`.
@@ -38,8 +38,8 @@ def find_splits(path: DataPath, options: ReadOptions) -> Splits:
 
     Raises:
         FileNotFoundError: There is nothing at the path.
-        UserError: No reader takes it, it is of several kinds, or its splits are ambiguous.
-        TypeError: It is neither a path nor a data set of `datasets`.
+        UserError: No reader takes the data, it mixes several kinds, or its splits are ambiguous.
+        TypeError: `path` is neither a path nor a data set of `datasets`.
     """
     place = _place(path)
     reader = _reader_of(place)
@@ -79,7 +79,7 @@ def _refusal(place: Place) -> Exception:
             continue
         if is_address(name) and _reader_of(Place(names=(Path(bare(name)).name,))) is not None:
             return UserError(
-                f"{bare(name)} cannot be opened: only .tar shards are fetched. Download it and pass its path."
+                f"{bare(name)} cannot be opened: only .tar shards are downloaded. Download it and pass its path."
             )
         return UserError(f"{bare(name)} is not a data set of a known kind. Supported: {SUPPORTED}.")
     kinds = sorted({Path(bare(name)).suffix.lower() for name in place.names})

@@ -1,4 +1,4 @@
-"""Batches of pixels: for training in an order that is a function of seed, epoch and step, for evaluation in order."""
+"""Loads batches: for training in an order that depends only on seed, epoch and step, for evaluation in order."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.sources import Source, place_of
 from deit.runtime.random_state import forget_other_threads, random_state_kept, set_random_state
 
-if TYPE_CHECKING:  # it brings timm, which evaluation does without
+if TYPE_CHECKING:  # imports timm, which evaluation does not need
     from deit.data.augment import ViewTransform
 
 # First number of every random key, so that views, mixing and the model never share a stream.
 _VIEW_KEY = 0
 
-# Added to the number of a repeat, times the place: larger than any number of repeats.
+# Offset of repeat numbers of replacement views; larger than any number of repeats.
 _STAND_IN = 1 << 20
 
 View = tuple[int, int, int, int]  # seed, epoch, number of the image, number of its repeat
 
 
 class Batch(NamedTuple):
-    """One step's images for one process.
+    """The images of one step for one process.
 
     Attributes:
         pixels: (b, 3, H, W) float32, augmented but not mixed.
         targets: (b,) int64 classes, (b, K) float32 of several labels, or (b,) float32 values.
-        checksum: CRC-32 of a sample of the pixels, of the views' numbers and of the targets: two runs that disagree
-            on it do not see the same images.
-        left_out: Number and reason of each image that could not be read; another image of the batch stands there.
+        checksum: CRC-32 of a sample of the pixels, of the numbers of the views and of the targets. It differs if two
+            runs see different images.
+        left_out: Number and reason of each unreadable image; another image of the batch replaces it.
     """
 
     pixels: Tensor
@@ -52,26 +52,26 @@ class Batch(NamedTuple):
 
 
 class StepOrder(Sampler[list[View]]):
-    """Says which views make up each step: a new permutation every epoch, what does not fill a batch is left out.
+    """Yields the views of each step. Draws a new permutation every epoch and drops an incomplete last batch.
 
-    With repeated augmentation every image of the permutation stands `num_repeats` times in a row, each time as another
-    view. An epoch keeps its length, num_images // batch_size steps, as in the paper's code: it shows about
+    With repeated augmentation, each image of the permutation occurs `num_repeats` times in a row, each time as another
+    view. An epoch still has num_images // batch_size steps, as in the paper's code, so it shows about
     num_images / num_repeats different images. (That code also cuts an epoch to a multiple of 256 images, which leaves
-    nothing of a small data set; this one cuts to whole batches.)
+    nothing of a small data set. This class cuts to whole batches.)
 
-    With several processes a step is the same set of views: the process `rank` takes every world_size-th one, so that
-    the repeats of one image lie on different processes.
+    Several processes share the views of a step: the process `rank` takes every world_size-th view, so the repeats of
+    an image are on different processes.
 
     Args:
         num_images: Size of the data set.
         batch_size: Views in a step, over all processes.
-        seed: Of the run.
-        first_step: Where to begin.
-        last_step: Where to stop, exclusive.
-        num_repeats: Views of an image in a row; 3 in the paper.
-        multiple: What sizes of batches must be a multiple of, for the advice when this one is too large.
-        again: Numbers of images that stand in the permutation once more, as other views, for each time they stand here;
-            the epoch keeps its length, so it shows fewer of the others.
+        seed: Random seed of the run.
+        first_step: First step.
+        last_step: End of the steps, exclusive.
+        num_repeats: Consecutive views of each image; 3 in the paper.
+        multiple: Number that must divide the batch size; used in the message for batches that are too large.
+        again: Numbers of images that each add one occurrence to the permutation, as another view. The epoch keeps its
+            length, so it shows fewer of the other images.
         rank: Number of this process.
         world_size: Number of processes.
 
@@ -134,17 +134,17 @@ class StepOrder(Sampler[list[View]]):
 
     def _view(self, epoch: int, order: npt.NDArray[np.int64], place: int, repeat: int) -> View:
         number = int(order[place])
-        if number >= self._num_images:  # one that comes again
+        if number >= self._num_images:  # an added occurrence
             repeat += (number - self._num_images + 1) * self._num_repeats
         return self._seed, epoch, int(self._images[number]), repeat
 
 
 def _too_few(num_images: int, batch_size: int, multiple: int) -> str:
-    """Says which batch would do: one that is not refused afterwards."""
+    """Returns the message for a batch that is too large, with a size that is not refused."""
     largest = num_images - num_images % multiple
     found = f"There are {num_images} training images and the batch size is {batch_size}. "
     if not largest:
-        return f"{found}A step needs {multiple} or more: so many processes, parts and pairs of Mixup share it."
+        return f"{found}A step needs {multiple} or more: processes, parts and pairs of Mixup share it."
     return f"{found}Pass a batch size of at most {largest}{f', a multiple of {multiple}' if multiple > 1 else ''}."
 
 
@@ -154,20 +154,20 @@ def _check_rank(rank: int, world_size: int) -> None:
 
 
 class _Broken(NamedTuple):
-    """Stands for a batch of which no image could be read; exceptions of worker processes arrive as tracebacks."""
+    """Marks a batch without any readable image. Exceptions of worker processes would arrive as tracebacks."""
 
     message: str
 
 
 class _AugmentedImages(Dataset[Any]):
-    """Whole batches of views, which the loader asks for by `__getitems__`."""
+    """Data set that returns whole batches of views from `__getitems__`."""
 
     def __init__(self, source: Source, transform: ViewTransform) -> None:
         self._source = source
         self._transform = transform
 
     def __getitems__(self, views: Sequence[View]) -> Batch | _Broken:
-        """Draws views. In place of an image that cannot be read stands the next one of the batch, as another view."""
+        """Draws views. Replaces an unreadable image by another view of the next image of the batch."""
         shown, left_out = list(views), {}
         with random_state_kept():
             pixels: Tensor | None = None
@@ -186,7 +186,7 @@ class _AugmentedImages(Dataset[Any]):
                 for place in left_out:
                     shown[place] = _stand_in(views, place, left_out)
                     self._draw(shown[place], pixels[place])
-            except (ImageError, OSError) as error:  # read a moment ago
+            except (ImageError, OSError) as error:  # was readable a moment ago
                 return _Broken(_reason(error))
         targets = torch.from_numpy(self._source.labels[[index for _, _, index, _ in shown]])
         bad = tuple((views[place][2], reason) for place, reason in left_out.items())
@@ -202,18 +202,18 @@ class _AugmentedImages(Dataset[Any]):
 def _reason(error: ImageError | OSError) -> str:
     if isinstance(error, ImageError):
         return str(error)
-    return f"A training image cannot be read any more ({error}). Put it back, or leave it out."
+    return f"A training image can no longer be read ({error}). Restore it, or leave it out."
 
 
 def _stand_in(views: Sequence[View], place: int, left_out: Collection[int]) -> View:
-    """Returns the next view of a batch that could be drawn, after its last the first, as a repeat that no other has."""
+    """Returns the next readable view of a batch, cyclically, with an unused repeat number."""
     following = (number % len(views) for number in range(place + 1, place + len(views)))
     seed, epoch, index, repeat = views[next(number for number in following if number not in left_out)]
     return seed, epoch, index, repeat + _STAND_IN * (place + 1)
 
 
 def view_key(seed: int, epoch: int, index: int, repeat: int = 0) -> tuple[int, ...]:
-    """Returns the key for `seeded` under which a view is drawn."""
+    """Returns the random key (see `seeded`) of a view."""
     return (seed, _VIEW_KEY, epoch, index, repeat) if repeat else (seed, _VIEW_KEY, epoch, index)
 
 
@@ -225,12 +225,12 @@ def _checksum(pixels: Tensor, targets: Tensor, views: Sequence[View]) -> int:
 
 
 def _whole(batch: Any) -> Any:
-    """Takes the place of collating: the data set gives whole batches."""
+    """Replaces collating, because the data set returns whole batches."""
     return batch
 
 
 class _TrainingBatches:
-    """Batches of a `DataLoader`, with its markers of broken images turned back into the error."""
+    """Batches of a `DataLoader`. Turns `_Broken` markers into errors."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -253,17 +253,17 @@ def training_batches(
     num_workers: int = -1,
     pin_memory: bool = False,
 ) -> Iterable[Batch]:
-    """Returns one `Batch` for each step of `order`; an image that cannot be read is told in `left_out`.
+    """Returns one `Batch` for each step of `order`. Lists unreadable images in `Batch.left_out`.
 
-    What stands in its place follows from the batch alone, so that a run that goes on, a teacher cache and any number of
-    worker processes see the same. A batch of which no image can be read raises ImageError.
+    The replacement of an unreadable image depends only on the batch, so resumed runs, teacher caches and any number of
+    worker processes see the same views. A batch without any readable image raises ImageError.
 
     Args:
-        source: Labelled images.
-        transform: Of one image, see `build_transform`.
-        order: Which images come when.
+        source: Labeled images.
+        transform: Transform of one image, see `build_transform`.
+        order: Order of the views.
         num_workers: Processes that prepare images; -1 chooses, see `default_workers`.
-        pin_memory: Whether batches lie in page-locked memory, for a faster copy to a GPU.
+        pin_memory: True puts batches in page-locked memory, for a faster copy to a GPU.
     """
     workers = default_workers(gpu=pin_memory) if num_workers < 0 else num_workers
     loader = DataLoader(
@@ -273,38 +273,38 @@ def training_batches(
         collate_fn=_whole,
         pin_memory=pin_memory,
         worker_init_fn=_begin_worker,
-        generator=torch.Generator(),  # the process's own is not drawn from: other threads may be using it
+        generator=torch.Generator(),  # its own, because other threads may use the default generator
     )
     return _TrainingBatches(loader)
 
 
 def _begin_worker(number: int) -> None:
     forget_other_threads()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a terminal and a job's end send them to every process of a run
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # terminals and job schedulers send them to all processes
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)  # it is the run that stops, and ends its workers
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the run stops and ends its workers
 
 
 def refuse_import_by_worker() -> None:
-    """Refuses to train while a worker process imports the script that it was started from.
+    """Refuses to train in a worker process that imports the main script.
 
-    Where processes are spawned (macOS, Windows, Python 3.14) each imports that script, and would train as well.
+    Spawned processes (macOS, Windows, Python 3.14) import the main script, and would train as well.
 
     Raises:
-        UserError: It does.
+        UserError: This is such a worker process.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise UserError(
-            "A worker process imports this script and came to the training again. Put what the script does into "
+            "A worker process imports this script and started the training again. Put the code of the script into "
             '`def main():`, and `if __name__ == "__main__": main()` at its end; or pass num_workers=0.'
         )
 
 
 def default_workers(*, gpu: bool = False) -> int:
-    """Returns how many processes prepare images unless told otherwise.
+    """Returns the default number of processes that prepare images.
 
     Args:
-        gpu: Whether the model computes on a GPU. The CPU's cores are then free for images; without one a machine of
+        gpu: True if the model computes on a GPU, which leaves the CPU cores free for images. Otherwise a machine with
             up to 2 cores has none to spare.
     """
     cores = usable_cores()
@@ -314,19 +314,19 @@ def default_workers(*, gpu: bool = False) -> int:
 
 
 class EvaluationBatches:
-    """Batches of pixels (B, 3, H, W) and targets (B, ...) as numpy arrays, in order, the last one smaller.
+    """Yields pixels (B, 3, H, W) and targets (B, ...) as NumPy arrays, in order; the last batch may be smaller.
 
     Args:
-        source: Labelled images; its `image` is called from several threads.
+        source: Labeled images; its `image` is called from several threads.
         processor: The preprocessing of the model.
         batch_size: Images in a batch.
-        rank: Number of this process; it takes every world_size-th image.
-        world_size: Number of processes. Together they show every image once: nothing is padded, and a process may get
-            one image less than another, or none.
+        rank: Number of this process, which takes every world_size-th image.
+        world_size: Number of processes. Together they yield every image once, without padding; a process may get one
+            image less than another, or none.
 
     Attributes:
-        left_out: Number of an image -> why it could not be read, of those of the last pass; batches hold the others.
-        numbers: Of the images of the last batch.
+        left_out: Number of each unreadable image of the last pass -> reason. Batches lack these images.
+        numbers: Numbers of the images of the last batch.
 
     Raises:
         ValueError: `batch_size` is smaller than 1, or `rank` is not below `world_size`.

@@ -1,4 +1,4 @@
-"""Which patches a masked-image training hides: SimMIM's square blocks (arXiv 2111.09886, section 3.2)."""
+"""Draws the hidden patches of masked-image training: SimMIM's square blocks (arXiv 2111.09886, section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from deit.core.errors import UserError
 
-# First numbers of random keys: views take 0, mixing 1, the model 2.
+# First numbers of random keys. Views use 0, mixing 1, the model 2.
 _TRAINING_KEY, _EVALUATION_KEY = 3, 4
 
 
 class BlockMasks:
     """Draws masks of square blocks, as SimMIM and the `run_mim` script of transformers do.
 
-    The image is divided into blocks of `mask_patch` pixels, of which the share `ratio` is hidden, rounded up. Each
-    block covers whole patches of the model. Every image has the same number of hidden patches.
+    Divides the image into blocks of `mask_patch` pixels and hides the share `ratio` of them, rounded up. Each block
+    covers whole patches of the model. Every image has the same number of hidden patches.
 
     Args:
         image_size: (height, width) in pixels.
@@ -29,8 +29,8 @@ class BlockMasks:
         ratio: Share of the blocks that are hidden; 0.6 in SimMIM.
 
     Attributes:
-        num_patches: P, the patches of an image.
-        num_masked: How many of them a mask hides.
+        num_patches: Number of patches P of an image.
+        num_masked: Number of patches that a mask hides.
 
     Raises:
         ValueError: Patches do not fill a block, or blocks do not fill the image; or a mask would hide everything.
@@ -76,24 +76,24 @@ class BlockMasks:
         self.num_masked = self._hidden * per_block
 
     def draw(self, random: np.random.Generator | np.random.RandomState) -> npt.NDArray[np.bool_]:
-        """Draws one mask, (P,), True where a patch is hidden: equal to run_mim's from an equal generator."""
+        """Draws one mask (P,), True for hidden patches. Equals run_mim's mask for an equal generator."""
         blocks = np.zeros(self._count, dtype=bool)
         blocks[random.permutation(self._count)[: self._hidden]] = True
         rows = blocks.reshape(self._blocks).repeat(self._scale[0], axis=0)
         return rows.repeat(self._scale[1], axis=1).reshape(-1)
 
     def for_step(self, seed: int, step: int, positions: Iterable[int]) -> Tensor:
-        """Returns the masks of a training step, (B, P) bool: a function of seed, step and place in the step.
+        """Returns the masks of a training step, (B, P) bool: a function of seed, step and position.
 
         Args:
-            seed: Of the run.
-            step: From 0.
-            positions: Places of the images in the whole step, all processes taken together.
+            seed: Random seed of the run.
+            step: Number of the step, from 0.
+            positions: Positions of the images in the whole step, over all processes.
         """
         return self._drawn((seed, _TRAINING_KEY, step, position) for position in positions)
 
     def for_images(self, numbers: Iterable[int]) -> Tensor:
-        """Returns the masks of an evaluation, (B, P) bool: always the same for an image of a number."""
+        """Returns the masks of an evaluation, (B, P) bool: a function of the number of the image."""
         return self._drawn((_EVALUATION_KEY, number) for number in numbers)
 
     def _drawn(self, keys: Iterable[tuple[int, ...]]) -> Tensor:

@@ -75,7 +75,7 @@ def open_data(
         value_range: Values that become black and white in gray images of more than 8 bits; see `load_image`.
         keep_unlabelled: Keep training images without a label, as `NO_LABEL`, for a teacher to label: those of tables,
             shards, and a folder unlabelled/ beside train/ and val/. For single classes.
-        check: Decode every image now. False finds broken images when they are used, and copies not at all.
+        check: Decode every image now. False finds broken images only when they are used, and finds no copies.
         progress: Called with (images checked, images in all), split after split.
 
     Raises:
@@ -111,7 +111,7 @@ def open_labelled(
     value_range: ValueRange | None = None,
     progress: Progress | None = None,
 ) -> OpenedSource:
-    """Opens one split of labeled images: the one to measure on, which is val, else test, else all images.
+    """Opens the split of labeled images to measure on: val, else test, else all images.
 
     Args:
         path: See `open_data`.
@@ -165,7 +165,7 @@ def open_unlabelled(
     """Opens images for training without labels, and ignores labels that are there.
 
     Keeps a division into train and val (else test). Holds out a share of everything else: if there are labels, the same
-    images as `open_data`, so that no classifier is measured on images that were learned from here.
+    images as `open_data`, so that no classifier is measured on images that this training used.
 
     Args:
         path: What `open_data` takes, and more: a folder with images in any sub-folders or in none, tables without a
@@ -296,7 +296,7 @@ def _held_out(
     own = None if contents is None else contents[labelled]
     second = labelled[split_contents(labels, classes, val_fraction, seed, own)[1]]
     first = np.setdiff1d(np.arange(len(whole.labels)), second)
-    if contents is not None:  # copies without a label of images held out
+    if contents is not None:  # removes unlabeled copies of held-out images
         first = first[~np.isin(contents[first], contents[second])]
     return first, second
 
@@ -318,7 +318,7 @@ def _divided(whole: OpenedSource, division: tuple[_Rows, _Rows], held_out: HeldO
 
 
 def _divide_unlabelled(whole: OpenedSource, told: EncodedLabels | None, val_fraction: float, seed: int) -> Data:
-    """Holds out the images that `open_data` holds out, where there are labels; else any."""
+    """Holds out the images that `open_data` holds out if there are labels, else any images."""
     division = None
     if told is not None:
         labelled = np.flatnonzero(~told.missing)

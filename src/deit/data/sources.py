@@ -31,15 +31,15 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 class Source(Protocol):
-    """Labelled images by number.
+    """Labeled images by number.
 
-    A source may also have `contents`, (N,) uint64 hashes of its images (see `contents_of`), and a
-    `former_fingerprint()`, by which what was recorded under an older rule is known again.
+    A source may also have `contents`, (N,) uint64 hashes of its images (see `contents_of`), and
+    `former_fingerprint()`, which identifies the source in records of older versions.
 
     Attributes:
-        classes: Class names; a label is a position in this list. For regression one name, of the number.
+        classes: Class names; a label is a position in this list. For regression one name.
         labels: (N,) int64 true classes; (N, K) float32 zeros and ones for several classes; (N,) float32 for regression.
-        problem_type: Which of the three: one of `PROBLEM_TYPES`.
+        problem_type: Type of the labels, one of `PROBLEM_TYPES`.
     """
 
     @property
@@ -55,7 +55,7 @@ class Source(Protocol):
         """Returns one image, RGB.
 
         Raises:
-            ImageError: It can no longer be read; the message names the place.
+            ImageError: The image can no longer be read; the message names its place.
         """
         ...
 
@@ -65,19 +65,19 @@ class Source(Protocol):
 
 
 def contents_of(source: Source) -> Hashes | None:
-    """Returns the (N,) uint64 hashes of the bytes of the images of a source, or None where it has none."""
+    """Returns the (N,) uint64 hashes of the images' bytes; None if the source has none."""
     hashes: Hashes | None = getattr(source, "contents", None)
     return hashes
 
 
 def place_of(source: Source, index: int) -> str:
-    """Returns where an image of a source is, as a reader can find it."""
+    """Returns the place of an image for messages, such as its path or its file and row."""
     ask: Callable[[int], str] | None = getattr(source, "place", None)
     return f"image {index}" if ask is None else ask(index)
 
 
 def former_fingerprint(source: Source) -> str:
-    """Returns the fingerprint that a source had when that of a folder was made of names and sizes alone."""
+    """Returns the fingerprint by the rule of older versions, which for folders used only names and sizes."""
     ask: Callable[[], str] = getattr(source, "former_fingerprint", source.fingerprint)
     return ask()
 
@@ -89,21 +89,21 @@ def skipped_of(source: Source) -> Sequence[SkippedFile]:
 
 
 def ignored_of(source: Source) -> Mapping[str, int]:
-    """Returns the counts of files that a source passed over, such as hidden ones."""
+    """Returns the counts of files that a source ignored, such as hidden ones."""
     ignored: Mapping[str, int] = getattr(source, "ignored", {})
     return ignored
 
 
 def refuse_skipped(skipped: Sequence[SkippedFile], what: str, *, strict: bool) -> None:
-    """Notes what was left out in the log, or refuses it.
+    """Logs the files that were left out, or refuses them.
 
     Args:
-        skipped: What was left out.
-        what: Of what.
-        strict: Refuse.
+        skipped: Files that were left out.
+        what: Name of their source for the message.
+        strict: True raises an error if files were left out.
 
     Raises:
-        ValueError: `strict` is on and something was left out.
+        ValueError: `strict` is True and files were left out.
     """
     if strict and skipped:
         first = skipped[0]
@@ -118,23 +118,23 @@ def check_problem_type(problem_type: str) -> None:
     """Checks the name of a problem type.
 
     Raises:
-        ValueError: It is not one of `PROBLEM_TYPES`.
+        ValueError: The name is not one of `PROBLEM_TYPES`.
     """
     if problem_type not in PROBLEM_TYPES:
         raise UserError(f"Unknown problem_type {problem_type!r}. Choose one of: {', '.join(PROBLEM_TYPES)}.")
 
 
 class ArraySource:
-    """Labelled images in memory.
+    """Labeled images in memory.
 
     Args:
         images: (N, H, W, 3) or gray (N, H, W), uint8.
         labels: (N,) integers; (N, K) zeros and ones for several classes; (N,) numbers for regression.
-        classes: Class names; "0", "1", ... when None, and "value" for regression.
+        classes: Class names. Default: "0", "1", ..., and "value" for regression.
         problem_type: One of `PROBLEM_TYPES`.
 
     Raises:
-        TypeError: `images` are not uint8, or `labels` are not integers where they must be.
+        TypeError: `images` are not uint8, or labels of single classes are not integers.
         ValueError: Shapes disagree, there are no images, a label has no class, or a number is not finite.
     """
 
@@ -211,7 +211,7 @@ class Subset:
 
     Args:
         source: The other source.
-        indices: Which, in this order.
+        indices: Numbers of the images, in order.
     """
 
     def __init__(self, source: Source, indices: npt.NDArray[np.integer]) -> None:
@@ -281,7 +281,7 @@ class WithoutLabels:
 
     @property
     def ignored(self) -> Mapping[str, int]:
-        """Counts of files that the other source passed over."""
+        """Counts of files that the other source ignored."""
         return ignored_of(self.source)
 
     @property
@@ -299,7 +299,7 @@ class WithoutLabels:
 
 
 class Joined:
-    """Several sources one after the other, with the classes of the first; the others have labels of it, or none.
+    """Concatenates sources. Uses the classes of the first; labels of the others must belong to them.
 
     Args:
         sources: At least one.
@@ -328,7 +328,7 @@ class Joined:
 
     @property
     def ignored(self) -> Mapping[str, int]:
-        """Counts of files that the sources passed over."""
+        """Counts of files that the sources ignored."""
         return sum((Counter(ignored_of(source)) for source in self.sources), Counter())
 
     def _found(self, index: int) -> tuple[Source, int]:
@@ -343,7 +343,7 @@ class Joined:
         return np.concatenate(found) if len(found) == len(parts) else None
 
     def fingerprint(self) -> str:
-        """Returns a hash of all sources; one alone has its own."""
+        """Returns a hash of all sources; that of the source if there is only one."""
         return _joined([source.fingerprint() for source in self.sources])
 
     def former_fingerprint(self) -> str:
@@ -357,7 +357,7 @@ def _joined(prints: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """How validation images were held out of a data set that had no validation part.
+    """Choice of the validation images of a data set without a validation part.
 
     Attributes:
         val_fraction: Share of the images.
@@ -377,8 +377,8 @@ class Data:
         val: Images to measure on, with the same classes.
         held_out: How `val` was chosen; None if the data set came divided.
         skipped: Files that were left out.
-        ignored: Counts of files that are of no interest: hidden files, an unused test split.
-        used: How many images are in both; fewer may be left by `deit.data.few_labels.limited`.
+        ignored: Counts of files that were not meant to be used: hidden files, an unused test split.
+        used: Number of images in both, before `deit.data.few_labels.limited` removes some.
     """
 
     train: Source
@@ -403,5 +403,5 @@ class Data:
 
     @property
     def problem_type(self) -> str:
-        """What both are for: one of `PROBLEM_TYPES`."""
+        """Problem type of both: one of `PROBLEM_TYPES`."""
         return self.train.problem_type

@@ -1,4 +1,4 @@
-"""Returns the folder of the cache: shards, unpacked tables, hashes of images, measured speeds."""
+"""Locates the cache folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Returns where shards, unpacked tables, hashes of images and measured speeds are kept.
+    """Returns the folder of downloaded shards, unpacked tables, hashes of images and measured speeds.
 
-    The environment variable DEIT_CACHE; without it `deit` in XDG_CACHE_HOME or in ~/.cache.
+    It is the environment variable DEIT_CACHE; by default `deit` in XDG_CACHE_HOME or in ~/.cache.
     """
     chosen = os.environ.get("DEIT_CACHE")
     if chosen:

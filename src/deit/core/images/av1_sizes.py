@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 _SEQUENCE_HEADER = 1
-_MOST_UNITS = 10_000  # a still picture has some ten
+_MOST_UNITS = 10_000  # a still picture has about ten
 _MOST_HEADER_BYTES = 1024  # 32 operating points take 300
 
 
 def largest_picture(data: bytes) -> int | None:
-    """Returns the pixels of the largest picture that any sequence header in a bitstream allows; None without one."""
+    """Returns the largest picture, in pixels, that the sequence headers of a bitstream allow; None without headers."""
     largest: int | None = None
     place = 0
     for _ in range(_MOST_UNITS):
@@ -49,7 +49,7 @@ class _Bits:
         return self._value >> self._left & (1 << count) - 1
 
     def skip_uvlc(self) -> None:
-        """Skips a number of variable length."""
+        """Skips a variable-length number."""
         zeros = 0
         while not self.take(1):
             zeros += 1
@@ -60,8 +60,8 @@ class _Bits:
 def _picture_size(header: bytes) -> tuple[int, int]:
     """Returns the largest (width, height) that a sequence header allows."""
     bits = _Bits(header)
-    bits.take(4)  # profile, whether it is one picture
-    if bits.take(1):  # reduced, as in most files
+    bits.take(4)  # profile, still picture
+    if bits.take(1):  # reduced header, as in most files
         bits.take(5)
     else:
         _skip_operating_points(bits)

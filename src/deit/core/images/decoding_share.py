@@ -1,4 +1,4 @@
-"""Limits the pixels that the threads of a process decode at the same time."""
+"""Limits how many pixels the threads of a process decode at the same time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 
 class DecodingShare:
-    """Lets threads decode small images in parallel, and large ones one after the other.
+    """Lets threads decode small images in parallel and large ones one after another.
 
-    Without it sixteen threads hold sixteen images of the largest size allowed. One image alone always passes.
+    Without this limit, sixteen threads could hold sixteen images of maximum size. A single image always passes.
 
     Args:
-        limit: Pixels of all images that are decoded at one time.
+        limit: Maximum number of pixels that are decoded at the same time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -24,14 +24,14 @@ class DecodingShare:
 
     @contextmanager
     def of(self, pixels: int) -> Iterator[None]:
-        """Waits until there is room for an image. Frees it at the end of the block, or of `kept`.
+        """Waits until there is room for an image. Frees the room at the end of the block, or of `kept`.
 
         Args:
-            pixels: Of the image.
+            pixels: Number of pixels of the image.
         """
         own: int = getattr(self._own, "pixels", 0)
         with self._changed:
-            if not own:  # whoever holds some already must not wait for others, who may wait for it
+            if not own:  # a thread that already holds room must not wait, or threads could block each other
                 self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._limit)
             self._used += pixels
         self._own.pixels = own + pixels
@@ -43,7 +43,7 @@ class DecodingShare:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keeps the room of images decoded in the block until its end, for work on the decoded image."""
+        """Keeps the room of all images decoded in the block until its end, for work on decoded images."""
         if getattr(self._own, "keeps", False):
             yield
             return

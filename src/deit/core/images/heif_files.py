@@ -13,14 +13,14 @@ from math import prod
 from deit.core.errors import ImageError
 from deit.core.images.av1_sizes import largest_picture
 
-# 6144 x 8192: phones of 48 megapixels fit. What decodes these formats holds twice as much meanwhile as other decoders.
+# 6144 x 8192, enough for phones of 48 megapixels. Decoders of these formats use twice the memory of others.
 MOST_HEIF_PIXELS = 3 * 2**24
-# Pixels of all pictures in a file: tiles, transparency, maps of depth and brightness, thumbnails.
+# Pixels of all pictures in a file: tiles, transparency, depth maps, gain maps, thumbnails.
 MOST_CODED_PIXELS = 3 * MOST_HEIF_PIXELS
-# A phone divides a photo of 50 megapixels into 200 tiles, each an item with a box or two.
+# A phone divides a photo of 50 megapixels into 200 tiles, each an item with one or two boxes.
 MOST_ITEMS = 2000
 MOST_BOXES = 20_000
-# Those of printers take 3 MiB.
+# Color profiles of printers take 3 MiB.
 MOST_PROFILE_BYTES = 16 * 2**20
 
 AVIF, HEIF = "AVIF", "HEIF"
@@ -30,16 +30,16 @@ _DESCRIPTIONS = {b"Exif", b"mime", b"uri "}
 _DERIVED = {b"grid", b"iovl", b"iden", b"tmap"}
 _STILL = {b"avis": b"avif", b"hevc": b"heic", b"hevx": b"heix", b"hevm": b"heim", b"hevs": b"heis", b"msf1": b"mif1"}
 _MOST_BRAND_BYTES = 1024
-_UNKNOWN_ITEM, _FREE = b"skip", b"free"  # what readers pass over
+_UNKNOWN_ITEM, _FREE = b"skip", b"free"  # kinds that readers skip
 
 
 @dataclass(frozen=True)
 class HeifBytes:
-    """A HEIC or AVIF file, ready to be decoded.
+    """A checked HEIC or AVIF file.
 
     Attributes:
         kind: "AVIF" or "HEIF".
-        data: The file; descriptions (EXIF, XMP) and moving pictures in it are marked as not to be read.
+        data: The file, with metadata (EXIF, XMP) and moving pictures marked so that decoders skip them.
     """
 
     kind: str
@@ -49,27 +49,27 @@ class HeifBytes:
 @dataclass(frozen=True)
 class _Box:
     kind: bytes
-    place: int  # of its header
-    start: int  # of its content
+    place: int  # start of the header
+    start: int  # start of the content
     end: int
 
 
 def begins_like_heif(head: bytes) -> bool:
-    """Whether the first 12 bytes of a file are those of HEIC or AVIF."""
+    """Returns True if the first 12 bytes of a file are those of HEIC or AVIF."""
     return head[4:8] == b"ftyp" and head[8:12] in _AVIF_BRANDS | _HEIF_BRANDS
 
 
 def read_heif(data: bytes, name: str) -> HeifBytes:
     """Checks the boxes of a HEIC or AVIF file.
 
-    How a picture is turned is a property of these formats, which decoders apply; what EXIF says of it does not count.
+    These formats store the rotation in properties that decoders apply. The orientation of EXIF is ignored.
 
     Args:
-        data: The file, which begins like one.
-        name: What a message calls it.
+        data: Content of the file.
+        name: Name of the image for messages.
 
     Raises:
-        ImageError: Its structure is damaged, or asks for more work than an image needs.
+        ImageError: The structure is damaged, or decoding would cost more than an image needs.
     """
     try:
         return _File(data, name).read()
@@ -80,7 +80,7 @@ def read_heif(data: bytes, name: str) -> HeifBytes:
 
 
 class _File:
-    """A file that is being checked."""
+    """State of the check of one file."""
 
     def __init__(self, data: bytes, name: str) -> None:
         self._data = bytearray(data)
@@ -88,7 +88,7 @@ class _File:
         self._boxes_seen = 0
         self._types: dict[int, bytes] = {}  # items
         self._extents: dict[int, list[tuple[int, int]]] = {}  # of items: place and length
-        self._sizes: dict[int, int] = {}  # of items: pixels, as the file's properties say
+        self._sizes: dict[int, int] = {}  # of items: pixels by the properties of the file
         self._tiles: dict[int, list[int]] = {}  # of grids
 
     def read(self) -> HeifBytes:
@@ -97,12 +97,12 @@ class _File:
         for box in self._boxes(0, len(self._data)):
             if box.kind == b"meta":
                 meta = meta or box
-            elif box.kind == b"moov":  # the still picture is read, which stands beside
+            elif box.kind == b"moov":  # moving pictures; the still picture is a separate item
                 self._data[box.place + 4 : box.place + 8] = _FREE
             elif box.kind == b"ftyp" and box.place == 0:
                 brands = self._read_brands(box)
         if meta is None:
-            raise self._refused("it holds no still picture")
+            raise self._refused("it has no still picture")
         kind = AVIF if brands & _AVIF_BRANDS else HEIF
         self._read_meta(meta)
         self._check_work()
@@ -113,7 +113,7 @@ class _File:
 
     def _too_many(self, pixels: int) -> ImageError:
         return ImageError(
-            f"{self._name} claims more pixels than are safe to decode: {pixels} in its parts. Make it smaller."
+            f"{self._name} claims more pixels than are safe to decode: {pixels} in its parts. Reduce its size."
         )
 
     def _boxes(self, place: int, end: int) -> Iterator[_Box]:
@@ -127,7 +127,7 @@ class _File:
                 size, head = struct.unpack_from(">Q", self._data, place + 8)[0], 16
             stop = end if size == 0 else place + size
             if stop < place + head or stop > end:
-                if kind == b"mdat":  # cut off: the decoder says so
+                if kind == b"mdat":  # truncated: the decoder reports it
                     stop = end
                 else:
                     raise struct.error
@@ -170,10 +170,10 @@ class _File:
                 self._data[at : at + 4] = kind = _UNKNOWN_ITEM
             self._types[item] = kind
         if len(self._types) > MOST_ITEMS:
-            raise self._refused(f"it has {len(self._types)} parts, at most {MOST_ITEMS} are read")
+            raise self._refused(f"it has {len(self._types)} parts, the limit is {MOST_ITEMS}")
 
     def _read_properties(self, box: _Box) -> None:
-        areas: list[int] = []  # of each property, 0 where it is no size
+        areas: list[int] = []  # of each property; 0 if it is not a size
         for part in self._boxes(box.start, box.end):
             if part.kind != b"ipco":
                 continue
@@ -182,7 +182,7 @@ class _File:
                 areas.append(prod(struct.unpack_from(">II", self._data, held.start + 4)) if is_size else 0)
                 if held.kind == b"colr" and held.end - held.start > MOST_PROFILE_BYTES:
                     raise self._refused(
-                        f"its color profile takes {held.end - held.start} bytes, at most {MOST_PROFILE_BYTES} are read"
+                        f"its color profile has {held.end - held.start} bytes, the limit is {MOST_PROFILE_BYTES}"
                     )
         for part in self._boxes(box.start, box.end):
             if part.kind == b"ipma":
@@ -232,11 +232,11 @@ class _File:
         size, code = (4, "I") if self._data[box.start] else (2, "H")
         for part in self._boxes(box.start + 4, box.end):
             if part.kind == b"dimg":
-                whose = struct.unpack_from(f">{code}", self._data, part.start)[0]
+                item = struct.unpack_from(f">{code}", self._data, part.start)[0]
                 count = struct.unpack_from(">H", self._data, part.start + size)[0]
-                self._tiles[whose] = list(struct.unpack_from(f">{count}{code}", self._data, part.start + size + 2))
+                self._tiles[item] = list(struct.unpack_from(f">{count}{code}", self._data, part.start + size + 2))
 
-    # --- how much work it is --------------------------------------------------------------------------
+    # --- cost of decoding -------------------------------------------------------------------------------
 
     def _content(self, item: int) -> bytes:
         parts, left = [], len(self._data)
@@ -258,10 +258,10 @@ class _File:
         total = sum(coded.values())
         for item, kind in self._types.items():
             if kind == b"iovl":
-                raise self._refused("it lays pictures over each other")
+                raise self._refused("it overlays pictures")
             if kind == b"grid":
                 total += self._area_of_grid(item)
-                total += sum(coded.get(tile, 0) for tile in self._tiles.get(item, ())[1:])  # some may come often
+                total += sum(coded.get(tile, 0) for tile in self._tiles.get(item, ())[1:])  # tiles may repeat
         most = max(coded.values(), default=0)
         if most > MOST_HEIF_PIXELS or total > MOST_CODED_PIXELS:
             raise self._too_many(max(most, total))

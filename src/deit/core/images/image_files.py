@@ -1,4 +1,4 @@
-"""Reads the bytes of image files within limits, and strips metadata that decoders need not see."""
+"""Reads the bytes of image files within limits and strips metadata that decoders do not need."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import IO
 from deit.core.errors import ImageError
 from deit.core.images.heif_files import begins_like_heif, read_heif
 
-# An image of the most pixels has 192 MiB as bare 8-bit RGB; what is larger is no photo, and would be held in memory.
+# An image of the maximum size has 192 MiB as uncompressed 8-bit RGB. Larger files are not read into memory.
 MOST_FILE_BYTES = 256 * 2**20
-# Offsets of strips or tiles, a palette: the tags that pixels need. A strip for each row of the tallest image fits.
+# Tags that pixels need: offsets of strips or tiles, palettes. Enough for one strip per row of the tallest image.
 MOST_TIFF_TAG_BYTES = 16 * 2**20
-# Photos have 10 or so; each scan goes over the whole image, and can be a few bytes long.
+# Photos have about 10. Each scan costs a pass over the whole image, and can be a few bytes long.
 MOST_JPEG_SCANS = 100
-# Descriptions in which an orientation is looked for. Cameras write it at the very beginning.
+# Metadata that is searched for an orientation. Cameras write it at the start.
 MOST_METADATA_BYTES = 2**20
 
 _SKIPPED_WHOLE = frozenset({0xE1, 0xE2, 0xED, 0xFE})  # EXIF and XMP; ICC and further images; Photoshop; comments
@@ -28,7 +28,7 @@ _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a le
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 274
-# What is needed to decode pixels, and no more: Pillow reads every tag of a file into memory, however large.
+# Only the tags that decoding needs, because Pillow reads every tag of a file into memory, whatever its size.
 _PIXEL_TAGS = frozenset(
     {254, 256, 257, 258, 259, 262, 266, 273, _ORIENTATION, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325}
     | {332, 334, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 50674}
@@ -38,12 +38,12 @@ _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """An image file, ready to be decoded.
+    """An image file without metadata.
 
     Attributes:
-        file: Its bytes, without descriptions: a damaged or hostile one costs nothing.
-        orientation: How it is turned after decoding, 1 to 8 as in EXIF; 0 where what decodes it says so.
-        kind: "AVIF" or "HEIF"; empty for others, which say by themselves what they are.
+        file: Bytes without metadata, so that damaged or hostile metadata has no effect.
+        orientation: Orientation to apply after decoding, 1 to 8 as in EXIF; 0 if the decoder applies or reports it.
+        kind: "AVIF" or "HEIF"; empty for other formats, which Pillow detects.
     """
 
     file: IO[bytes]
@@ -55,17 +55,17 @@ def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> Image
     """Reads an image file without EXIF, XMP, color profiles, comments and directories of further frames.
 
     Args:
-        source: A path, or the content.
-        name: What a message calls it.
+        source: Path, or the content.
+        name: Name of the image for messages.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImageError: It is a folder, a device, a pipe or a socket, larger than `MOST_FILE_BYTES`, or asks for more work
-            than an image needs.
+        ImageError: The path is a folder, device, pipe or socket, the file is larger than `MOST_FILE_BYTES`, or
+            decoding it would cost more than an image needs.
     """
     data = source if isinstance(source, bytes) else read_content(source, name)
     if len(data) > MOST_FILE_BYTES:
-        raise ImageError(f"{name} is too large for an image: {len(data)} bytes, at most {MOST_FILE_BYTES} are read.")
+        raise ImageError(f"{name} is too large for an image: {len(data)} bytes, the limit is {MOST_FILE_BYTES}.")
     try:
         if data.startswith(b"\xff\xd8"):
             return _jpeg(data, name)
@@ -86,7 +86,7 @@ def read_image_bytes(source: str | os.PathLike[str] | bytes, name: str) -> Image
 
 
 def read_content(path: str | os.PathLike[str], name: str) -> bytes:
-    """Reads a file that should be an image.
+    """Reads an image file into memory.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -109,11 +109,9 @@ def _content_of_file(path: str | os.PathLike[str], name: str) -> bytes:
         kind = kinds.get(stat.S_IFMT(found.st_mode), "a device")
         raise ImageError(f"{name} cannot be read as an image: it is {kind}, not a file.")
     if found.st_size > MOST_FILE_BYTES:
-        raise ImageError(
-            f"{name} is too large for an image: {found.st_size} bytes, at most {MOST_FILE_BYTES} are read."
-        )
+        raise ImageError(f"{name} is too large for an image: {found.st_size} bytes, the limit is {MOST_FILE_BYTES}.")
     with open(path, "rb") as file:
-        return file.read(found.st_size + 1)  # what is added meanwhile is not read; memory is taken for this number
+        return file.read(found.st_size + 1)  # limits memory even if the file grows meanwhile
 
 
 # --- JPEG ---------------------------------------------------------------------------------------------
@@ -124,7 +122,7 @@ def _jpeg(data: bytes, name: str) -> ImageBytes:
     kept.write(data[:2])
     orientation, xmp, place = 0, b"", 2
     while place + 4 <= len(data):
-        if data[place] != 0xFF:  # bytes between segments, which decoders pass over
+        if data[place] != 0xFF:  # bytes between segments, which decoders skip
             place += 1
             continue
         marker = data[place + 1]
@@ -153,7 +151,7 @@ def _jpeg(data: bytes, name: str) -> ImageBytes:
 
 
 def _png(data: bytes) -> ImageBytes:
-    """Keeps the chunks that pixels need: those that are critical, and the transparent color."""
+    """Keeps the chunks that pixels need: critical chunks and the transparent color."""
     kept = io.BytesIO()
     kept.write(_PNG_SIGNATURE)
     exif = texts = xmp = b""
@@ -181,7 +179,7 @@ def _png(data: bytes) -> ImageBytes:
 
 
 def _hexadecimal(text: bytes, *, compressed: bool) -> bytes:
-    """Returns EXIF that ImageMagick wrote as text: a name, a length and hexadecimal digits, each on lines."""
+    """Returns EXIF that ImageMagick wrote as text: lines with a name, a length and hexadecimal digits."""
     try:
         if compressed:
             text = zlib.decompressobj().decompress(text[1:], MOST_METADATA_BYTES)
@@ -194,7 +192,7 @@ def _hexadecimal(text: bytes, *, compressed: bool) -> bytes:
 
 
 def _webp(data: bytes) -> ImageBytes:
-    """Finds the orientation; Pillow leaves descriptions of WebP alone."""
+    """Finds the orientation. Keeps metadata, because Pillow does not decode that of WebP."""
     orientation, xmp, place = 0, b"", 12
     while place + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, place)
@@ -210,7 +208,7 @@ def _webp(data: bytes) -> ImageBytes:
 
 
 def _tiff(data: bytes, name: str) -> ImageBytes:
-    """Keeps the tags that pixels need in the first directory, which is the only one that is read."""
+    """Keeps only the first directory, and of it only the tags that pixels need."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     start = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]
@@ -228,23 +226,23 @@ def _tiff(data: bytes, name: str) -> ImageBytes:
             total += length
     if total > MOST_TIFF_TAG_BYTES:
         raise ImageError(
-            f"{name} cannot be read as an image: its tags take {total} bytes, at most {MOST_TIFF_TAG_BYTES} are read."
+            f"{name} cannot be read as an image: its tags have {total} bytes, the limit is {MOST_TIFF_TAG_BYTES}."
         )
     directory = struct.pack(f"{order}{'Q' if big else 'H'}", len(kept)) + b"".join(kept)
-    room = head + count * size + inline  # the zeros after the tags that are kept say that no directory follows
+    room = head + count * size + inline  # zeros after the kept tags mean that no directory follows
     view = memoryview(data)
     file = io.BytesIO()
     for part in (view[:start], directory.ljust(room, b"\0"), view[start + room :]):
         file.write(part)
     file.seek(0)
-    return ImageBytes(file, 1)  # Pillow turns a TIFF while it decodes it
+    return ImageBytes(file, 1)  # Pillow rotates a TIFF while it decodes it
 
 
 # --- orientation --------------------------------------------------------------------------------------
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Returns the orientation in EXIF data, 1 to 8; 0 where there is none, or the data is damaged."""
+    """Returns the orientation in EXIF data, 1 to 8; 0 if there is none or the data is damaged."""
     exif = exif[:MOST_METADATA_BYTES]
     exif = exif[6:] if exif.startswith(b"Exif\0") else exif
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])

@@ -12,32 +12,32 @@ from deit.core.errors import UserError
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array of numpy or a tensor of a framework."""
+    """Returns True for a NumPy array or a tensor of a framework."""
     return hasattr(value, "ndim") and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def is_file_object(value: Any) -> bool:
-    """Whether a value is an open file, or the like."""
+    """Returns True for an open file or similar object."""
     return callable(getattr(value, "read", None))
 
 
 def is_one_image(inputs: Any) -> bool:
-    """Whether inputs are one image; an array of 4 dimensions is a batch."""
+    """Returns True if the inputs are one image; an array of 4 dimensions is a batch."""
     if is_array(inputs):
         return bool(inputs.ndim != 4)
     return isinstance(inputs, (str, bytes, os.PathLike, Image.Image, Mapping)) or is_file_object(inputs)
 
 
 def is_whole(inputs: Any) -> bool:
-    """Whether inputs are a list in memory, whose results are returned as a list."""
+    """Returns True if the inputs are in memory as a whole, so that the results are returned as a list."""
     return isinstance(inputs, (list, tuple)) or is_array(inputs)
 
 
 def items_of(inputs: Any) -> Iterable[Any]:
-    """Returns what to iterate over.
+    """Returns the inputs as an iterable.
 
     Raises:
-        ValueError: It is neither a collection nor an iterator.
+        ValueError: The inputs are neither a collection nor an iterator.
     """
     if isinstance(inputs, Iterable):
         return inputs

@@ -17,10 +17,10 @@ _added: Any = None
 def pillow_warnings_ignored() -> Iterator[None]:
     """Ignores the warnings of Pillow and pillow-heif inside the block.
 
-    `warnings.catch_warnings` replaces the filters of the whole process, and threads would restore each other's. This
-    adds one filter when the first thread enters and removes it when the last one leaves.
+    `warnings.catch_warnings` replaces the filters of the whole process, so threads would overwrite each other's
+    filters. This adds one filter when the first thread enters and removes it when the last one leaves.
     """
-    global _inside, _added  # as the filters, they belong to the process
+    global _inside, _added  # process-wide, as the filters are
     filters: Any
     with _lock:
         _inside += 1

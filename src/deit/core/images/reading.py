@@ -1,4 +1,4 @@
-"""Decodes image files to upright RGB, with the only conversion of colors in this package."""
+"""Decodes image files to upright RGB. All color conversions of this package are here."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ IMAGE_SUFFIXES = (
     *(".jpe", ".jfif", ".mpo", ".apng", ".dib", ".pbm", ".pnm"),
     *(".avif", ".heic", ".heif", ".hif"),
 )
-# What Pillow may decode: formats that people keep photos in. Others (PSD, EPS, FITS, ...) have a history of
-# decoder bugs and are refused.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG brings MPO (two-lens photos)
-KNOWN_FORMATS = (*IMAGE_FORMATS, "AVIF", "HEIC")  # whose files are looked through first, see `heif_files`
-# 8192 x 8192: 256 MiB once decoded, and twice that while colors are converted. Cameras of 61 megapixels fit.
+# Formats that Pillow may decode: those of photos. Others (PSD, EPS, FITS, ...) have a history of decoder bugs and are
+# refused.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # JPEG includes MPO (two-lens photos)
+KNOWN_FORMATS = (*IMAGE_FORMATS, "AVIF", "HEIC")  # their files are checked first, see `heif_files`
+# 8192 x 8192, enough for cameras of 61 megapixels: 256 MiB decoded, twice that while colors are converted.
 MOST_PIXELS = 2**26
-# Of formats that Pillow decodes in Python, a value at a time.
+# Limit of formats that Pillow decodes in Python, value by value.
 MOST_PIXELS_IN_PYTHON = 2**23
 _SLOW_DECODERS = ("ppm", "ppm_plain", "bmp_rle")
 
 ImageFile: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes]
 
-# Threads together decode as much as one image of the largest size.
+# All threads together decode as many pixels as one image of the maximum size.
 DECODING = DecodingShare(MOST_PIXELS)
 
-_LONGEST_PATH = 4096  # characters; what is longer can only be base64
-_STRIP_PIXELS = 1 << 22  # laid on white together
-# How files of the formats above begin. Text that decodes to something else is a path that does not exist.
+_LONGEST_PATH = 4096  # characters; longer texts can only be base64
+_STRIP_PIXELS = 1 << 22  # pixels that are composited on white at a time
+# First bytes of the formats above. Text that decodes to other bytes is treated as a path that does not exist.
 IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", b"P4", b"P5", b"P6")
-_WORK_OF_HEIF = 2  # what decodes it holds twice as much as other decoders
+_WORK_OF_HEIF = 2  # its decoder uses twice the memory of others
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,7 +57,7 @@ _TURNS = {
 
 
 def begins_like_an_image(head: bytes) -> bool:
-    """Whether the first 12 bytes of a file are those of a format that is read."""
+    """Returns True if the first 12 bytes of a file are those of a supported format."""
     return head.startswith(IMAGE_SIGNATURES) or begins_like_heif(head)
 
 
@@ -66,26 +66,25 @@ def load_image(
 ) -> Image.Image:
     """Reads an image upright and converts it to a color mode.
 
-    The conversion for every mode: turned as its EXIF tag says; of several frames the first; grey of more than 8 bits
-    is brought to 8 by the rule in `sample_values`; transparency is laid on white; then Pillow's own conversion to
-    `mode`. What a file carries beside pixels (EXIF, XMP, color profiles, comments) is never decoded but for the
-    orientation, and may be damaged.
+    Takes the first of several frames, rotates it by its EXIF orientation, scales gray values of more than 8 bits to 8
+    by the rule in `sample_values`, composites transparency on white, and converts to `mode` as Pillow does. Metadata
+    (EXIF, XMP, color profiles, comments) may be damaged: only the orientation is decoded.
 
     Args:
-        source: A path, the bytes of a file, base64 text of them ("data:image/png;base64,..." or bare), an open file,
-            which is read from its beginning, or an image.
-            Addresses on the web are refused: whoever names an image could make this computer ask any other.
-        mode: "RGB", "L" for one channel, or None: "L" for grey images and "RGB" for all others.
-        value_range: The values that become black and white in grey images of more than 8 bits.
+        source: A path, the bytes of a file, their base64 text ("data:image/png;base64,..." or bare), an open file
+            (read from its start) or a Pillow image. Web addresses are refused, so that names of images cannot make
+            this computer send requests.
+        mode: "RGB", "L" for one channel, or None: "L" for gray images and "RGB" for all others.
+        value_range: The values that become black and white in gray images of more than 8 bits.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ImageError: It is not an image of a known format, is truncated, claims too many pixels, or is not a file.
-        ValueRangeError: It has more than 8 bits, and `value_range` is needed to know what they mean.
+        ImageError: The source is not a file, not an image of a known format, is truncated, or has too many pixels.
+        ValueRangeError: The image has more than 8 bits, and their range is unknown; set `value_range`.
     """
     if isinstance(source, Image.Image):
         samples = samples_of(source)
-        source.load()  # which turns a TIFF
+        source.load()  # this rotates a TIFF
         orientation = _orientation(source)
         return _turned(_converted(source, samples, mode, value_range), orientation)
     return _read(source, mode, value_range, small=False)
@@ -103,16 +102,16 @@ def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> 
         ImageError: See `load_image`.
         ValueRangeError: See `load_image`.
     """
-    _read(source, "RGB", value_range, small=True)  # JPEG: an eighth of the size, but every byte is read
+    _read(source, "RGB", value_range, small=True)  # decodes JPEG at an eighth of its size, but reads every byte
 
 
 def convert_image(
     image: Image.Image, mode: str | None = "RGB", *, value_range: ValueRange | None = None
 ) -> Image.Image:
-    """Converts the colors of an image as `load_image` does, without turning it.
+    """Converts the colors of an image as `load_image` does, without rotating it.
 
     Args:
-        image: Of any mode.
+        image: Image of any mode.
         mode: See `load_image`.
         value_range: See `load_image`.
 
@@ -125,13 +124,13 @@ def convert_image(
 
 def _converted(image: Image.Image, samples: Samples, mode: str | None, value_range: ValueRange | None) -> Image.Image:
     image = in_8_bits(image, samples, value_range)
-    if image.mode in ("La", "RGBa"):  # Pillow knows only this way out of them
+    if image.mode in ("La", "RGBa"):  # Pillow's only conversion from these modes
         image = image.convert(image.mode.upper())
     if mode is None:
         mode = "L" if image.mode in ("L", "LA", "1") else "RGB"
     if "A" in image.getbands() or "transparency" in image.info:
         return _on_white(image, mode)
-    if image.mode == "LAB" and mode != "RGB":  # likewise
+    if image.mode == "LAB" and mode != "RGB":  # Pillow converts LAB only to RGB
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
@@ -150,7 +149,7 @@ def _on_white(image: Image.Image, mode: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001  # damaged EXIF raises nearly every type, and costs no image
+    except Exception:  # noqa: BLE001  # damaged EXIF raises nearly any exception, and is ignored
         return 1
     return found if isinstance(found, int) else 1
 
@@ -166,8 +165,8 @@ def _read(source: ImageFile, mode: str | None, value_range: ValueRange | None, *
     source, name = _resolved(source)
     found = read_image_bytes(source, name)
     with _opened(found, name) as image:
-        samples = samples_of(image)  # before anything is decoded
-        if small and not found.kind and not image.info.get("progressive"):  # which is held whole in any case
+        samples = samples_of(image)  # before decoding
+        if small and not found.kind and not image.info.get("progressive"):  # decoded whole anyway
             with _pillow_errors(name):
                 image.draft(None, (1, 1))
         with DECODING.of(image.width * image.height * (_WORK_OF_HEIF if found.kind else 1)):
@@ -189,18 +188,18 @@ def _opened(found: ImageBytes, name: str) -> Iterator[Image.Image]:
         with _pillow_errors(name):
             image = Image.open(found.file, formats=IMAGE_FORMATS)
         limit = MOST_PIXELS_IN_PYTHON if any(tile[0] in _SLOW_DECODERS for tile in image.tile) else MOST_PIXELS
-    limit = min(limit, Image.MAX_IMAGE_PIXELS or limit)  # above its limit Pillow only warns
+    limit = min(limit, Image.MAX_IMAGE_PIXELS or limit)  # Pillow only warns above its own limit
     with image:
         if image.width * image.height > limit:
             raise ImageError(
-                f"{name} claims more pixels than are safe to decode: {image.width} x {image.height}, at most {limit} "
-                "are read. Make it smaller."
+                f"{name} claims more pixels than are safe to decode: {image.width} x {image.height}, the limit is "
+                f"{limit}. Reduce its size."
             )
         yield image
 
 
 def _opened_heif(found: ImageBytes, name: str) -> Image.Image:
-    """Opens HEIC, whose decoder rotates it, or AVIF, whose orientation Pillow gives as EXIF."""
+    """Opens HEIC, which the decoder rotates, or AVIF, for which Pillow reports the orientation as EXIF."""
     if found.kind == AVIF and not features.check("avif"):
         raise ImageError(f"{name} is an AVIF image, and this Pillow was built without AVIF. Convert it to JPEG.")
     opener: Any = AvifImageFile
@@ -228,7 +227,7 @@ def _pillow_errors(name: str) -> Iterator[None]:
         raise ImageError(f"{name} is not an image (known: {', '.join(KNOWN_FORMATS)}).") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} claims more pixels than are safe to decode ({error}).") from error
-    except Exception as error:  # decoders of hostile bytes raise nearly every type
+    except Exception as error:  # decoders raise nearly any exception on hostile bytes
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise ImageError(f"{name} cannot be read as an image ({reason}). It may be truncated.") from error
 
@@ -253,7 +252,7 @@ def _resolved(source: ImageFile) -> tuple[str | os.PathLike[str] | bytes, str]:
         path = cast("os.PathLike[str]", source)
         return path, os.fspath(path)
     if source.lower().startswith(("http://", "https://", "ftp://", "file://")):
-        raise ImageError(f"{source} is an address: images are not fetched. Download the file and pass its path.")
+        raise ImageError(f"{source} is a web address. Images are not downloaded: download the file and pass its path.")
     header, comma, text = source.partition(",")
     if header.startswith("data:image/") and comma:
         if not header.endswith(";base64"):

@@ -2,16 +2,16 @@
 
 | values | range that becomes 0 to 255 |
 |---|---|
-| 8 bits and fewer, palettes | of the type |
-| 16-bit grey, 12-bit TIFF, PGM with a largest value | of the type or as the file says |
-| 16-bit grey whose largest value would fit 14 bits | not known: 10, 12 or 14 bits are often kept so |
-| signed, 32-bit and floating-point grey | not known |
-| 16-bit colors | of the type: Pillow reads their high bytes; refused where those are below 64 |
+| 8 bits and fewer, palettes | range of the type |
+| 16-bit gray, 12-bit TIFF, PGM with a maximum value | range of the type, or the range in the file |
+| 16-bit gray whose largest value fits 14 bits | unknown: 10, 12 or 14 bits are often stored this way |
+| signed, 32-bit and floating-point gray | unknown |
+| 16-bit colors | range of the type: Pillow reads their high bytes; refused if these are all below 64 |
 
-A range that is set (`value_range`) is used for every grey image of more than 8 bits, and is needed where the table says
-"not known". It belongs to a data set, never to one image, so that two images keep their relation. The tags
-MinSampleValue and MaxSampleValue of TIFF are not used: most writers put the extremes of each image there, and the
-standard forbids to change the look of an image by them.
+`value_range` applies to every gray image of more than 8 bits, and is required if the table says "unknown". It belongs
+to a data set, never to one image, so that the values of two images stay comparable. The TIFF tags MinSampleValue and
+MaxSampleValue are not used: most writers store the extremes of each image there, and the standard forbids using them
+to change the appearance of an image.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from deit.core.errors import ImageError, UserError, ValueRangeError, WrongTypeEr
 
 ValueRange: TypeAlias = tuple[float, float]
 
-_STRIP_PIXELS = 1 << 20  # worked on together: 8 MiB as float64
+_STRIP_PIXELS = 1 << 20  # pixels processed at a time: 8 MiB as float64
 _FULL_16_BIT = (0.0, 65535.0)
-_FITS_14_BITS = 1 << 14  # largest values below it use a quarter of 16 bits
+_FITS_14_BITS = 1 << 14  # values below this use at most a quarter of the 16-bit range
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
@@ -41,15 +41,16 @@ class Samples:
     """The sample format of an image file.
 
     Attributes:
-        grey: "unsigned", "signed" or "float" for grey of more than 8 bits or with a sign; empty for all others.
-        stated: The range that the file says, if it does.
-        scale: What Pillow has multiplied the file's values by.
-        inverted: Whether the lowest value is white.
-        wide_colors: Whether colors had 16 bits, of which Pillow gives the high bytes.
-        white: The value that is transparent.
+        gray: "unsigned", "unsigned 32-bit", "signed" or "float" for gray of more than 8 bits or with a sign; empty for
+            all other images.
+        stated: Range given in the file; None if there is none.
+        scale: Factor by which Pillow multiplied the values of the file.
+        inverted: True if the lowest value is white.
+        wide_colors: True if colors had 16 bits, of which Pillow returns the high bytes.
+        white: Value that is transparent.
     """
 
-    grey: str = ""
+    gray: str = ""
     stated: ValueRange | None = None
     scale: float = 1.0
     inverted: bool = False
@@ -61,7 +62,7 @@ def checked_range(value: Any, name: str = "value_range") -> ValueRange:
     """Returns a range as two numbers.
 
     Raises:
-        TypeError: It is not two numbers.
+        TypeError: The value is not two numbers.
         ValueError: They are not finite, or the first is not below the second.
     """
     numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
@@ -76,31 +77,31 @@ def checked_range(value: Any, name: str = "value_range") -> ValueRange:
 
 
 def samples_of(image: Image.Image) -> Samples:
-    """Returns the sample format of an image. Call it before the pixels are decoded, which loses some of it."""
+    """Returns the sample format of an image. Call it before decoding, which loses a part of it."""
     tags: Any = getattr(image, "tag_v2", {})  # of TIFF
     tiles = getattr(image, "tile", None) or ()
     layout = " ".join(str(tile[3]) for tile in tiles)
     signed = _first(tags, _TIFF_FORMAT) == _SIGNED
     if image.mode == "L" and signed:
-        return Samples(grey="signed", inverted=_first(tags, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
+        return Samples(gray="signed", inverted=_first(tags, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO)
     if not image.mode.startswith(("I", "F")):
         return Samples(wide_colors=";16" in layout and len(image.getbands()) > 1)
     inverted = _first(tags, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
     white = image.info.get("transparency")
     if image.mode == "F":
-        return Samples(grey="float", inverted=inverted)
+        return Samples(gray="float", inverted=inverted)
     if image.mode.startswith("I;16"):
         stated = (0.0, 4095.0) if _first(tags, _TIFF_BITS) == 12 else None
         return Samples(
-            grey="unsigned", stated=stated, inverted=inverted, white=white if isinstance(white, int) else None
+            gray="unsigned", stated=stated, inverted=inverted, white=white if isinstance(white, int) else None
         )
     if image.format == "PPM":
         largest = next((tile[3][-1] for tile in tiles if isinstance(tile[3], tuple) and tile[3]), None)
         if isinstance(largest, int) and largest != 65535:
-            return Samples(grey="unsigned", stated=(0.0, float(largest)), scale=65535 / largest)
-        return Samples(grey="unsigned")
+            return Samples(gray="unsigned", stated=(0.0, float(largest)), scale=65535 / largest)
+        return Samples(gray="unsigned")
     unsigned_32 = bool(tags) and not signed
-    return Samples(grey="unsigned 32-bit" if unsigned_32 else "signed", inverted=inverted)
+    return Samples(gray="unsigned 32-bit" if unsigned_32 else "signed", inverted=inverted)
 
 
 def _first(tags: Any, number: int) -> Any:
@@ -112,9 +113,9 @@ def in_8_bits(image: Image.Image, samples: Samples, value_range: ValueRange | No
     """Converts an image to 8 bits by the rule of this module.
 
     Args:
-        image: Of any mode, decoded.
-        samples: What `samples_of` said of it.
-        value_range: The values that become black and white; what lies outside becomes one of the two.
+        image: Decoded image of any mode.
+        samples: Its sample format, from `samples_of` before decoding.
+        value_range: The values that become black and white; values outside are clipped.
 
     Returns:
         The image itself, or one of mode "L".
@@ -126,7 +127,7 @@ def in_8_bits(image: Image.Image, samples: Samples, value_range: ValueRange | No
     value_range = None if value_range is None else checked_range(value_range)
     if samples.wide_colors:
         _refuse_dark_colors(image, value_range)
-    if not samples.grey:
+    if not samples.gray:
         return image
     low, high = _extremes(image, samples)
     black, white = _range_of(samples, low, high, value_range)
@@ -137,23 +138,23 @@ def in_8_bits(image: Image.Image, samples: Samples, value_range: ValueRange | No
         values *= 255 / (white - black)
         values += 0.5
         np.clip(values, 0, 255, out=values)
-        grey = values.astype(np.uint8)
+        gray = values.astype(np.uint8)
         if samples.inverted:
-            grey = 255 - grey
+            gray = 255 - gray
         if clear is not None:
-            grey[clear] = 255
-        result.paste(Image.fromarray(grey), (0, top))
+            gray[clear] = 255
+        result.paste(Image.fromarray(gray), (0, top))
     return result
 
 
 def _strips(image: Image.Image, samples: Samples) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
-    """Yields the values in strips of rows, so that a large image is never held as 8-byte numbers."""
+    """Yields the values in strips of rows, so that a large image is never held as float64."""
     rows = max(_STRIP_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):
         strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
-        if samples.grey == "unsigned 32-bit":  # Pillow keeps them in numbers with a sign
+        if samples.gray == "unsigned 32-bit":  # Pillow stores them as signed numbers
             strip = strip.view(np.uint32)
-        elif strip.dtype == np.uint8:  # and these in numbers without
+        elif strip.dtype == np.uint8:  # Pillow stores signed 8-bit values as unsigned
             strip = strip.view(np.int8)
         yield top, strip.astype(np.float64) / samples.scale
 
@@ -172,17 +173,17 @@ def _range_of(samples: Samples, low: float, high: float, value_range: ValueRange
         return value_range
     if samples.stated is not None:
         return samples.stated
-    if samples.grey == "unsigned":
+    if samples.gray == "unsigned":
         if high == 0 or high >= _FITS_14_BITS:
             return _FULL_16_BIT
-        kind, example = "16-bit grey that uses a quarter of 16 bits or less", f"0,{2 ** int(high).bit_length() - 1}"
+        kind, example = "16-bit gray that uses a quarter of the range or less", f"0,{2 ** int(high).bit_length() - 1}"
     else:
-        kind = {"float": "floating-point grey", "signed": "grey with a sign"}.get(samples.grey, "32-bit grey")
-        whole = 1 if samples.grey == "float" and high <= 1 else 255
+        kind = {"float": "floating-point gray", "signed": "gray with a sign"}.get(samples.gray, "32-bit gray")
+        whole = 1 if samples.gray == "float" and high <= 1 else 255
         example = f"0,{whole}" if low >= 0 and high <= whole else f"{low:g},{high:g}"
     raise ValueRangeError(
-        f"The image is {kind}, with values from {low:g} to {high:g}: which of them mean black and white cannot be "
-        f"known. Set value_range for all images of the kind, such as {example} "
+        f"The image is {kind}, with values from {low:g} to {high:g}. The values of black and white are unknown. "
+        f"Set value_range for all images of this kind, such as {example} "
         "(--value-range; for training --set data.value_range=...)."
     )
 
@@ -195,7 +196,7 @@ def _refuse_dark_colors(image: Image.Image, value_range: ValueRange | None) -> N
     if value_range is None and highest >= _FITS_14_BITS >> 8:
         return
     raise ValueRangeError(
-        f"The image has 16-bit colors, of which the high bytes are read, and these reach {highest} of 255. "
+        f"The image has 16-bit colors. Only their high bytes are read, and these reach {highest} of 255. "
         + (
             f"The range {value_range[0]:g},{value_range[1]:g} cannot be applied to them. "
             if value_range

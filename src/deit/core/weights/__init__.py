@@ -1,1 +1,1 @@
-"""Reads weight files: names of tensors, formats, and the configuration that the shapes imply."""
+"""Weight files: names of tensors, formats, and configurations inferred from shapes."""

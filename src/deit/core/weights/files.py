@@ -1,7 +1,7 @@
-"""Finds the weight files of a folder, and checks headers before tensors are read.
+"""Finds the weight files of a folder, checks their headers, and writes weights into several files.
 
-Nothing here runs code from a file. Headers are checked against the size of the file, and an index may only name
-files of its own folder.
+Runs no code from a file. Checks headers against the size of the file. Accepts only indexes that name files of their
+own folder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from deit.core.errors import DamagedFileError, UserError, parsing, read_json, sh
 from deit.core.file_names import PICKLE_NAME, WEIGHTS_NAME
 from deit.core.weights.formats import PICKLE, weight_format
 
-_OTHER_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")  # of weight files, to point at
+_OTHER_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")  # of weight files, to name in messages
 
 # Bytes of one number of each type that safetensors files hold.
 _ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
-# 16 KB describe DeiT-base. The reference implementation takes 100 MB, which cost more than a gigabyte when parsed.
+# DeiT-base needs 16 KB. The reference implementation allows 100 MB, which take more than a gigabyte when parsed.
 _MOST_HEADER_BYTES = 16 * 2**20
 
 
@@ -34,10 +34,10 @@ class WeightFiles:
     """The files that hold the weights of one model.
 
     Attributes:
-        main: The file to name in messages: the only one, or the index.
+        main: File to name in messages: the only file, or the index.
         files: Files with tensors.
-        pickled: Whether they are pickles in place of safetensors, told by their content.
-        index: Tensor -> file, when an index says so.
+        pickled: True for pickles, False for safetensors, detected by content.
+        index: Tensor -> file, if there is an index.
     """
 
     main: Path
@@ -48,12 +48,12 @@ class WeightFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """Where a tensor is in a safetensors file.
+    """Position of a tensor in a safetensors file.
 
     Attributes:
         file: The file.
-        dtype: Type as safetensors names it, such as "F32".
-        shape: Shape.
+        dtype: safetensors' name of the type, such as "F32".
+        shape: Shape of the tensor.
         offset: First byte, counted from the start of the file.
         size: Number of bytes.
     """
@@ -78,18 +78,18 @@ def find_weights(path: Path, *, variant: str | None = None, use_safetensors: boo
 
     Args:
         path: Model directory, or one weight file.
-        variant: As in `model.VARIANT.safetensors`.
-        use_safetensors: True refuses pickles, False refuses safetensors, None takes safetensors when they are there.
+        variant: VARIANT in `model.VARIANT.safetensors`.
+        use_safetensors: True refuses pickles, False refuses safetensors, None prefers safetensors.
 
     Raises:
         FileNotFoundError: The folder or the file is missing.
-        ValueError: An index is damaged, or names a file that is missing or outside the folder; or a file is of a
-            format that is not read, or a pickle where `use_safetensors` refuses it.
+        ValueError: An index is damaged, or names a file that is missing or outside the folder; or a file has an
+            unsupported format, or one that `use_safetensors` refuses.
     """
     if path.is_file():
         return _of_one_kind(path, (path,), use_safetensors)
     if path.exists() and not path.is_dir():
-        raise DamagedFileError(f"{path} is neither a file nor a folder (a pipe or a device). Pass a weight file.")
+        raise DamagedFileError(f"{path} is a pipe or a device, not a file or folder. Pass a weight file.")
     if not path.is_dir():
         raise FileNotFoundError(f"No model directory at {path}.")
     kinds = {None: (False, True), True: (False,), False: (True,)}[use_safetensors]
@@ -111,7 +111,7 @@ def _of_one_kind(
 ) -> WeightFiles:
     kinds = {file: weight_format(file) == PICKLE for file in files}
     if len(set(kinds.values())) > 1:
-        raise DamagedFileError(f"{main} names safetensors files and pickles together. Save the model again.")
+        raise DamagedFileError(f"{main} names both safetensors files and pickles. Save the model again.")
     pickled = any(kinds.values())
     if pickled and use_safetensors:
         raise DamagedFileError(
@@ -123,18 +123,18 @@ def _of_one_kind(
 def _what_is_there(folder: Path) -> str:
     there = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in (".safetensors", *_OTHER_SUFFIXES))
     if there:
-        return f" It holds {', '.join(there[:5])}: see the arguments variant and use_safetensors, or pass the file."
+        return f" It holds {', '.join(there[:5])}. Set variant or use_safetensors, or pass the file."
     return " Is it a model directory, as save_pretrained writes it?"
 
 
 def read_index(index: Path) -> dict[str, Path]:
-    """Reads the index of a model in several files.
+    """Reads the index of a model that is stored in several files.
 
     Returns:
         Tensor -> file.
 
     Raises:
-        ValueError: It is damaged, or names a file that is missing or outside its folder.
+        ValueError: The index is damaged, or names a file that is missing or outside its folder.
     """
     what = "an index of weight files"
     values = read_json(index, what)
@@ -154,18 +154,16 @@ def _shard(index: Path, name: str) -> Path:
     file = index.parent / name
     if not file.is_file():
         raise DamagedFileError(
-            f"{index} names the file {shown(name)}, which is missing. Copy it there, or load the model again."
+            f"{index} names the file {shown(name)}, which is missing. Copy it there, or download the model again."
         )
     target = file.resolve()
     if not any(target.is_relative_to(folder) for folder in _allowed_folders(index.parent)):
-        raise DamagedFileError(
-            f"{index} names the file {shown(name)}, a link that leads out of the folder, to {target}."
-        )
+        raise DamagedFileError(f"{index} names the file {shown(name)}, a link to {target}, outside the folder.")
     return file
 
 
 def _allowed_folders(folder: Path) -> list[Path]:
-    """Returns the folder and, in the cache of huggingface_hub, the folder that its links lead to."""
+    """Returns the folder and, in the cache of huggingface_hub, the folder of the link targets."""
     allowed = [folder.resolve()]
     absolute = Path(os.path.abspath(folder))
     for parent in absolute.parents:
@@ -198,7 +196,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             end += entry.size
         if end != total:
             raise UserError(f"it should have {end} bytes and has {total}")
-    except Exception as error:  # as `parsing`: hostile headers raise nearly every type
+    except Exception as error:  # as in `parsing`: hostile headers raise nearly any exception
         reason = str(error)[:200] or type(error).__name__
         raise DamagedFileError(f"{file} cannot be read as safetensors ({reason}). It may be truncated.") from error
     return entries
@@ -213,12 +211,12 @@ def _entry(file: Path, fields: Mapping[str, Any], start: int) -> TensorEntry:
     if fields["dtype"] not in _ITEM_SIZES:
         raise UserError(f"unknown type {shown(fields['dtype'])}")
     if end - begin != math.prod(shape) * _ITEM_SIZES[fields["dtype"]]:
-        raise UserError("a tensor has not the size that its shape says")
+        raise UserError("the size of a tensor does not match its shape")
     return TensorEntry(file=file, dtype=fields["dtype"], shape=shape, offset=start + begin, size=end - begin)
 
 
 def is_weight_file_name(name: str, variant: str | None) -> bool:
-    """Whether a file name is one of weights, or of their index, as `save_pretrained` writes them."""
+    """Returns True for the names of weight files and indexes that `save_pretrained` writes."""
     for whole in (WEIGHTS_NAME, PICKLE_NAME):
         if name in (with_variant(whole, variant), with_variant(f"{whole}.index.json", variant)):
             return True
@@ -231,7 +229,7 @@ def is_weight_file_name(name: str, variant: str | None) -> bool:
 
 
 def shard_name(whole: str, number: int, count: int) -> str:
-    """Returns the name of one of several files: `model-00001-of-00002.safetensors`."""
+    """Returns the name of one of several weight files: `model-00001-of-00002.safetensors`."""
     stem, _, suffix = whole.rpartition(".")
     return f"{stem}-{number:05d}-of-{count:05d}.{suffix}"
 
@@ -243,7 +241,7 @@ def number_of_bytes(size: int | str) -> int:
     """Returns a size such as "5GB", "200MiB" or 1000 in bytes.
 
     Raises:
-        ValueError: It is none, or is not positive.
+        ValueError: The size is malformed or not positive.
     """
     if isinstance(size, str):
         text = size.strip().upper()
@@ -257,11 +255,11 @@ def number_of_bytes(size: int | str) -> int:
 
 
 def distribute(sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
-    """Distributes tensors over files in order. A tensor larger than a file gets its own.
+    """Distributes tensors over files in order. A tensor larger than the limit gets its own file.
 
     Args:
         sizes: Name -> bytes.
-        most_bytes: Of one file.
+        most_bytes: Maximum size of one file.
     """
     groups: list[list[str]] = [[]]
     used = 0
@@ -283,14 +281,14 @@ def write_in_files(
     most_bytes: int,
     variant: str | None = None,
 ) -> list[str]:
-    """Writes weights into a folder, in several files with an index if they exceed the largest size of a file.
+    """Writes weights into a folder, as one file or, above the maximum size, as several files with an index.
 
     Args:
         tensors: Name in the file -> tensor, with its size as `nbytes`.
-        folder: Where to write.
-        write: Writes some of the tensors into a file.
-        name: Of the file that holds all weights, such as `WEIGHTS_NAME`.
-        most_bytes: Largest size of one file.
+        folder: Output folder.
+        write: Function that writes tensors into a file.
+        name: Name of a file that holds all weights, such as `WEIGHTS_NAME`.
+        most_bytes: Maximum size of one file.
         variant: VARIANT in `model.VARIANT.safetensors`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Detects the format of a weight file by its content, and checks it against limits before it is opened."""
+"""Detects the format of a weight file by its content and checks limits before the file is opened."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MOST_DIRECTORY_BYTES = 16 * 2**20  # the list of an archive's members
 
 _A_PYTORCH_FILE = "a weight file of PyTorch"
 
-# First bytes of formats that are met under the names of weight files, and what to do about them.
+# First bytes of other formats that are found under names of weight files, and what to do about them.
 _OTHERS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes it. Save the weights as safetensors: model.save_pretrained."),
     (b"\x93NUMPY", "a NumPy array. Save the weights as a dict of tensors in a safetensors file."),
     (b"\x1f\x8b", "a gzip archive. Unpack it first."),
     (b"BZh", "a bzip2 archive. Unpack it first."),
     (b"\xfd7zXZ\x00", "an xz archive. Unpack it first."),
-    (b"GGUF", "a GGUF file, which is not read here. Take the model's safetensors."),
+    (b"GGUF", "a GGUF file, which is not supported. Use the model's safetensors file."),
     (b"version https://git-lfs", "a pointer of Git LFS and not the weights. Fetch them with: git lfs pull."),
     (b"<", "a page of HTML or XML and not the weights. Download the file again."),
 )
@@ -40,7 +40,7 @@ def weight_format(file: Path) -> str:
     """Returns `SAFETENSORS` or `PICKLE`, by the first bytes, or by the file name if these are ambiguous.
 
     Raises:
-        DamagedFileError: It is of a format that is known and not read, such as HDF5.
+        DamagedFileError: The file has a known but unsupported format, such as HDF5.
     """
     with file.open("rb") as handle:
         start = handle.read(300)
@@ -58,14 +58,14 @@ def weight_format(file: Path) -> str:
 
 
 def pickled_names(file: Path) -> set[str]:
-    """Checks a PyTorch file against the limits without loading it, and returns the names that it refers to.
+    """Checks a PyTorch file against the limits without loading it, and returns the classes and functions it names.
 
     Returns:
         Full names of all classes and functions, such as "torch._utils._rebuild_tensor_v2".
 
     Raises:
-        DamagedFileError: It is damaged, of another format, or larger than it may be: compressed members, members that
-            are larger than the file, more than `MOST_PICKLE_STEPS` instructions.
+        DamagedFileError: The file is damaged, has another format or exceeds a limit: compressed members, members
+            larger than the file, more than `MOST_PICKLE_STEPS` instructions.
     """
     with parsing(file, _A_PYTORCH_FILE), file.open("rb") as handle:
         if handle.read(2) == b"PK":
@@ -110,7 +110,7 @@ def _names_in_archive(file: Path, handle: BinaryIO) -> set[str]:
 
 
 def _check_directory(file: Path, handle: BinaryIO, total: int) -> None:
-    """Checks the length of the list of members before it is read: each entry costs ten times its bytes in memory."""
+    """Checks the size of the member list before reading it, because entries take ten times their size in memory."""
     tail_size = min(total, 2**16 + 22)
     handle.seek(total - tail_size)
     tail = handle.read(tail_size)
@@ -139,12 +139,12 @@ def _checked_steps(file: Path, handle: BinaryIO, budget: int) -> Iterator[_Step]
         if count >= budget or (position or 0) - start > MOST_PICKLE_BYTES:
             raise DamagedFileError(f"{file} has more than {MOST_PICKLE_STEPS} instructions. It is refused.")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > budget:
-            raise DamagedFileError(f"{file} is damaged: a place in its memo is beyond any that a file needs.")
+            raise DamagedFileError(f"{file} is damaged: a memo index is too large.")
         yield opcode.name, argument
 
 
 def _referred(steps: Iterator[_Step] | list[_Step]) -> set[str]:
-    """Returns the names that a pickle refers to. Protocol 4 puts module and name on the stack."""
+    """Returns the classes and functions that a pickle names. Protocol 4 puts module and name on the stack."""
     names: set[str] = set()
     texts: list[str] = []
     for name, argument in steps:

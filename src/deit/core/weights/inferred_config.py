@@ -1,7 +1,7 @@
 """Infers a configuration from the names and shapes of tensors.
 
-Files of the original release and of timm say nothing, or little, about the architecture. What tensors cannot tell (the
-number of attention heads, the epsilon of LayerNorm) is the paper's: 64 channels per head, but for DeiT III-H, and 1e-6.
+Files of the original release and of timm describe the architecture incompletely. Values that tensors do not determine
+are the paper's: 64 channels per attention head (except DeiT III-H) and LayerNorm epsilon 1e-6.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from deit.core.published import VARIANTS
 from deit.core.variants import same_architecture
 from deit.core.weights.names import TRUNK, file_names, is_distilled, name_in_trunk, network_names, places
 
-# What may stand outside the trunk: the classifiers, the pooler of a bare model, the decoder of a masked-image model.
+# Tensors outside the trunk: classifiers, the pooler of a bare model, the decoder of a masked-image model.
 _DECODER = "decoder.0"
 _OUTSIDE = {"classifier", "cls_classifier", "distillation_classifier", "pooler.dense", _DECODER}
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _LAYER_SCALE_INIT = 1e-4  # the paper's; the learned values are in the file
 
-# What timm calls the architecture that a variant has, and its fields that the name alone does not say.
+# Names of timm's architectures; `timm_config` adds the fields that differ.
 _TIMM_BASES = {
     "deit": "deit_tiny_distilled_patch16_224",
     "vit": "deit_tiny_patch16_224",
@@ -33,7 +33,7 @@ _TIMM_BASES = {
 
 
 def own_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the network's tensors, given those of a file in any dialect; prefixes are left out."""
+    """Returns the shapes of the network's tensors from those of a file in any dialect, without prefixes."""
     found: dict[str, tuple[int, ...]] = {}
     for name, part in places(shapes).items():
         own = name_in_trunk(part.name)
@@ -48,17 +48,17 @@ def infer_config(
     """Infers a configuration from the tensors of a file in any dialect.
 
     Args:
-        shapes: Of all tensors of the file.
-        values: timm's configuration beside it, if there is one: class names and sizes that tensors cannot tell.
-        source: Named in messages.
+        shapes: Shapes of all tensors of the file.
+        values: timm's configuration of the file, if there is one: class names, and sizes that tensors do not determine.
+        source: Name of the file for messages.
 
     Returns:
-        A `DeiTConfig` when there is a distillation token, else a `ViTConfig`, with the class of the model.
+        A `DeiTConfig` if there is a distillation token, else a `ViTConfig`. Names the class of the model.
 
     Raises:
-        ValueError: It is no DeiT, or its sizes cannot be told.
+        ValueError: The file does not hold a DeiT or ViT, or its sizes cannot be inferred.
     """
-    shapes = {name: shapes[name] for name in network_names(shapes) if shapes[name]}  # a counter is no part of it
+    shapes = {name: shapes[name] for name in network_names(shapes) if shapes[name]}  # leaves out counters
     own = own_shapes(shapes)
     foreign = [name for name in own if not _is_known(name)]
     lost = [name for name in ("cls_token", "pos_embed", "patch_embed.proj.weight") if name not in own]
@@ -111,12 +111,12 @@ def _is_known(name: str) -> bool:
 
 
 def _patches(positions: int, num_prefix_tokens: int, source: object) -> tuple[int, bool]:
-    """Returns the number of patches, those of a square image, and whether prefix tokens have positions."""
+    """Returns the number of patches of a square image, and True if prefix tokens have positions."""
     for prefix in (num_prefix_tokens, 0):
         if math.isqrt(positions - prefix) ** 2 == positions - prefix:
             return positions - prefix, prefix > 0
     raise UserError(
-        f"{source} has {positions} positions, which is no square image. Pass config=, which says the image size."
+        f"{source} has {positions} positions, which do not form a square image. Pass config= with the image size."
     )
 
 
@@ -135,7 +135,7 @@ def _num_heads(fields: Mapping[str, Any], values: Mapping[str, Any], source: obj
     if width % 64 == 0:
         return int(width // 64)
     raise UserError(
-        f"{source} does not say its number of attention heads, and its width {width} is no multiple of 64. "
+        f"{source} does not say its number of attention heads, and its width {width} is not a multiple of 64. "
         "Pass config=."
     )
 
@@ -144,11 +144,11 @@ def timm_config(config: VisionTransformerConfig, preprocessing: Mapping[str, Any
     """Returns the `config.json` with which timm opens a model (`timm.create_model("local-dir:...")`).
 
     Args:
-        config: Of the model; its LayerNorm epsilon is not written, timm always takes 1e-6.
+        config: Configuration of the model. Its LayerNorm epsilon is not written, because timm always uses 1e-6.
         preprocessing: Fields of `pretrained_cfg` such as `mean`, `std`, `crop_pct` and `interpolation`.
 
     Raises:
-        ValueError: timm's architectures cannot express it.
+        ValueError: timm's architectures cannot express the configuration.
     """
     if config.hidden_act != "gelu":
         raise UserError(f"timm's DeiT has the activation 'gelu', the model has {config.hidden_act!r}.")

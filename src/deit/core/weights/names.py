@@ -1,17 +1,16 @@
-"""Renames tensors: one table maps the keys of .pth, .bin and .safetensors files to the names in memory, and back.
+"""Renames tensors: one table maps the keys of .pth, .bin and .safetensors files to names in memory and back.
 
-The table is `_TRUNK_NAMES` for the trunk, `_HEADS_OF_TWO` and `_HEADS_OF_ONE` for the classifiers: edit these to rename
-a key. `places` renames the keys of a file that is read, `file_names` those of a file that is written. PyTorch and Keras
-share the table. It also says which keys are parts of one tensor: query, key and value of Hugging Face files are one
-tensor in memory.
+To rename a key, edit the table: `_TRUNK_NAMES` for the trunk, `_HEADS_OF_TWO` and `_HEADS_OF_ONE` for the classifiers.
+`places` renames keys when a file is read, `file_names` when a file is written. PyTorch and Keras share the table. The
+table also lists keys that are parts of one tensor: query, key and value of Hugging Face files are one tensor in memory.
 
 The dialect of a file is detected from its keys:
 
-* `deit`: the names in memory here; those of timm under `trunk.`, heads as in `huggingface`.
+* `deit`: names of this package in memory: timm's under `trunk.`, heads as in `huggingface`.
 * `huggingface`: published files, and transformers up to 5.8 in memory (`encoder.layer.3.attention.attention.query`).
 * `transformers`: transformers from 5.9 on, in memory (`layers.3.attention.q_proj`).
 * `timm`: `blocks.3.attn.qkv`, heads `head` and `head_dist`; DeiT III has `ls1.gamma`.
-* `original`: the paper's code; as timm, but for DeiT III's `gamma_1`.
+* `original`: the paper's code; as timm, except for DeiT III's `gamma_1`.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ TRUNK = "trunk."
 # Tokens and position embeddings are matrices by shape but act like biases: optimizers do not decay them.
 UNDECAYED_TENSORS = frozenset({"cls_token", "dist_token", "mask_token", "reg_token", "pos_embed"})
 
-# The trunk: here (and in timm), in published files, in transformers >= 5.9, in the original code. "{}" stands for
-# the number of the block, "[a|b|c]" for the parts that one tensor is split into, "" for the same as in the column
-# before (the original's: as here).
+# Names in the trunk. Columns: this package (and timm), published files, transformers >= 5.9, original code. "{}" is the
+# number of the block, "[a|b|c]" the parts that a tensor is split into. "" repeats the second column (transformers) or
+# the first (original).
 _TRUNK_NAMES = (
     ("cls_token", "embeddings.cls_token", "", ""),
     ("dist_token", "embeddings.distillation_token", "", ""),
@@ -68,12 +67,12 @@ _TRUNK_NAMES = (
     ("norm", "layernorm", "", ""),
 )  # fmt: skip
 
-# Heads in timm and the original, for models with and without a distillation token. Elsewhere they are named as here.
+# Heads in timm and the original, with and without a distillation token. Other dialects use the names of this package.
 _HEADS_OF_TWO = {"head": "cls_classifier", "head_dist": "distillation_classifier"}
 _HEADS_OF_ONE = {"head": "classifier"}
 _HEADS = {"head", "head_dist", "classifier", "cls_classifier", "distillation_classifier"}
 
-# What only one dialect has; the first match decides. Wrappers of PyTorch may stand in front.
+# Names that only one dialect has; the first match decides. Prefixes of PyTorch wrappers are allowed.
 _SIGNS = (
     (DEIT, re.compile(r"(^|\.)trunk\.")),
     (HUGGINGFACE, re.compile(r"(^|\.)encoder\.layer\.\d+\.")),
@@ -82,27 +81,27 @@ _SIGNS = (
     (ORIGINAL, re.compile(r"^blocks\.\d+\.gamma_[12]$")),
     (TIMM, re.compile(r"^(blocks\.\d+\.(attn|mlp|norm\d|ls\d)\.|patch_embed\.proj\.|cls_token$|pos_embed$)")),
 )
-# What torch.compile, FSDP and activation checkpointing put into names, anywhere.
+# Inserted into names, at any place, by torch.compile, FSDP and activation checkpointing.
 _INSERTED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# The one tensor that every network has, and what stands in front of the network in the files of training scripts:
-# "module." of DataParallel, "model." or "net." of Lightning, or any attribute that held it.
+# Matches a tensor that every network has. Its group 1 is the prefix that training scripts add: "module." of
+# DataParallel, "model." or "net." of Lightning, or the name of any other attribute.
 _ANCHOR = re.compile(
     r"((?:.+?\.)??)(?:(?:(?:deit|vit)\.)?(?:trunk\.patch_embed\.proj|embeddings\.patch_embeddings\.projection)"
     r"|patch_embed\.proj)\.weight"
 )
-_SECOND_COPY = ("ema", "teacher", "target", "momentum", "average")  # of a wrapper, where a file holds several networks
-_SUFFIX = r"(?P<suffix>\.weight|\.bias|\.alpha_[np]|\.beta|\.eps)?"  # the last ones of a learned activation
+_SECOND_COPY = ("ema", "teacher", "target", "momentum", "average")  # words in prefixes of further networks in a file
+_SUFFIX = r"(?P<suffix>\.weight|\.bias|\.alpha_[np]|\.beta|\.eps)?"  # those after .bias belong to learned activations
 _PARTS = re.compile(r"\[([^\]]+)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Where a tensor of a file sits in a tensor of the network.
+    """Place of a file's tensor within a tensor of the network.
 
     Attributes:
         name: Name of the tensor in the network.
-        index: Which part of it, counted along the first axis.
-        count: In how many equal parts the tensor is split in the file (3 for query, key and value).
+        index: Number of the part along the first axis, from 0.
+        count: Number of equal parts that the file splits the tensor into (3 for query, key and value).
     """
 
     name: str
@@ -149,7 +148,8 @@ def detect_dialect(names: Iterable[str], *, default: str = HUGGINGFACE) -> str:
 
     Args:
         names: Names of all tensors of the file.
-        default: For names that belong to none. Heads alone are called the same in Hugging Face's dialects and here.
+        default: Result if no name is specific to a dialect. Heads have the same names in `deit` and Hugging Face's
+            dialects.
 
     Examples:
         >>> detect_dialect(["cls_token", "blocks.0.attn.qkv.weight", "head.weight"])
@@ -163,7 +163,7 @@ def detect_dialect(names: Iterable[str], *, default: str = HUGGINGFACE) -> str:
 
 
 def is_distilled(names: Iterable[str]) -> bool:
-    """Whether the names of a file in any dialect hold a distillation token."""
+    """Returns True if a file in any dialect has a distillation token, by the names of its tensors."""
     return any(name.rpartition(".")[2] in ("dist_token", "distillation_token") for name in network_names(names))
 
 
@@ -174,10 +174,9 @@ def wrapper_of(names: Iterable[str]) -> str:
 
 
 def network_names(names: Iterable[str]) -> dict[str, str]:
-    """Returns the names of the network's tensors in a file, and those names without wrappers.
+    """Maps the names of the network's tensors in a file to the names without wrappers.
 
-    Where a wrapper stands in front of the network, tensors beside it are left out (the loss's, a second copy), but for
-    classifiers.
+    If the network has a prefix, leaves out tensors without it (of the loss, of a second copy), except classifiers.
 
     Returns:
         Name in the file -> name in the network, still in the dialect of the file.
@@ -188,7 +187,7 @@ def network_names(names: Iterable[str]) -> dict[str, str]:
     """
     plain = {name: _INSERTED.sub("", name) for name in names}
     wrapper = wrapper_of(plain.values())
-    if not wrapper:  # also parts of a network and networks of other kinds
+    if not wrapper:  # includes parts of networks and other networks
         return {name: own.removeprefix("module.") for name, own in plain.items()}
     return {
         name: own.removeprefix(wrapper)
@@ -205,7 +204,7 @@ def places(names: Iterable[str], dialect: str | None = None) -> dict[str, Part]:
         dialect: See `detect_dialect`; None detects it.
 
     Returns:
-        Name in the file -> part of a tensor of the network. Names that the table does not hold stay as they are.
+        Name in the file -> part of a tensor of the network. Names that are not in the table stay unchanged.
 
     Examples:
         >>> places(["encoder.layer.0.attention.attention.key.bias"])["encoder.layer.0.attention.attention.key.bias"]
@@ -239,7 +238,7 @@ def _filled(name: str, match: re.Match[str]) -> str:
 
 
 def name_in_trunk(name: str) -> str:
-    """Returns the name of a tensor without the prefix of its trunk; names of heads stay.
+    """Returns the name of a tensor without the prefix of its trunk. Leaves names of heads unchanged.
 
     Examples:
         >>> name_in_trunk("deit.trunk.blocks.0.norm1.bias"), name_in_trunk("classifier.bias")
@@ -249,11 +248,11 @@ def name_in_trunk(name: str) -> str:
 
 
 def file_names(name: str, dialect: str = HUGGINGFACE) -> list[str]:
-    """Returns the names in a dialect of one tensor of the network.
+    """Returns the names of one tensor of the network in a dialect.
 
     Args:
         name: Name in the network, such as `deit.trunk.blocks.0.attn.qkv.weight`.
-        dialect: One of `DIALECTS`, or "deit". In timm and the original there is no name in front of the trunk's.
+        dialect: One of `DIALECTS`, or "deit". Names in timm and the original have no prefix before the trunk.
 
     Returns:
         One name, or three in the order query, key, value.
@@ -301,15 +300,15 @@ def layout(names: Iterable[str], dialect: str = HUGGINGFACE) -> dict[str, Part]:
 def match_prefix(found: Iterable[str], wanted: Iterable[str], base_prefix: str) -> dict[str, str]:
     """Maps network names of a file to those of a model, if one of the two is a bare trunk.
 
-    A model with heads can be started from a bare trunk's file, and a bare trunk from a file with heads.
+    So a model with heads can load the file of a bare trunk, and a bare trunk a file with heads.
 
     Args:
         found: Names in the file, translated to the network's.
         wanted: Names of all tensors of the model.
-        base_prefix: What stands in front of the trunk in a model with heads, such as `deit.`.
+        base_prefix: Prefix of the trunk in a model with heads, such as `deit.`.
 
     Returns:
-        Name found -> name in the model, for all names found (unknown ones map to themselves).
+        Name found -> name in the model. Unknown names map to themselves.
     """
     found, wanted = list(found), set(wanted)
     file_has_prefix = any(name.startswith(base_prefix) for name in found)

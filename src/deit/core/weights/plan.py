@@ -1,4 +1,4 @@
-"""Plans the loading of a checkpoint from names and shapes alone, for every framework."""
+"""Plans the loading of a checkpoint from names and shapes, for every framework."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from deit.core.weights.inferred_config import infer_config
 from deit.core.weights.names import TRUNK, Part, layout, match_prefix, places
 
 NO_QUANTIZATION = (
-    "Quantized weights are not read. Open weights of 16 or 32 bits (dtype=torch.bfloat16 halves the memory) and "
-    "quantize the model afterwards, such as with torchao."
+    "Quantized weights are not supported. Open weights of 16 or 32 bits (dtype=torch.bfloat16 halves the memory) and "
+    "quantize the model afterwards, for example with torchao."
 )
 MOST_NEW_NUMBERS = 1 << 26  # 256 MiB in fp32: heads of 40,000 classes on DeiT-base, twice
 
@@ -28,10 +28,10 @@ class LoadingInfo:
     """Mismatches of a loaded checkpoint, in the names of its dialect.
 
     Attributes:
-        missing_keys: Tensors the model has and the file has not; they keep their initial values.
-        unexpected_keys: Tensors of the file that the model has no place for.
-        mismatched_keys: (name, shape in the file, shape in the model), of tensors that kept their initial values.
-        error_msgs: Always empty: what cannot be loaded is raised. transformers has this key.
+        missing_keys: Tensors of the model that the file lacks; they keep their initial values.
+        unexpected_keys: Tensors of the file that the model lacks.
+        mismatched_keys: (name, shape in the file, shape in the model) of tensors that kept their initial values.
+        error_msgs: Always empty, because errors are raised. Exists because transformers has this key.
     """
 
     missing_keys: list[str]
@@ -50,7 +50,7 @@ class LoadingPlan:
 
     Attributes:
         found: Name in the file -> place in the model.
-        missing: Name that the file would have -> place in the model that nothing fills.
+        missing: Expected name in the file -> place in the model without a tensor of the file.
         unexpected: Names in the file without a place.
     """
 
@@ -62,13 +62,13 @@ class LoadingPlan:
 def plan_loading(
     file_names: Iterable[str], model_names: Iterable[str], *, base_prefix: str, dialect: str
 ) -> LoadingPlan:
-    """Maps the names of a file to those of a model. Missing ones are given in the dialect of the file.
+    """Maps the names of a file to those of a model. Names missing tensors in the dialect of the file.
 
     Args:
         file_names: Names of all tensors of the file.
         model_names: Names of all tensors of the model.
-        base_prefix: What stands in front of the trunk in a model with heads, such as `deit.`.
-        dialect: Of the file, see `deit.core.weights.names.detect_dialect`.
+        base_prefix: Prefix of the trunk in a model with heads, such as `deit.`.
+        dialect: Dialect of the file, see `deit.core.weights.names.detect_dialect`.
     """
     file_names, model_names = list(file_names), list(model_names)
     expected = layout(model_names, dialect)
@@ -94,7 +94,7 @@ def refuse_missing_trunk(missing: Mapping[str, Part], model_name: str, source: o
     """Checks that only heads and the mask token are missing.
 
     Raises:
-        ValueError: Something else is.
+        ValueError: Another tensor is missing.
     """
     lost = [name for name, part in missing.items() if TRUNK in part.name and not part.name.endswith("mask_token")]
     if lost:
@@ -114,16 +114,16 @@ def numbers_of(config: Any) -> int:
 
 
 def refuse_larger_than_file(config: Any, shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
-    """Checks, before a model is built, that its weights are in the file. Only heads and positions may be new.
+    """Checks before a model is built that the file can hold its weights, except for new heads and positions.
 
     Raises:
-        ValueError: The configuration asks for more.
+        ValueError: The configuration describes a larger model.
     """
     held = sum(math.prod(shape) for shape in shapes.values())
     needed = numbers_of(config)
     if needed > held + MOST_NEW_NUMBERS:
         raise UserError(
-            f"The configuration asks for {needed:,} numbers, and {source} holds {held:,}. It belongs to other "
+            f"The configuration describes {needed:,} numbers, but {source} holds {held:,}. It belongs to other "
             "weights, or is damaged."
         )
 
@@ -137,21 +137,21 @@ def resolve_config(
     shapes: Mapping[str, tuple[int, ...]],
     source: object,
 ) -> tuple[Any, dict[str, Any]]:
-    """Returns the configuration of a checkpoint, checked, and the keywords that name none of its fields.
+    """Returns the checked configuration of a checkpoint, and the keywords that are not fields of it.
 
-    Weights of the original release and of timm come without one that says everything: it is read off their tensors.
+    Weights of the original release and of timm have no complete configuration; it is inferred from their tensors.
 
     Args:
-        config_class: Kind that the model needs.
-        config: One that replaces the checkpoint's, or its path.
-        kwargs: Overrides of fields, and others.
+        config_class: Class of configuration that the model needs.
+        config: Configuration that replaces the checkpoint's, or its path.
+        kwargs: Overrides of fields, and other keywords.
         path: Folder or file of the checkpoint; None for tensors in memory, which need `config`.
-        shapes: Of all its tensors.
-        source: Named in messages.
+        shapes: Shapes of all its tensors.
+        source: Name of the checkpoint for messages.
 
     Raises:
-        FileNotFoundError: The folder has none.
-        ValueError: It is damaged, describes another kind of model, or a larger one than the file holds.
+        FileNotFoundError: The folder has no configuration.
+        ValueError: The configuration is damaged, describes another kind of model, or a larger one than the file holds.
     """
     found, rest = _given_or_found(config_class, config, kwargs, path=path, shapes=shapes, source=source)
     found.validate()

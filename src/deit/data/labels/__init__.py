@@ -1,1 +1,1 @@
-"""Columns of labels: cells, names of splits, classes."""
+"""Reads columns of labels: cells, names of splits, classes."""

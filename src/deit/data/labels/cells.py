@@ -1,4 +1,4 @@
-"""Reads one cell of a column of labels: missing, a zero or a one, a list, several names."""
+"""Reads cells of label columns: missing values, zeros and ones, lists, several names."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import numpy as np
 from deit.core.errors import UserError
 
 _TRUTH = {"true": 1, "yes": 1, "y": 1, "t": 1, "false": 0, "no": 0, "n": 0, "f": 0}
-# What separates labels in a cell, whenever it is there.
+# Characters that always separate labels in a cell.
 _PLAIN_SEPARATORS = re.compile(r"[|;]")
-# What may separate labels and may be part of a name; `_certain` tells.
+# Characters that may separate labels or be part of a name; `_certain` decides.
 _OPEN_SEPARATORS = (",", "/", "+", "&", "\t", "\n", " ")
 _SEPARATOR_WORDS = {"comma": ",", "semicolon": ";", "bar": "|", "space": " ", "tab": "\t", "none": ""}
 _LONGEST_LIST = 10_000  # characters of a cell that may be a list
-_NOT_A_NUMBER = ("nan", "NaN", "<NA>")  # how pandas writes cells that are empty
+_NOT_A_NUMBER = ("nan", "NaN", "<NA>")  # pandas' texts for empty cells
 
 _ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"\[\](){}]+"""
-# Lists, tuples and sets as Python, NumPy and JSON print them; items between commas, or between spaces.
+# Lists, tuples and sets as Python, NumPy and JSON print them, with commas or spaces between items.
 _LIST = re.compile(rf"[\[({{]\s*(?:(?:{_ITEM})(?:\s*,\s*|\s+))*(?:{_ITEM})?\s*[\])}}]", re.DOTALL)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: None, NaN, or a text that is blank or "nan", "NaN" or "<NA>" as pandas writes it."""
+    """Returns True for an empty cell: None, NaN, a blank text, or pandas' "nan", "NaN" and "<NA>"."""
     if isinstance(value, str):
         return not value.strip() or value.strip() in _NOT_A_NUMBER
     return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
 
 def read_switch(value: Any) -> int | None:
-    """Returns 1, 0 or -1 for a cell that says so in any spelling (1.0, True, "yes", "y"), or None."""
+    """Returns 1, 0 or -1 for a cell with that meaning in any spelling (1.0, True, "yes", "y"), else None."""
     if isinstance(value, str):
         text = value.strip().lower()
         if text in _TRUTH:
@@ -49,18 +49,18 @@ def read_switch(value: Any) -> int | None:
 
 
 def are_switches(values: Sequence[Any]) -> bool:
-    """Whether a column holds zeros and ones in any spelling, perhaps with empty cells, and not those alone."""
+    """Returns True if a column holds only zeros, ones and empty cells, in any spelling, and not only empty ones."""
     filled = [value for value in values if not is_missing(value)]
     return bool(filled) and all(read_switch(value) is not None for value in filled)
 
 
 def plain_number(text: str) -> str:
-    """Returns a class number without a fraction of zero: "1" for the "1.0" of pandas; other texts as they are."""
+    """Returns a class number without ".0": "1" for the "1.0" of pandas. Returns other texts unchanged."""
     return text.partition(".")[0] if re.fullmatch(r"-?\d+\.0*", text) else text
 
 
 def listed(text: str) -> list[Any] | None:
-    """Reads a list that was written as text: "['a', 'b']", '["a"]', "[1 2]", "('a',)"; None for other texts."""
+    """Parses a list written as text: "['a', 'b']", '["a"]', "[1 2]", "('a',)"; None for other texts."""
     text = text.strip()
     if len(text) > _LONGEST_LIST or not _LIST.fullmatch(text):
         return None
@@ -69,7 +69,7 @@ def listed(text: str) -> list[Any] | None:
     inside = text[1:-1]
     words = inside.split()
     if not re.search("['\",]", inside) and len(words) > 1 and not all(map(_is_number, words)):
-        return None  # words in brackets may be one name
+        return None  # words in brackets can be one name
     return [_item(word) for word in re.findall(_ITEM, inside, re.DOTALL)]
 
 
@@ -95,10 +95,10 @@ def _item(word: str) -> Any:
 
 
 def zeros_and_ones(values: Sequence[Any]) -> bool:
-    """Whether lists of numbers are rows of zeros and ones rather than lists of class numbers.
+    """Returns True if lists of numbers are rows of zeros and ones, not lists of class numbers.
 
-    They are when all are equally long and hold only 0 and 1, and as class numbers at least one would name a class
-    twice or, being fractions or truth values, could not be class numbers at all.
+    They are if all have the same length and hold only 0 and 1, and at least one cannot be class numbers because it
+    repeats a number or holds fractions or truth values.
     """
     lists = [value for value in values if value is not None]
     if not lists or any(len(each) != len(lists[0]) for each in lists):
@@ -115,14 +115,14 @@ def zeros_and_ones(values: Sequence[Any]) -> bool:
 
 
 def read_separator(setting: str) -> str | None:
-    """Returns what separates labels in a text.
+    """Returns the separator of labels in a text.
 
     Args:
         setting: The setting data.label_separator: the separator itself, or the word comma, semicolon, bar, space or
-            tab; none for texts that are one class each; empty where it is to be found.
+            tab; "none" if each text is one class; empty to detect it.
 
     Returns:
-        The separator, empty for none; None where it is to be found.
+        The separator; empty for none; None to detect it.
     """
     return None if setting == "" else _SEPARATOR_WORDS.get(setting.strip().lower(), setting)
 
@@ -130,23 +130,23 @@ def read_separator(setting: str) -> str | None:
 def split_labels(
     values: Sequence[Any], *, separator: str = "", classes: Collection[str] | None = None, column: str
 ) -> tuple[list[Any], list[str]]:
-    """Splits the texts of a column of several labels; what is no text stays as it is.
+    """Splits the texts of a column of several labels. Leaves other values unchanged.
 
-    Lists that were written as text are read. `|` and `;` always separate. Commas do where a text is found all of whose
-    names occur elsewhere too; spaces and / + & where each of the names also stands alone in a cell. A text that is the
-    name of a known class is never split unless by a separator that was asked for.
+    Parses lists written as text. `|` and `;` always separate. Commas separate if all names of some text also occur
+    elsewhere; spaces and / + & if each of the names also occurs alone in a cell. Splits the name of a known class only
+    by a separator that the user chose.
 
     Args:
         values: The cells.
         separator: The user's choice, see `read_separator`.
-        classes: Known classes: then a text is split where all its parts are among them.
-        column: Its name, for messages.
+        classes: Known classes; a text is then split if all its parts are known.
+        column: Name of the column, for messages.
 
     Returns:
-        The cells, with lists in place of texts; and notes for the user.
+        The cells, with lists instead of texts; and notes for the user.
 
     Raises:
-        ValueError: A separator is likely and not certain.
+        ValueError: A separator is likely but not certain.
     """
     texts = sorted({value.strip() for value in values if isinstance(value, str) and not is_missing(value)})
     chosen = read_separator(separator)
@@ -208,7 +208,7 @@ def _shown(separator: str) -> str:
 
 
 def _certain(separator: str, several: dict[str, list[str]], texts: Sequence[str]) -> bool | None:
-    """Whether texts are several names: True, False, or None where it cannot be told."""
+    """Returns True if texts are several names, False if not, None if unknown."""
     alone = {text for text in texts if text not in several}
     all_alone = [all(part in alone for part in parts) for parts in several.values()]
     if all(all_alone):
@@ -221,13 +221,13 @@ def _certain(separator: str, several: dict[str, list[str]], texts: Sequence[str]
 
 
 def likely_several(texts: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Returns a text that seems to hold several classes, and them: they stand alone in other cells ("rust scab")."""
+    """Returns a text that seems to hold several classes ("rust scab"), and the classes, which occur alone elsewhere."""
     distinct = sorted(set(texts))
     alone = set(distinct)
     for separator in ("|", ";", *_OPEN_SEPARATORS):
         for text in distinct:
             parts = _pieces(text, re.compile(re.escape(separator)))
-            enough = all if separator == " " else any  # commas and the like are seldom part of a name
+            enough = all if separator == " " else any  # commas and similar characters are rare in names
             if len(parts) > 1 and (separator in "|;" or enough(part in alone for part in parts)):
                 return text, parts
     return None

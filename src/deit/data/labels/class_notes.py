@@ -1,4 +1,4 @@
-"""Warns of classes without images, and of classes that differ in spelling alone."""
+"""Warns of classes without images and of classes that differ only in spelling."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _LEADING_ZEROS = re.compile(r"0+(?=\d+$)")
 
 
 def require_two_classes(classes: Sequence[str]) -> None:
-    """Refuses a single class.
+    """Refuses data with a single class.
 
     Raises:
-        UserError: There is one.
+        UserError: There is only one class.
     """
     if len(classes) < 2:
         raise UserError(
-            f"All images are of one class, {classes[0]!r}: there is nothing to tell apart. Images without labels are "
+            f"All images are of one class, {classes[0]!r}: there is nothing to distinguish. Images without labels are "
             "for deit pretrain."
         )
 
 
 def note_classes(data: Data) -> None:
-    """Tells of classes without images, and of those that may be one class in two spellings."""
+    """Logs classes without images and classes that may be one class in two spellings."""
     note_empty_classes(data)
     note_alike_classes(data.train.classes)
 
 
 def note_empty_classes(data: Data) -> None:
-    """Tells of classes without a training or a validation image, where an image has one class."""
+    """Logs classes without a training or a validation image, for single classes."""
     if data.problem_type != SINGLE_LABEL:
         return
     classes = data.train.classes
@@ -60,9 +60,9 @@ def _without_image(labels: Labels, classes: Sequence[str]) -> list[str]:
 
 
 def alike_classes(classes: Sequence[str]) -> list[list[str]]:
-    """Returns the groups of names that differ in case, spaces, underscores, hyphens, accents' encoding or zeros alone.
+    """Returns groups of names that differ only in case, spaces, underscores, hyphens, Unicode form or leading zeros.
 
-    Equal names are not meant: ImageNet's list has two classes `crane`, which are told apart by their numbers.
+    Excludes equal names, because ImageNet has two classes named `crane`.
     """
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(classes):
@@ -77,12 +77,12 @@ def _plain(name: str) -> str:
 
 
 def note_alike_classes(classes: Sequence[str]) -> None:
-    """Tells of classes that may be one, spelled in several ways."""
+    """Logs classes that may be one class in several spellings."""
     groups = alike_classes(classes)
     if groups:
         shown = "; ".join(" and ".join(map(ascii, group)) for group in groups[:_SHOWN])
         logger.warning(
-            "Classes whose names differ in spelling alone are different classes: %s%s. If they are one, give all of "
+            "These classes differ only in spelling and are different classes: %s%s. If they are one, give all of "
             "its images the same name.",
             shown,
             "; ..." if len(groups) > _SHOWN else "",

@@ -1,4 +1,4 @@
-"""Chooses the columns of images and labels: by the options, by name, or the only one."""
+"""Chooses the columns of images and labels: by option, by name, or the only candidate."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def choose_column(
 
     Args:
         columns: All columns with their types, for messages.
-        candidates: Those that could be it by type or content.
-        known_names: Names that settle it among several.
-        option: The setting with which a user chooses: "image_column" or "label_column".
-        origin: The table, for messages.
-        asked: The user's choice; empty to find it.
+        candidates: Columns with a suitable type or content.
+        known_names: Names that decide among several candidates.
+        option: Setting that chooses the column: "image_column" or "label_column".
+        origin: Name of the table, for messages.
+        asked: The user's choice; empty to detect it.
 
     Returns:
-        The only candidate, or the only one with a known name. What a user asks for must exist; whether it fits is for
-        the caller to see.
+        The user's choice if it exists (the caller checks its content), else the only candidate, or the only one with a
+        known name.
 
     Raises:
-        ValueError: There is no such column, no candidate, or more than one.
+        ValueError: The user's column does not exist, or there is no candidate or more than one.
     """
     if asked:
         if asked not in columns:
@@ -84,10 +84,10 @@ def choose_labels(
     Args:
         columns: Values of all columns that may be labels.
         header: Names of all columns, for messages.
-        asked: The user's choice: a column, or several of zeros and ones as "cat,dog"; empty to find it.
-        problem_type: What the labels are for, or `UNLABELLED`.
-        origin: The table, for messages.
-        count: Its rows.
+        asked: The user's choice: a column, or several of zeros and ones as "cat,dog"; empty to detect it.
+        problem_type: Type of the labels, or `UNLABELLED`.
+        origin: Name of the table, for messages.
+        count: Number of rows.
 
     Raises:
         ValueError: See `choose_column`, `switch_labels`.
@@ -104,10 +104,10 @@ def choose_labels(
 
 
 def choose_switches(columns: Mapping[str, Sequence[Any]], *, asked: str, origin: str) -> list[str]:
-    """Returns the columns of zeros and ones that are asked for, or all where no column is called a label; or none.
+    """Returns the chosen columns of zeros and ones, or all of them if no column has the name of labels; or none.
 
     Raises:
-        ValueError: A column that was asked for does not exist.
+        ValueError: A chosen column does not exist.
     """
     if "," in asked and asked not in columns:
         wanted = [name.strip() for name in asked.split(",")]
@@ -122,10 +122,10 @@ def choose_switches(columns: Mapping[str, Sequence[Any]], *, asked: str, origin:
 
 
 def not_an_image(origin: str, column: str, kind: str, candidates: Sequence[str]) -> UserError:
-    """Returns the error for a column that was asked for and holds no images."""
+    """Returns the error for a chosen column that holds no images."""
     other = f"Columns that hold images: {', '.join(candidates)}." if candidates else "No other column holds any."
     return UserError(
-        f"Column {column!r} of {origin} is not an image: it holds {kind}. {other} "
+        f"Column {column!r} of {origin} does not hold images but {kind}. {other} "
         f"Choose with {column_option('image_column')}."
     )
 

@@ -28,14 +28,14 @@ from deit.data.labels.cells import (
 )
 from deit.data.sources import Labels, check_problem_type
 
-# Given in place of a problem type, it says that labels are not asked for: a table needs no column of them.
+# Used as a problem type if labels are not needed: a table then needs no column of labels.
 UNLABELLED = "unlabelled"
 
 _CHOOSE = "Choose it with --set data.problem_type="
 
 
 def column_option(option: str, name: str = "NAME") -> str:
-    """Returns how a column is chosen on the command line, for a message: option is "image_column" or "label_column"."""
+    """Returns the command line option that chooses a column: option is "image_column" or "label_column"."""
     return f"--set data.{option}={name} (deit evaluate: --{option.replace('_', '-')} {name})"
 
 
@@ -47,14 +47,14 @@ _NUMBER = re.compile(r"-?\d+(\.0*)?")
 
 @dataclass(frozen=True, kw_only=True)
 class LabelColumn:
-    """The labels of one split of a data set, as they were found.
+    """The labels of one split of a data set, as stored.
 
     Attributes:
-        name: Of the column.
-        values: One for each row: a number, a text, a list of either, or None where there is none.
-        class_names: What whole numbers in `values` stand for, where the data set says so.
-        zeros_and_ones: Whether each value is a row of zeros and ones, one for each of `class_names`.
-        notes: What the user should know of how the column was read.
+        name: Name of the column.
+        values: One value per row: a number, a text, a list of either, or None if missing.
+        class_names: Names for whole numbers in `values`, if the data set has them.
+        zeros_and_ones: True if each value is a row of zeros and ones, one for each of `class_names`.
+        notes: Notes for the user about reading the column.
     """
 
     name: str
@@ -65,19 +65,19 @@ class LabelColumn:
 
 
 def ignored_labels(count: int) -> LabelColumn:
-    """Returns a column for images whose labels are not asked for."""
+    """Returns a column for images whose labels are not needed."""
     return LabelColumn(name="", values=[0] * count, class_names=("image",))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedLabels:
-    """Labels as a `Source` has them.
+    """Encoded labels for a `Source`.
 
     Attributes:
-        classes: Class names, or the one name of a regression's number.
-        labels: (N,) int64, (N, K) float32 or (N,) float32; zeros where there is no label.
-        missing: (N,) bool, True where there is no label.
-        notes: What the user should know of how the labels were read.
+        classes: Class names, or one name for regression.
+        labels: (N,) int64, (N, K) float32 or (N,) float32; zeros for missing labels.
+        missing: (N,) bool, True for missing labels.
+        notes: Notes for the user about reading the labels.
     """
 
     classes: list[str]
@@ -95,25 +95,24 @@ def encode_labels(
     numbers_fit: bool = False,
     separator: str = "",
 ) -> EncodedLabels:
-    """Turns a column of labels into an array; every kind of file has its labels read here.
+    """Encodes a column of labels as an array, for every kind of file.
 
-    A missing label is None, NaN, an empty text or "nan". For single classes -1 is one too, as published test sets have
-    it, unless a class is called "-1". Whole numbers without names are names themselves ("0", "1", ...), sorted by
-    value; 1.0 is 1, whether number or text. Lists may be written as text; for what separates several classes in a text
-    see `split_labels`.
+    A missing label is None, NaN, an empty text or "nan". For single classes -1 is missing too, as in published test
+    sets, unless a class is named "-1". Whole numbers without names become names ("0", "1", ...), sorted by value; 1.0
+    is 1, as number and as text. Lists may be written as text; `split_labels` finds separators of several classes.
+
+    If several classes have the same name, labels that are class numbers select one; the name alone is an error.
 
     Args:
         column: The labels.
         problem_type: One of `PROBLEM_TYPES`.
-        place: Names a row in a message.
-        classes: Names and order of the classes; those of the column when None: its own list, else the sorted names.
-        numbers_fit: Take whole numbers without names as positions in `classes` if none of those is a number.
-        separator: What separates several classes in a text; empty finds it.
-
-    Classes are numbers: where several have one name, numbers that stand for the same list find them, and the name none.
+        place: Returns the name of a row for messages.
+        classes: Names and order of the classes; None uses the column's own list, or else its sorted names.
+        numbers_fit: Use whole numbers without names as positions in `classes` if none of these is a number.
+        separator: Separator of several classes in a text; empty detects it.
 
     Raises:
-        ValueError: The values do not fit the problem type, or name a class that `classes` lacks or has several of.
+        ValueError: The values do not fit the problem type, or name a class that `classes` lacks or has twice.
     """
     check_problem_type(problem_type)
     if problem_type == REGRESSION:
@@ -162,7 +161,7 @@ def _never_two(column: LabelColumn) -> str:
 
 
 def _prepare_single(column: LabelColumn, known: Collection[str] | None) -> tuple[LabelColumn, bool]:
-    """Returns a column of single classes in plain spelling and with its notes, and whether -1 is a class."""
+    """Returns a column of single classes in uniform spelling with notes, and True if -1 is a class."""
     _refuse_many_values(column)
     names = set(known or ())
     texts = [value.strip() for value in column.values if isinstance(value, str) and not is_missing(value)]
@@ -179,19 +178,19 @@ def _prepare_single(column: LabelColumn, known: Collection[str] | None) -> tuple
             f"({', '.join(several[1])}): --set data.problem_type={MULTI_LABEL}"
         )
     if none := next((value for value in values if value in _WORDS_FOR_NONE), None) if not names else None:
-        notes.append(f"Column {column.name!r} has a class called {none!r}. If it means no label, leave the cell empty.")
+        notes.append(f"Column {column.name!r} has a class named {none!r}. If it means no label, leave the cell empty.")
     count = sum(value in (-1, "-1") for value in values if not isinstance(value, (list, tuple)))
     as_class = "-1" in names
     if count and not as_class:
         notes.append(
-            f"{count} of {len(values)} images have the label -1 in column {column.name!r}: it stands for no label, as "
-            "in published test sets. If it is a class, write a name in its place."
+            f"{count} of {len(values)} images have the label -1 in column {column.name!r}, which means no label, as "
+            "in published test sets. If it is a class, write a name instead."
         )
     return replace(column, values=values, notes=tuple(notes)), as_class
 
 
 def _plain(values: Sequence[Any], known: Collection[str]) -> list[Any]:
-    """Returns class numbers and truth values in one spelling, where all texts of a column are such, and names as is."""
+    """Returns class numbers and truth values in one spelling if a column holds nothing else, else the column."""
     texts = {value.strip() for value in values if isinstance(value, str) and not is_missing(value)} - set(known)
     spelled = {text: text for text in texts}
     if all(text.lower() in ("true", "false") for text in texts):
@@ -208,7 +207,7 @@ def _plain(values: Sequence[Any], known: Collection[str]) -> list[Any]:
 
 
 def _prepare_several(column: LabelColumn, known: Collection[str] | None, separator: str) -> LabelColumn:
-    """Returns a column of several classes with lists in place of texts, or with rows of zeros and ones."""
+    """Returns a column of several classes with lists instead of texts, or with rows of zeros and ones."""
     if column.zeros_and_ones:
         return column
     values, notes = split_labels(column.values, separator=separator, classes=known, column=column.name)
@@ -225,10 +224,10 @@ def _prepare_several(column: LabelColumn, known: Collection[str] | None, separat
 
 
 def _one_of_two(values: Sequence[Any], column: LabelColumn) -> bool:
-    """Whether lists that could each name classes 0 and 1 are rows of zeros and ones: [0, 1] as well as [1, 0].
+    """Returns True if lists of 0 and 1 are rows of zeros and ones: [0, 1] and [1, 0] both occur.
 
     Raises:
-        ValueError: It cannot be told, because all are equal.
+        ValueError: All lists are equal, so both readings are possible.
     """
     found = {tuple(value) for value in values if value is not None}
     if not found or not found <= {(0, 1), (1, 0)}:
@@ -242,7 +241,7 @@ def _one_of_two(values: Sequence[Any], column: LabelColumn) -> bool:
 
 
 def switch_columns(columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Returns the columns that hold zeros and ones in any spelling: each may be a class of its own.
+    """Returns the columns that hold zeros and ones in any spelling. Each may be a class.
 
     Args:
         columns: Values by name.
@@ -251,16 +250,16 @@ def switch_columns(columns: Mapping[str, Sequence[Any]]) -> list[str]:
 
 
 def switch_labels(columns: Mapping[str, Sequence[Any]], origin: str) -> LabelColumn:
-    """Makes a column of labels of columns of zeros and ones, a class for each.
+    """Joins columns of zeros and ones into one column of labels. Each column is a class.
 
-    -1 is a zero where the columns hold -1 and 1 alone. A row with an empty cell has no label.
+    -1 means 0 if the columns hold only -1 and 1. A row with an empty cell has no label.
 
     Args:
         columns: Values by name.
         origin: The table, for messages.
 
     Raises:
-        ValueError: A column holds something else, or -1, 0 and 1.
+        ValueError: A column holds other values, or the columns hold -1, 0 and 1.
     """
     read: dict[str, list[int | None]] = {}
     for name, values in columns.items():
@@ -272,11 +271,11 @@ def switch_labels(columns: Mapping[str, Sequence[Any]], origin: str) -> LabelCol
     if -1 in seen and 0 in seen:
         name = next(name for name, values in read.items() if -1 in values)
         raise UserError(
-            f"Columns of {origin} hold -1, 0 and 1 ({name!r} has -1), and what -1 means cannot be told. "
+            f"Columns of {origin} hold -1, 0 and 1 ({name!r} has -1), so the meaning of -1 is unknown. "
             "Replace it by 0 or 1, or by an empty cell, which leaves the image out."
         )
     if -1 in seen:
-        notes.append(f"-1 in the columns {_shown(list(read))} of {origin} stands for 0: the image is not of the class.")
+        notes.append(f"-1 in the columns {_shown(list(read))} of {origin} is read as 0: the image is not of the class.")
         read = {name: [0 if value == -1 else value for value in values] for name, values in read.items()}
     empty = sum(None in row for row in zip(*read.values(), strict=True))
     if empty:
@@ -299,7 +298,7 @@ def _are_positions(column: LabelColumn, found: Sequence[str], known: Sequence[st
 
 
 def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Returns names of which each is another: one that several classes have is followed by a zero byte and a number."""
+    """Returns unique names: appends a zero byte and a number to names that several classes have."""
     if names is None:
         return None
     repeated = repeated_names(names)
@@ -307,23 +306,23 @@ def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _refuse_many_values(column: LabelColumn) -> None:
-    """Refuses more different names than classes may be, before anything is made of each."""
+    """Refuses more different names than the limit of classes, before they are processed."""
     seen: set[Any] = set()
     names: set[Any] = set()
     for value in column.values:
         if not isinstance(value, (str, int)) or value in seen:
             continue
         seen.add(value)
-        if not is_missing(value):  # of some numbers there are several spellings
+        if not is_missing(value):  # some numbers have several spellings
             names.add(plain_number(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value)
         if len(names) > MOST_LABELS:
-            raise UserError(f"Column {column.name!r} holds more than {MOST_LABELS} classes. Is it another one?")
+            raise UserError(f"Column {column.name!r} holds more than {MOST_LABELS} classes. Is it the right column?")
 
 
 def _refuse_too_many(known: Collection[Any], column: LabelColumn) -> None:
     if len(known) > MOST_LABELS:
         raise UserError(
-            f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it another one?"
+            f"Column {column.name!r} holds {len(known)} classes, more than {MOST_LABELS}. Is it the right column?"
         )
 
 
@@ -372,7 +371,7 @@ def _one_name(
 
 
 def _name(value: Any, column: LabelColumn, row: int, place: Callable[[int], str]) -> str:
-    """Returns the class name that a text or number stands for."""
+    """Returns the class name for a text or number."""
     if isinstance(value, str):
         if column.class_names is None and re.fullmatch(r"-?\d*\.\d+|-\d+", value):
             raise UserError(_not_a_class(value, column, place(row)))

@@ -1,6 +1,6 @@
-"""What the splits of a data set are called: the one table, for folders, files, keys of a data set and columns.
+"""Recognizes names of splits, by one table for folders, files, keys of a data set and columns.
 
-The words are those by which the `datasets` package of Hugging Face tells splits.
+The words are those of the `datasets` package of Hugging Face.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from deit.data.labels.cells import is_missing, read_switch
 
 logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = {  # what a split may be called, in any case, and what it is then
+SPLIT_NAMES = {  # words for splits, in any case -> name of the split
     "train": "train",
     "training": "train",
     "val": "val",
@@ -50,23 +50,23 @@ _PERHAPS_SPLIT_COLUMNS = ("subset", "set", "partition", "part", "phase", "usage"
 
 
 def split_of(name: str) -> str:
-    """Returns the split that a name is: "Train", "train_images", "val2017", "Test Set"; "" where it says more, or less.
+    """Returns the split of a name such as "Train", "train_images", "val2017" or "Test Set"; "" for other names.
 
     Args:
-        name: Of a folder or split, or a value of a column.
+        name: Name of a folder or split, or a value of a column.
     """
     words = [word for word in _words(name) if word not in _FILLING]
     return SPLIT_NAMES.get(words[0], "") if len(words) == 1 else ""
 
 
 def split_within(name: str) -> str:
-    """Returns the split that one word of a name tells: "imagenet-train-0001", "seg_train"; "" for none or several."""
+    """Returns the split that one word of a name denotes: "imagenet-train-0001", "seg_train"; "" for none or several."""
     told = {SPLIT_NAMES[word] for word in _words(name) if word in SPLIT_NAMES}
     return told.pop() if len(told) == 1 else ""
 
 
 def _words(text: str) -> list[str]:
-    """Returns the words of a name in small letters, split at what is no letter and at capitals: "seg_trainSet"."""
+    """Returns the words of a name in lower case, split at non-letters and capitals: "seg_trainSet"."""
     found = []
     for letters in re.findall(r"[^\W\d_]+", text):
         for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+|[A-Z]", letters):
@@ -76,14 +76,14 @@ def _words(text: str) -> list[str]:
 
 
 def name_splits(names: Sequence[str], origin: str) -> dict[str, str]:
-    """Tells which of several names, of folders or of keys, stand for splits of a data set.
+    """Finds the names, of folders or of keys, that are splits of a data set.
 
-    A name is that of a split, as `split_of` has it; where none is, names that differ in the word of the split alone are
-    ("seg_train" beside "seg_test"). A plain name goes before one with more to it ("train" before "train_small").
+    Uses names that `split_of` recognizes; without any, names that differ only in the word of the split ("seg_train" and
+    "seg_test"). Prefers a plain name to a longer one ("train" to "train_small").
 
     Args:
-        names: Of all folders or keys.
-        origin: Where, for messages.
+        names: Names of all folders or keys.
+        origin: Name of the data set, for messages.
 
     Returns:
         The names by split, in the order train, val, test.
@@ -117,7 +117,7 @@ def _alike(names: Sequence[str]) -> dict[str, str]:
 
 
 def split_columns(names: Sequence[str]) -> list[str]:
-    """Returns the columns whose names say that they may divide the rows: "split", "subset", "is_valid", ..."""
+    """Returns the columns that may divide the rows, by their names: "split", "subset", "is_valid", ..."""
     return [name for name in names if _is_split(name) or _perhaps_split(name) or _switch_of(name)]
 
 
@@ -126,18 +126,18 @@ def divide_rows(
 ) -> tuple[list[str], list[str], list[str]]:
     """Reads the columns that divide the rows of a table.
 
-    `split` and the like must name a split in each row; `subset`, `set`, `partition`, ... may hold something else.
-    `is_valid`, `is_test`, `is_train`, ... hold zeros and ones in any spelling; a row of which none is true is for what
-    they leave over, for training first.
+    `split` and similar columns must name a split in each row; `subset`, `set`, `partition`, ... may hold other values.
+    `is_valid`, `is_test`, `is_train`, ... hold zeros and ones in any spelling; a row with none of them true belongs to
+    a remaining split, first to training.
 
     Args:
-        columns: The values of `split_columns`, None where there is none.
-        origin: The table, for messages.
-        place: Names a row in a message.
+        columns: The values of `split_columns`, None for missing values.
+        origin: Name of the table, for messages.
+        place: Returns the name of a row for messages.
 
     Returns:
-        The split of each row, or an empty list where nothing divides them; the names of the columns that do; and notes
-        for the user.
+        The split of each row, or an empty list if no column divides the rows; the names of the dividing columns; and
+        notes for the user.
 
     Raises:
         ValueError: A value names no split, or two columns divide the rows differently.
@@ -183,7 +183,7 @@ def _perhaps_split(name: str) -> bool:
 
 
 def _switch_of(name: str) -> str:
-    """Returns the split that a column such as "is_valid" or "isTrainingImage" is true for."""
+    """Returns the split that a column such as "is_valid" or "isTrainingImage" marks."""
     words = _words(name)
     if len(words) > 1 and words[0] == "is":
         words = [word for word in words[1:] if word not in _FILLING]
@@ -205,24 +205,24 @@ def _switched(columns: Mapping[str, Sequence[Any]], place: Callable[[int], str])
                 true.add(told[name])
         split = true.pop() if true else rest
         if true or not split:
-            raise UserError(f"{place(row)} is for no part, or for two, by {', '.join(columns)}. Correct the row.")
+            raise UserError(f"{place(row)} belongs to no part or to two by {', '.join(columns)}. Correct the row.")
         splits.append(split)
     return splits
 
 
 def note_splits_in_paths(origin: str, paths: Sequence[str]) -> None:
-    """Tells where images lie in folders of several splits that nothing else divides.
+    """Logs paths in folders of several splits if no column divides the rows.
 
     Args:
-        origin: The table or shard.
-        paths: Of the images, as they stand in it.
+        origin: Name of the table or shard.
+        paths: Paths of the images, as stored in it.
     """
     folders = {name.replace("\\", "/").rpartition("/")[0] for name in paths}
     named = {split for folder in folders for step in folder.split("/") if (split := split_of(step))}
     if len(named) > 1:
         logger.warning(
-            "The paths in %s lie in folders of the parts %s, but no column or key divides them: they are taken "
-            "together. Add a split to keep the parts.",
+            "The paths in %s are in folders of the parts %s, but no column or key divides them. They are used as "
+            "one part. Add a split column to keep the parts.",
             origin,
             ", ".join(sorted(named)),
         )

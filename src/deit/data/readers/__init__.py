@@ -1,1 +1,1 @@
-"""One file for each kind of source of images."""
+"""Readers of data sets: one file for each kind."""

@@ -1,4 +1,4 @@
-"""Finds the columns of a typed table: images, labels, and the split of each row."""
+"""Finds the columns of a typed table: images, labels and splits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ArrowTable:
-    """A table whose images are found: its schema, and how other columns are read."""
+    """A table with a known column of images: its schema, and a function that reads other columns."""
 
     schema: pa.Schema
     origin: str
@@ -36,7 +36,7 @@ class ArrowTable:
 
 
 def image_column_of(schema: pa.Schema, origin: str, asked: str) -> str:
-    """Chooses the column of images by the types of a table, and by what `datasets` wrote into it."""
+    """Chooses the column of images by the types of a table and the notes of `datasets` in it."""
     columns, images = _described(schema), _image_columns(schema)
     image = choose_column(columns, images, IMAGE_NAMES, option="image_column", origin=origin, asked=asked)
     if image not in images:
@@ -54,7 +54,7 @@ def _image_columns(schema: pa.Schema) -> list[str]:
 
 
 def labels_and_split(table: ArrowTable, count: int, asked: str, problem_type: str) -> tuple[LabelColumn, Sequence[str]]:
-    """Returns the labels of a table, and the split of each row where a column says it."""
+    """Returns the labels of a table, and the split of each row if a column gives it."""
     features, images = column_features(table.schema), _image_columns(table.schema)
     others = [name for name in table.schema.names if name not in images]
     found = table.read([name for name in split_columns(others) if name != asked])
@@ -82,7 +82,7 @@ def _named(values: list[Any], feature: Any) -> list[Any]:
 
 
 def _switches(table: ArrowTable, names: Sequence[str], asked: str) -> dict[str, list[Any]]:
-    """Returns the columns of zeros and ones, where labels are written so and not as a list or names."""
+    """Returns the columns of zeros and ones that hold the labels; none if a column holds lists or names."""
     if asked in names or (not asked and any(name.lower() in LABEL_NAMES for name in names)):
         return {}
     fields = [table.schema.field(name) for name in names]
@@ -105,19 +105,19 @@ def _label_column(schema: pa.Schema, origin: str, names: Sequence[str], asked: s
 
 
 def column_features(schema: pa.Schema) -> dict[str, Any]:
-    """Returns the types that `datasets` notes in a table: {"label": {"_type": "ClassLabel", "names": [...]}}."""
+    """Returns the types that `datasets` records in a table: {"label": {"_type": "ClassLabel", "names": [...]}}."""
     noted = (schema.metadata or {}).get(b"huggingface", b"{}")
     if len(noted) > MOST_NOTES_BYTES:
         raise DamagedFileError(f"The notes of its columns have {len(noted)} bytes, more than {MOST_NOTES_BYTES}.")
     try:
         return dict(json.loads(noted).get("info", {}).get("features") or {})
-    except (ValueError, AttributeError, TypeError, RecursionError):  # somebody else's note
+    except (ValueError, AttributeError, TypeError, RecursionError):  # another program's note
         return {}
 
 
 def class_names_of(feature: Any) -> tuple[str, ...] | None:
-    """Returns the class names of a column that `datasets` describes, or None where it names none."""
-    if isinstance(feature, list) and len(feature) == 1:  # how `datasets` once wrote a list
+    """Returns the class names that `datasets` records for a column, or None."""
+    if isinstance(feature, list) and len(feature) == 1:  # the list format of old `datasets` versions
         feature = feature[0]
     if isinstance(feature, dict) and "feature" in feature:
         feature = feature["feature"]
@@ -158,7 +158,7 @@ def _can_be_label(kind: pa.DataType, problem_type: str) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column holds texts."""
+    """Returns True if a column holds texts."""
     from pyarrow import types
 
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind))
@@ -178,7 +178,7 @@ def _can_be_switch(kind: pa.DataType) -> bool:
 
 
 def image_bytes(cell: pa.Scalar, folder: Path) -> bytes:
-    """Returns the content of an image file from a cell: bytes, or {"bytes": ..., "path": ...} as `datasets` has it."""
+    """Returns the content of an image file from a cell: bytes, or `datasets`' {"bytes": ..., "path": ...}."""
     path = None
     try:
         value: Any = cell.as_py()

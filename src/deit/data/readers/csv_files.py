@@ -1,4 +1,4 @@
-"""Reads images that a CSV or TSV file lists: a column of paths, one of labels, perhaps one of splits."""
+"""Reads images listed in a CSV or TSV file: a column of paths, one of labels and optionally one of splits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from deit.data.sources import SkippedFile
 from deit.data.storage.contents import file_stamp
 from deit.data.storage.image_search import visible_folders
 
-# A line names an image and its labels; the reader of Python takes fields of 128 KiB.
+# Limit of a line, which names an image and its labels. Python's reader allows fields of 128 KiB.
 MOST_LINE_CHARACTERS = 2**20
-# Spreadsheets save some below the last row.
+# Limit of empty lines. Spreadsheets save some below the last row.
 MOST_EMPTY_LINES = 2_000_000
 _ENDINGS = (".csv", ".tsv")
 
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """The rows that have as many cells as the header, by columns: a million rows are no million objects.
+    """The rows with as many cells as the header. Stores columns to save memory.
 
     Attributes:
         columns: Cells by the names of the header.
-        lines: Where each row is.
+        lines: Line number of each row.
         skipped: The other rows.
     """
 
@@ -52,7 +52,7 @@ class CsvFiles:
     """Reads .csv and .tsv files of paths and labels."""
 
     def takes(self, place: Place) -> bool:
-        """Whether a place holds tables, and no other folder than one that they may be meant for."""
+        """Returns True for tables, and for folders of tables with at most one sub-folder (not train/)."""
         if place.folder is None:
             return bool(files_at(place, _ENDINGS))
         inside = visible_folders(place.folder)
@@ -83,23 +83,23 @@ def read_table(
 ) -> dict[str, Rows]:
     """Opens a table of image files.
 
-    The first line names the columns. Paths are relative to the table's folder. Several classes for an image stand in
-    one cell, or are written as zeros and ones in several columns. A column `split`, or another that
+    The first line names the columns. Paths are relative to the table's folder. Several classes of an image are
+    in one cell, or written as zeros and ones in several columns. A column `split`, or another that
     `deit.data.labels.split_names` knows, divides the rows into train, val (validation) and test.
 
     Args:
-        path: The file; .tsv is separated by tabs, .csv by commas, or by semicolons where its header is.
-        image_column: Column of paths; the one whose cells end like image files when empty.
-        label_column: Column of labels, or several of zeros and ones as "cat,dog"; found by name, or as the only other
-            one, when empty.
-        problem_type: What the labels are for.
+        path: The file. A .tsv is separated by tabs; a .csv by commas, or by semicolons if its header is.
+        image_column: Column of paths; empty takes the column whose cells end like image files.
+        label_column: Column of labels, or several of zeros and ones as "cat,dog"; empty finds it by name, or takes the
+            only other column.
+        problem_type: Type of the labels.
 
     Returns:
-        The splits by name: "train", "val", "test"; or all rows as one of the name "".
+        The splits by name: "train", "val", "test"; or one named "" with all rows.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is empty, not a table, or its columns cannot be found.
+        ValueError: The file is empty, not a table, or its columns cannot be found.
     """
     table = _read(path)
     header, columns = list(table.columns), table.columns
@@ -135,8 +135,8 @@ class ListedFiles:
 
     Args:
         table: The table; the paths are relative to its folder.
-        paths: As they were written.
-        lines: Where.
+        paths: Paths as written in the table.
+        lines: Line number of each path.
     """
 
     def __init__(self, table: Path, paths: Sequence[str], lines: Sequence[int]) -> None:
@@ -159,7 +159,7 @@ class ListedFiles:
             raise ImageError(f"there is no file {name!r}.") from None
 
     def stamp(self, row: int) -> bytes | None:
-        """Stands for the file as it is now."""
+        """Returns the stamp of the file; see `StampedStore`."""
         name = self._paths[row]
         return file_stamp(os.path.join(self._folder, name)) if name else None
 
@@ -178,7 +178,7 @@ def _read(path: Path) -> _Table:
             first = file.readline(MOST_LINE_CHARACTERS)
             file.seek(0)
             delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            if delimiter not in first and ";" in first:  # what spreadsheets write where the comma is in the numbers
+            if delimiter not in first and ";" in first:  # spreadsheets use it if numbers have decimal commas
                 delimiter = ";"
             reader = csv.reader(_bounded_lines(file), delimiter=delimiter, strict=True)
             rows = _filled(reader)
@@ -193,7 +193,7 @@ def _read(path: Path) -> _Table:
                     for append, cell in zip(appends, row, strict=True):
                         append(cell.strip())
                 else:
-                    reason = f"it has {len(row)} cells and the header {len(header)}."
+                    reason = f"it has {len(row)} cells, but the header has {len(header)}."
                     skipped.append(SkippedFile(path=f"{path} line {reader.line_num}", reason=reason))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a table ({error}). Save it as UTF-8 text.") from error
@@ -214,7 +214,7 @@ def _header(path: Path, first: Sequence[str] | None) -> list[str]:
 
 
 def _bounded_lines(file: TextIO) -> Iterator[str]:
-    """Gives the lines of a table, and raises an error in place of one that would fill the memory."""
+    """Yields the lines of a table. Refuses a line that would fill the memory."""
     while line := file.readline(MOST_LINE_CHARACTERS + 1):
         if len(line) > MOST_LINE_CHARACTERS:
             raise csv.Error(f"a line has more than {MOST_LINE_CHARACTERS} characters")
@@ -222,7 +222,7 @@ def _bounded_lines(file: TextIO) -> Iterator[str]:
 
 
 def _filled(rows: Iterable[list[str]]) -> Iterator[list[str]]:
-    """Passes over empty rows, as many as a table may have."""
+    """Skips empty rows, up to a limit."""
     empty = 0
     for row in rows:
         if any(row):

@@ -1,4 +1,4 @@
-"""Tells which sub-folders of a folder of images are splits, and which are classes."""
+"""Decides which sub-folders of a folder of images are splits and which are classes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class FolderSplits:
     """A folder that is divided into splits.
 
     Attributes:
-        splits: "train", "val", "test", those there are, and their folders.
+        splits: Folders of the existing splits by name: "train", "val", "test".
         unlabelled: Folders of images without a label.
-        others: Folders that are not used.
+        others: Unused folders.
     """
 
     splits: dict[str, Path]
@@ -35,17 +35,17 @@ class FolderSplits:
 
 
 def folder_splits(root: Path, *, labelled: bool = True) -> FolderSplits | None:
-    """Returns the splits of a folder, or None where its sub-folders are classes, or (not labelled) anything.
+    """Returns the splits of a folder, or None if its sub-folders are classes or (not `labelled`) anything.
 
-    Sub-folders with the name of a split (see `deit.data.labels.split_names`) are splits if they hold class folders. If
-    they hold images, beside folders with other names, they are classes: "test" beside "cat" and "dog".
+    Sub-folders with the name of a split (see `deit.data.labels.split_names`) are splits if they hold class folders.
+    They are classes if they hold images and there are folders with other names: "test" beside "cat" and "dog".
 
     Args:
         root: The folder.
-        labelled: Whether its images must have classes.
+        labelled: True if the images must have classes.
 
     Raises:
-        ValueError: What the sub-folders are cannot be told.
+        ValueError: The sub-folders are ambiguous.
     """
     folders = visible_folders(root)
     found = {split: root / name for split, name in name_splits([f.name for f in folders], str(root)).items()}
@@ -72,7 +72,7 @@ def folder_splits(root: Path, *, labelled: bool = True) -> FolderSplits | None:
         )
     if len(splits) > 1 and not with_classes:
         raise UserError(
-            f"{root} has {shown} with no class folders in them: what the images show cannot be told. Make a sub-folder "
+            f"{root} has {shown} without class folders, so the classes are unknown. Make a sub-folder "
             "for each class, list them in a .csv file, or use deit pretrain, which needs no labels."
         )
     for folder in splits.values():
@@ -83,7 +83,7 @@ def folder_splits(root: Path, *, labelled: bool = True) -> FolderSplits | None:
 
 
 def _unwrapped(folder: Path, split: str) -> Path:
-    """Goes into a folder that holds nothing but one of the same meaning: "seg_train/seg_train", as archives unpack."""
+    """Returns the inner folder of nested splits such as "seg_train/seg_train", which unpacked archives have."""
     while True:
         inside = visible_folders(folder)
         same = len(inside) == 1 and (inside[0].name == folder.name or split_of(inside[0].name) == split)
@@ -93,7 +93,7 @@ def _unwrapped(folder: Path, split: str) -> Path:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether images lie in a folder, not in a sub-folder of it."""
+    """Returns True if a folder holds images directly, not in sub-folders."""
     with os.scandir(folder) as entries:
         return any(is_image_name(entry.name) and os.path.isfile(entry.path) for entry in entries)
 
@@ -103,13 +103,13 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def refuse_same_sub_folders(root: Path) -> None:
-    """Refuses class folders that all hold the same sub-folders and no images: those, then, are the classes or splits.
+    """Refuses class folders that all hold the same sub-folders and no images, since these may be classes or splits.
 
     Args:
-        root: A folder whose sub-folders are taken as classes.
+        root: A folder with class folders.
 
     Raises:
-        ValueError: They do.
+        ValueError: All class folders hold the same sub-folders.
     """
     folders = [folder for folder in visible_folders(root) if holds_images(folder)]
     inside = [{sub.name for sub in visible_folders(folder)} for folder in folders]
@@ -138,7 +138,7 @@ def class_folders(root: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: There are none.
+        ValueError: No sub-folder has images.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"No folder at {root}. Pass a folder with one sub-folder of images for each class.")
@@ -155,19 +155,19 @@ def class_folders(root: Path) -> list[str]:
 
 
 def note_empty(root: Path, with_images: Sequence[str], *, strict: bool) -> None:
-    """Logs the sub-folders without images, or (strict) refuses them."""
+    """Logs the sub-folders without images, or refuses them with `strict`."""
     known = set(with_images)
     empty = [folder for folder in visible_folders(root) if folder.name not in known]
     if not empty:
         return
     what = f"No image in {_named(empty)}"
     if strict:
-        raise UserError(f"{what}. Add images, or remove what is empty; strict is on.")
+        raise UserError(f"{what}. Add images, or remove empty folders; strict is on.")
     logger.warning("%s: no class.", what)
 
 
 def _named(folders: Sequence[Path]) -> str:
-    """Names folders without images, and what lies there all the same."""
+    """Names folders without images and counts their other files."""
     shown = []
     for folder in folders[:3]:
         inside = find_image_files(folder)

@@ -23,7 +23,7 @@ class HuggingFaceDatasets:
     """Reads a `datasets.Dataset` or `DatasetDict`, and folders of `datasets.save_to_disk`."""
 
     def takes(self, place: Place) -> bool:
-        """Whether a place is such an object or such a folder."""
+        """Returns True for such an object or folder."""
         if place.folder is not None:
             return is_saved_dataset(place.folder)
         if type(place.data).__module__.partition(".")[0] != "datasets":
@@ -68,22 +68,22 @@ def _open_one(name: str, dataset: datasets.Dataset, origin: str, options: ReadOp
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `datasets.save_to_disk`."""
+    """Returns True if `datasets.save_to_disk` wrote a folder."""
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
     )
 
 
 def load_saved_dataset(folder: Path) -> dict[str, datasets.Dataset]:
-    """Opens what `datasets.save_to_disk` wrote: the splits by name, one of the name "" where there are none.
+    """Opens a folder of `datasets.save_to_disk`. Returns the splits by name, or one named "" without splits.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: The folder is damaged.
         ModuleNotFoundError: `datasets` is not installed.
     """
     import datasets
 
-    for file in folder.rglob("*.json"):  # nested too deep, they end the parser
+    for file in folder.rglob("*.json"):  # deep nesting would crash the parser
         read_json(file, "a description of a saved data set")
     with parsing(folder, "a saved data set"):
         loaded = datasets.load_from_disk(str(folder))
@@ -99,15 +99,15 @@ def read_dataset(
     label_column: str = "",
     problem_type: str = SINGLE_LABEL,
 ) -> Rows:
-    """Takes a `datasets.Dataset` as one split of a data set.
+    """Reads a `datasets.Dataset` as one split of a data set.
 
     Args:
         name: Name of the split.
-        dataset: With a column of images and one of labels.
-        origin: What messages call it.
+        dataset: Data set with a column of images and one of labels.
+        origin: Name of the data set, for messages.
         image_column: See `read_parquet`.
         label_column: See `read_parquet`.
-        problem_type: What the labels are for.
+        problem_type: Type of the labels.
 
     Raises:
         ValueError: The columns cannot be found.
@@ -128,16 +128,16 @@ def read_dataset(
 
 
 class DatasetStore:
-    """The images of a `datasets.Dataset`, as they are stored.
+    """The images of a `datasets.Dataset`, undecoded.
 
     Args:
         dataset: The data set.
         column: Its column of images.
-        origin: What messages call it.
+        origin: Name of the data set, for messages.
     """
 
     def __init__(self, dataset: datasets.Dataset, column: str, origin: str) -> None:
-        self._images = dataset.select_columns([column]).with_format("arrow")  # this format decodes nothing
+        self._images = dataset.select_columns([column]).with_format("arrow")  # decodes nothing
         self._origin = origin
 
     def __len__(self) -> int:
@@ -148,5 +148,5 @@ class DatasetStore:
         return image_bytes(self._images[row].column(0)[0], Path())
 
     def place(self, row: int) -> str:
-        """Names data set and row, counted from 0."""
+        """Returns data set and row, counted from 0."""
         return f"{self._origin} row {row}"

@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 class ImageFolders:
     """Reads folders of images: with a sub-folder for each class, or with train/ and val/ of that form.
 
-    Without labels, the images lie anywhere.
+    If labels are not needed, images may be in any sub-folder.
     """
 
     def takes(self, place: Place) -> bool:
-        """Whether a place is a folder."""
+        """Returns True for a folder."""
         return place.folder is not None
 
     def splits(self, place: Place, options: ReadOptions) -> Splits:
@@ -75,7 +75,7 @@ class FolderSplit:
     Attributes:
         folder: The folder.
         options: How to read.
-        more: Folders of images without labels that are learned from too.
+        more: Folders of images without labels, used for training too.
     """
 
     folder: Path
@@ -114,7 +114,7 @@ class FolderSplit:
 
 
 class _Files:
-    """Image files below a folder: finds broken ones when they are some_of, and opens the others.
+    """Image files below a folder. Finds broken files when they are checked, and opens the others.
 
     Args:
         root: The folder.
@@ -133,7 +133,7 @@ class _Files:
         self._strict, self._value_range = strict, value_range
 
     def _keep_readable(self, paths: Sequence[Path], *, check: bool, progress: Progress | None) -> list[int]:
-        """Takes the files that can be read, and returns their numbers."""
+        """Keeps the readable files and returns their numbers."""
         found = examine_files(self.root, paths, progress, self._value_range) if check else unexamined(len(paths))
         self.skipped += [SkippedFile(path=str(paths[i]), reason=reason) for i, reason in found.reasons.items()]
         if self._strict:
@@ -155,28 +155,27 @@ class _Files:
 class ImageFolder(_Files):
     """A folder with one sub-folder of images for each class.
 
-    Every image is read and decoded once, cheaply, when the folder is opened: a broken file is found before hours of
-    work, not during them. A file that has not changed since is not read again, see `examine`. A sub-folder in which no
-    file is an image is no class; a note says so.
+    Opening decodes every image once, cheaply, to find broken files before training. Files that have not changed since
+    are not read again, see `examine`. A sub-folder without any image is not a class; a log message names it.
 
     Args:
         root: The folder.
-        classes: Names and order of the classes; the sorted names of the sub-folders with images when None.
-        strict: Raise at the first file that is not an image, and at an empty folder, in place of leaving it out.
-        value_range: Of gray images with more than 8 bits, see `load_image`.
-        check: False looks at no image now: `contents` is None, and a broken image is found when it is used.
+        classes: Names and order of the classes; None uses the sorted names of the sub-folders with images.
+        strict: True raises an error at the first file that is not an image and at an empty folder.
+        value_range: Range of gray images with more than 8 bits, see `load_image`.
+        check: False checks no image: `contents` is None, and a broken image is found when it is used.
         progress: Called with (files checked, files in all).
 
     Attributes:
         problem_type: Always "single_label_classification".
-        skipped: Files left out, images beside the class folders among them.
-        ignored: Counts of other files: hidden ones, notes beside the class folders.
+        skipped: Files left out, including images outside the class folders.
+        ignored: Counts of other files: hidden ones, other files outside the class folders.
         contents: (N,) uint64 hashes of the files' bytes; None without `check`.
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: It has no class folders, one of them has broken images alone, or (strict) a file is broken or a
-            folder empty.
+        ValueError: There are no class folders, one of them has only broken images, or with `strict` a file is broken or
+            a folder empty.
     """
 
     def __init__(
@@ -207,7 +206,7 @@ class ImageFolder(_Files):
         refuse_skipped(self.skipped, str(self.root), strict=False)
 
     def _scan(self, numbers: Mapping[str, int]) -> tuple[list[Path], list[int]]:
-        """Returns the image files and their labels, and notes all other files."""
+        """Returns the image files and their labels, and records all other files."""
         loose = find_loose_files(self.root)
         self.ignored += loose.ignored
         self.skipped += loose.skipped
@@ -235,7 +234,7 @@ class ImageFolder(_Files):
             )
 
     def fingerprint(self) -> str:
-        """Returns a hash of the names, contents and labels of all files; of sizes where the contents are not known."""
+        """Returns a hash of the names, labels and contents of all files, or of sizes if contents are unknown."""
         if self.contents is None:
             return self.former_fingerprint()
         names = "\0".join(str(path.relative_to(self.root)) for path in self.paths)
@@ -253,15 +252,15 @@ class ImageFolder(_Files):
 
 
 class ImageFiles(_Files):
-    """All images below a folder, in whatever sub-folders they lie; no labels.
+    """All images below a folder, in any sub-folders, without labels.
 
-    Each is decoded once, cheaply, when the folder is opened, so that a broken file is found before hours of work.
+    Opening decodes every image once, cheaply, to find broken files before training.
 
     Args:
         root: The folder.
-        strict: Raise at the first file that is not an image, in place of leaving it out.
-        value_range: Of gray images with more than 8 bits, see `load_image`.
-        check: False looks at no image now, see `ImageFolder`.
+        strict: True raises an error at the first file that is not an image.
+        value_range: Range of gray images with more than 8 bits, see `load_image`.
+        check: False checks no image, see `ImageFolder`.
         progress: Called with (files checked, files in all).
 
     Attributes:
@@ -275,7 +274,7 @@ class ImageFiles(_Files):
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: It holds no usable image, or (strict) a file is broken.
+        ValueError: There is no usable image, or with `strict` a file is broken.
     """
 
     def __init__(
@@ -300,7 +299,7 @@ class ImageFiles(_Files):
         self.labels: Labels = np.full(len(self.paths), NO_LABEL, dtype=np.int64)
 
     def fingerprint(self) -> str:
-        """Returns a hash of the names and contents of all files; of sizes where the contents are not known."""
+        """Returns a hash of the names and contents of all files, or of sizes if contents are unknown."""
         if self.contents is None:
             return self.former_fingerprint()
         names = "\0".join(["without labels", *(str(path.relative_to(self.root)) for path in self.paths)])
@@ -315,15 +314,15 @@ class ImageFiles(_Files):
 
 
 def folder_numbers(root: Path, folders: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
-    """Returns the number of each folder's class, and nothing for a folder of another name.
+    """Returns the class number of each folder; leaves out folders with other names.
 
     Args:
-        root: Where the folders are, for messages.
-        folders: Their names.
-        classes: Class names, in order. Folders called "0", "1", ... are positions in it if no class has such a name.
+        root: Folder that contains them, for messages.
+        folders: Names of the folders.
+        classes: Class names, in order. Folders named "0", "1", ... are positions in it if no class has such a name.
 
     Raises:
-        ValueError: A folder is called as several classes are.
+        ValueError: Several classes have the name of a folder.
     """
     numbers = numbers_by_name(classes)
     are_numbers = all(name.isdecimal() and int(name) < len(classes) for name in folders)
@@ -333,7 +332,7 @@ def folder_numbers(root: Path, folders: Sequence[str], classes: Sequence[str]) -
     for name in folders:
         if name in repeated:
             raise UserError(
-                f"{root / name}: {several_classes(name, repeated[name], classes)} Here: call the folders 0, 1, ..."
+                f"{root / name}: {several_classes(name, repeated[name], classes)} Here: name the folders 0, 1, ..."
             )
     return {name: numbers[name] for name in folders if name in numbers}
 
@@ -344,13 +343,13 @@ def examine_files(
     """Checks and hashes image files, see `examine`.
 
     Args:
-        root: A folder above them, by which their hashes are kept.
+        root: A folder above them, the key of their cache.
         paths: The files.
         progress: Called with (files checked, files in all).
-        value_range: Of gray images with more than 8 bits, see `load_image`.
+        value_range: Range of gray images with more than 8 bits, see `load_image`.
 
     Raises:
-        ValueRangeError: It is needed for one of them.
+        ValueRangeError: An image needs a `value_range`.
     """
 
     def read(i: int) -> bytes:
@@ -375,7 +374,7 @@ def _refuse_columns(root: Path, options: ReadOptions) -> None:
         raise UserError(f"{root} is a folder of images, which has no columns. Leave image_column and label_column out.")
     if options.labelled and options.problem_type != SINGLE_LABEL:
         raise UserError(
-            f"{root} is a folder of images, where each has one class. For {options.problem_type}, list the files and "
+            f"{root} is a folder of images with one class each. For {options.problem_type}, list the files and "
             "their labels in a .csv file."
         )
 
@@ -386,19 +385,19 @@ def _refuse_unknown_folders(folder: Path, classes: Sequence[str]) -> None:
     if unknown:
         raise UserError(
             f"{folder} has class folders that are not among the {len(classes)} classes: {some_of(unknown)}. "
-            f"Known: {some_of(classes)}. Rename the folders, or take them out."
+            f"Known: {some_of(classes)}. Rename the folders, or remove them."
         )
 
 
 def _missing_folder(root: Path, found: FolderSplits, name: str) -> FileNotFoundError:
     there = next(iter(found.splits.values()))
-    return FileNotFoundError(f"{root} has {there.name}/ but no {name}/. Add it, or pass {there} to have it divided.")
+    return FileNotFoundError(f"{root} has {there.name}/ but no {name}/. Add it, or pass {there} to divide it.")
 
 
 def _files_beside(
     root: Path, found: FolderSplits, options: ReadOptions, more: Sequence[Path], opened: Collection[str]
 ) -> FoundFiles:
-    """Logs and counts what a folder holds beside the splits that are opened."""
+    """Logs and counts the contents of a folder outside the opened splits."""
     loose = find_loose_files(root)
     refuse_skipped(loose.skipped, str(root), strict=options.strict)
     for name in found.splits:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageStore(Protocol):
-    """The bytes of images by number, quick in any order, from several threads and after fork or pickle."""
+    """Access to the bytes of images by number, in any order, from several threads, and after fork or pickle."""
 
     def __len__(self) -> int: ...
 
@@ -34,13 +34,13 @@ class ImageStore(Protocol):
         """Returns the content of an image file.
 
         Raises:
-            ImageError: There is none; the message begins with what is wrong and leaves the place out.
-            OSError: It cannot be read.
+            ImageError: There is no image; the message gives the reason without the place.
+            OSError: The image cannot be read.
         """
         ...
 
     def place(self, row: int) -> str:
-        """Names the row in a message."""
+        """Returns the name of the row for messages."""
         ...
 
 
@@ -53,22 +53,22 @@ class StampedStore(ImageStore, Protocol):
         ...
 
     def cache_place(self) -> str:
-        """Returns what the cache of these images is called by."""
+        """Returns the key of the cache of these images."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Images and labels of one split as they were found; nothing is checked yet.
+    """Unchecked images and labels of one split.
 
     Attributes:
-        name: "train", "val", "test", ...; empty for a data set that is not divided.
-        origin: What a message calls it.
+        name: "train", "val", "test", ...; empty for undivided data.
+        origin: Name of the source, for messages.
         store: The images.
-        labels: One label for each.
-        skipped: What could not even be listed, such as the rest of a truncated shard.
-        ignored: Counts of what is of no interest, such as hidden members of a shard.
-        split: The split of each row, where a column says it; empty elsewhere.
+        labels: One label for each image.
+        skipped: Entries that could not be listed, such as the rest of a truncated shard.
+        ignored: Counts of entries that are not meant to be used, such as hidden members of a shard.
+        split: The split of each row if a column gives it, else empty.
     """
 
     name: str
@@ -85,7 +85,7 @@ class SomeRows:
 
     Args:
         store: The other store.
-        rows: (N,) which of its rows.
+        rows: (N,) numbers of its rows.
     """
 
     def __init__(self, store: ImageStore, rows: npt.NDArray[np.integer]) -> None:
@@ -100,13 +100,13 @@ class SomeRows:
         return self._store.read(int(self._rows[row]))
 
     def stamp(self, row: int) -> bytes | None:
-        """Returns what the other store says; see `StampedStore`."""
+        """Returns the stamp of the other store; see `StampedStore`."""
         return self._store.stamp(int(self._rows[row])) if isinstance(self._store, StampedStore) else None
 
     def cache_place(self) -> str:
         """Returns the other store's place and the choice of rows."""
         if not isinstance(self._store, StampedStore):
-            return ""  # nothing is cached
+            return ""  # no cache
         return f"{self._store.cache_place()}\0{hashlib.sha256(self._rows.tobytes()).hexdigest()}"
 
     def place(self, row: int) -> str:
@@ -115,7 +115,7 @@ class SomeRows:
 
 
 def divided(whole: Rows) -> dict[str, Rows]:
-    """Divides rows by their column of splits; without one they are one split."""
+    """Divides rows by their column of splits. Returns one split if there is no such column."""
     if not whole.split:
         return {whole.name: whole}
     splits: dict[str, Rows] = {}
@@ -128,7 +128,7 @@ def divided(whole: Rows) -> dict[str, Rows]:
             origin=f"{whole.origin} ({name})",
             store=SomeRows(whole.store, rows),
             labels=replace(whole.labels, values=[whole.labels.values[row] for row in rows.tolist()]),
-            skipped=() if splits else whole.skipped,  # reported once, with the first split
+            skipped=() if splits else whole.skipped,  # reported once, in the first split
             ignored={} if splits else whole.ignored,
             split=(),
         )
@@ -136,35 +136,36 @@ def divided(whole: Rows) -> dict[str, Rows]:
 
 
 class StoredImages:
-    """Labelled images of a table or an archive.
+    """Labeled images of a table or an archive.
 
-    Every image is read and decoded once, cheaply, when it is opened: a broken one is found before hours of work. Its
-    length and CRC-32 are kept, so that a file that changes or rots later is noticed when the image is used.
+    Opening decodes every image once, cheaply, to find broken images before training. It keeps length and CRC-32 of each
+    image, to detect later changes when the image is used.
 
     Args:
-        listed: Images and labels as they were found.
-        problem_type: What the labels are for: one of `PROBLEM_TYPES`.
-        classes: Names and order of the classes; those of the labels when None.
-        strict: Raise where an image is broken or has no label, in place of leaving it out.
-        labels_needed: Raise where an image has no label, as in a validation set.
-        keep_unlabelled: Keep single images without a label, as `NO_LABEL`, in place of leaving them out.
+        listed: Unchecked images and labels.
+        problem_type: Type of the labels: one of `PROBLEM_TYPES`.
+        classes: Names and order of the classes; None uses those of the labels.
+        strict: True raises an error if an image is broken or has no label; False leaves it out.
+        labels_needed: True raises an error if an image has no label, as in a validation set.
+        keep_unlabelled: True keeps images without a label, as `NO_LABEL`; False leaves them out.
         numbers_fit: See `encode_labels`.
         separator: See `encode_labels`.
-        value_range: Of gray images with more than 8 bits, see `load_image`.
-        check: False looks at no image now: `contents` is None, and a broken image is found when it is used.
+        value_range: Range of gray images with more than 8 bits, see `load_image`.
+        check: False checks no image: `contents` is None, and a broken image is found when it is used.
         progress: Called with (images checked, images in all).
 
     Attributes:
         classes: Class names.
         labels: See `Source`.
         problem_type: See `Source`.
-        rows: (N,) their places in the split.
+        rows: (N,) numbers of their rows in the split.
         contents: (N,) uint64 hashes of the images' bytes; None without `check`.
-        skipped: What was left out.
-        ignored: Counts of what is of no interest.
+        skipped: Rows that were left out.
+        ignored: Counts of entries that are not meant to be used.
 
     Raises:
-        ValueError: There are no usable images, the labels do not fit, or one of the two conditions above.
+        ValueError: There are no usable images, the labels do not fit the problem type, or an error that `strict` or
+            `labels_needed` ask for.
     """
 
     def __init__(
@@ -229,14 +230,14 @@ class StoredImages:
 
     @property
     def rows_in_all(self) -> int:
-        """How many rows the split has, used or not."""
+        """Number of rows of the split, used or not."""
         return len(self._store)
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB.
 
         Raises:
-            ImageError: Its bytes are no longer those of the opening, or cannot be read; the message names the place.
+            ImageError: The bytes have changed since the opening, or cannot be read; the message names the place.
         """
         row = int(self.rows[index])
         try:
@@ -245,8 +246,7 @@ class StoredImages:
             raise ImageError(f"{self._store.place(row)}: {error}") from error
         if self._checks is not None and (len(data), zlib.crc32(data)) != tuple(self._checks[index]):
             raise ImageError(
-                f"{self._store.place(row)}: it is not what it was when the data was opened. "
-                "Restore the file, or start again."
+                f"{self._store.place(row)}: it has changed since the data was opened. Restore the file, or start again."
             )
         try:
             return load_image(data, value_range=self._value_range)
@@ -258,9 +258,9 @@ class StoredImages:
         return self._store.place(int(self.rows[index]))
 
     def fingerprint(self) -> str:
-        """Returns a hash of labels, classes and the length and CRC-32 of each image, wherever they lie.
+        """Returns a hash of labels, classes, and length and CRC-32 of each image.
 
-        Where those are not known, of the places of the images.
+        Uses the places of the images instead of length and CRC-32 if these are unknown.
         """
         digest = hashlib.sha256(f"{self.problem_type}\0{self.labels.shape}\0".encode())
         if self._checks is not None:
@@ -273,10 +273,10 @@ class StoredImages:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredSplit:
-    """A split whose images lie in a store: in tables, archives or lists of files.
+    """A split whose images are in a store: tables, archives or lists of files.
 
     Attributes:
-        read: Returns the images and labels as they are found, for some options.
+        read: Function that returns the unchecked images and labels for given options.
         options: How to read.
     """
 

@@ -35,9 +35,8 @@ from deit.runtime.cache_folder import cache_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Bytes of images (compressed as they are) that each process holds in memory. Larger tables are unpacked into the cache
-# once and mapped from there, one copy for all processes: a single row cannot be read from a Parquet file without
-# unpacking many.
+# Maximum size of encoded images that each process holds in memory. Larger tables are unpacked once into the cache and
+# mapped from there, one copy for all processes, because reading one row of a Parquet file unpacks many.
 IN_MEMORY = 2**28
 _BATCH = 1000  # rows that are unpacked together
 
@@ -46,7 +45,7 @@ class ParquetFiles:
     """Reads Parquet files as the Hugging Face hub has them."""
 
     def takes(self, place: Place) -> bool:
-        """Whether a place holds Parquet files."""
+        """Returns True for Parquet files."""
         return bool(files_at(place, [".parquet"]))
 
     def splits(self, place: Place, options: ReadOptions) -> Splits:
@@ -72,10 +71,10 @@ def read_parquet(
     Args:
         name: Name of the split.
         paths: The files, in order.
-        image_column: Column of images: bytes, or a struct of bytes and path; found by its type when empty.
-        label_column: Column of labels; found by type and name when empty.
-        problem_type: What the labels are for.
-        progress: Called with (rows unpacked, rows in all), for tables that are too large for the memory.
+        image_column: Column of images: bytes, or a struct of bytes and path; empty finds it by its type.
+        label_column: Column of labels; empty finds it by type and name.
+        problem_type: Type of the labels.
+        progress: Called with (rows unpacked, rows in all) for tables that exceed the memory limit.
 
     Raises:
         ValueError: A file is not Parquet or lacks a column, or the columns cannot be found.
@@ -115,7 +114,7 @@ def read_parquet(
 
 
 def _require_same_columns(paths: Sequence[Path], schemas: Sequence[pa.Schema], names: Sequence[str]) -> None:
-    """Refuses files that lack one of some columns, name its classes differently, or have a column of parts more."""
+    """Refuses files that lack a column, name its classes differently, or have another column of splits."""
 
     def shape(schema: pa.Schema) -> list[Any]:
         features = column_features(schema)
@@ -134,7 +133,7 @@ class ParquetStore:
 
     Args:
         paths: The files.
-        counts: Rows of each.
+        counts: Number of rows of each.
         column: The column of images.
     """
 
@@ -151,7 +150,7 @@ class ParquetStore:
         return self._starts[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": None}  # another process opens the files for itself
+        return {**self.__dict__, "_rows": None}  # another process opens the files itself
 
     def load(self, progress: Progress | None = None) -> None:
         """Reads the column of images into memory, or unpacks it into the cache and maps it.
@@ -192,7 +191,7 @@ class ParquetStore:
         self._rows = pa.chunked_array(chunks) if chunks else pa.chunked_array([], type=pa.binary())
 
     def _read(self, path: Path, start: int) -> Iterator[pa.Array]:
-        """Reads a column piece by piece; a group of rows that is broken becomes empty cells."""
+        """Reads a column in pieces. A broken group of rows becomes empty cells."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -214,7 +213,7 @@ class ParquetStore:
                 start += expected
 
     def folders(self) -> list[str]:
-        """Returns the folders of the images' paths, each once and with a slash at its end, where cells have paths."""
+        """Returns the distinct folders of the images' paths, each with a trailing slash, if cells have paths."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -245,7 +244,7 @@ class ParquetStore:
         return bisect.bisect_right(self._starts, row) - 1
 
     def stamp(self, row: int) -> bytes | None:
-        """Stands for a cell of the file as that was when it was opened; None for a cell that names another file."""
+        """Returns the stamp of a cell when the file was opened; None for a cell that names another file."""
         if self._rows is None:
             self.load()
         assert self._rows is not None
@@ -261,14 +260,14 @@ class ParquetStore:
         return "\0".join(os.path.abspath(path) for path in self._paths)
 
     def place(self, row: int) -> str:
-        """Names file and row, counted from 0."""
+        """Returns file and row, counted from 0."""
         file = self._file(row)
         return f"{self._paths[file]} row {row - self._starts[file]}"
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns pyarrow's errors into one of ours."""
+    """Converts pyarrow's errors to `DamagedFileError`."""
     import pyarrow as pa
 
     try:
@@ -292,7 +291,7 @@ def _unpacked_size(metadata: Any, column: str) -> int:
 
 
 def _mapped(path: Path, column: str, batches: Iterator[pa.Array], report: Any) -> list[pa.Array]:
-    """Returns the column from an Arrow file in the cache, mapped into memory; writes that file where there is none."""
+    """Returns the column, mapped from an Arrow file in the cache. Writes that file if it is missing."""
     import pyarrow as pa
 
     stat = path.stat()
@@ -312,7 +311,7 @@ def _mapped(path: Path, column: str, batches: Iterator[pa.Array], report: Any) -
 
 
 def _write(path: Path, batches: Iterator[pa.Array], report: Any) -> None:
-    """Writes an Arrow file whole or not at all."""
+    """Writes an Arrow file atomically."""
     import pyarrow as pa
 
     path.parent.mkdir(parents=True, exist_ok=True)

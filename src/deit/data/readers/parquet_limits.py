@@ -1,4 +1,4 @@
-"""Limits how much a Parquet file may unpack to: a few KB can claim a billion rows, or one cell of many GB."""
+"""Limits the unpacked size of Parquet files. A few KB can claim a billion rows, or one cell of many GB."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from deit.data.labels.columns import MOST_COLUMNS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A row has an image of its own, which takes a hundred bytes and more; copies take a bit or so.
+# A row holds an image, which takes at least a hundred bytes; copies take about a bit.
 MOST_ROWS_PER_BYTE = 1
-# Images are compressed as they are. Uncompressed ones (BMP) of drawings and masks shrink to a fiftieth.
+# Images are already compressed. Uncompressed images (BMP) of drawings and masks shrink to a fiftieth.
 MOST_TIMES_UNPACKED = 64
-# What a small file may unpack to in any case.
+# Size that any small file may unpack to.
 MOST_UNPACKED_BYTES = 2**24
 
-# What `datasets` notes of the columns: 30,000 class names take 2 MiB or less; parsed, it takes many times its size.
+# Limit of the notes of `datasets`, which take many times their size when parsed. 30,000 class names take 2 MiB.
 MOST_NOTES_BYTES = 2**22
 
 _BATCH_BYTES = 2**24
 
 
 def check_parquet(path: Path, metadata: Any) -> None:
-    """Refuses a file whose footer says more rows or columns, or that they unpack to more, than images do.
+    """Refuses a file whose footer claims more rows or columns than a file of its size can hold.
 
     Args:
         path: The file.
         metadata: Its `pyarrow.parquet.FileMetaData`.
 
     Raises:
-        DamagedFileError: It does.
+        DamagedFileError: The file exceeds a limit.
     """
     size = path.stat().st_size
     if metadata.num_rows > size * MOST_ROWS_PER_BYTE:
-        raise DamagedFileError(f"{path} says {metadata.num_rows} rows in {size} bytes. It cannot hold as many images.")
+        raise DamagedFileError(f"{path} claims {metadata.num_rows} rows in {size} bytes, too few for so many images.")
     if metadata.num_rows != sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)):
-        raise DamagedFileError(f"{path} is damaged: its groups have not the {metadata.num_rows} rows that it says.")
+        raise DamagedFileError(f"{path} is damaged: its groups do not hold the {metadata.num_rows} rows it claims.")
     if metadata.num_columns > MOST_COLUMNS:
         raise DamagedFileError(f"{path} has {metadata.num_columns} columns. At most {MOST_COLUMNS} are read.")
 
 
 def check_columns(path: Path, metadata: Any, names: Iterable[str]) -> None:
-    """Refuses columns that unpack to more than images and labels do.
+    """Refuses columns that unpack to more than images and labels can.
 
     Args:
         path: The file.
         metadata: Its `pyarrow.parquet.FileMetaData`.
-        names: Of the columns that shall be read.
+        names: Names of the columns to read.
 
     Raises:
-        DamagedFileError: They do.
+        DamagedFileError: A column exceeds the limit.
     """
     wanted = set(names)
     for group in range(metadata.num_row_groups):
@@ -68,12 +68,12 @@ def check_columns(path: Path, metadata: Any, names: Iterable[str]) -> None:
 
 
 def rows_together(row_group: Any, column: str, most: int) -> int:
-    """Returns how many rows of a group may be unpacked at once.
+    """Returns the number of rows of a group to unpack at once.
 
     Args:
         row_group: A `pyarrow.parquet.RowGroupMetaData`.
-        column: Of images.
-        most: Rows at most.
+        column: Column of images.
+        most: Maximum number of rows.
     """
     largest = 1
     for chunk in _chunks(row_group):
@@ -89,16 +89,16 @@ def rows_together(row_group: Any, column: str, most: int) -> int:
 
 
 def joined(batches: Iterable[pa.RecordBatch], rows: int, path: Path, used: list[int]) -> Iterator[pa.Array]:
-    """Joins the first columns of small batches.
+    """Joins the first columns of small batches into larger arrays.
 
     Args:
-        batches: Of one column.
-        rows: Of an array, about.
+        batches: Batches of one column.
+        rows: Approximate number of rows in an array.
         path: The file, for the message.
-        used: One number: the bytes of the file that were unpacked so far; it is added to.
+        used: List with one number, the unpacked bytes of the file so far, which this increases.
 
     Raises:
-        DamagedFileError: The file unpacks to more than images do.
+        DamagedFileError: The file unpacks to more than images can.
     """
     import pyarrow as pa
 
@@ -117,7 +117,7 @@ def joined(batches: Iterable[pa.RecordBatch], rows: int, path: Path, used: list[
                 raise DamagedFileError(f"{path} unpacks to more than {most} bytes, more than images do.")
             if sum(map(len, held)) >= rows or sum(part.nbytes for part in held) >= _BATCH_BYTES:
                 yield taken()
-    except (pa.ArrowException, OSError):  # what stands before the damage can be read
+    except (pa.ArrowException, OSError):  # rows before the damage are readable
         if held:
             yield taken()
         raise

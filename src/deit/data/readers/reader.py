@@ -1,4 +1,4 @@
-"""Defines what a reader is: it takes a place, finds the splits there, and each split opens its images.
+"""Defines readers: a reader takes a place and finds its splits, and each split opens its images.
 
 `deit.data.find_splits.READERS` lists the readers. To add one, write a class with the two methods of `Reader` and add it
 to that table; docs/data.md shows the smallest one.
@@ -59,7 +59,7 @@ class ReadOptions:
 
     @property
     def labelled(self) -> bool:
-        """Whether labels are read."""
+        """True if labels are read."""
         return self.problem_type != UNLABELLED
 
     def columns(self) -> dict[str, str]:
@@ -101,19 +101,19 @@ class OpenedSource(Source, Protocol):
 
 
 class Split(Protocol):
-    """One split of a data set; nothing is read before it is opened."""
+    """One split of a data set. Reads nothing before `open`."""
 
     def open(self, *, classes: Sequence[str] | None = None, labels_needed: bool = False) -> OpenedSource:
         """Reads the labels and checks the images.
 
         Args:
             classes: Names and order of the classes; None takes those of the options, else those of the labels.
-            labels_needed: Raise where an image has no label, as in a validation set.
+            labels_needed: True raises an error if an image has no label, as in a validation set.
         """
         ...
 
     def labels_of(self, source: Source, options: ReadOptions) -> EncodedLabels | None:
-        """Returns the labels of images that `open` opened without labels, or None where there are none.
+        """Returns the labels of images that `open` opened without labels, or None if there are none.
 
         Args:
             source: The opened split.
@@ -128,7 +128,7 @@ def _nothing_else(opened: Collection[str]) -> FoundFiles:
 
 def _cannot_train(splits: Splits, name: str) -> Exception:
     return UserError(
-        f"The parts {', '.join(splits.named)} cannot be trained with. Name one train and one val, or pass one alone."
+        f"The parts {', '.join(splits.named)} cannot be used for training. Name one train and one val, or pass one."
     )
 
 
@@ -138,9 +138,9 @@ class Splits:
 
     Attributes:
         named: Splits by name: "train", "val", "test". Data that is not divided is one split of any name.
-        complete: Never divide a single split for validation: its name says that others should stand beside it.
-        beside: Called with the names of the opened splits; logs, counts and returns all files that are in none of them.
-        missing: Returns the error for a split that is needed and not there, by its name.
+        complete: True if a single split must not be divided, because its name implies others beside it.
+        beside: Called with the names of the opened splits; logs, counts and returns all files outside of them.
+        missing: Returns the error for a missing split, by its name.
     """
 
     named: Mapping[str, Split]
@@ -153,7 +153,7 @@ class Reader(Protocol):
     """Reads one kind of data."""
 
     def takes(self, place: Place) -> bool:
-        """Whether the data at a place is of this kind. Looks at names, not into files."""
+        """Returns True if the data at a place is of this kind, judged by names, not by contents."""
         ...
 
     def splits(self, place: Place, options: ReadOptions) -> Splits:

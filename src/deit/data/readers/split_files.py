@@ -1,4 +1,4 @@
-"""Groups files by the split that their names tell, and opens each group when it is asked for."""
+"""Groups files by the splits in their names, and opens each group on demand."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from deit.data.readers.image_stores import Rows, StoredSplit
 from deit.data.readers.reader import Place, ReadOptions, Splits
 from deit.data.storage.image_search import is_hidden, visible_folders
 
-# Opens the files of one split by its name; a column may divide them into several.
+# Opens the files of one split, given its name. A column may divide them into several splits.
 OpenFiles: TypeAlias = Callable[[str, Sequence[str], ReadOptions], Mapping[str, Rows]]
 
 
 def is_address(name: str) -> bool:
-    """Whether a name is an address on the web or a command in a pipe, not a path."""
+    """Returns True for a web address or a pipe command, False for a path."""
     return "://" in name or name.startswith("pipe:")
 
 
 def bare(name: str) -> str:
-    """Returns a path as it is, and an address without its query."""
+    """Returns a path unchanged, and an address without its query."""
     return name.partition("?")[0] if is_address(name) else name
 
 
 def files_at(place: Place, endings: Sequence[str], *, fetched: bool = False) -> list[str]:
     """Returns the files at a place if all are of one kind, else an empty list.
 
-    Searches a folder itself; if it holds none, its sub-folders that are named after splits, or "data".
+    Searches a folder; if it holds no such file, its sub-folders named after splits or "data".
 
     Args:
         place: Files, or a folder.
-        endings: Endings of that kind, in small letters.
-        fetched: Whether addresses are taken too.
+        endings: Endings of that kind, in lower case.
+        fetched: True accepts web addresses too.
     """
     if place.folder is None:
         return list(place.names) if all(_is_file(name, endings, fetched) for name in place.names) else []
@@ -45,7 +45,7 @@ def files_at(place: Place, endings: Sequence[str], *, fetched: bool = False) -> 
 
 
 def files_in(folders: Sequence[Path], endings: Sequence[str]) -> list[str]:
-    """Returns the visible files with some endings, folder after folder, sorted in each."""
+    """Returns the visible files with given endings, sorted within each folder."""
     found = [file for folder in folders for file in sorted(folder.iterdir()) if not is_hidden(file.name)]
     return [str(file) for file in found if file.suffix.lower() in endings and file.is_file()]
 
@@ -63,10 +63,10 @@ def split_files(names: Sequence[str], open_files: OpenFiles, options: ReadOption
         names: The files.
         open_files: Opens the files of one split.
         options: How to read.
-        at_once: Open every group now, so that contradictions show before images are read.
+        at_once: True opens every group now, to find contradictions before images are read.
 
     Raises:
-        UserError: Some names tell a split and others do not, or a file is not a regular one.
+        UserError: Only some names contain a split, or a file is not a regular one.
     """
     groups = _by_split(names)
     if len(groups) == 1:
@@ -81,7 +81,7 @@ def split_files(names: Sequence[str], open_files: OpenFiles, options: ReadOption
 
 
 def opened_splits(read_all: Callable[[ReadOptions], Mapping[str, Rows]], options: ReadOptions) -> Splits:
-    """Reads now what a column may divide, and returns its splits."""
+    """Reads files that a column may divide, and returns their splits."""
 
     def read_one(name: str, asked: ReadOptions) -> Rows:
         found = read_all(asked)
@@ -95,13 +95,13 @@ def opened_splits(read_all: Callable[[ReadOptions], Mapping[str, Rows]], options
 
 
 def _kept(rows: Rows, options: ReadOptions, read: Callable[[ReadOptions], Rows]) -> Callable[[ReadOptions], Rows]:
-    """Returns a function that gives rows that are read already, and reads again for other options."""
+    """Returns a function that returns the given rows, or reads again for other options."""
     return lambda asked: rows if asked is options else read(asked)
 
 
 def _open(open_files: OpenFiles, name: str, members: Sequence[str], options: ReadOptions) -> Mapping[str, Rows]:
     for member in members:
-        if os.path.exists(member) and not os.path.isfile(member):  # reading a pipe blocks, and a device never ends
+        if os.path.exists(member) and not os.path.isfile(member):  # pipes block and devices never end
             kind = Path(member).suffix.lower()
             raise DamagedFileError(f"{member} cannot be read as a {kind} file: it is a pipe, a socket or a device.")
     return open_files(name, members, options)
@@ -115,19 +115,19 @@ def only(name: str, found: Mapping[str, Rows], origin: str) -> Rows:
     """Returns the rows of a file that is named after its split.
 
     Raises:
-        UserError: A column says something else.
+        UserError: A column gives another split.
     """
     if list(found) != [name]:
         raise UserError(
-            f"{origin} is one of several tables and has a column 'split' or the like, which says {', '.join(found)} in "
-            f"place of {name}. Pass it alone, or remove the column."
+            f"{origin} is one of several tables and has a column of splits with {', '.join(found)} "
+            f"instead of {name}. Pass it alone, or remove the column."
         )
     return found[name]
 
 
 def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
-    """Groups files by the split that their names tell, or else the names of their folders."""
-    several = len({Path(name).parent for name in names}) > 1  # then one word of a folder's name is enough
+    """Groups files by the splits in their names, or else in the names of their folders."""
+    several = len({Path(name).parent for name in names}) > 1  # one word of a folder's name is then enough
     groups: dict[str, list[str]] = {}
     for name in names:
         path = Path(bare(name))
@@ -137,6 +137,6 @@ def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
     if "" in groups and len(groups) > 1:
         raise UserError(
             f"Some files are named after a part of the data and others are not: {groups[''][0]}. "
-            "Name each after train, val or test, or none."
+            "Name all files after train, val or test, or none."
         )
     return groups

@@ -29,15 +29,15 @@ from deit.data.storage.image_search import HIDDEN, NOT_IMAGES, OTHER_FORMATS, is
 
 IMAGE_ENDINGS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 _BLOCK = tarfile.BLOCKSIZE
-# Long names have some hundred bytes, labels with captions some thousand.
+# Long names have hundreds of bytes, labels with captions thousands.
 MOST_TAR_READ_BYTES = 2**20
-# A sample has an image and a few labels or files more. Headers alone compress a thousandfold and take time each.
+# A sample has an image and a few labels or other files. Headers compress a thousandfold, and each takes time.
 MOST_MEMBERS_IN_A_ROW = 20_000
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Returns the names that a pattern stands for, as a shell does: "a-{000..002}.tar", "{train,val}.tar".
+    """Expands the braces of a pattern as a shell does: "a-{000..002}.tar", "{train,val}.tar".
 
     Raises:
         UserError: Braces do not match, or a range runs backwards.
@@ -59,7 +59,7 @@ class Shards:
     """Reads WebDataset shards, on the disk or on the web."""
 
     def takes(self, place: Place) -> bool:
-        """Whether a place holds tar files."""
+        """Returns True for tar files."""
         return bool(files_at(place, [".tar"], fetched=True))
 
     def splits(self, place: Place, options: ReadOptions) -> Splits:
@@ -72,7 +72,7 @@ def _open_files(name: str, files: Sequence[str], options: ReadOptions) -> dict[s
     return divided(read_shards(name, shards, **options.columns(), progress=options.progress))
 
 
-# --- what is in a shard -------------------------------------------------------------------------------
+# --- members of a shard ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # slots: there can be millions
@@ -86,7 +86,7 @@ class _Member:
 class _Sample:
     key: str
     shard: int
-    images: dict[str, _Member] = field(default_factory=dict)  # by ending: all that follows the first dot
+    images: dict[str, _Member] = field(default_factory=dict)  # by ending, the text after the first dot
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -101,19 +101,19 @@ def read_shards(
 ) -> Rows:
     """Opens tar shards that together are one split of a data set.
 
-    Neighbors in a shard whose names are equal up to the first dot are one sample: "7.jpg" and "7.cls". Where all its
-    images and labels have longer endings ("0.25.jpg", "0.25.cls"), names with dots are meant, and each is a sample. A
-    key `split` of the .json, or another that `deit.data.labels.split_names` knows, divides the samples. Headers are
-    read once; an image is later read by its position, in any order. A shard that ends too early gives the samples that
-    it holds whole, and the rest is reported as left out.
+    Consecutive members with equal names up to the first dot are one sample: "7.jpg" and "7.cls". If all images and
+    labels of a sample have longer endings ("0.25.jpg", "0.25.cls"), the dots belong to the names, and each name is a
+    sample. A key `split` of the .json, or another that `deit.data.labels.split_names` knows, divides the samples. Reads
+    headers once, and images later by position, in any order. Uses the complete samples of a truncated shard and reports
+    the rest as left out.
 
     Args:
         name: Name of the split.
         paths: The shards, in order.
-        image_column: Ending of the images where a sample has several: "jpg", "png", ..., or "depth.png".
-        label_column: "cls" (a number), "txt" (a name), or a key of the "json" ("label" or the like when empty), or
-            several keys of zeros and ones as "cat,dog"; found in this order, "json" before "txt", when empty.
-        problem_type: What the labels are for.
+        image_column: Ending of the images if a sample has several: "jpg", "png", ..., or "depth.png".
+        label_column: "cls" (a number), "txt" (a name), a key of the "json", or several keys of zeros and ones as
+            "cat,dog". Empty tries "cls", a "json" key such as "label", and "txt".
+        problem_type: Type of the labels.
         progress: Called with (shards read, shards in all).
 
     Raises:
@@ -126,7 +126,7 @@ def read_shards(
         found, problem = _read_shard(path, number, skipped, ignored)
         if problem:
             found = [sample for sample in found if sample is not found[-1] or (sample.images and sample.labels)]
-            reason = f"{problem} Its {len(found)} whole samples are used."
+            reason = f"{problem} Its {len(found)} complete samples are used."
             skipped.append(SkippedFile(path=str(path), reason=reason, kind="damaged shards"))
         samples += [each for sample in found for each in _separated(sample, image_column)]
         if progress is not None:
@@ -153,8 +153,8 @@ class TarImages:
 
     Args:
         paths: The archives.
-        shards: Which of them, for each image.
-        members: Where in it; None where a sample has no image.
+        shards: Number of the archive of each image.
+        members: Position in the archive; None if a sample has no image.
         keys: Names of the samples, for messages.
     """
 
@@ -184,7 +184,7 @@ class TarImages:
         return data
 
     def stamp(self, row: int) -> bytes | None:
-        """Stands for the member of the shard as that was when it was opened."""
+        """Returns the stamp of the member when the shard was opened; see `StampedStore`."""
         return part_stamp(self._stamps[self._shards[row]], f"{self._offsets[row]} {self._sizes[row]}")
 
     def cache_place(self) -> str:
@@ -192,14 +192,14 @@ class TarImages:
         return "\0".join(os.path.abspath(path) for path in self._paths)
 
     def place(self, row: int) -> str:
-        """Names shard and member."""
+        """Returns shard and member."""
         return f"{self._paths[self._shards[row]]}: {self._names[row]}"
 
 
 def _read_shard(
     path: Path, number: int, skipped: list[SkippedFile], ignored: Counter[str]
 ) -> tuple[list[_Sample], str]:
-    """Returns the samples of a shard, and what is wrong with it, or an empty string; adds to what is left out."""
+    """Returns the samples of a shard, and a description of its damage ("" if none). Records left-out files."""
     samples: list[_Sample] = []
     size = path.stat().st_size
     file = _BoundedFile(path.open("rb", buffering=0))
@@ -207,26 +207,26 @@ def _read_shard(
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # closed by the `with` below
     except (tarfile.TarError, RecursionError) as error:
         file.close()
-        hint = " Unpack it first: a compressed shard cannot be read in any order." if _is_compressed(path) else ""
+        hint = " Unpack it first: a compressed shard cannot be read by position." if _is_compressed(path) else ""
         return [], f"It is not a tar archive ({error}).{hint}"
     with file, archive:
         try:
             position, without = -1, 0
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
-                if member.size < 0 or archive.offset <= position:  # else the same would be read for ever
+                archive.members = []  # type: ignore[attr-defined]  # it keeps all members in memory
+                if member.size < 0 or archive.offset <= position:  # otherwise the same member would be read forever
                     return samples, f"It is damaged in {member.name!r}."
                 position = archive.offset
                 without = 0 if _is_image(member) else without + 1
                 if without > MOST_MEMBERS_IN_A_ROW:
-                    return samples, f"It has more than {MOST_MEMBERS_IN_A_ROW} members in a row that are no images."
+                    return samples, f"It has more than {MOST_MEMBERS_IN_A_ROW} consecutive members that are not images."
                 if member.isreg() and member.sparse is None:
                     if member.offset_data + member.size > size:
                         return samples, f"It is truncated in {member.name!r}."
                     if not _add(samples, archive, member, number):
                         ignored[HIDDEN if _is_hidden(member.name) else NOT_IMAGES] += 1
                 elif not member.isdir():
-                    reason = "it is a link or another thing without content of its own."
+                    reason = "it is a link or has no content of its own."
                     skipped.append(SkippedFile(path=f"{path}: {member.name}", reason=reason, kind="links in shards"))
         except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
             return samples, f"It is truncated or damaged after byte {archive.offset} ({error})."
@@ -242,7 +242,7 @@ def _is_image(member: tarfile.TarInfo) -> bool:
 
 
 class _BoundedFile(io.BufferedReader):
-    """A file that gives little at a time: `tarfile` reads a name whole, however long its header says it is."""
+    """A file that limits each read, because `tarfile` reads names of any length that headers claim."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or size < 0 or size > MOST_TAR_READ_BYTES:
@@ -260,14 +260,14 @@ def _is_hidden(name: str) -> bool:
 
 
 def _add(samples: list[_Sample], archive: tarfile.TarFile, member: tarfile.TarInfo, shard: int) -> bool:
-    """Adds a member to its sample; returns False for what belongs to none."""
+    """Adds a member to its sample. Returns False if it belongs to no sample."""
     folder, slash, name = member.name.rpartition("/")
     stem, _, ending = name.partition(".")
     last = ending.lower().rpartition(".")[2]
     if not stem or _is_hidden(member.name) or not ending:
         return False
     if last not in (*IMAGE_ENDINGS, *LABEL_ENDINGS) and f".{last}" not in OTHER_FORMATS:
-        return bool(samples) and samples[-1].key == folder + slash + stem  # what else a sample may have
+        return bool(samples) and samples[-1].key == folder + slash + stem  # other files of a sample
     key, ending = folder + slash + stem, ending.lower()
     former = samples[-1] if samples else None
     if former is None or former.key != key or ending in former.images or ending in former.labels:
@@ -285,7 +285,7 @@ def _add(samples: list[_Sample], archive: tarfile.TarFile, member: tarfile.TarIn
 
 
 def _separated(sample: _Sample, asked: str) -> list[_Sample]:
-    """Takes a sample apart whose name has more dots than one; what follows the first dot is no ending then."""
+    """Splits a sample whose name contains dots, because the text after the first dot is not an ending then."""
     plain = {ending: member for ending, member in sample.images.items() if "." not in ending}
     labels = {ending: content for ending, content in sample.labels.items() if "." not in ending}
     if plain or labels or not (sample.images or sample.labels):
@@ -305,7 +305,7 @@ def _separated(sample: _Sample, asked: str) -> list[_Sample]:
 
 
 def _image_kind(samples: Sequence[_Sample], origin: str, asked: str) -> str:
-    """Returns the ending to take where a sample has images of several; empty where none has."""
+    """Returns the ending of images to use if a sample has several; empty if none has."""
     found = sorted({ending for sample in samples for ending in sample.images})
     if asked or any(len(sample.images) > 1 for sample in samples):
         endings = dict.fromkeys(found, "")

@@ -16,16 +16,16 @@ from deit.data.labels.split_names import divide_rows, split_columns
 
 logger = logging.getLogger(__name__)
 
-LABEL_ENDINGS = ("cls", "json", "txt")  # in this order: a .txt beside others is a caption more often than a label
+LABEL_ENDINGS = ("cls", "json", "txt")  # in this order, because a .txt beside others is usually a caption
 
 
 class Labelled:
-    """What stands beside the images of samples.
+    """The files of samples other than images.
 
     Args:
-        contents: Of each sample, the content of its files by ending.
-        origin: The shards, for messages.
-        names: Of the samples, in messages.
+        contents: Content of the files of each sample, by ending.
+        origin: Name of the shards, for messages.
+        names: Names of the samples, for messages.
     """
 
     def __init__(self, contents: Sequence[Mapping[str, bytes]], origin: str, names: Sequence[str]) -> None:
@@ -34,10 +34,10 @@ class Labelled:
         self._names = names
 
     def split(self, asked: str) -> list[str]:
-        """Returns the split of each sample where a key of the .json says it, else an empty list.
+        """Returns the split of each sample if a key of the .json gives it, else an empty list.
 
         Args:
-            asked: The key of the labels, which is not asked.
+            asked: Key of the labels, which is not used for splits.
         """
         names = [key for key in split_columns(self._keys) if key != asked]
         columns = {name: self._values(name) for name in names}
@@ -50,7 +50,7 @@ class Labelled:
         """Chooses and reads the labels; see `deit.data.readers.webdataset.read_shards`.
 
         Raises:
-            ValueError: There are none, or one cannot be read.
+            ValueError: There are no labels, or a label cannot be read.
         """
         if problem_type == UNLABELLED:
             return ignored_labels(len(self._contents))
@@ -92,7 +92,7 @@ class Labelled:
 
     @cached_property
     def _keys(self) -> list[str]:
-        """Keys of the first JSON file; of a broken one "label", so that the error that names its place follows."""
+        """Returns the keys of the first JSON file; "label" if it is broken, so that reading it reports the error."""
         first = next((content["json"] for content in self._contents if "json" in content), b"{}")
         try:
             value = json.loads(first)

@@ -1,1 +1,1 @@
-"""Where images lie and what is remembered of them."""
+"""Search for image files, and caches of their checks and hashes."""

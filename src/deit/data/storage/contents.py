@@ -1,8 +1,7 @@
-"""What is in the bytes of images: one pass that decodes, checks and hashes each, and a cache that spares the next pass.
+"""Decodes, checks and hashes all images in one pass, and caches the results for later passes.
 
-A hash tells copies of one image wherever they lie and whatever they are called: a file, a cell of a Parquet file and a
-member of a shard of the same bytes have the same one. It is BLAKE2b cut to 8 bytes: among ten million images two
-different ones share a hash with a probability of 3 in a million.
+Equal bytes have equal hashes, whether they are a file, a cell of a Parquet file or a member of a shard. The hash is
+BLAKE2b cut to 8 bytes: among ten million images, two different ones share a hash with a probability of 3 in a million.
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 SWITCH = "DEIT_CONTENTS_CACHE"  # environment variable; "off" for no cache
 
-_RULE = 2  # part of a cache's first line; raised when what counts as whole changes within a version
+_RULE = 2  # part of a cache's first line; increase it if the check changes within a version
 _NO_STAMP = bytes(16)
-# How long after its last change a file may change again without another time: clocks of file systems tick.
-_TICK, _WHOLE_SECONDS = 100_000_000, 2_000_000_000  # nanoseconds; the second where times have no fractions
+# A file may change again within this span without another time stamp, because file system clocks are coarse.
+_TICK, _WHOLE_SECONDS = 100_000_000, 2_000_000_000  # nanoseconds; the second for time stamps of whole seconds
 _ENTRY = np.dtype([("stamp", "<u8", (2,)), ("size", "<i8"), ("crc", "<u4"), ("hash", "<u8")])
-_SPARE = 10_000  # entries of other images that a cache file may keep
+_SPARE = 10_000  # entries of other images that a cache file keeps
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contents:
-    """What was found in the bytes of N images.
+    """Results of checking N images.
 
     Attributes:
-        reasons: Number of an image -> why it cannot be used.
+        reasons: Number of an unusable image -> reason.
         checks: (N, 2) int64, length and CRC-32.
         hashes: (N,) uint64.
-        unknown: Numbers of the images among the former whose range of values is not known, see `sample_values`.
+        unknown: Numbers of the images in `reasons` whose range of values is unknown, see `sample_values`.
     """
 
     reasons: dict[int, str]
@@ -60,15 +59,15 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """Where the bytes of images come from.
+    """Access to the bytes of images.
 
     Attributes:
-        count: N.
+        count: Number of images N.
         read: Returns the content of an image file, by number; raises ImageError or OSError.
         stamp: Returns 16 bytes that change whenever the content does, without reading it, or None; see `file_stamp`.
-        place: What the cache of these images is called by, such as the path of a folder; empty for no cache.
-        together: Images in a task of a thread: 32 are enough that the task itself costs little beside small images.
-        value_range: Of gray images with more than 8 bits, see `load_image`.
+        place: Key of the cache of these images, such as the path of a folder; empty for no cache.
+        together: Images per task of a thread. With 32, the overhead of a task is small even for small images.
+        value_range: Range of gray images with more than 8 bits, see `load_image`.
     """
 
     count: int
@@ -85,13 +84,13 @@ def content_hash(data: bytes) -> int:
 
 
 def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -> Contents:
-    """Reads each image once, in threads: decodes it as cheaply as its format allows, and hashes its bytes.
+    """Reads each image once, in threads: decodes it as cheaply as its format allows and hashes its bytes.
 
-    An image of the cache was whole when its file had the same path, size and times; it is not read again. Broken images
-    are not cached: they are looked at each time.
+    Does not read images again that are in the cache with the same path, size and times. Broken images are not cached,
+    so they are read each time.
 
     Args:
-        images: Where they are.
+        images: Access to the images.
         progress: Called with (images checked, images in all).
     """
     cache = _Cache.open(images.place and f"{images.place}\0{images.value_range or ''}")
@@ -138,16 +137,16 @@ def examine(images: Bytes, progress: Callable[[int, int], None] | None = None) -
 
 
 def unexamined(count: int) -> Contents:
-    """Returns what is known of images that nobody looked at: nothing is wrong, and there are no hashes."""
+    """Returns results for unchecked images: no errors and no hashes."""
     return Contents(reasons={}, checks=np.zeros((count, 2), np.int64), hashes=np.zeros(count, np.uint64))
 
 
 def refuse_unknown_ranges(found: Contents, place: Callable[[int], str]) -> None:
-    """Stops where values of images mean what nobody said: leaving those out would train on all others alone.
+    """Refuses images whose value range is unknown. Leaving them out would train on the other images only.
 
     Args:
-        found: What `examine` returned.
-        place: Names an image in a message, by its number.
+        found: Result of `examine`.
+        place: Returns the name of an image for the message, by its number.
 
     Raises:
         ValueRangeError: There is such an image.
@@ -162,13 +161,13 @@ def _sums(data: bytes) -> tuple[int, int, int]:
 
 
 def file_stamp(path: str | os.PathLike[str]) -> bytes | None:
-    """Returns 16 bytes that stand for a file as it is now: its path, size, and times of change.
+    """Returns 16 bytes that identify the current state of a file by path, size and times.
 
-    None where there is no file, and where it was changed so lately that its next change may leave the times as they
-    are. The time of the last change of the file's status is among them: unlike the other it cannot be set.
+    Returns None if there is no file, or if it was changed so recently that another change might not alter its times.
+    Includes the time of the last status change, which programs cannot set.
 
     Args:
-        path: Absolute.
+        path: Absolute path.
     """
     now = time.time_ns()
     try:
@@ -184,7 +183,7 @@ def file_stamp(path: str | os.PathLike[str]) -> bytes | None:
 
 
 def part_stamp(stamp: bytes | None, part: str) -> bytes | None:
-    """Returns 16 bytes that stand for a part of a file, made of the file's own; None where it has none."""
+    """Returns 16 bytes that identify a part of a file, derived from the file's stamp; None without a stamp."""
     return None if stamp is None else hashlib.blake2b(stamp + part.encode(), digest_size=16).digest()
 
 
@@ -192,14 +191,14 @@ def part_stamp(stamp: bytes | None, part: str) -> bytes | None:
 
 
 class _Cache:
-    """What earlier passes found, in one file for each place: stamps and hashes, no names.
+    """Stamps and hashes of earlier passes, without names, in one file for each place.
 
-    The file begins with a line that names its format and the versions that judged the images, and a checksum of the
-    rest; whatever is not exactly so is made anew. It is replaced whole, so that of two processes the last one wins,
-    which costs the other a pass and nothing else. Where it cannot be read or written there is no cache, and no error.
+    The file starts with a line that names its format and the versions that checked the images, and a checksum of the
+    rest. Any mismatch discards the file. Saving replaces the whole file, so the last of several processes wins, which
+    costs the others only another pass. Files that cannot be read or written are ignored without an error.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -208,13 +207,13 @@ class _Cache:
 
     @classmethod
     def open(cls, place: str) -> _Cache | None:
-        """Opens the cache of a place, or returns None where there shall be none."""
+        """Opens the cache of a place; returns None if it has none or caching is off."""
         chosen = os.environ.get(SWITCH, "")
         if not place or chosen.lower() == "off":
             return None
         try:
             folder = Path(chosen).expanduser() if chosen else cache_folder() / "contents"
-        except RuntimeError:  # nobody's home folder is known
+        except RuntimeError:  # the home folder is unknown
             return None
         name = hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         return cls(folder / name)
@@ -231,7 +230,7 @@ class _Cache:
         return np.frombuffer(body, _ENTRY)
 
     def fill(self, found: npt.NDArray[Any]) -> None:
-        """Writes what is known into the entries of images whose stamp is."""
+        """Fills in the entries of images whose stamps are in the cache."""
         known = self._entries
         if not len(known):
             return
@@ -240,18 +239,18 @@ class _Cache:
         found[same] = known[places[same]]
 
     def save(self, found: npt.NDArray[Any]) -> None:
-        """Keeps the entries of some images, and of others as long as those are not many more."""
+        """Saves the entries of these images, and keeps those of others unless they are many more."""
         mine = found[(found["stamp"] != 0).any(axis=1) & (found["hash"] != 0)]
         others = self._read()  # again: another process may have written
         entries = np.concatenate([mine, others]) if len(others) <= len(mine) + _SPARE else mine
-        _, first = np.unique(entries["stamp"][:, 0], return_index=True)  # sorted; of equal ones the first
+        _, first = np.unique(entries["stamp"][:, 0], return_index=True)  # sorted; keeps the first of equal stamps
         body = entries[first].tobytes()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replaced_file(self.path) as temporary:
                 temporary.write_bytes(_first_line() + _checksum(body) + body)
         except OSError as error:
-            logger.debug("The hashes of the images cannot be kept in %s (%s).", self.path.parent, error)
+            logger.debug("The hashes of the images cannot be saved in %s (%s).", self.path.parent, error)
 
 
 def _first_line() -> bytes:

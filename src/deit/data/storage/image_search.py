@@ -1,4 +1,4 @@
-"""Which files are images: the one search through folders, for every command, and the count of what it found."""
+"""Searches folders for images, in the same way for every command, and counts all other files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deit.core.model_directory import is_run_folder
 
 logger = logging.getLogger(__name__)
 
-# Files and folders that systems leave behind; like those whose names begin with a dot they are not looked at.
+# Files and folders of operating systems; ignored like names that start with a dot.
 _SYSTEM_NAMES = (
     "__macosx",
     "thumbs.db",
@@ -28,7 +28,7 @@ _SYSTEM_NAMES = (
     "lost+found",
     "system volume information",
 )
-# Images of formats that are not read: a camera's raw files begin like TIFF and hold small previews.
+# Unsupported image formats. Raw files of cameras begin like TIFF but hold only small previews.
 OTHER_FORMATS = [
     ".jxl",
     ".jp2",
@@ -58,19 +58,19 @@ OTHER_FORMATS = [
 HIDDEN = "hidden"
 NOT_IMAGES = "not images"
 UNREADABLE, MISSING = "unreadable", "missing"
-_MISSING = re.compile(r"\bis not there\.$|^there is no file ")  # how every reader says it
+_MISSING = re.compile(r"\bis not there\.$|^there is no file ")  # wording of all readers
 IN_RUNS = "in folders of runs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedFile:
-    """A file, row or shard member that is not used, and why.
+    """A file, row or shard member that is not used, with the reason.
 
     Attributes:
-        path: Where it is, as a reader can find it: "photos/cat/1.png", "labels.csv line 7".
-        reason: Why, to stand behind the path.
-        kind: What many such files are called in a count: "unreadable", "not images", "without a label", ...
-            An unreadable one that is not there becomes "missing".
+        path: Its place for messages: "photos/cat/1.png", "labels.csv line 7".
+        reason: Reason, worded to follow the path.
+        kind: Kind of such files in counts: "unreadable", "not images", "without a label", ... An unreadable file that
+            does not exist becomes "missing".
     """
 
     path: str
@@ -84,12 +84,12 @@ class SkippedFile:
 
 @dataclass(kw_only=True)
 class FoundFiles:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        paths: Image files by their names, not opened; sorted. None stands for standard input.
-        skipped: Files that were meant to be used, it seems, and are not.
-        ignored: Counts of files that nobody means to be used: "hidden", "in folders of runs".
+        paths: Sorted paths of files with names of images, not opened. None stands for standard input.
+        skipped: Unused files that were probably meant to be used.
+        ignored: Counts of files that were not meant to be used: "hidden", "in folders of runs".
     """
 
     paths: list[str | None] = field(default_factory=list)
@@ -98,13 +98,13 @@ class FoundFiles:
 
 
 def describe_found(used: int, skipped: Sequence[SkippedFile], ignored: Mapping[str, int], unit: str = "files") -> str:
-    """Returns the line that accounts for all that was found: "Found 9 files: 7 used, 1 hidden, 1 unreadable.".
+    """Returns the line that counts all files: "Found 9 files: 7 used, 1 hidden, 1 unreadable.".
 
     Args:
-        used: How many are used.
-        skipped: What is left out, with reasons.
-        ignored: Counts of what is left out without saying more.
-        unit: What is counted.
+        used: Number of used files.
+        skipped: Files that are left out, with reasons.
+        ignored: Counts of files that are left out without a reason.
+        unit: Name of the counted items.
     """
     counts = Counter(ignored) + Counter(file.kind for file in skipped)
     shown = "".join(f", {counts[kind]} {kind}" for kind in sorted(counts))
@@ -112,23 +112,23 @@ def describe_found(used: int, skipped: Sequence[SkippedFile], ignored: Mapping[s
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not meant to be seen: ".cache", "._1.jpg", "__MACOSX", "Thumbs.db"."""
+    """Returns True for names of hidden and system files: ".cache", "._1.jpg", "__MACOSX", "Thumbs.db"."""
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is called like an image and not hidden."""
+    """Returns True if a name has the ending of an image and is not hidden."""
     return not is_hidden(name) and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def visible_folders(root: Path) -> list[Path]:
-    """Returns the sorted sub-folders that are neither hidden nor of a run; links to folders are among them."""
+    """Returns the sorted sub-folders, including links, that are neither hidden nor folders of runs."""
     visible = (path for path in root.iterdir() if not is_hidden(path.name) and os.path.isdir(path))
     return sorted(path for path in visible if not is_run_folder(path))
 
 
 def holds_images(root: Path) -> bool:
-    """Whether a file in a folder or below it is an image, readable or not, by its name or its first bytes."""
+    """Returns True if a folder or its sub-folders hold an image, readable or not, by name or first bytes."""
     seen: dict[tuple[int, int], Path] = {}
     folders = [root]
     while folders:
@@ -150,14 +150,14 @@ def holds_images(root: Path) -> bool:
 
 
 def find_image_files(root: Path, *, beside: Collection[Path] = ()) -> FoundFiles:
-    """Searches a folder and its sub-folders for images; nothing is decoded.
+    """Searches a folder and its sub-folders for images. Decodes nothing.
 
-    Endings count in small and capital letters; a file without one is an image if it begins like one. Links to files and
-    folders are followed, each folder once: not to a folder in which the link lies, or that is read for itself.
+    Ignores the case of endings. Takes a file without an ending for an image if it begins like one. Follows links to
+    files and folders, and reads each folder once: ignores links to a folder that contains the link or is in `beside`.
 
     Args:
         root: The folder.
-        beside: Folders that are read for themselves, such as those of other classes.
+        beside: Folders that are read separately, such as those of other classes.
     """
     found = FoundFiles()
     seen = {_identity(folder): folder for folder in (*beside, root)}
@@ -170,7 +170,7 @@ def find_image_files(root: Path, *, beside: Collection[Path] = ()) -> FoundFiles
                 path = folder / entry.name
                 if is_hidden(entry.name):
                     found.ignored[HIDDEN] += _count_files(path)
-                elif not os.path.isdir(path):  # unlike the entry, it takes a link that leads to itself
+                elif not os.path.isdir(path):  # unlike entry.is_dir(), accepts a link to itself
                     _add_file(found, path)
                 elif is_run_folder(path):
                     _pass_over_run(found, path)
@@ -182,12 +182,12 @@ def find_image_files(root: Path, *, beside: Collection[Path] = ()) -> FoundFiles
 
 
 def _parts(path: str | None) -> list[str]:
-    """Sorts as `Path` does, in a fifth of the time."""
+    """Returns a sort key equal to that of `Path`, five times as fast."""
     return os.path.normcase(path or "").split(os.sep)
 
 
 def find_loose_files(root: Path) -> FoundFiles:
-    """Counts what lies in a folder beside its sub-folders: its images are left out, because they have no class."""
+    """Counts the files directly in a folder. Leaves out its images, because they have no class."""
     found = FoundFiles()
     for path in sorted(root.iterdir()):
         if is_hidden(path.name):
@@ -196,27 +196,26 @@ def find_loose_files(root: Path) -> FoundFiles:
             _add_file(found, path)
         elif is_run_folder(path):
             _pass_over_run(found, path)
-    reason = "it lies beside the class folders, in none of them."
+    reason = "it is not in a class folder."
     images = [SkippedFile(path=path, reason=reason, kind="beside the folders") for path in found.paths if path]
-    found.ignored[NOT_IMAGES] += len(found.skipped)  # notes and lists lie here with good reason
+    found.ignored[NOT_IMAGES] += len(found.skipped)  # notes and lists are expected here
     return FoundFiles(skipped=images, ignored=found.ignored)
 
 
 def find_images(patterns: Sequence[str], *, strict: bool = False) -> FoundFiles:
-    """Resolves what a user calls images.
+    """Finds the images that a user names.
 
     Args:
-        patterns: Files; folders, see `find_image_files`; patterns with * or ? of both; "-" for standard input.
-        strict: Refuse what else lies in a folder.
+        patterns: Files; folders, see `find_image_files`; patterns with * or ?; "-" for standard input.
+        strict: True refuses missing paths, and files in folders that are not images.
 
     Returns:
-        Files that were named are taken whatever they are called, and among others even where they are missing, so that
-        an answer can say so; a path that is named twice is taken twice.
+        Named files whatever their ending, including missing ones if others exist, so that the answers can name them. A
+        path that is named twice occurs twice.
 
     Raises:
-        FileNotFoundError: Nothing of it exists, a folder or pattern holds no image, or `strict` is on and something
-            does not exist.
-        ValueError: `strict` is on and a folder holds something that is not an image.
+        FileNotFoundError: No path exists, a folder or pattern has no image, or with `strict` a path does not exist.
+        ValueError: With `strict`, a folder holds a file that is not an image.
     """
     found = FoundFiles()
     missing: list[str] = []
@@ -232,11 +231,11 @@ def find_images(patterns: Sequence[str], *, strict: bool = False) -> FoundFiles:
             for match in matches:
                 if not os.path.isdir(match):
                     found.paths.append(match)
-                elif "**" not in pattern:  # which matches what is in the folder as well
+                elif "**" not in pattern:  # ** also matches the contents of the folder
                     _extend(found, Path(match))
         elif strict or glob.has_magic(pattern):
             raise FileNotFoundError(f"No image, folder or match for {pattern!r}.")
-        else:  # which keeps no other image back
+        else:  # other images are still answered
             missing.append(pattern)
             found.paths.append(pattern)
     if missing and len(missing) == len(found.paths):
@@ -262,10 +261,10 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _is_new(folder: Path, seen: dict[tuple[int, int], Path]) -> bool:
-    """Whether a folder is to be read; one that contains its own link, or was read, is not."""
+    """Returns True unless a folder was read before or contains the link to itself."""
     identity = _identity(folder)
     if identity in seen or folder.parent.resolve().is_relative_to(folder.resolve()):
-        logger.warning("%s leads to a folder that is read already (%s): not followed.", folder, folder.resolve())
+        logger.warning("Ignored %s: the folder %s is read already.", folder, folder.resolve())
         return False
     seen[identity] = folder
     return True
@@ -273,12 +272,12 @@ def _is_new(folder: Path, seen: dict[tuple[int, int], Path]) -> bool:
 
 def _pass_over_run(found: FoundFiles, folder: Path) -> None:
     if not found.ignored[IN_RUNS]:
-        logger.warning("%s holds a run or a model: the images in it, such as curves, are not looked at.", folder)
+        logger.warning("Ignored the folder %s: it holds a run or a model, and its images are curves.", folder)
     found.ignored[IN_RUNS] += _count_files(folder)
 
 
 def _count_files(path: Path) -> int:
-    """Returns the files at a path and below it."""
+    """Returns the number of files at a path and below it."""
     if path.is_symlink() or not path.is_dir():
         return 1
     return sum(len(files) for _, _, files in os.walk(path))
@@ -295,13 +294,13 @@ def _add_file(found: FoundFiles, path: Path) -> None:
             return
         raise
     if suffix in IMAGE_SUFFIXES:
-        found.paths.append(str(path))  # pipes and devices among them are refused where images are read
+        found.paths.append(str(path))  # reading refuses pipes and devices
     elif not stat.S_ISREG(mode):
         found.skipped.append(SkippedFile(path=str(path), reason="it is not a regular file.", kind=NOT_IMAGES))
     elif not suffix and _begins_like_an_image(path):
         found.paths.append(str(path))
     elif suffix in OTHER_FORMATS:
-        reason = f"{suffix} images are not read. Convert it to JPEG or PNG."
+        reason = f"{suffix} images are not supported. Convert it to JPEG or PNG."
         found.skipped.append(SkippedFile(path=str(path), reason=reason, kind="images of other formats"))
     else:
         hint = f" (it begins like one: rename it to end in {IMAGE_SUFFIXES[0]})" if _begins_like_an_image(path) else ""

@@ -1,4 +1,4 @@
-"""The picture of a run: losses and scores over the epochs, on whole axes, with the best epoch marked."""
+"""Draws the losses and scores of runs over the epochs, on axes from 0, and marks the best epoch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from deit.core.files import replaced_file
 from deit.core.scores.chart_style import BLUE, GREEN, GREY, INK, ORANGE, SERIES, plain_text, tidy
 from deit.core.scores.metrics import score_title
 
-# Scores that are drawn, the first that a run has; True: more is better.
+# The first of these scores that a run has is drawn; True: higher is better.
 _SCORES = {"top1": True, "micro_f1": True, "mean_absolute_error": False}
 _PARTS = {
     "train_loss": "training",
     "val_loss": "validation",
-    "train_class_loss": "training, part of the labels",
-    "train_distillation_loss": "training, part of the teacher",
-    "train_labels_loss": "training, part of the labels",
+    "train_class_loss": "training, loss on labels",
+    "train_distillation_loss": "training, loss on the teacher",
+    "train_labels_loss": "training, loss on labels",
 }
 _HEADS = {"": "the model's answer", "class": "class head alone", "distillation": "distillation head alone"}
-# The later half is shown larger where it fills less than this of the height.
+# An inset enlarges the later half if it covers less than this share of the height.
 _FLAT = 0.15
 
 Rows = list[dict[str, Any]]
@@ -36,22 +36,22 @@ class _Line:
 
 
 def draw_curves(runs: dict[str, Rows], path: Path, *, over: str = "epoch") -> None:
-    """Draws losses and scores of some runs.
+    """Draws losses and scores of one or several runs.
 
-    Axes begin at 0, and end at 100 for percents; where the later half of the curves is nearly flat, an inset shows it
-    larger. Training is drawn in dashes, validation in whole lines. A star marks the best validation.
+    Axes start at 0; those of percentages end at 100. If the later half of the curves is nearly flat, an inset enlarges
+    it. Training lines are dashed, validation lines solid. A star marks the best validation.
 
     Args:
-        runs: Name -> rows of its `History`; one run without a name shows all its parts, several their training loss and
-            their score.
-        path: Of the PNG.
+        runs: Name -> rows of its `History`. A single run with an empty name shows all its losses and scores; named runs
+            show their training loss and one score.
+        path: Path of the PNG.
         over: "epoch", or "step" for runs whose epochs differ.
     """
     from matplotlib.figure import Figure
 
     rows = [row for run in runs.values() for row in run]
     score = next((name for name in _SCORES if any(f"val_{name}" in row for row in rows)), None)
-    count = 1 if score is None else 2  # masked images have a loss alone
+    count = 1 if score is None else 2  # masked images have only a loss
     figure = Figure(figsize=(5.2 * count, 4.2), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     alone = list(runs) == [""]
@@ -161,7 +161,7 @@ def _plot(axis: Any, lines: list[_Line]) -> None:
 
 
 def _show_flat_half(axis: Any, lines: list[_Line], top: float) -> None:
-    """Shows the later half of the curves larger, where it is nearly flat: whole axes would hide what happens there."""
+    """Enlarges the later half of the curves in an inset if it is nearly flat."""
     from matplotlib.ticker import MaxNLocator
 
     if not lines or max(len(line.points) for line in lines) < 6:
@@ -172,7 +172,7 @@ def _show_flat_half(axis: Any, lines: list[_Line], top: float) -> None:
     low, high = min(later), max(later)
     if high - low > _FLAT * top or high == low:
         return
-    # where there is room: shares of the axis's height, that of the inset's own numbers left out
+    # free space below and above the curves, in shares of the height, minus the tick labels of the inset
     rooms = {0.1: low / top - 0.14, high / top + 0.12: 0.93}
     start, end = max(rooms.items(), key=lambda room: room[1] - room[0])
     if end - start < 0.15:
@@ -187,12 +187,12 @@ def _show_flat_half(axis: Any, lines: list[_Line], top: float) -> None:
     inset.tick_params(labelsize=7, colors=INK)
     for spine in inset.spines.values():
         spine.set_color(GREY)
-    inset.set_title("the later half, larger", fontsize=7, color=INK, pad=2)
+    inset.set_title("later half, enlarged", fontsize=7, color=INK, pad=2)
     axis.indicate_inset_zoom(inset, edgecolor=GREY, alpha=0.6)
 
 
 def _mark_best(axes: Any, rows: Rows, measure: str, over: str, *, most: bool) -> None:
-    """Marks where validation was best: a line in each axis, a star where the measure is."""
+    """Marks the best validation: a line in each axis, and a star on the measure."""
     points = _points(rows, measure, over)
     if len(points) < 2:
         return

@@ -1,4 +1,4 @@
-"""Training images that turn out to be unreadable during a run: each is told of once, and too many of them stop it."""
+"""Tracks training images that become unreadable during a run. Reports each once, and detects too many."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ logger = logging.getLogger(__name__)
 
 
 class LeftOut:
-    """What could not be read, on this process until `share`.
+    """The unreadable images of this process and, after `share`, of all processes.
 
     Args:
-        most: How many may be left out.
-        images: Training images in all.
-        tells: Whether this process tells of its own at once; those of others are told by one that does, at `share`: a
-            terminal is of one process, whose progress bar would wipe out what others say.
+        most: Maximum number of images that may be left out.
+        images: Number of training images.
+        tells: True if this process logs: its own images at once, those of other processes in `share`. Only one process
+            may log, because its progress bar would overwrite messages of the others.
 
     Attributes:
-        reasons: Number of the image -> why, at some time of the whole run.
-        unreadable: Numbers since it was started or resumed: others may have been mended.
+        reasons: Number of the image -> reason, over the whole run.
+        unreadable: Numbers of the images that were unreadable since the run was started or resumed.
     """
 
     def __init__(self, most: int, images: int, *, tells: bool = True) -> None:
         self._most, self._images, self._tells = most, images, tells
         self.reasons: dict[int, str] = {}
         self.unreadable: set[int] = set()
-        self._own: list[tuple[int, int, str]] = []  # number, step and reason of those that others do not know yet
-        self._new: dict[int, str] = {}  # of the step at hand, which may not be taken for their sake
+        self._own: list[tuple[int, int, str]] = []  # number, step and reason of images that are not shared yet
+        self._new: dict[int, str] = {}  # of the current step, which may still be abandoned
 
     def note(self, batch: Batch) -> None:
-        """Counts the images that a batch lacks; they are left out once the step is taken, see `accept`."""
+        """Counts the unreadable images of a batch. `accept` reports them after the step."""
         for number, reason in batch.left_out:
             self.unreadable.add(number)
             if number not in self.reasons:
                 self._new[number] = reason
 
     def accept(self, step: int) -> None:
-        """Tells of the images that a step does without, each once."""
+        """Reports the images that a step left out, each once."""
         for number, reason in self._new.items():
             self._own.append((number, step, reason))
             if self._tells:
@@ -50,7 +50,7 @@ class LeftOut:
         self._new = {}
 
     def share(self, processes: Processes) -> None:
-        """Lets every process know of the images that another one could not read."""
+        """Exchanges the unreadable images among all processes."""
         if processes.world_size == 1:
             return
         marks = np.zeros(self._images)
@@ -64,11 +64,11 @@ class LeftOut:
         self._own = []
 
     def too_many(self) -> bool:
-        """Whether there are more than may be."""
+        """Returns True if more images are unreadable than allowed."""
         return len(self.unreadable) > self._most
 
     def explain(self) -> str:
-        """Returns the last reason, and how many there are."""
+        """Returns the last reason and the number of unreadable images."""
         reason = next(reversed((self.reasons | self._new).values()), "").rstrip(".")
         count = len(self.unreadable)
         return (

@@ -1,4 +1,4 @@
-"""The images of a run in their order, kept with its states: a run goes on with them though some are gone since."""
+"""Records the images of a run in their order, so that the run can be resumed after some of them are gone."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 RECORD_NAME = "images.npz"
 _KIND = "a list of a run's images"
 _PARTS = ("train", "val")
-_MOST_SHARE = 0.1  # of a part, that may be gone: more is another data set
+_MOST_SHARE = 0.1  # largest share of a part that may be gone; more means another data set
 
 
 def record_images(out: Path, data: Data) -> None:
-    """Writes down the images of a new run in their order: hashes, labels and places; nothing where there is no hash."""
+    """Records hashes, labels and places of a new run's images in their order. Records nothing without hashes."""
     path = out / STATE_NAME / RECORD_NAME
-    if path.is_file():  # of a run that goes on
+    if path.is_file():  # the run is resumed
         return
     arrays: dict[str, Any] = {}
     for part in _PARTS:
@@ -50,19 +50,19 @@ def record_images(out: Path, data: Data) -> None:
 
 
 def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Data:
-    """Returns the images that a run goes on with: what was opened, or, where some of its images are gone, its own.
+    """Returns the images of a run: the opened data or, if a resumed run has lost some images, its recorded images.
 
-    Those have the order, the division and the labels of the beginning. An image that is gone, or has other bytes, is
-    one that cannot be read, see `data.max_bad_images`; new images are not used.
+    The recorded images have the order, the division and the labels of the start of the run. An image that is gone or
+    has other bytes counts as unreadable, see `data.max_bad_images`. New images are not used.
 
     Args:
         out: Folder of the run.
-        data: What was opened now.
-        recipe: Of the run.
-        resume: Whether it goes on; a new one has what was opened.
+        data: Data as opened now.
+        recipe: Recipe of the run.
+        resume: True if the run is resumed. A new run uses `data`.
 
     Raises:
-        UserError: More images are gone than may be.
+        UserError: More images are gone than allowed.
     """
     path = out / STATE_NAME / RECORD_NAME
     if not resume or not path.is_file():
@@ -70,14 +70,14 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
     try:
         train, val = (_Recorded(path, part, data) for part in _PARTS)
     except DamagedFileError as error:
-        logger.warning("Passed over: %s", error)
+        logger.warning("Ignored: %s", error)
         return data
     now = [getattr(data, part).fingerprint() for part in _PARTS]
     if now == [train.fingerprint(), val.fingerprint()]:
         return data
     chosen = recipe.data
     if chosen.labels_per_class or chosen.label_fraction < 1 or chosen.max_train_images or chosen.max_val_images:
-        return data  # what was chosen of other images may be others
+        return data  # the choice among other images may differ
     if not train.is_known or not val.is_known:
         return data
     gone = [*train.gone, *val.gone]
@@ -89,10 +89,10 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
     most = chosen.tolerated
     if len(gone) > most or any(len(part.gone) > _MOST_SHARE * len(part.labels) for part in (train, val)):
         raise UserError(
-            f"{what} At most data.max_bad_images={most}, and a tenth of the training or validation images, may be "
+            f"{what} At most data.max_bad_images={most} and a tenth of the training or validation images may be "
             f"missing. Restore them and pass --resume again, or begin a new run with --init {out}."
         )
-    logger.warning("%s The run goes on without, in the division that it began with.", what)
+    logger.warning("%s The run continues without them, with its original division.", what)
     return Data(
         train=train,
         val=val,
@@ -104,11 +104,11 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
 
 
 class _Recorded:
-    """Images of a run, found again among others by their bytes and labels.
+    """Recorded images of a run, found in the opened data by their bytes and labels.
 
     Attributes:
-        gone: Places of those that are not found.
-        is_known: Whether classes and labels are still what they were.
+        gone: Places of the images that were not found.
+        is_known: True if classes and labels are unchanged.
     """
 
     def __init__(self, path: Path, part: str, data: Data) -> None:
@@ -137,20 +137,20 @@ class _Recorded:
         keys = [(content, label.tobytes()) for content, label in zip(self.contents.tolist(), self.labels, strict=True)]
         found = np.array([places.get(key, -1) for key in keys], np.int64)
         lost = np.flatnonzero(found < 0)
-        relabelled = np.isin(self.contents[lost], present).any()
-        return found, [self._places[i] for i in lost.tolist()], not relabelled
+        relabeled = np.isin(self.contents[lost], present).any()
+        return found, [self._places[i] for i in lost.tolist()], not relabeled
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""
         number = int(self._found[index])
         if number < 0:
-            raise ImageError(f"{self._places[index]} is gone or changed since the run began.")
+            raise ImageError(f"{self._places[index]} is gone or was changed after the run began.")
         return self._there.image(number)
 
     def place(self, index: int) -> str:
-        """Names the image as it was called when the run began."""
+        """Returns the place of the image at the start of the run."""
         return self._places[index]
 
     def fingerprint(self) -> str:
-        """Returns the fingerprint of the images that the run began with."""
+        """Returns the fingerprint of the images at the start of the run."""
         return self._fingerprint

@@ -1,1 +1,1 @@
-"""The models that learn."""
+"""Students: the models that are trained."""

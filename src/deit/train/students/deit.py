@@ -1,4 +1,4 @@
-"""The student: a model with its classes, new or started from a checkpoint, and the preprocessing it is used with."""
+"""Builds students: models with classes and preprocessing, new or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from deit.train.students.start import config_of, folder_values, require_architec
 from deit.train.students.timm import build_timm, timm_architecture
 from deit.train.teachers.label_matching import head_rows
 
-# What of a checkpoint's configuration is about itself and not about the student.
+# Fields of a checkpoint's configuration that a student does not inherit.
 _NOT_INHERITED = ("model_type", "architectures", "dtype", "id2label", "label2id", "return_dict", "output_attentions",
                   "output_hidden_states", "decoder_init")  # fmt: skip
 
@@ -42,13 +42,13 @@ _CLASS_HEADS = ("cls_classifier.weight", "classifier.weight")
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A student, ready to be trained.
+    """A model to train, with its preprocessing and classes.
 
     Attributes:
         model: A DeiT or ViT of this package, or a model of timm, with float32 weights on the CPU.
-        processor: The preprocessing that it is evaluated and saved with.
-        report: What became of the checkpoint's tensors; None for a student that starts from nothing.
-        classes: Class names in the order of the logits; none for masked images.
+        processor: Preprocessing that the model is evaluated and saved with.
+        report: Use of each tensor of the checkpoint; None for a new student.
+        classes: Class names in the order of the logits; empty for masked images.
     """
 
     model: nn.Module
@@ -67,22 +67,22 @@ def build_student(
 ) -> Student:
     """Builds a student, new or from a checkpoint; the same seed gives the same initial values.
 
-    From a checkpoint, the trunk is taken with its kind of layer scale and position embedding, which is resized to the
-    image (bicubic). The variant named may have a distillation token that the checkpoint has not, or the reverse; see
-    `initialize_from`. What is not given is the recipe's; see `resolved_start`.
+    From a checkpoint it takes the trunk, with its layer scale and its position embedding, which it resizes to the image
+    size (bicubic). Either the variant or the checkpoint may lack a distillation token; see `initialize_from`. The
+    recipe supplies the arguments that are None; see `resolved_start`.
 
-    Heads are kept when their classes are those of the data: by name, in any order, or, where the
-    checkpoint does not name its classes, by number. Else they start anew. The normalization is the checkpoint's.
+    It keeps the heads of a checkpoint if their classes are those of the data: by name in any order, or by number if the
+    checkpoint has no class names. Otherwise the heads are new. The normalization is the checkpoint's.
 
     Args:
-        name: A variant of this package, or `timm/NAME` for any architecture of timm, such as a convnet that shall
-            become a teacher. None takes the recipe's; with `init` and none there the architecture is the checkpoint's.
-        classes: Class names; for regression one name, of the number to predict.
-        recipe: Its seed, problem type, drop path rate and evaluation crop are used.
-        image_size: Input in pixels, the side of a square or (height, width). None takes the recipe's, or else the named
-            variant's, or else the checkpoint's; for timm the model's own.
+        name: A variant of this package, or `timm/NAME` for any architecture of timm, such as a convnet to use as a
+            teacher. None uses the recipe's; with `init` and no student in the recipe, the checkpoint's architecture.
+        classes: Class names; for regression one name, that of the predicted number.
+        recipe: Seed, problem type, drop path rate and evaluation crop are used.
+        image_size: Input size in pixels, the side of a square or (height, width). None uses the recipe's, or else that
+            of the variant, or else that of the checkpoint; for timm that of the model.
         init: Model directory, weight file (`.safetensors`, `.pth`) or name on the model hub, in any dialect that
-            `from_pretrained` reads; for `timm/NAME` in timm's. None takes the recipe's.
+            `from_pretrained` reads; for `timm/NAME` in timm's dialect. None uses the recipe's.
 
     Raises:
         ValueError: An unknown name, an image size that the patches do not fill, a checkpoint of another architecture,
@@ -100,7 +100,7 @@ def build_student(
             return Student(**build_timm(architecture, classes, recipe, size, init), classes=tuple(classes))
         if init is None:
             if not name:
-                raise UserError("A student needs a name, or a checkpoint to start from. Received neither.")
+                raise UserError("A student needs a name or a checkpoint. Received neither.")
             config = _configured(variant_config(name), classes, recipe, size)
             processor = _processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD)
             return Student(model=_build(config, recipe), processor=processor, classes=tuple(classes))
@@ -123,12 +123,12 @@ def build_masked_student(
     """Builds a student that reconstructs hidden patches, new or from a checkpoint.
 
     Args:
-        name: A variant of this package; with `init` it may be None: the architecture is then the checkpoint's.
-        recipe: Its seed, drop path rate and evaluation crop are used.
+        name: A variant of this package; None with `init` uses the checkpoint's architecture.
+        recipe: Seed, drop path rate and evaluation crop are used.
         image_size: See `build_student`.
-        init: See `build_student`; mask token and decoder are new where it has none.
+        init: See `build_student`. Mask token and decoder are new if the checkpoint lacks them.
         overrides: Fields of the configuration that replace the variant's: "num_hidden_layers=4,patch_size=8". The
-            encoder stride follows the patch size unless it is given. Not with `init`, whose weights have their sizes.
+            encoder stride equals the patch size unless it is given. Not allowed with `init`.
 
     Raises:
         ValueError: See `build_student`; also an unknown field, or a value that cannot be used.
@@ -143,7 +143,7 @@ def build_masked_student(
             variant = find_variant(name) if name else None
             return _start_from(open_checkpoint(init, FileOptions()), name, variant, None, recipe, size)
         if not name:
-            raise UserError("A student needs a name, or a checkpoint to start from. Received neither.")
+            raise UserError("A student needs a name or a checkpoint. Received neither.")
         config = variant_config(name)
         if overrides:
             config.update_from_string(overrides)
@@ -157,7 +157,7 @@ def build_masked_student(
 def _with_choices(
     recipe: Recipe, name: str | None, init: str | Path | None, image_size: int | tuple[int, int] | None
 ) -> tuple[Recipe, tuple[int, int] | None]:
-    """Returns the recipe with what was chosen, and the input size where one was chosen."""
+    """Returns the recipe with the given choices, and the chosen input size or None."""
     size = None if image_size is None else height_and_width(image_size, "image_size")
     start = resolved_start(recipe, student=name, init=init, image_size=max(size) if size else None)
     return start, size or ((start.image_size,) * 2 if start.image_size else None)
@@ -174,7 +174,7 @@ def _check_patches(config: VisionTransformerConfig, recipe: Recipe) -> None:
 
 def _build_masked(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
     _check_patches(config, recipe)
-    config.decoder_init = "simmim"  # the recipes are measured with it
+    config.decoder_init = "simmim"  # the recipes were measured with it
     if isinstance(config, ViTConfig):
         return ViTForMaskedImageModeling(config)
     assert isinstance(config, DeiTConfig)
@@ -219,7 +219,7 @@ def _start_from(
     recipe: Recipe,
     size: tuple[int, int] | None,
 ) -> Student:
-    """Builds a classifier of `classes`, or a model of masked images where they are None."""
+    """Builds a classifier of `classes`, or a masked-image model if `classes` is None."""
     found = config_of(checkpoint)
     refuse_larger_than_file(found, checkpoint.source.shapes, checkpoint.name)
     notes: list[str] = []
@@ -233,7 +233,7 @@ def _start_from(
     tensors = read_network(checkpoint.source, source=checkpoint.name)
     refuse_non_finite(tensors.items(), checkpoint.name)
     if classes is None and not any(tensor.startswith("decoder.") for tensor in tensors):
-        own.encoder_stride = own.grid_patch_size[0]  # of a decoder that is new
+        own.encoder_stride = own.grid_patch_size[0]  # the decoder is new
     model = _build_masked(own, recipe) if classes is None else _build(own, recipe)
     model.name_or_path = str(checkpoint.path)
     count = next((tensors[head].shape[0] for head in _CLASS_HEADS if head in tensors), 0)
@@ -251,7 +251,7 @@ def _class_names(config: VisionTransformerConfig) -> list[str] | None:
 
 
 def _normalization(checkpoint: Checkpoint) -> tuple[Sequence[float], Sequence[float], tuple[str, ...]]:
-    """Returns mean and std that a checkpoint was trained with, and what to say of them."""
+    """Returns mean and std of a checkpoint's preprocessing, and notes about them."""
     path = checkpoint.path
     if path is not None and (path / PREPROCESSOR_NAME).is_file():
         processor = read_image_processor(path)
@@ -259,4 +259,4 @@ def _normalization(checkpoint: Checkpoint) -> tuple[Sequence[float], Sequence[fl
     cfg = folder_values(checkpoint).get("pretrained_cfg")
     if isinstance(cfg, Mapping) and "mean" in cfg and "std" in cfg:
         return cfg["mean"], cfg["std"], ()
-    return IMAGENET_MEAN, IMAGENET_STD, ("The checkpoint says no normalization; ImageNet's is taken, as in the paper.",)
+    return IMAGENET_MEAN, IMAGENET_STD, ("The checkpoint has no normalization; ImageNet's is used, as in the paper.",)

@@ -1,4 +1,4 @@
-"""Which weights a training leaves as they are."""
+"""Freezes parts of a student."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from deit.models.trunk.vision_transformer import VisionTransformer
 
 
 def freeze(model: nn.Module, what: str) -> list[nn.Module]:
-    """Takes weights out of the training.
+    """Freezes weights of a student.
 
     Args:
         model: A DeiT or ViT of this package, or a classifier of timm (whose trunk is all but its classifier).
-        what: "trunk": only heads learn, a linear probe; "blocks:N": embeddings, tokens and the first N blocks stay;
-            empty: nothing.
+        what: "trunk" trains only the heads (a linear probe); "blocks:N" freezes embeddings, tokens and the first N
+            blocks; empty freezes nothing.
 
     Returns:
-        The modules that are frozen whole. They are to be kept in evaluation mode: without dropout and drop path, and
-        with the statistics of batch norm that they have.
+        The frozen modules. The caller keeps them in evaluation mode, so that dropout and drop path are off and batch
+        norm statistics do not change.
 
     Raises:
-        ValueError: The model has fewer blocks, or no trunk that could be told from its heads.
+        ValueError: The model has fewer blocks, or its heads cannot be identified.
     """
     if not what:
         return []
@@ -56,10 +56,10 @@ def _all_but_classifier(model: Any) -> list[nn.Module]:
     kept = {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
     if not kept or not any(parameter.requires_grad for head in heads for parameter in head.parameters()):
         raise UserError(
-            f"freeze='trunk' needs a model whose classifier is known. Received: {type(model).__name__}. Take a DeiT, a "
+            f"freeze='trunk' needs a model whose classifier is known. Received: {type(model).__name__}. Use a DeiT, a "
             "ViT or a model of timm."
         )
-    # Children that hold no part of the classifier; what lies around it is gone into.
+    # Freezes modules that contain no part of the classifier, and searches modules that do.
     frozen: list[nn.Module] = []
     waiting: list[nn.Module] = [model]
     while waiting:
@@ -70,6 +70,6 @@ def _all_but_classifier(model: Any) -> list[nn.Module]:
             elif id(child) not in kept:
                 waiting.append(child)
     own = {id(p) for head in heads for p in head.parameters()}
-    for parameter in model.parameters():  # those that hang on no child, too
+    for parameter in model.parameters():  # includes parameters outside all children
         parameter.requires_grad_(id(parameter) in own)
     return frozen

@@ -1,4 +1,4 @@
-"""What a training starts from: the recipe with what was chosen beside it, checked before anything is computed."""
+"""Resolves and checks the student, the weights and the image size that a training starts from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deit.models.weights.from_pretrained import Checkpoint, FileOptions, open_ch
 from deit.train.recipes.recipe import Recipe
 from deit.train.students.timm import timm_architecture
 
-# What a named variant and a checkpoint must agree in.
+# Fields that a variant and a checkpoint must share.
 _ARCHITECTURE = {
     "num_hidden_layers": "depth",
     "hidden_size": "embedding dimension",
@@ -41,23 +41,23 @@ def resolved_start(
     teachers: Sequence[str] = (),
     open_weights: bool = False,
 ) -> Recipe:
-    """Returns a recipe that says what a training starts from, with what was chosen beside it: that wins.
+    """Returns the recipe with the given student, weights, image size and teachers, which override its own.
 
-    * A `student` that was made for another size than the recipe's student brings its own size, unless `image_size` is
-      given too.
-    * With an `init` and no `student` the recipe's student is kept where the weights fit it; else the architecture is
-      that of the weights, and the student's name is empty.
+    * A `student` variant with another size than the recipe's student also sets the image size, unless `image_size` is
+      given.
+    * With `init` and without `student` the recipe's student is kept if the weights fit it. Otherwise the weights
+      determine the architecture, and the student's name is empty.
 
     Args:
-        recipe: Its student, image size, weights and teacher are used where nothing else is given.
+        recipe: Supplies the values that are not given.
         student: A variant or `timm/NAME`.
-        init: Weights to begin with.
+        init: Initial weights.
         image_size: Side of the input in pixels.
-        teachers: Whom to learn from.
-        open_weights: True looks whether the weights are there and can be read, and fetches them from the hub.
+        teachers: Names or folders of teachers.
+        open_weights: True downloads the weights if needed, and checks that they can be read.
 
     Raises:
-        ValueError: The weights that the recipe starts from have to be given and were not, they are of another
+        ValueError: The recipe needs the model of another recipe and none was given, the weights have another
             architecture than the student, or the student is unknown.
         OSError: The weights cannot be found, or the hub cannot be reached.
     """
@@ -76,7 +76,7 @@ def resolved_start(
     start = _at_home(recipe.with_settings(chosen) if chosen else recipe)
     if start.init_made_by:
         raise UserError(
-            f"The recipe starts from the weights that the recipe {start.init_made_by} makes. Pass its model directory "
+            f"The recipe starts from the model that the recipe {start.init_made_by} makes. Pass its model directory "
             "with init=."
         )
     _check_name(start)
@@ -99,15 +99,15 @@ def _at_home(recipe: Recipe) -> Recipe:
 
 
 def _check_name(recipe: Recipe) -> None:
-    """Refuses an unknown student, and to pass over the weights that a name seems to ask for."""
+    """Refuses unknown students, and names of weights as students, because their weights would be ignored."""
     student = recipe.student
     if student and not student.startswith(_TIMM):
         find_variant(student)
     architecture, _, tag = student.partition(".")
     if student.startswith(_TIMM) and tag and not recipe.init:
         raise UserError(
-            f"{student} names weights ({tag}); a student's name is that of an architecture, which starts from random "
-            f"weights. Pass --student {architecture} --init {student} to begin with them, or leave out the tag."
+            f"{student} names weights ({tag}), but a student is named by its architecture and starts from random "
+            f"weights. Pass --student {architecture} --init {student} to use the weights, or leave out the tag."
         )
 
 
@@ -118,8 +118,8 @@ def _open(init: str, *, of_recipe: bool) -> Checkpoint:
         if not of_recipe:
             raise
         raise OSError(
-            f"The recipe starts from {init}. {error} Or pass other weights with --init, or --set init= to begin with "
-            "random ones."
+            f"The recipe starts from {init}. {error} Or pass other weights with --init, or --set init= for random "
+            "weights."
         ) from error
 
 
@@ -128,13 +128,13 @@ def _require_weights_for(student: str, init: str) -> None:
         source = VARIANTS[student].source if student in VARIANTS else None
         example = f", such as {source}" if source else ""
         raise UserError(
-            f"The recipe starts from {init}, which is of another architecture than {student}. Pass weights of that "
-            f"architecture with --init{example}, or --set init= to begin with random ones."
+            f"The recipe starts from {init}, which has another architecture than {student}. Pass weights of that "
+            f"architecture with --init{example}, or --set init= for random weights."
         )
 
 
 def _fits(student: str, init: str) -> bool:
-    """Whether weights have the sizes of a student."""
+    """Returns True if weights have the architecture of a student."""
     published = next((name for name, variant in VARIANTS.items() if variant.source == init), None)
     if student.startswith(_TIMM):
         return published is None and timm_architecture(open_checkpoint(init, FileOptions())) is not None
@@ -146,16 +146,16 @@ def _fits(student: str, init: str) -> bool:
 
 
 def folder_values(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Returns the configuration of a checkpoint that is a folder; nothing of other ones."""
+    """Returns the configuration of a checkpoint that is a folder, else an empty mapping."""
     path = checkpoint.path
     return read_config(path) if path is not None and (path / CONFIG_NAME).is_file() else {}
 
 
 def config_of(checkpoint: Checkpoint) -> VisionTransformerConfig:
-    """Returns the configuration of a checkpoint, read or worked out from its tensors.
+    """Returns the configuration of a checkpoint, read from its folder or inferred from its tensors.
 
     Raises:
-        ValueError: It is of no architecture of this package.
+        ValueError: The checkpoint has no architecture of this package.
     """
     values = folder_values(checkpoint)
     kinds: dict[Any, type[VisionTransformerConfig]] = {"deit": DeiTConfig, "vit": ViTConfig}
@@ -184,15 +184,15 @@ def _differences(found: VisionTransformerConfig, wanted: VisionTransformerConfig
 def require_architecture(
     found: VisionTransformerConfig, wanted: VisionTransformerConfig, name: str, source: object
 ) -> list[str]:
-    """Checks that a checkpoint has the sizes of a named variant; returns what it brings beyond them, in sentences."""
+    """Checks that a checkpoint has the architecture of a variant. Returns notes about what it has in addition."""
     differing = _differences(found, wanted)
     if differing:
         raise UserError(
-            f"{source} is of another architecture than {name}: it has {', '.join(differing)}. Name its own "
-            "variant, or none: the architecture is then the checkpoint's."
+            f"{source} has another architecture than {name}: it has {', '.join(differing)}. Pass its own variant, or "
+            "no student to use the architecture of the checkpoint."
         )
     if found.layer_scale_init and not wanted.layer_scale_init:
-        return ["Layer scale and the form of the position embedding are the checkpoint's (DeiT III)."]
+        return ["Layer scale and the kind of position embedding are those of the checkpoint (DeiT III)."]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Students of timm's architectures: convnets that shall become teachers, and any other model to compare with."""
+"""Builds students with timm's architectures, such as convnets to use as teachers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from deit.models.weights.initialization import InitReport
 from deit.train.recipes.recipe import Recipe
 from deit.train.teachers.label_matching import head_rows
 
-_COUNTER = "num_batches_tracked"  # of batch norm; old files lack it and nothing depends on it
+_COUNTER = "num_batches_tracked"  # of batch norm; unused here, and old files lack it
 
 
 def timm_architecture(checkpoint: Checkpoint) -> str | None:
-    """Returns timm's name of a checkpoint's architecture when it is one that this package has not, else None."""
+    """Returns timm's name of a checkpoint's architecture if this package does not have it, else None."""
     values = _config(checkpoint)
     if "architecture" not in values or "model_type" in values:
         return None
@@ -51,22 +51,22 @@ def build_timm(
     Args:
         architecture: timm's name.
         classes: Class names.
-        recipe: Its evaluation crop is used.
-        size: (height, width) in pixels; None takes the checkpoint's, or else the architecture's own.
+        recipe: The evaluation crop is used.
+        size: (height, width) in pixels; None uses the checkpoint's, or else the architecture's.
         init: Model directory of timm, or a file of its tensors.
 
     Returns:
         The fields of a `Student`.
 
     Raises:
-        ValueError: timm has no such model, or the checkpoint is of another architecture.
+        ValueError: timm has no such model, or the checkpoint has another architecture.
         OSError: The checkpoint cannot be found.
     """
     checkpoint = None if init is None else open_checkpoint(init, FileOptions())
     values: Mapping[str, Any] = {} if checkpoint is None else _config(checkpoint)
     own = str(values.get("architecture", architecture))
     if own.partition(".")[0] != architecture.partition(".")[0]:
-        raise UserError(f"{init} holds timm's {own}, and the student is timm/{architecture}. Name the same for both.")
+        raise UserError(f"{init} holds timm's {own}, but the student is timm/{architecture}. Pass the same one.")
     given = values.get("model_args") or {}
     options = {key: value for key, value in given.items() if key != "num_classes"} if isinstance(given, Mapping) else {}
     if checkpoint is not None:
@@ -104,10 +104,10 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, classes: Sequence[str], know
     lost = [name for name in state if name not in shapes and name not in heads and not name.endswith(_COUNTER)]
     other = [n for n in state if n in shapes and n not in heads and n != "pos_embed" and shapes[n] != state[n].shape]
     if lost or other:
-        what = f"lacks {lost[0]!r}" if lost else f"has {other[0]!r} in the shape {shapes[other[0]]}, which is another"
+        what = f"lacks {lost[0]!r}" if lost else f"has {other[0]!r} in another shape, {shapes[other[0]]}"
         raise UserError(
             f"{checkpoint.name} does not fit the student {type(model).__name__}: it {what}. Start from the same "
-            "architecture, and the same image size where its weights depend on it."
+            "architecture, and from the same image size if the weights depend on it."
         )
     taken = [n for n in state if n in shapes and (n not in heads or rows is not None)]
     tensors = {name: torch.empty(shapes[name], dtype=checkpoint.source.dtypes[files[name]]) for name in taken}
@@ -137,8 +137,8 @@ def _resized(positions: Tensor, model: Any) -> Tensor:
     side = math.isqrt(positions.shape[1] - prefix)
     if side * side != positions.shape[1] - prefix:
         raise UserError(
-            f"pos_embed of the checkpoint has {positions.shape[1]} positions, which is no square image of "
-            f"{prefix} prefix tokens. Start from a checkpoint of square images."
+            f"pos_embed of the checkpoint has {positions.shape[1]} positions, which with {prefix} prefix "
+            "tokens do not form a square image. Start from a checkpoint of square images."
         )
     grid = tuple(model.patch_embed.grid_size)
     return resize_position_embedding(positions.float(), (side, side), grid, num_prefix_positions=prefix)

@@ -1,1 +1,1 @@
-"""Teachers of a distillation and their recorded answers."""
+"""Teachers for distillation and caches of their answers."""

@@ -1,4 +1,4 @@
-"""Batch norms that learn no more, folded into the convolutions before them: a faster teacher with the same answers."""
+"""Folds batch norms of frozen models into convolutions, and checks batch norms of models to train."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into batch norms, timm's with an activation included."""
+    """Treats batch norms as leaves, including timm's with an activation."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 def check_batch_norm(model: nn.Module, recipe: Recipe, world_size: int) -> None:
-    """Checks that batch norms that learn see more than one image at once.
+    """Checks that batch norms in training mode see more than one image at a time.
 
     Args:
-        model: To be trained.
-        recipe: Its batch size, parts, and what is frozen.
+        model: Model to train.
+        recipe: Batch size, parts and frozen layers are used.
         world_size: Number of processes.
 
     Raises:
-        ValueError: They would see one.
+        ValueError: They would see one image at a time.
     """
     parts = world_size * recipe.accumulate
     if recipe.freeze or recipe.batch_size > parts:
@@ -40,21 +40,23 @@ def check_batch_norm(model: nn.Module, recipe: Recipe, world_size: int) -> None:
     if names:
         several = f", in {parts} parts" if parts > 1 else ""
         raise UserError(
-            f"{type(model).__name__} has {len(names)} batch norms ({names[0]}), which compare the images of a step and "
-            f"would see one image at a time: the batch size is {recipe.batch_size}{several}. Pass {2 * parts} or more."
+            f"{type(model).__name__} has {len(names)} batch norms ({names[0]}), which need several images at a "
+            f"time but would see one image at a time: the batch size is {recipe.batch_size}{several}. "
+            f"Pass {2 * parts} or more."
         )
 
 
 def fold_batch_norms(model: nn.Module) -> int:
-    """Folds batch norms into the convolutions that feed them alone, in place; answers stay the same to rounding.
+    """Folds batch norms in place into convolutions whose only consumer they are. Logits change only by rounding.
 
-    For models in evaluation mode that are never trained again. A model whose flow cannot be traced stays as it is.
+    Use it only for models in evaluation mode that are not trained again. Leaves models unchanged that torch.fx cannot
+    trace.
 
     Args:
-        model: Any; only float32 convolutions are changed.
+        model: Any model; only float32 convolutions are changed.
 
     Returns:
-        Number of batch norms that are gone.
+        Number of folded batch norms.
     """
     try:
         graph = _Tracer().trace(model)
@@ -82,6 +84,6 @@ def fold_batch_norms(model: nn.Module) -> int:
 
 
 def _what_follows(norm: nn.Module) -> nn.Module:
-    """Returns what a batch norm of timm does after the norm itself."""
+    """Returns the layers that timm's batch norm applies after the norm, such as an activation."""
     parts = [part for part in norm.children() if not isinstance(part, nn.Identity)]
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)

@@ -1,8 +1,8 @@
-"""Keeps a teacher's answers for every view of a training on disk, so that later runs need not ask the teacher again.
+"""Stores a teacher's answers for every view of a training on disk, so that later runs do not need the teacher.
 
-A view is a function of seed, epoch, image and repeat, and the mixing of a batch one of seed and step. A cache therefore
-holds no pictures and no random states: its header names what the views follow from, and each record holds the
-checksum of the views that the teacher saw. It is refused when any of them differ.
+A view is a function of seed, epoch, image and repeat. The mixing of a batch is a function of seed and step. So a cache
+stores no images and no random states: its header holds the settings that determine the views, and each record holds
+the checksum of the views that the teacher saw. Runs refuse a cache whose settings or checksums differ.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ _HEADER, _RECORDS = "header.json", "records.bin"
 _FORMAT = 1
 _IMAGES = "training images"
 _HASHES = {
-    _IMAGES: "other training images, or another order of them",
+    _IMAGES: "other training images or another order",
     "teacher_fingerprint": "a teacher with other weights",
-    "mixing": "batches that are mixed in another way",
+    "mixing": "another mixing of batches",
 }
 # What is recorded for a kind of distillation: first classes, the largest logits, or all logits.
 _RECORDED = {"hard": "hard", "soft": "soft", "wttm": "soft", "standardized": "logits", "dist": "logits"}
 _INTACT = "What was recorded before is intact."
-_CHECKSUMS = 8  # bytes in front of a record: the views' checksum, and the record's own
+_CHECKSUMS = 8  # bytes before each record: checksum of the views, checksum of the record
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlace:
-    """Which batch of a training this is.
+    """Identifies a batch of a training.
 
     Attributes:
-        step: From 0.
-        part: The process that works on it.
-        checksum: Of its views before mixing, see `deit.data.loader.Batch`.
+        step: Number of the step, from 0.
+        part: Rank of the process that computes the batch.
+        checksum: Checksum of its views before mixing; see `deit.data.loader.Batch`.
         parts: Processes that share the step: image i of this part is image part + i x parts of the step.
     """
 
@@ -73,23 +73,23 @@ class BatchPlace:
 class TeacherCache:
     """Records of a teacher's answers, one for each batch of a training.
 
-    The folder holds `header.json` and `records.bin`; nothing in it is ever executed. A record that was only half
-    written, or was damaged since, counts as missing: the teacher is asked again.
+    The folder holds `header.json` and `records.bin`. Nothing in it is ever executed. An incomplete or damaged record
+    counts as missing: the teacher is asked again.
 
     Args:
-        folder: Of the cache; made when it does not exist.
-        identity: Plain values that the views and the teacher's answers follow from.
-        records: How answers are written.
+        folder: Folder of the cache; created if missing.
+        identity: Plain values that determine the views and the teacher's answers.
+        records: Encoding of answers.
         batch_size: Views in a batch of one process.
-        parts: Processes that work together.
-        former: Values of `identity` by which a cache of an older version is known as well.
+        parts: Number of processes.
+        former: Alternative values of `identity` that caches of older versions have.
 
     Attributes:
-        header: What the cache is of: `identity` and more.
+        header: `identity` and the format of the cache.
 
     Raises:
-        ValueError: The folder holds a cache of another training, or something else; or it is new and `identity` names
-            no teacher.
+        ValueError: The folder holds a cache of another training, or other files; or it is new and `identity` names no
+            teacher.
 
     Examples:
         >>> import tempfile
@@ -123,18 +123,18 @@ class TeacherCache:
         weakref.finalize(self, os.close, self._file)
 
     def _open(self) -> int:
-        """Opens the records for the cache's lifetime: a step reads or writes one small record, at its place."""
+        """Opens the records for the lifetime of the cache, because each step reads or writes one small record."""
         path = self.folder / _RECORDS
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES) and path.is_file():
-                return os.open(path, os.O_RDONLY)  # enough for a cache that lacks nothing
+                return os.open(path, os.O_RDONLY)  # enough for a complete cache
             with writing(path):
                 raise
 
     def read(self, place: BatchPlace) -> Tensor | None:
-        """Returns what the teacher said about a batch: classes (B,) or logits (B, K); None when it was not asked.
+        """Returns the recorded answer for a batch: classes (B,) or logits (B, K); None if there is none.
 
         Raises:
             ValueError: The teacher saw other views.
@@ -151,8 +151,8 @@ class TeacherCache:
             return None
         if views != place.checksum:
             raise UserError(
-                f"The views of step {place.step} are not those that the teacher of {self.folder} saw: the images, or "
-                "the libraries that vary them, have changed. Pass an empty folder as --teacher-cache."
+                f"The views of step {place.step} are not those that the teacher of {self.folder} saw: the images or "
+                "the augmentation libraries have changed. Pass an empty folder as --teacher-cache."
             )
         return self._decoded(payload)
 
@@ -166,13 +166,13 @@ class TeacherCache:
             ) from error
 
     def write(self, place: BatchPlace, logits: Tensor) -> Tensor:
-        """Records the teacher's logits (B, K) and returns what `read` will give for them.
+        """Records the teacher's logits (B, K) and returns them as `read` will.
 
-        Using this in place of the logits makes a run that records equal to the runs that read.
+        Train on the returned values, not on the logits, so that recording runs equal reading runs.
 
         Raises:
             FolderInUseError: Another run is recording.
-            WritingError: The disk is full, ...
+            WritingError: The record cannot be written, for example because the disk is full.
             ValueError: A logit is NaN or infinite; nothing is recorded.
         """
         refuse_non_finite_answers(logits, "The teacher")
@@ -186,7 +186,7 @@ class TeacherCache:
         return self._records.decode(payload)
 
     def _keep_others_out(self, part: int) -> None:
-        """Lets no other run record answers; runs that only read them may do so."""
+        """Prevents other runs from recording answers. Runs that only read are allowed."""
         if self._lock is None:
             with contextlib.ExitStack() as stack:
                 lock = folder_lock(self.folder, name=f"{LOCK_NAME}-{part}", work="Another run that records answers")
@@ -194,16 +194,16 @@ class TeacherCache:
                 self._lock = stack.pop_all()
 
     def release(self) -> None:
-        """Lets other runs record answers, until this one does so again."""
+        """Allows other runs to record answers until this one writes again."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def sync(self) -> None:
-        """Returns when all records are on the disk.
+        """Flushes all records to the disk.
 
         Raises:
-            WritingError: They cannot be written.
+            WritingError: The records cannot be written.
         """
         with writing(self.folder / _RECORDS, _INTACT):
             if self._lock is not None:
@@ -218,7 +218,7 @@ def _checksum(payload: bytes, views: int, place: BatchPlace) -> int:
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether a folder holds the record of a teacher."""
+    """Returns True if a folder holds a teacher cache."""
     return (folder / _HEADER).is_file()
 
 
@@ -234,21 +234,21 @@ def open_cache(
     num_classes: int,
     processes: Processes,
 ) -> TeacherCache:
-    """Opens the teacher cache of a training, or begins it.
+    """Opens the teacher cache of a training, or creates it.
 
     Args:
-        folder: Of the cache; new, empty, or of the same training with any student.
-        teacher: Whose answers these are; None to take those that are there.
-        processor: The student's: the teacher is shown its views.
-        recipe: Its seed, batch size, augmentation and distillation.
-        data_fingerprint: Of the training images.
-        former_data_fingerprint: The one they had in older versions, whose caches are known by it.
-        num_images: N of the training images.
-        num_classes: K.
-        processes: Those that work together: each mixes its own share of a batch.
+        folder: Folder of the cache: new, empty, or of the same training with any student.
+        teacher: Teacher whose answers are recorded; None reads recorded answers only.
+        processor: Preprocessing of the student, whose views the teacher sees.
+        recipe: Seed, batch size, augmentation and distillation are used.
+        data_fingerprint: Fingerprint of the training images.
+        former_data_fingerprint: Fingerprint of the training images in older versions, accepted for their caches.
+        num_images: Number of training images.
+        num_classes: Number of classes K.
+        processes: Processes of the run.
 
     Raises:
-        ValueError: The folder holds a cache of another training, or none and there is no teacher.
+        ValueError: The folder holds a cache of another training, or no cache and there is no teacher.
     """
     settings = recipe.distillation
     identity = {_IMAGES: data_fingerprint} | _identity(teacher, processor, recipe, num_images, num_classes, processes)
@@ -275,10 +275,10 @@ def refuse_other_cache(
     num_classes: int,
     processes: Processes,
 ) -> None:
-    """Refuses the cache of another training before anything begins; arguments as in `open_cache`, which looks at all.
+    """Refuses the cache of another training early, without reading the images. Arguments as in `open_cache`.
 
     Raises:
-        ValueError: The folder holds a cache of another training, as far as it can be told without the images.
+        ValueError: The folder holds a cache of another training, judged by everything except the images.
     """
     if not is_cache(folder):
         return
@@ -289,7 +289,7 @@ def refuse_other_cache(
 
 
 def _header(identity: Mapping[str, Any], batch_size: int, parts: int) -> dict[str, Any]:
-    """Returns the header of a cache as it is read back: with lists in place of tuples."""
+    """Returns the header of a cache with JSON types: lists instead of tuples."""
     header = {"format": _FORMAT, "batch_size": batch_size, "parts": parts, **identity}
     values: dict[str, Any] = json.loads(json.dumps(header))
     return values
@@ -303,7 +303,7 @@ def _identity(
     num_classes: int,
     processes: Processes,
 ) -> dict[str, Any]:
-    """Returns what the views, the images aside, and the teacher's answers follow from."""
+    """Returns the values, except the images, that determine the views and the teacher's answers."""
     settings = recipe.distillation
     identity: dict[str, Any] = {
         "num_images": num_images,
@@ -325,12 +325,12 @@ def _identity(
 
 
 def _mixing_probe(recipe: Recipe, num_classes: int, image_size: tuple[int, int], parts: int) -> str:
-    """Returns a hash of how some batches would be mixed: it changes when the libraries that mix do."""
+    """Returns a hash of some mixed batches, which changes if another version of a library mixes differently."""
     if not recipe.augment.mixes:
         return "none"
     mixer = BatchMixer(recipe.augment, num_classes, 0.0, recipe.seed)
     black_and_white = torch.stack([torch.zeros(3, *image_size), torch.ones(3, *image_size)])
-    # Each process once drew its own mix; since then the whole step has one.
+    # In older versions each process drew its own mix. The prefix refuses their caches.
     digest = hashlib.sha256(b"whole step" if parts > 1 else b"")
     for step in range(4):
         pixels, targets = mixer(black_and_white, torch.tensor([0, num_classes - 1]), step)
@@ -343,9 +343,9 @@ def _open_header(folder: Path, header: dict[str, Any], former: Mapping[str, Any]
     if not path.is_file():
         remove_leftovers(folder)
         if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(LOCK_NAME) for p in folder.iterdir())):
-            raise UserError(f"{folder} is no teacher cache and holds other files. Pass an empty folder.")
+            raise UserError(f"{folder} is not a teacher cache and holds other files. Pass an empty folder.")
         if "teacher" not in header:
-            raise UserError(f"There is no teacher cache in {folder}. Pass the teacher as well: it will be recorded.")
+            raise UserError(f"There is no teacher cache in {folder}. Pass the teacher as well, to record its answers.")
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_json_atomically(path, header)
@@ -372,7 +372,7 @@ def _refuse_other(folder: Path, found: dict[str, Any], header: dict[str, Any], f
 
 
 def _difference(name: str, recorded: Any, received: Any) -> str:
-    """Says in what a cache is another; hashes, which tell a reader nothing, by what they are of."""
+    """Describes one difference of a cache. Describes hashes in words, because their values mean nothing to a reader."""
     if name in _HASHES:
         return _HASHES[name]
     return f"{name} {_short(recorded)}, now {_short(received)}"

@@ -1,4 +1,4 @@
-"""Class names of two origins: which class of one is which of the other."""
+"""Matches class names of a teacher or checkpoint to those of the data."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from deit.models.timm.models import imagenet_labels
 from deit.runtime.library_order import make_order_safe
 
 _IMAGENET_CLASSES = 1000
-# A list of 1000 names is ImageNet's when this share of them stands where ImageNet's stand: releases spell a few their
-# own way ("crane bird" for the second "crane").
+# A list of 1000 names is taken for ImageNet's if this share agrees with ImageNet's names at their positions. Releases
+# spell a few names differently ("crane bird" for the second "crane").
 _IMAGENET_SHARE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMatch:
-    """Where the wanted classes are among the known ones.
+    """Positions of the wanted classes among the known ones.
 
     Attributes:
         places: For each wanted name in order, the number of the known class.
-        rule: By what they were found: "by name", "by name, ignoring case and separators", or "by ImageNet's names".
-        missing: Wanted names that were not found, or that fit several classes; `places` is then empty.
+        rule: Rule that found them: "by name", "by name, ignoring case and separators", or "by ImageNet's names".
+        missing: Wanted names that were not found or match several classes; `places` is then empty.
     """
 
     places: tuple[int, ...]
@@ -33,18 +33,18 @@ class LabelMatch:
 def match_labels(known: Sequence[str], wanted: Sequence[str]) -> LabelMatch:
     """Finds classes by their names: exactly, else ignoring case, "_", "-" and " ".
 
-    Where the known names are ImageNet-1k's, in any of their spellings (WordNet identities, first or all synonyms), the
-    wanted ones may be in another: folders of ImageNet are named n01440764, models say "tench".
+    If the known names are ImageNet-1k's in any spelling (WordNet identities, first synonyms, all synonyms), the wanted
+    names may use another spelling: folders of ImageNet are named n01440764, models say "tench".
 
     Args:
-        known: Of a teacher or a checkpoint, in the order of its logits.
-        wanted: Of the data.
+        known: Names of a teacher or a checkpoint, in the order of its logits.
+        wanted: Names of the data.
 
     Examples:
         >>> match_labels(["cat", "Polar Bear"], ["polar_bear", "cat"]).places
         (1, 0)
     """
-    if list(known) == list(wanted):  # names that come twice are then no matter
+    if list(known) == list(wanted):  # correct even if a name occurs twice
         return LabelMatch(places=tuple(range(len(known))), rule="by name")
     best = _match(known, wanted)
     for spelling in _imagenet_spellings(known) if best.missing else ():
@@ -75,7 +75,7 @@ def _match(known: Sequence[str], wanted: Sequence[str]) -> LabelMatch:
 
 
 def _unique(names: Sequence[str], key: Callable[[str], str]) -> dict[str, int]:
-    """Returns the numbers of the names that mean one class."""
+    """Returns the numbers of the names that are unique."""
     counts = Counter(map(key, names))
     return {key(name): i for i, name in enumerate(names) if counts[key(name)] == 1}
 
@@ -85,7 +85,7 @@ def _simplified(name: str) -> str:
 
 
 def _imagenet_spellings(known: Sequence[str]) -> list[list[str]]:
-    """Returns ImageNet's names in every spelling when `known` are its names in one, else nothing."""
+    """Returns ImageNet's names in every spelling if `known` are its names in one spelling, else nothing."""
     if len(known) != _IMAGENET_CLASSES:
         return []
     make_order_safe()
@@ -103,28 +103,27 @@ def _imagenet_spellings(known: Sequence[str]) -> list[list[str]]:
 def head_rows(
     known: Sequence[str] | None, count: int, classes: Sequence[str]
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """Decides which rows of a checkpoint's heads a student keeps when it is fine-tuned on other data.
+    """Selects the rows of a checkpoint's heads that a student keeps in fine-tuning.
 
     Args:
         known: Class names of the checkpoint, or None.
-        count: Classes of its heads; 0 for none.
-        classes: Of the data.
+        count: Number of classes of its heads; 0 without heads.
+        classes: Class names of the data.
 
     Returns:
-        For each class of the data the row of the heads, or None where they must start anew; and the reason, in
-        sentences, where it is not plain.
+        The row of the heads for each class of the data, or None for new heads; and sentences that explain the choice.
     """
     if count == 0:
         return None, ("The checkpoint has no classifier.",)
     if known is None:
         if count == len(classes):
             return tuple(range(count)), (
-                f"The checkpoint does not name its {count} classes; they are taken to be those of the data, in order.",
+                f"The checkpoint does not name its {count} classes. They are taken for those of the data, in order.",
             )
-        return None, (f"The checkpoint has {count} classes and the data has {len(classes)}: the heads start anew.",)
+        return None, (f"The checkpoint has {count} classes and the data has {len(classes)}: the heads are new.",)
     match = match_labels(known, classes)
     if match.missing or len(match.places) != count:
-        return None, ("The classes of the checkpoint are not those of the data: the heads start anew.",)
+        return None, ("The classes of the checkpoint are not those of the data: the heads are new.",)
     if list(known) == list(classes):
         return match.places, ()
-    return match.places, (f"The heads keep their classes, put in the order of the data's {match.rule}.",)
+    return match.places, (f"The heads keep their classes, reordered to those of the data {match.rule}.",)

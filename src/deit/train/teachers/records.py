@@ -1,4 +1,4 @@
-"""Encodes a teacher's answers for the teacher cache: classes, or logits."""
+"""Encodes a teacher's answers for the teacher cache as classes or logits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from deit.core.errors import DamagedFileError
 
 
 class HardRecords:
-    """Records of the class that the teacher ranks first: 2 bytes for each view, 4 above 65,536 classes.
+    """Encodes the teacher's top class in 2 bytes per view, or 4 above 65,536 classes.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -25,14 +25,14 @@ class HardRecords:
         self.bytes_per_view = self._type.itemsize
 
     def encode(self, logits: Tensor) -> bytes:
-        """Turns logits (B, K) into a record."""
+        """Encodes logits (B, K)."""
         return logits.argmax(dim=1).cpu().numpy().astype(self._type).tobytes()
 
     def decode(self, record: bytes) -> Tensor:
-        """Turns a record into classes (B,).
+        """Decodes classes (B,).
 
         Raises:
-            ValueError: A class is none of the K.
+            ValueError: A class number is K or more.
         """
         classes = torch.from_numpy(np.frombuffer(record, self._type).astype(np.int64))
         if len(classes) and int(classes.max()) >= self._classes:
@@ -41,15 +41,15 @@ class HardRecords:
 
 
 class SoftRecords:
-    """Records of the teacher's logits: all of them in fp32, or the k largest in fp16 when there are more classes.
+    """Encodes the teacher's logits: all of them in fp32, or the k largest in fp16 if there are more classes.
 
-    Of the others their common value is kept with which they have the same share of the softened distribution, so that
-    the k largest probabilities stay what they were.
+    Replaces the other logits by one common value that keeps their total share of the softened distribution, so the k
+    largest probabilities do not change.
 
     Args:
-        num_classes: K.
-        top_k: Logits to keep.
-        temperature: With which the distribution will be softened.
+        num_classes: Number of classes K.
+        top_k: Number of logits to keep.
+        temperature: Temperature of the distillation loss.
     """
 
     def __init__(self, num_classes: int, top_k: int, temperature: float) -> None:
@@ -62,13 +62,13 @@ class SoftRecords:
         self.bytes_per_view = self._type.itemsize
 
     def encode(self, logits: Tensor) -> bytes:
-        """Turns logits (B, K) into a record."""
+        """Encodes logits (B, K)."""
         logits = logits.detach().float().cpu()
         views: npt.NDArray[Any] = np.empty(len(logits), self._type)
         if self._kept == self._classes:
             views["logits"] = logits.numpy()
             return views.tobytes()
-        logits = logits - logits.amax(dim=1, keepdim=True)  # the softmax stays the same, and fp16 is finest near 0
+        logits = logits - logits.amax(dim=1, keepdim=True)  # does not change the softmax; fp16 is most precise near 0
         values, classes = logits.topk(self._kept, dim=1)
         others = logits.scatter(1, classes, -torch.inf)
         mass = torch.logsumexp(others / self._temperature, dim=1)
@@ -79,10 +79,10 @@ class SoftRecords:
         return views.tobytes()
 
     def decode(self, record: bytes) -> Tensor:
-        """Turns a record into logits (B, K).
+        """Decodes logits (B, K).
 
         Raises:
-            ValueError: A logit is NaN or infinite, or a class is none of the K.
+            ValueError: A logit is NaN or infinite, or a class number is K or more.
         """
         logits = self._decode(record)
         if not bool(torch.isfinite(logits).all()):

@@ -1,4 +1,4 @@
-"""The teacher: a fixed model of any origin that says what it sees in the student's images."""
+"""Teachers: frozen models of any origin that compute logits for the student's images."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from deit.train.teachers.label_matching import match_labels
 
 logger = logging.getLogger(__name__)
 
-# What a configuration says about the answer of a model beyond its tensors.
+# Fields of a configuration that change the logits but not the tensors.
 _BEYOND_TENSORS = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 
 
 class Teacher:
-    """A frozen model that gives logits for the student's pixels.
+    """A frozen model that computes logits for the student's pixels.
 
-    It is not a module, so a task that holds it can be trained, moved or saved without touching it: its parameters get
-    no gradient, its buffers never change, and it stays in evaluation mode.
+    It is not a module, so training, moving or saving a task that holds it leaves it unchanged: its parameters get no
+    gradient, its buffers never change, and it stays in evaluation mode.
 
-    It is shown the student's view, as in the paper: the same crop, mixed and erased alike, but in its own normalization
-    and at its own size (a view of another shape is squashed to it). The crop that its evaluation would cut plays no
-    part, since a training view has been cut already.
+    The teacher sees the student's view, as in the paper: the same crop, mixing and erasing, but with its own
+    normalization and size (a view of another shape is resized without keeping its aspect ratio). It applies no
+    evaluation crop, because training views are already cropped.
 
-    Convnets with batch norm are kept in the memory format "channels last", in which they are faster and answer the same
-    to rounding. Under autocast the teacher computes in half precision, as the student does.
+    Convnets with batch norm use the memory format "channels last", which is faster and gives the same logits up to
+    rounding. Under autocast the teacher computes in half precision, as the student does.
 
     Args:
-        model: A module or any function from pixels (B, 3, H, W) to logits (B, K).
-        mean: Normalization the model expects, of each channel.
-        std: Likewise.
-        image_size: (height, width) the model expects; None takes the student's.
-        label_names: Names of the classes in the order of the logits; None when unknown.
-        name: For records and messages. A function must have one to be fingerprinted.
+        model: A module or function from pixels (B, 3, H, W) to logits (B, K).
+        mean: Mean of each channel that the model expects.
+        std: Standard deviation of each channel that the model expects.
+        image_size: (height, width) that the model expects; None uses the student's.
+        label_names: Names of the classes in the order of the logits; None if unknown.
+        name: Name for records and messages. `fingerprint` of a function requires one.
 
     Raises:
         ValueError: A weight of the model is NaN or infinite.
@@ -94,17 +94,17 @@ class Teacher:
             model.to(memory_format=torch.channels_last)  # type: ignore[union-attr]
 
     def to(self, device: torch.device) -> Teacher:
-        """Moves the model to a device, and returns the teacher."""
+        """Moves the model to a device and returns the teacher."""
         if isinstance(self.model, nn.Module):
             self.model.to(device)
         return self
 
     def with_classes(self, columns: Sequence[int], label_names: Sequence[str]) -> Teacher:
-        """Returns a teacher with the same model that speaks of some of its classes alone.
+        """Returns a teacher with the same model that is restricted to some of its classes.
 
         Args:
-            columns: Numbers of the model's logits to take, in this order.
-            label_names: Their names.
+            columns: Indices of the model's logits, in the order to return.
+            label_names: Names of these classes.
         """
         chosen = copy.copy(self)
         chosen._columns = tuple(columns if self._columns is None else (self._columns[i] for i in columns))
@@ -112,18 +112,18 @@ class Teacher:
         return chosen
 
     def fingerprint(self) -> str:
-        """Returns a SHA-256 (hex) of all that its answers follow from: weights, buffers, preprocessing and classes.
+        """Returns a SHA-256 (hex) of weights, buffers, preprocessing and classes, which determine the logits.
 
-        The tensors are read once, at the first call. A function cannot be looked into: its name stands for it, so give
-        a new name to what answers differently.
+        Reads the tensors only at the first call. A function is identified by its name only, so pass another name for a
+        function with other answers.
 
         Raises:
             ValueError: The teacher is a function without a name.
         """
         if not isinstance(self.model, nn.Module) and not self._is_named:
             raise UserError(
-                "The teacher is a function, whose answers cannot be told from another's. Pass name= to Teacher, a text "
-                "that stands for it."
+                "The teacher is a function without a name, so its answers cannot be identified. Pass name= to Teacher, "
+                "a text that identifies the function."
             )
         settings: dict[str, Any] = {
             "mean": self.mean,
@@ -142,10 +142,10 @@ class Teacher:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def prepare(self) -> Teacher:
-        """Makes the teacher faster for good, by folding batch norms into convolutions; returns the teacher.
+        """Folds batch norms into convolutions, which makes the teacher faster; returns the teacher.
 
-        The model is changed in place, so this is for models that belong to the teacher alone; `open_teacher` does it.
-        The fingerprint stays that of the weights as they came.
+        Changes the model in place, so call it only for models that nothing else uses; `open_teacher` does. The
+        fingerprint remains that of the original weights.
         """
         if isinstance(self.model, nn.Module) and any(isinstance(m, _BatchNorm) for m in self.model.modules()):
             if self._tensors_hash is None:
@@ -158,18 +158,17 @@ class Teacher:
         """Returns logits (B, K).
 
         Args:
-            pixels: The student's, (B, 3, H, W), normalized with `mean` and `std`: the same view, mixed and erased
-                alike, as in the paper.
-            mean: The student's normalization.
-            std: Likewise.
+            pixels: The student's view (B, 3, H, W), normalized with `mean` and `std`, after mixing and erasing.
+            mean: The student's mean of each channel.
+            std: The student's standard deviation of each channel.
 
         Raises:
             TypeError: The model does not return logits.
-            ValueError: A logit is NaN or infinite: whatever class it were taken for would be wrong.
+            ValueError: A logit is NaN or infinite.
         """
         pixels = self._as_expected(pixels, mean, std)
         if isinstance(self.model, nn.Module):
-            self.model.eval()  # whatever happened to it since: batch norm must not learn
+            self.model.eval()  # again, so that batch norm never updates its statistics
             logits = next(iter(head_logits(self.model, pixels).values()))
         else:
             logits = self.model(pixels)
@@ -209,15 +208,14 @@ def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 class TeacherEnsemble:
-    """Several teachers that speak with one voice: the mean of their probabilities, given as its logarithm.
+    """Several teachers used as one. Returns the logarithm of the mean of their probabilities.
 
-    Used like a `Teacher`. Probabilities are averaged and not logits, so that a teacher whose logits are large does not
-    outshout the others (as in Deep Ensembles, Lakshminarayanan et al. 2017). Each member keeps its own size and
-    normalization.
+    Has the interface of `Teacher`. Averages probabilities, not logits, so that a teacher with large logits does not
+    dominate (as in Deep Ensembles, Lakshminarayanan et al. 2017). Each member keeps its own size and normalization.
 
     Args:
         teachers: The members.
-        name: For records and messages; the members' names without one.
+        name: Name for records and messages. Default: the names of the members.
 
     Raises:
         ValueError: There is no member.
@@ -237,22 +235,22 @@ class TeacherEnsemble:
 
     @property
     def label_names(self) -> list[str] | None:
-        """Names of the classes in the order of the logits; None when no member knows them.
+        """Names of the classes in the order of the logits; None if no member has them.
 
         Raises:
-            ValueError: Members have other classes, or another order of them.
+            ValueError: The members differ in their classes or the order of classes.
         """
         known = [teacher for teacher in self.teachers if teacher.label_names is not None]
         for teacher in known[1:]:
             if teacher.label_names != known[0].label_names:
                 raise UserError(
-                    f"The teachers {known[0].name} and {teacher.name} have other classes, or another order of them. "
-                    "Bring them to the classes of the data with match_teacher."
+                    f"The teachers {known[0].name} and {teacher.name} differ in their classes or the order of classes. "
+                    "Match them to the classes of the data with match_teacher."
                 )
         return known[0].label_names if known else None
 
     def to(self, device: torch.device) -> TeacherEnsemble:
-        """Moves all members to a device, and returns the ensemble."""
+        """Moves all members to a device and returns the ensemble."""
         for teacher in self.teachers:
             teacher.to(device)
         return self
@@ -270,17 +268,17 @@ class TeacherEnsemble:
 
         Raises:
             TypeError: A member does not return logits.
-            ValueError: Members have other classes, or another order of them.
+            ValueError: The members differ in their classes or the order of classes.
         """
-        _ = self.label_names  # raises where members disagree
+        _ = self.label_names  # raises if members differ
         answers = [teacher(pixels, mean=mean, std=std).float() for teacher in self.teachers]
         counts = [answer.shape[1] for answer in answers]
         if len(set(counts)) > 1:
             raise UserError(
-                f"The teachers of {self.name} have other numbers of classes: {counts}. "
-                "Bring them to the classes of the data with match_teacher."
+                f"The teachers of {self.name} have different numbers of classes: {counts}. "
+                "Match them to the classes of the data with match_teacher."
             )
-        # In logarithms throughout: a probability too small for a float must not become minus infinity.
+        # Uses logarithms throughout, so that tiny probabilities do not become minus infinity.
         log_probabilities = torch.stack([F.log_softmax(answer, dim=1) for answer in answers])
         return torch.logsumexp(log_probabilities, dim=0) - math.log(len(answers))
 
@@ -296,7 +294,7 @@ def open_teacher(name_or_dir: str | Path) -> Teacher:
     Raises:
         FileNotFoundError: There is no such folder or name.
         ValueError: The folder or name cannot be used as a teacher.
-        ConnectionError: Published weights cannot be fetched.
+        ConnectionError: Published weights cannot be downloaded.
     """
     text = at_home(str(name_or_dir))
     _, _, name = text.partition("/")
@@ -331,8 +329,8 @@ def open_teachers(names_or_dirs: Sequence[str | Path]) -> Teacher | TeacherEnsem
         names_or_dirs: See `open_teacher`.
 
     Raises:
-        ValueError: There is none, or one cannot be used as a teacher.
-        OSError: As `open_teacher`.
+        ValueError: The list is empty, or a model cannot be used as a teacher.
+        OSError: See `open_teacher`.
     """
     teachers = [open_teacher(name) for name in names_or_dirs]
     return teachers[0] if len(teachers) == 1 else TeacherEnsemble(teachers)
@@ -372,20 +370,20 @@ def _open_torchvision(name: str) -> Teacher:
 def match_teacher(
     teacher: Teacher | TeacherEnsemble, class_names: Sequence[str], image_size: tuple[int, int]
 ) -> Teacher | TeacherEnsemble:
-    """Returns a teacher that speaks of exactly the classes of the data, in their order; it is run once to count them.
+    """Returns a teacher with exactly the classes of the data, in their order. Runs it once to count its logits.
 
-    A teacher with more classes, or with another order of them, is asked for the columns with the names of the data
-    (see `match_labels`); the probabilities of those classes then sum to 1. A teacher whose class names are unknown is
-    taken as it is when their number agrees. Of an ensemble, each member is matched.
+    Selects the logits of a teacher with more classes or another order by the names of the classes (see
+    `match_labels`); their probabilities then sum to 1. Returns a teacher without class names unchanged if the number of
+    classes agrees. Matches each member of an ensemble.
 
     Args:
-        teacher: To be matched.
+        teacher: Teacher to match.
         class_names: Classes of the data, in order.
         image_size: (height, width) of the student's input in pixels.
 
     Raises:
         TypeError: The teacher does not return logits.
-        ValueError: It does not know a class of the data, or has unknown classes of another number.
+        ValueError: The teacher lacks a class of the data, or has no class names and another number of classes.
     """
     if isinstance(teacher, TeacherEnsemble):
         members = [_match_one(member, class_names, image_size) for member in teacher.teachers]
@@ -401,12 +399,12 @@ def _match_one(teacher: Teacher, class_names: Sequence[str], image_size: tuple[i
     known = teacher.label_names
     remedy = "Train it on this data first: deit train DATA --student timm/NAME --out TEACHER."
     if known is not None and len(known) != count:
-        raise UserError(f"The teacher {teacher.name} names {len(known)} classes and gives {count} logits.")
+        raise UserError(f"The teacher {teacher.name} names {len(known)} classes but returns {count} logits.")
     if known is None:
         if count == len(class_names):
             return teacher
         raise UserError(
-            f"The teacher {teacher.name} has {count} classes, whose names are unknown, and the data has "
+            f"The teacher {teacher.name} has {count} classes without names, and the data has "
             f"{len(class_names)}. {remedy}"
         )
     match = match_labels(known, class_names)
@@ -419,6 +417,6 @@ def _match_one(teacher: Teacher, class_names: Sequence[str], image_size: tuple[i
     if known == list(class_names):
         return teacher
     logger.warning(
-        "The teacher %s has %d classes; those of the data are taken from it %s.", teacher.name, count, match.rule
+        "The teacher %s has %d classes. The classes of the data are selected %s.", teacher.name, count, match.rule
     )
     return teacher.with_classes(match.places, class_names)
