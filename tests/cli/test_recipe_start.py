@@ -15,10 +15,13 @@ import yaml
 from safetensors.torch import load_file
 
 import deit.cli.pretrain
+import deit.cli.terminal.planned
 import deit.cli.train
 import deit.train.students.deit
 import deit.train.trial
 from deit.core.published import VARIANTS
+from deit.train.planning import make_plan
+from deit.train.planning.facts import Speed
 from deit.train.recipes.catalog import list_recipes, named_recipe
 from deit.train.recipes.recipe import Recipe
 from deit.train.students import start
@@ -26,6 +29,7 @@ from deit.train.teachers import teacher
 from tests.cli.conftest import RATE, SHORT, VARIANT, deit as command, is_refused, succeeds
 
 DOCS = Path(__file__).parents[2] / "docs"
+FAST = Speed(step=0.01, light_view=0.001, strong_view=0.001, evaluation=0.001)
 START = ("student", "config", "image_size", "partial_patches", "init", "teacher")
 
 
@@ -64,6 +68,8 @@ def dry(monkeypatch, tmp_path) -> Any:
         for module in (deit.train.students.deit, deit.train.trial):
             monkeypatch.setattr(module, name, on_meta)
     monkeypatch.setattr(deit.cli.train, "run_fit", stop)
+    monkeypatch.setattr(deit.cli.terminal.planned, "run_fit", stop)
+    monkeypatch.setattr(make_plan, "measure", lambda *_, **__: FAST)
     monkeypatch.setattr(deit.cli.pretrain, "run_fit", stop)
 
     def run(*arguments: object) -> dict[str, Any]:
@@ -203,5 +209,6 @@ def test_every_command_of_the_page_goes_on_to_its_first_step(page, dry, photos, 
         assert words[words.index("--out") + 1]
         del words[words.index("--out") : words.index("--out") + 2]
         extra = ("--image-size", 32, *RATE) if VARIANT in words else ()
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)  # a planned training begins with its plan
         run = dry(*words, *extra)
         assert isinstance(run["result"].exception, Started), f"{line}\n{run['result'].output}"

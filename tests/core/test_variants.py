@@ -69,6 +69,8 @@ def test_all_published_models_have_a_name_and_a_source():
         "deit-tiny-distilled-patch4-32",
         "deit-micro-distilled-patch4-32",
         "deit-mini-distilled-patch4-32",
+        "deit-micro-distilled-patch8-64",
+        "deit-mini-distilled-patch8-64",
     }
 
 

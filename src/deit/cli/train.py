@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +21,18 @@ from deit.cli.terminal.parameters import (
     path,
     place,
 )
+from deit.cli.terminal.planned import (
+    TrainCommand,
+    check_folders,
+    go_on_as_planned,
+    is_planned,
+    open_named_teachers,
+    recipe_of_run,
+    resolved_recipe,
+    timed_recipe,
+    train_as_planned,
+)
 from deit.cli.terminal.settings import (
-    check_freeze,
     describe_start,
     named_settings,
     named_start,
@@ -78,10 +89,22 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         metavar="RECIPE",
-        help="Training recipe: a name that deit recipes lists, or a YAML file.",
-        show_default="that of the DeiT paper",
+        help="Training recipe: a name that deit recipes lists, or a YAML file. auto chooses one for the images, this "
+        "machine and --minutes.",
+        show_default="auto without --epochs, that of the DeiT paper with it",
         parser=place,
     ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        help="Time that the training may take; the number of epochs is chosen by the measured speed.",
+        show_default="chosen by the number of images, or the epochs of the recipe",
+    ),
+]
+PlanOnly = Annotated[
+    bool, typer.Option("--plan", help="Print the chosen training, the reasons and the forecast, and stop.")
 ]
 LabelCount = Annotated[
     str | None,
@@ -118,6 +141,8 @@ def train(
     teacher: Teachers = None,
     teacher_cache: CacheFolder = None,
     recipe: RecipeName = None,
+    minutes: Minutes = None,
+    plan: PlanOnly = False,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
@@ -130,89 +155,69 @@ def train(
 ) -> None:
     """Train a classifier from labels, or from labels and a teacher.
 
+    Without --recipe and --epochs, chooses the training: student, image size, batch, epochs, views and teacher, by the
+    images, the weights at hand, this machine and --minutes. Prints the reasons. Whatever you set is kept.
+
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     from deit.runtime.processes import process_group
+
+    started = time.monotonic()
+    planned = is_planned(recipe, epochs, set_ or [], minutes)
+    student, init = named_start(student, init, set_ or [])
+    found = recipe_of_run(out) if planned and resume else None
+    given = found[0] if found else _open_recipe(None if planned else recipe, init, planned=planned)
+    settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
+    settings |= _label_settings(labels) | ({"freeze": freeze} if freeze else {})
+    chosen = given.with_settings(settings)
+    if resume:
+        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []))
+    command = TrainCommand(
+        data=data, out=out, student=student, init=init, teachers=teacher or [], teacher_cache=teacher_cache,
+        image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started,
+    )  # fmt: skip
+    with process_group(device) as processes:
+        if found is not None and found[1] is not None:
+            go_on_as_planned(command, found[1], chosen, processes)
+        elif planned and found is None:
+            train_as_planned(command, chosen, settings, processes)
+        else:
+            _train(command, chosen, processes)
+
+
+def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
+    """Trains by a recipe that is given."""
     from deit.train.open_images import open_images
     from deit.train.run.folder import is_finished
     from deit.train.trial import try_start
 
-    student, init = named_start(student, init, set_ or [])
-    given = _open_recipe(recipe, init)
-    settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
-    chosen = given.with_settings(settings | _label_settings(labels) | ({"freeze": freeze} if freeze else {}))
-    if resume:
-        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []))
-    with process_group(device) as processes:
-        resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size, teacher or []))
-        processes.on_first(lambda: _check_folders(data, out, teacher_cache, resolved, resume=resume))
-        processes.on_each(lambda: try_start(resolved, device, processes))
-        teachers = _open_teachers(resolved, teacher_cache, given=bool(teacher))
-        taught = bool(resolved.teacher) or teacher_cache is not None
-        images = open_on_first(processes, lambda update: open_images(data, resolved, taught=taught, progress=update))
-        built, task = processes.on_each(lambda: _build(teachers, images, resolved, cached=teacher_cache is not None))
-        processes.on_first(lambda: _check_cache(teacher_cache, task, images, resolved, processes))
-        if processes.is_first and not (resume and is_finished(out, resolved)):
-            _print_plan(images, resolved, built, taught=taught, teacher_cache=teacher_cache, asked=bool(teachers))
-        result = run_fit(
-            task, images, resolved, processes, out=out, device=device, resume=resume, teacher_cache=teacher_cache
-        )
-        if processes.is_first:
-            print_result(result)
+    out, cache, device, resume = command.out, command.teacher_cache, command.device, command.resume
+    resolved = processes.on_first(lambda: resolved_recipe(command, chosen))
+    processes.on_first(lambda: check_folders(command, resolved))
+    processes.on_each(lambda: try_start(resolved, device, processes))
+    teachers = open_named_teachers(resolved, cache, given=bool(command.teachers))
+    taught = bool(resolved.teacher) or cache is not None
+    images = open_on_first(
+        processes, lambda update: open_images(command.data, resolved, taught=taught, progress=update)
+    )
+    recipe = processes.on_first(lambda: timed_recipe(command, resolved, images))
+    built, task = processes.on_each(lambda: _build(teachers, images, recipe, cached=cache is not None))
+    processes.on_first(lambda: _check_cache(cache, task, images, recipe, processes))
+    if processes.is_first and not (resume and is_finished(out, recipe)):
+        _print_plan(images, recipe, built, taught=taught, teacher_cache=cache, asked=bool(teachers))
+    if command.plan_only:
+        return
+    result = run_fit(task, images, recipe, processes, out=out, device=device, resume=resume, teacher_cache=cache)
+    if processes.is_first:
+        print_result(result)
 
 
-def _open_recipe(name_or_path: str | None, init: str | None) -> Recipe:
+def _open_recipe(name_or_path: str | None, init: str | None, *, planned: bool) -> Recipe:
     from deit.train.recipes.recipe import Recipe
 
     recipe = Recipe() if name_or_path is None else open_named_recipe(name_or_path, "train")
-    needs_one = not (recipe.student or recipe.init or init)
+    needs_one = not (planned or recipe.student or recipe.init or init)
     return recipe.with_settings({"student": DEFAULT_STUDENT}) if needs_one else recipe
-
-
-def _resolved(
-    recipe: Recipe, student: str | None, init: str | None, image_size: int | None, teachers: list[str]
-) -> Recipe:
-    """Returns the recipe with student and weights filled in. Checks that they exist, before any image is read."""
-    from deit.core.published import VARIANTS
-    from deit.train.build_task import no_distillation_head
-    from deit.train.students.start import resolved_start
-
-    resolved = resolved_start(
-        recipe, student=student, init=init, image_size=image_size, teachers=teachers, open_weights=True
-    )
-    check_freeze(resolved)
-    variant = VARIANTS.get(resolved.student)
-    if resolved.teacher and (resolved.student.startswith("timm/") or (variant and not variant.distilled)):
-        raise no_distillation_head(resolved.student)
-    return resolved
-
-
-def _check_folders(data: str, out: Path, teacher_cache: Path | None, recipe: Recipe, *, resume: bool) -> None:
-    from deit.train.run.folder import check_run_folder, refuse_inside_data
-    from deit.train.teachers.cache import is_cache
-
-    refuse_inside_data(out, data, "--out")
-    if teacher_cache is not None and not is_cache(teacher_cache):
-        refuse_inside_data(teacher_cache, data, "--teacher-cache")
-    check_run_folder(out, recipe, resume=resume)
-
-
-def _open_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> Any:
-    """Opens the teachers, unless a cache already holds the outputs of the recipe's."""
-    from deit.train.teachers.cache import is_cache
-    from deit.train.teachers.teacher import open_teachers
-
-    if not recipe.teacher or (cache is not None and not given and is_cache(cache)):
-        return None
-    try:
-        return open_teachers(list(recipe.teacher))
-    except OSError as error:
-        if given:
-            raise
-        raise OSError(
-            f"The recipe learns from the teacher {', '.join(recipe.teacher)}. {error} Or pass another with --teacher, "
-            "or --set teacher= to learn from labels alone."
-        ) from error
 
 
 def _check_cache(folder: Path | None, task: Any, images: Data, recipe: Recipe, processes: Processes) -> None:

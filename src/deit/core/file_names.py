@@ -16,4 +16,6 @@ LAST_NAME = "last"  # a model directory: the weights after the last step, where 
 HISTORY_NAME, HISTORY_TABLE_NAME = "metrics.jsonl", "metrics.csv"
 CURVES_NAME = "curves.png"
 RECONSTRUCTION_NAME = "reconstruction.png"
+PLAN_NAME = "plan.json"  # why a planned training is as it is, and how long it takes
+TEACHER_NAME = "teacher"  # a folder: the run of the teacher that a planned training begins with
 PICTURES_NAME = "pictures"  # a folder of earlier reconstructions

@@ -119,11 +119,17 @@ VARIANTS: dict[str, Variant] = {
     "deit-mini-distilled-patch4-32": Variant(
         hidden_size=128, depth=4, num_heads=4, image_size=32, patch_size=4, distilled=True,
     ),
+    "deit-micro-distilled-patch8-64": Variant(
+        hidden_size=192, depth=6, num_heads=3, image_size=64, patch_size=8, distilled=True,
+    ),
+    "deit-mini-distilled-patch8-64": Variant(
+        hidden_size=128, depth=4, num_heads=4, image_size=64, patch_size=8, distilled=True,
+    ),
 }  # fmt: skip
-"""Name to architecture: the published models, and four without weights for images of 32 x 32 pixels.
+"""Name to architecture: the published models, and six without weights for small images.
 
-The four are the student of the demo, the paper's tiny model with patches of 4 pixels (5.4 million parameters), and two
-that train on a CPU (2.7 and 0.8 million).
+They are the student of the demo, the paper's tiny model with patches of 4 pixels (5.4 million parameters), two that
+train on a CPU (2.7 and 0.8 million), and these two with patches of 8 pixels, for photos.
 """
 
 

@@ -340,11 +340,12 @@ class _ProgressLines:
             return
         self._told = now
         pace = (done - self._first) / since if since else 0.0
-        left = f", about {_duration((total - done) / pace)} left" if pace else ""
+        left = f", about {duration((total - done) / pace)} left" if pace else ""
         say(f"{self._label}: {done} of {total}{left}{text and ', '}{text}", err=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Returns seconds as a text: seconds below a minute, minutes, or hours and minutes."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{max(round(seconds), 1)} s"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from deit.train.progress import FitResult, StepEvent
     from deit.train.recipes.recipe import Recipe
 
-_LARGEST_WARMUP = 0.1  # share of the epochs
-
 
 def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
     """Opens a recipe by file or name. A name must be one of the command's recipes.
@@ -40,17 +38,12 @@ def open_named_recipe(name_or_path: str, verb: str) -> Recipe:
 def recipe_settings(
     recipe: Recipe, *, epochs: int | None, batch_size: int | None, seed: int | None, given: list[str]
 ) -> dict[str, Any]:
-    """Returns the settings that options set; `given` holds the texts of --set.
+    """Returns the settings that options set; `given` holds the texts of --set. See `other_length` for --epochs."""
+    from deit.train.recipes.fitting import other_length
 
-    Fewer epochs have no more of them as warm-up than a tenth, or the recipe's share where that is larger: five of ten
-    would leave the learning rate no time at its height.
-    """
     settings: dict[str, Any] = {}
     if epochs is not None:
-        settings["schedule.epochs"] = epochs
-        warmup = recipe.schedule.warmup_epochs
-        share = max(warmup / recipe.schedule.epochs, _LARGEST_WARMUP)
-        settings["schedule.warmup_epochs"] = min(warmup, round(share * epochs, 3))
+        settings |= other_length(recipe, epochs)
     if batch_size is not None:
         settings["batch_size"] = batch_size
     if seed is not None:
@@ -147,8 +140,25 @@ def open_on_first(processes: Processes, open_images: Callable[[Any], Data]) -> D
     return images
 
 
-def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **options: Any) -> FitResult:
-    """Trains with a progress bar and a line for each evaluation. After Ctrl-C, prints how to resume."""
+def run_fit(
+    task: Any,
+    images: Data,
+    recipe: Recipe,
+    processes: Processes,
+    *,
+    watch: Callable[[StepEvent], None] | None = None,
+    **options: Any,
+) -> FitResult:
+    """Trains with a progress bar and a line for each evaluation. After Ctrl-C, prints how to resume.
+
+    Args:
+        task: See `fit`.
+        images: See `fit`.
+        recipe: See `fit`.
+        processes: Processes of the training.
+        watch: Called after every step, beside the progress bar.
+        **options: Further arguments of `fit`.
+    """
     from deit.runtime.signals import TrainingInterrupted
     from deit.train.loop import fit
 
@@ -159,6 +169,8 @@ def run_fit(task: Any, images: Data, recipe: Recipe, processes: Processes, **opt
             def on_step(event: StepEvent) -> None:
                 text = f"{event.images_per_second:.0f} images/s, epoch {event.epoch}, loss {event.loss:.3f}"
                 update(event.step, event.total_steps, text)
+                if watch is not None:
+                    watch(event)
 
             on_epoch = _print_epoch if processes.is_first else None
             return fit(task, images, recipe, on_step=on_step, on_epoch=on_epoch, **options)

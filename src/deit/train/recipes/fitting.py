@@ -1,15 +1,29 @@
-"""Fits settings of large data sets to small ones: the batch size, and the size of hidden blocks."""
+"""Fits settings: batch size and hidden blocks to small data sets, the warm-up to the number of epochs."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from deit.core.errors import UserError
 from deit.data.masks import BlockMasks
+from deit.train.recipes.recipe import Recipe
 
 _STEPS_PER_EPOCH = 10  # at least; one step per epoch hardly trains
 _LEAST_BATCH = 8
+_LARGEST_WARMUP = 0.1  # share of the epochs
 _BLOCKS_PER_SIDE = 7  # of SimMIM: 224 pixels in blocks of 32
+
+
+def other_length(recipe: Recipe, epochs: int) -> dict[str, Any]:
+    """Returns the settings that give a recipe another number of epochs.
+
+    Fewer epochs have no more of them as warm-up than a tenth, or the recipe's share where that is larger: five of ten
+    would leave the learning rate no time at its height.
+    """
+    warmup = recipe.schedule.warmup_epochs
+    share = max(warmup / recipe.schedule.epochs, _LARGEST_WARMUP)
+    return {"schedule.epochs": epochs, "schedule.warmup_epochs": min(warmup, round(share * epochs, 3))}
 
 
 def fitting_batch(images: int, batch_size: int, multiple: int = 1) -> int:

@@ -10,7 +10,16 @@ from typing import Any
 from torch import nn
 
 from deit.core.errors import DamagedFileError, UserError
-from deit.core.file_names import CARD_NAME, LAST_NAME, PICTURES_NAME, RECIPE_NAME, STATE_NAME, TRAINING_NAME
+from deit.core.file_names import (
+    CARD_NAME,
+    LAST_NAME,
+    PICTURES_NAME,
+    PLAN_NAME,
+    RECIPE_NAME,
+    STATE_NAME,
+    TEACHER_NAME,
+    TRAINING_NAME,
+)
 from deit.core.files import remove_leftovers, replace_folder_content, write_json_atomically, write_text_atomically
 from deit.core.labels import id2label_from_names
 from deit.core.model_directory import is_run_folder, read_training_record
@@ -101,7 +110,9 @@ def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
             )
         return
     recipe.check_learning_rates()
-    if out.is_dir() and any(path.name != LOCK_NAME for path in out.iterdir()):
+    # What a planned training writes before its student begins; its teacher's run lies in it.
+    planned = {PLAN_NAME, TEACHER_NAME} if (out / PLAN_NAME).is_file() else set()
+    if out.is_dir() and any(path.name not in {LOCK_NAME, *planned} for path in out.iterdir()):
         what = "a run" if recipe_file.is_file() else "other files"
         raise FileExistsError(f"{out} holds {what} already. Pass a new folder, or --resume to go on with a run.")
 

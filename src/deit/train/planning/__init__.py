@@ -1,0 +1,1 @@
+"""Chooses a training for images and a machine, says why, and forecasts how long it takes."""

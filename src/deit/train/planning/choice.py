@@ -1,0 +1,260 @@
+"""Chooses the recipe of a training from measured designs, with a reason for each choice. A pure function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deit.core.errors import UserError
+from deit.core.printable import counted
+from deit.train.planning.designs import THUMBNAIL, Design
+from deit.train.planning.facts import DataFacts, MachineFacts, Speed, Wishes
+from deit.train.planning.plan import Forecast, Plan
+from deit.train.planning.timing import Timing
+from deit.train.recipes.recipe import Recipe
+
+OFTEN = 40  # an image that is shown more often than this is varied strongly
+LEAST_EPOCHS = 3  # fewer teach nothing that a plan could stand behind
+TEACHER_SHARE = 0.5  # of the time
+_SMALLEST_USE_OF_TEACHER = 60.0  # seconds; below, the student needs all of the time
+_WANTED_STEPS = 2000  # of a student; a larger one is taken where it gets so many
+_LARGER = 2.0  # the next larger student costs about so many times as much
+_WARM_UP = 0.1  # of the epochs
+
+LIGHT: dict[str, Any] = {"augment.rand_augment": "", "augment.erase_rate": 0.0, "augment.mix_rate": 0.0}
+STRONG: dict[str, Any] = {"augment.mixup_alpha": 0.0, "augment.mix_rate": 0.5}
+_CROPS: dict[bool, dict[str, Any]] = {True: {"augment.crop": "padded"}, False: {"augment.crop_scale": (0.35, 1.0)}}
+_SCRATCH: dict[str, Any] = {
+    "drop_path_rate": 0.0,
+    "optimizer.reference_batch_size": 0,
+    "optimizer.clip_grad": 1.0,
+    "optimizer.lr": 1e-3,
+}
+_CONVNET: dict[str, Any] = {**_SCRATCH, "optimizer.lr": 2e-3}
+_FINE_TUNED: dict[str, Any] = {
+    "drop_path_rate": 0.0,
+    "optimizer.reference_batch_size": 0,
+    "optimizer.clip_grad": 1.0,
+    "optimizer.lr": 2e-4,
+    "optimizer.layer_decay": 0.75,
+    "schedule.min_lr": 1e-6,
+}
+_PROBE: dict[str, Any] = {**_SCRATCH, "optimizer.lr": 1e-3}
+_SOFT: dict[str, Any] = {
+    "distillation.kind": "soft",
+    "distillation.temperature": 1.0,
+    "distillation.weight": 0.8,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A design with its speed.
+
+    Attributes:
+        design: The design.
+        speed: Of the student's training.
+        of_teacher: Of the teacher's training; None without a teacher.
+    """
+
+    design: Design
+    speed: Speed
+    of_teacher: Speed | None = None
+
+
+def default_minutes(data: DataFacts, machine: MachineFacts) -> float:
+    """Returns the minutes that a training may take where nobody said: 5 to 30 on a CPU, 3 to 20 on a GPU."""
+    if machine.device == "cpu":
+        return float(min(max(round(data.images / 200), 5), 30))
+    return float(min(max(round(data.images / 2500), 3), 20))
+
+
+def choose(
+    data: DataFacts,
+    machine: MachineFacts,
+    wishes: Wishes,
+    measured: Sequence[Measured],
+) -> Plan:
+    """Chooses a training.
+
+    Args:
+        data: The images.
+        machine: The machine.
+        wishes: What the user has chosen; it stays.
+        measured: What was measured, from the smallest student to the largest.
+
+    Returns:
+        The plan. It sets what the wishes leave open.
+
+    Raises:
+        UserError: The time is too short to learn anything.
+    """
+    minutes = default_minutes(data, machine) if wishes.minutes is None else wishes.minutes
+    left = 60 * minutes - wishes.spent
+    best = next((each for each in reversed(measured) if _gets_steps(data, machine, left, each)), measured[0])
+    design, speed, of_teacher = best.design, best.speed, best.of_teacher
+    taught = of_teacher is not None and left >= _SMALLEST_USE_OF_TEACHER and design.teacher != ""
+    for_teacher = TEACHER_SHARE * left if taught else 0.0
+    reasons = [_on_images(data), _on_design(data, machine, design)]
+    teacher_recipe, teacher_seconds = None, 0.0
+    if taught and of_teacher is not None:
+        teacher_recipe, teacher_seconds, told = _teacher(data, machine, wishes, design, of_teacher, for_teacher)
+        reasons.append(told)
+    elif design.teacher:
+        reasons.append(f"No teacher: {left:.0f} seconds are too few to train one first.")
+    recipe, seconds, more = _student(
+        data, machine, wishes, design, speed, left - teacher_seconds, taught=taught or "teacher" in wishes.settings
+    )
+    memory = max(speed.memory, of_teacher.memory if of_teacher else 0)
+    return Plan(
+        recipe=recipe,
+        teacher_recipe=teacher_recipe,
+        reasons=(*reasons, *more),
+        forecast=Forecast(planning=wishes.spent, teacher=teacher_seconds, student=seconds, memory=memory),
+        minutes=minutes,
+    )
+
+
+def has_time_to_spare(data: DataFacts, machine: MachineFacts, wishes: Wishes, measured: Measured) -> bool:
+    """Whether a design gets so many steps that a larger student is worth measuring."""
+    minutes = default_minutes(data, machine) if wishes.minutes is None else wishes.minutes
+    return _gets_steps(data, machine, 60 * minutes - wishes.spent, measured, times=_LARGER)
+
+
+def _gets_steps(data: DataFacts, machine: MachineFacts, left: float, measured: Measured, *, times: float = 1) -> bool:
+    """Whether the student gets enough steps in its share of the time."""
+    has_teacher = measured.of_teacher is not None
+    timing = _timing(data, machine, measured.design.batch_size, measured.speed, taught=has_teacher)
+    share = 1 - TEACHER_SHARE if has_teacher else 1.0
+    return timing.epochs_in(share * left) * timing.steps_per_epoch >= times * _WANTED_STEPS
+
+
+def _timing(data: DataFacts, machine: MachineFacts, batch: int, speed: Speed, *, taught: bool = False) -> Timing:
+    return Timing(
+        speed=speed,
+        images=data.images if taught else data.labelled,
+        val_images=data.val_images,
+        batch_size=batch,
+        workers=machine.workers,
+    )
+
+
+def _epochs(timing: Timing, seconds: float, minutes_spent: float) -> tuple[Timing, int]:
+    """Returns the timing with the views that fit the number of epochs, and that number."""
+    epochs = timing.epochs_in(seconds)
+    if epochs <= OFTEN:
+        light = Timing(**{**vars(timing), "strong": False})
+        epochs = min(light.epochs_in(seconds), OFTEN) or light.epochs_in(seconds)
+        timing = light
+    if epochs < LEAST_EPOCHS:
+        least = (timing.seconds(LEAST_EPOCHS) + minutes_spent) / 60
+        raise UserError(
+            f"The time is too short: {counted(timing.images, 'image')} take {timing.epoch:.1f} s a pass here, and "
+            f"{LEAST_EPOCHS} passes are the least that is useful. Pass --minutes {rounded_up(least):g} or more."
+        )
+    return timing, epochs
+
+
+def rounded_up(minutes: float) -> float:
+    """Returns minutes with a fifth more, rounded up to a number that can be typed."""
+    scale = 10 if minutes < 10 else 1
+    return math.ceil(minutes * 1.2 * scale) / scale
+
+
+def _teacher(
+    data: DataFacts, machine: MachineFacts, wishes: Wishes, design: Design, speed: Speed, seconds: float
+) -> tuple[Recipe, float, str]:
+    base = _timing(data, machine, design.batch_size, speed)
+    timing, epochs = _epochs(base, seconds, wishes.spent)
+    own = {"student": design.teacher, "image_size": design.teacher_size, "init": design.teacher_init}
+    shared = {
+        name: value
+        for name, value in wishes.settings.items()
+        if name.startswith(("data.", "augment.")) or name in ("seed", "precision", "num_workers")
+    }
+    settings = {
+        **(_FINE_TUNED if design.teacher_init else _CONVNET),
+        **_schedule(timing, epochs),
+        **_views(data, design.teacher_size, timing.strong),
+        "batch_size": design.batch_size,
+        **shared,
+        **own,
+    }
+    told = (
+        f"Teacher: {design.teacher} at {design.teacher_size} pixels, trained first for {counted(epochs, 'epoch')} "
+        f"({'strong' if timing.strong else 'light'} views). A convnet learns more from few images, and its answers "
+        "teach the student."
+    )
+    return Recipe().with_settings(settings), timing.seconds(epochs), told
+
+
+def _student(
+    data: DataFacts,
+    machine: MachineFacts,
+    wishes: Wishes,
+    design: Design,
+    speed: Speed,
+    seconds: float,
+    *,
+    taught: bool,
+) -> tuple[Recipe, float, list[str]]:
+    batch = design.batch_size
+    timing, epochs = _epochs(_timing(data, machine, batch, speed, taught=taught), seconds, wishes.spent)
+    is_convnet = design.student.startswith("timm/")
+    kind = _PROBE if design.freeze == "trunk" else _FINE_TUNED if design.init else _CONVNET if is_convnet else _SCRATCH
+    settings: dict[str, Any] = {
+        **kind,
+        **_schedule(timing, epochs),
+        **_views(data, design.image_size, timing.strong),
+        **(_SOFT if taught else {}),
+        "student": design.student,
+        "init": design.init,
+        "image_size": design.image_size,
+        "batch_size": batch,
+        "freeze": design.freeze,
+    }
+    recipe = Recipe().with_settings({**settings, **wishes.settings})
+    reasons = [
+        f"{counted(epochs, 'epoch')} of {counted(timing.steps_per_epoch, 'step')} in batches of {batch}: what "
+        f"{_duration(seconds)} allow at {1000 * timing.epoch / timing.steps_per_epoch:.0f} ms a step, measured here.",
+        f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else 'light (crops and flips)'}, because "
+        f"each image is shown {counted(epochs, 'time')}.",
+    ]
+    kept = [name for name in wishes.settings if name in settings or not name.startswith("data.")]
+    if kept:
+        reasons.append(f"Kept as you set them: {', '.join(sorted(kept))}.")
+    return recipe, timing.seconds(epochs), reasons
+
+
+def _schedule(timing: Timing, epochs: int) -> dict[str, Any]:
+    return {
+        "schedule.epochs": epochs,
+        "schedule.warmup_epochs": round(_WARM_UP * epochs, 3),
+        "eval_epochs": timing.eval_epochs(epochs),
+        "crop_ratio": 1.0,
+    }
+
+
+def _views(data: DataFacts, side: int, strong: bool) -> Mapping[str, Any]:
+    return {**(STRONG if strong else LIGHT), **_CROPS[data.side <= max(THUMBNAIL, side)]}
+
+
+def _on_images(data: DataFacts) -> str:
+    more = f", {data.unlabelled} more without a label" if data.unlabelled else ""
+    return (
+        f"{counted(data.labelled, 'training image')} of {counted(data.classes, 'class', 'classes')}{more}, typically "
+        f"{data.side} pixels on the shorter side."
+    )
+
+
+def _on_design(data: DataFacts, machine: MachineFacts, design: Design) -> str:
+    size = f" at {design.image_size} pixels" if design.image_size else ""
+    start = f"starts from {design.init}" if design.init else "starts from random weights"
+    where = f"{counted(machine.cores, 'core')}, {machine.precision}" if machine.device == "cpu" else machine.name
+    return f"Student: {design.student or 'that of the weights'}{size}, which {start}. Machine: {where}."
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,172 @@
+"""Lists the trainings that are worth measuring: student, size of images, batch and teacher."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from deit.core.errors import UserError
+from deit.core.published import VARIANTS
+from deit.core.scores.metrics import SINGLE_LABEL
+from deit.train.planning.facts import DataFacts, MachineFacts, Reachable, Wishes
+
+THUMBNAIL = 48  # pixels; images up to this size are trained at 32, where a patch of 16 would see almost nothing
+_THUMBNAILS = ("deit-mini-distilled-patch4-32", "deit-micro-distilled-patch4-32")
+_THUMBNAILS_GPU = ("deit-micro-distilled-patch4-32", "deit-tiny-distilled-patch4-32")
+_PHOTOS = ("deit-mini-distilled-patch8-64", "deit-micro-distilled-patch8-64")
+_PHOTOS_GPU = ("deit-tiny-distilled-patch16-224",)
+_TEACHER, _TEACHER_GPU = "timm/resnet10t", "timm/resnet18"
+_LARGEST_BATCH, _LARGEST_BATCH_GPU = 64, 256
+_LEAST_BATCH = 8
+_STEPS_PER_EPOCH = 10
+_MEMORY_SHARE = 0.7  # of what is free
+_PUBLISHED_ON_CPU = 25_000_000  # parameters; larger published models are left to GPUs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """One training to be measured.
+
+    Attributes:
+        student: A variant of this package or `timm/NAME`; empty where the weights bring their architecture.
+        init: Weights to start from; empty for random ones.
+        image_size: Side of the input in pixels; 0 for the student's own.
+        batch_size: Images in a step.
+        teacher: `timm/NAME` of a convnet that is trained first; empty for none.
+        teacher_size: Side of its input in pixels.
+        teacher_init: Weights that it starts from; empty for random ones.
+        freeze: See `Recipe`.
+    """
+
+    student: str
+    init: str = ""
+    image_size: int = 0
+    batch_size: int = 64
+    teacher: str = ""
+    teacher_size: int = 0
+    teacher_init: str = ""
+    freeze: str = ""
+
+
+def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: Reachable) -> list[Design]:
+    """Returns the trainings that are worth measuring, those of the smallest student first.
+
+    Args:
+        data: The images.
+        machine: The machine.
+        wishes: What the user has chosen.
+        reachable: Published weights that are here.
+
+    Raises:
+        UserError: A batch of two images does not fit into memory.
+    """
+    chosen, on_gpu = wishes.settings, machine.device != "cpu"
+    student, init = str(chosen.get("student") or ""), str(chosen.get("init") or "")
+    size = int(chosen.get("image_size") or 0)
+    batch = int(chosen.get("batch_size") or _batch(data.images, on_gpu, machine.processes))
+    if init or student.startswith("timm/"):
+        starts = [(student, init, size)]
+    elif student:
+        own = VARIANTS[student].image_size if student in VARIANTS else 0
+        starts = [(student, "", size or _size_for(own, data.side, student))]
+    elif "init" not in chosen and (published := _published(data, reachable, on_gpu)):
+        starts = [(name, VARIANTS[name].source or "", size) for name in published]
+    else:
+        starts = [
+            (name, "", size or _size_for(VARIANTS[name].image_size, data.side, name)) for name in _scratch(data, on_gpu)
+        ]
+    found = []
+    for name, weights, side in starts:
+        teacher = _teacher(name, weights, data, wishes, reachable, on_gpu)
+        fitting = batch if "batch_size" in chosen else fitting_memory(name, side, batch, machine)
+        found.append(
+            Design(
+                student=name, init=weights, image_size=side, batch_size=fitting, teacher=teacher,
+                teacher_size=_teacher_size(side or data.side, data.side) if teacher else 0,
+                teacher_init=teacher if teacher in reachable.convnets else "",
+                freeze=str(chosen.get("freeze") or ""),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _batch(images: int, on_gpu: bool, processes: int) -> int:
+    """Returns a batch size of which an epoch has ten, within limits; even, and a multiple of the processes."""
+    largest = _LARGEST_BATCH_GPU if on_gpu else _LARGEST_BATCH
+    size = largest
+    while size > _LEAST_BATCH and images < size * _STEPS_PER_EPOCH:
+        size //= 2
+    multiple = math.lcm(2, processes)
+    return max(min(size, images) // multiple, 1) * multiple
+
+
+def _size_for(own: int, side: int, student: str) -> int:
+    """Returns the size at which a new student is trained: its own, or half where the images are no larger."""
+    patch = VARIANTS[student].patch_size if student in VARIANTS else 16
+    if not own or not side or side >= own:
+        return own
+    return max(-(-side // patch) * patch, 4 * patch)
+
+
+def _published(data: DataFacts, reachable: Reachable, on_gpu: bool) -> list[str]:
+    """Returns the published variants that are here and fit, the smallest first; thumbnails have no use for them."""
+    if data.side <= THUMBNAIL:
+        return []
+    sizes = [n for n in reachable.students if on_gpu or (VARIANTS[n].parameters or 0) <= _PUBLISHED_ON_CPU]
+    distilled = [name for name in sizes if VARIANTS[name].distilled]
+    return distilled or sizes
+
+
+def _scratch(data: DataFacts, on_gpu: bool) -> tuple[str, ...]:
+    if data.side <= THUMBNAIL:
+        return _THUMBNAILS_GPU if on_gpu else _THUMBNAILS
+    return _PHOTOS_GPU if on_gpu else _PHOTOS
+
+
+def _teacher(student: str, init: str, data: DataFacts, wishes: Wishes, reachable: Reachable, on_gpu: bool) -> str:
+    """Returns the convnet to train first, or "" for none."""
+    if "teacher" in wishes.settings or init or student.startswith("timm/") or data.problem_type != SINGLE_LABEL:
+        return ""
+    if student in VARIANTS and not VARIANTS[student].distilled:
+        return ""
+    if reachable.convnets:
+        return reachable.convnets[0]
+    return _TEACHER_GPU if on_gpu else _TEACHER
+
+
+def _teacher_size(student_size: int, side: int) -> int:
+    """Returns the size of the teacher's input: the student's, so that both see the same pixels."""
+    return student_size
+
+
+def fitting_memory(student: str, side: int, batch_size: int, machine: MachineFacts) -> int:
+    """Returns a batch size whose training fits into memory: the one wished for, halved as often as needed.
+
+    Raises:
+        UserError: Two images are too many.
+    """
+    if student not in VARIANTS or not machine.memory:
+        return batch_size
+    size = batch_size
+    while memory_of(student, side, size) > _MEMORY_SHARE * machine.memory:
+        if size <= 2:
+            free = machine.memory / 2**30
+            raise UserError(
+                f"There is too little memory to train {student} at {side or VARIANTS[student].image_size} pixels: "
+                f"{memory_of(student, side, 2) / 2**30:.1f} GB are needed for 2 images and {free:.1f} GB are free. "
+                "Pass a smaller --student or --image-size."
+            )
+        size //= 2
+    return size
+
+
+def memory_of(student: str, side: int, batch_size: int) -> int:
+    """Estimates the bytes that the training of a variant needs: weights, gradients, optimizer and activations.
+
+    A block keeps about 20 numbers for each value of its tokens until the backward pass, and the attention of each head.
+    """
+    variant = VARIANTS[student]
+    tokens = ((side or variant.image_size) // variant.patch_size) ** 2 + 2
+    weights = 12 * variant.depth * variant.hidden_size**2 + 3 * variant.patch_size**2 * variant.hidden_size
+    kept = variant.depth * (20 * tokens * variant.hidden_size + 2 * variant.num_heads * tokens**2)
+    return 4 * (4 * weights + batch_size * kept)

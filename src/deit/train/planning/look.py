@@ -1,0 +1,161 @@
+"""Looks at what a plan is made from: the images, the machine, and the published weights that lie on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deit.core.errors import UserError
+from deit.core.hub import HubOptions, local_path
+from deit.core.images.reading import ImageError
+from deit.core.labels import NO_LABEL
+from deit.core.processing.batches import usable_cores
+from deit.core.published import VARIANTS
+from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.loader import default_workers
+from deit.data.sources import Data, Source, contents_of
+from deit.models.weights.model_names import published_place
+from deit.runtime.devices import resolve
+from deit.train.planning.facts import DataFacts, MachineFacts, Reachable
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE = 32  # images whose sizes are looked at
+_CONVNETS = ("timm/resnet10t", "timm/resnet18", "timm/resnet26t", "timm/resnet50")
+
+
+def look_at_data(data: Data) -> DataFacts:
+    """Returns what a plan needs to know about the images. Reads a sample of them.
+
+    Raises:
+        UserError: Nothing can be learnt from the images: all are the same, or a class has no image to learn from.
+    """
+    train = data.train
+    labelled = _labelled(train)
+    _refuse_copies_of_one(train)
+    facts: dict[str, Any] = {}
+    if train.problem_type == SINGLE_LABEL:
+        counts = np.bincount(train.labels[labelled], minlength=len(train.classes))
+        facts = {"smallest_class": int(counts.min()), "largest_class": int(counts.max())}
+    rest = np.setdiff1d(np.arange(len(train.labels)), labelled)
+    return DataFacts(
+        labelled=len(labelled),
+        unlabelled=len(rest),
+        val_images=len(data.val.labels),
+        classes=len(train.classes),
+        side=typical_side(train, labelled),
+        unlabelled_side=typical_side(train, rest) if len(rest) else 0,
+        problem_type=train.problem_type,
+        **facts,
+    )
+
+
+def _labelled(source: Source) -> Any:
+    if source.problem_type != SINGLE_LABEL:
+        return np.arange(len(source.labels))
+    return np.flatnonzero(source.labels != NO_LABEL)
+
+
+def _refuse_copies_of_one(source: Source) -> None:
+    contents = contents_of(source)
+    if contents is not None and len(contents) > 1 and len(np.unique(contents)) == 1:
+        raise UserError(
+            f"All {len(contents)} training images are copies of one image: there is nothing to learn from. "
+            "Pass different images."
+        )
+
+
+def typical_side(source: Source, numbers: Any) -> int:
+    """Returns the median of the shorter sides of a sample of images, in pixels.
+
+    Args:
+        source: The images.
+        numbers: Of those that are meant; at least one.
+    """
+    places = np.unique(np.linspace(0, len(numbers) - 1, _SAMPLE).round().astype(int))
+    sides = []
+    for number in numbers[places]:
+        try:
+            sides.append(min(source.image(int(number)).size))
+        except (ImageError, OSError) as error:
+            logger.debug("%s", error)
+    return int(np.median(sides)) if sides else 0
+
+
+def look_at_machine(
+    device: str | torch.device | None = None, precision: str = "auto", processes: int = 1
+) -> MachineFacts:
+    """Returns what a plan needs to know about the machine.
+
+    Args:
+        device: Where the training will run; None and "auto" take the GPU if there is one.
+        precision: Of the recipe.
+        processes: Processes that share each step.
+    """
+    placement = resolve(device, precision)
+    found = placement.device
+    on_gpu = found.type == "cuda"
+    if on_gpu:
+        name, memory = torch.cuda.get_device_name(found), torch.cuda.mem_get_info(found)[0]
+    else:
+        name, memory = platform.processor() or platform.machine(), _free_memory()
+    return MachineFacts(
+        device=found.type,
+        name=name,
+        cores=usable_cores(),
+        workers=default_workers(gpu=on_gpu),
+        memory=memory,
+        precision={torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[placement.dtype],
+        processes=processes,
+    )
+
+
+def _free_memory() -> int:
+    """Returns the bytes of main memory that can be had, or 0 where the system does not say."""
+    limits = [_cgroup_memory()]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def _cgroup_memory() -> int:
+    """Returns the bytes that a container leaves, or 0 where it sets no limit."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))
+        return max(limit - int((folder / "memory.current").read_text(encoding="ascii")), 1)
+    except (OSError, ValueError):  # no such file; "max"
+        return 0
+
+
+def look_for_weights() -> Reachable:
+    """Returns the published weights that lie in the cache of the model hub. Asks nobody."""
+    students = [name for name, variant in VARIANTS.items() if variant.source and _is_cached(variant.source)]
+    students.sort(key=lambda name: VARIANTS[name].parameters or 0)
+    convnets = []
+    for name in _CONVNETS:
+        try:
+            place = str(published_place(name))
+        except (UserError, ModuleNotFoundError):
+            continue
+        if _is_cached(place):
+            convnets.append(name)
+    return Reachable(students=tuple(students), convnets=tuple(convnets))
+
+
+def _is_cached(name: str) -> bool:
+    try:
+        folder = local_path(name, options=HubOptions(local_files_only=True))
+    except (OSError, ModuleNotFoundError):
+        return False
+    return any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())

@@ -1,0 +1,156 @@
+"""Makes a plan: looks at images and machine, measures a few real steps, chooses."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from deit.core.errors import UserError
+from deit.data.augment import Augmentation
+from deit.data.sources import Data
+from deit.runtime.devices import resolve
+from deit.runtime.random_state import random_state_kept
+from deit.train.planning.choice import LIGHT, STRONG, Measured, choose, default_minutes, has_time_to_spare, rounded_up
+from deit.train.planning.designs import Design, designs
+from deit.train.planning.facts import DataFacts, Wishes
+from deit.train.planning.look import look_at_data, look_at_machine, look_for_weights
+from deit.train.planning.plan import Forecast, Plan
+from deit.train.planning.speed import measure
+from deit.train.planning.timing import Timing
+from deit.train.recipes.fitting import other_length
+from deit.train.recipes.recipe import Recipe
+
+_MEASURING_SHARE = 0.06  # of the time, for all that is measured
+_LONGEST_MEASURING = 20.0  # seconds
+
+
+def plan(
+    data: Data,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    minutes: float | None = None,
+    device: str | torch.device | None = None,
+    started: float | None = None,
+    processes: int = 1,
+) -> Plan:
+    """Chooses a training for images, this machine and a time. Trains a few steps to measure their speed.
+
+    Args:
+        data: The images, from `open_data`.
+        settings: Settings of the recipe that stay as they are: dotted names and values, such as
+            `{"student": "deit-tiny-distilled-patch16-224", "batch_size": 32}`.
+        minutes: Time for all of the training, a teacher's included. None chooses by the number of images: 5 to 30 on a
+            CPU, 3 to 20 on a GPU.
+        device: Where the training will run; None takes the GPU if there is one.
+        started: `time.monotonic()` of the moment from which the minutes count; None for now.
+        processes: Processes that will share each step.
+
+    Raises:
+        UserError: The images cannot be learnt from, the time is too short, or there is too little memory.
+
+    Examples:
+        >>> chosen = plan(open_data("photos"), minutes=5)
+        >>> fit_plan(chosen, open_data("photos"), out="model")
+    """
+    began = time.monotonic() if started is None else started
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UserError(f"minutes must be a positive number. Received: {minutes}.")
+    facts = look_at_data(data)
+    kept = Recipe().with_settings(settings or {})
+    machine = look_at_machine(device, kept.precision, processes)
+    wishes = Wishes(settings=dict(settings or {}), minutes=minutes)
+    found = designs(facts, machine, wishes, look_for_weights())
+    budget = 60 * (default_minutes(facts, machine) if minutes is None else minutes)
+    seconds = min(_MEASURING_SHARE * budget, _LONGEST_MEASURING) / len(found)
+    place = resolve(device, kept.precision).device
+    measured: list[Measured] = []
+    with random_state_kept():
+        for design in found:
+            measured.append(_measured(design, facts, data, place, wishes, seconds))
+            so_far = Wishes(settings=wishes.settings, minutes=minutes, spent=time.monotonic() - began)
+            if not has_time_to_spare(facts, machine, so_far, measured[-1]):
+                break
+    return choose(
+        facts, machine, Wishes(settings=wishes.settings, minutes=minutes, spent=time.monotonic() - began), measured
+    )
+
+
+def _measured(
+    design: Design, facts: DataFacts, data: Data, device: torch.device, wishes: Wishes, seconds: float
+) -> Measured:
+    """Measures a student, and its teacher's training."""
+    crop = {"augment.crop": "padded"} if facts.side <= 48 else {}
+    base = Recipe().with_settings(
+        {
+            **wishes.settings,
+            "student": design.student,
+            "init": design.init,
+            "image_size": design.image_size,
+            "batch_size": min(design.batch_size, facts.labelled),
+            "freeze": design.freeze,
+        }
+    )
+    light, strong = _views(base, {**LIGHT, **crop}), _views(base, {**STRONG, **crop})
+    if not design.teacher:
+        return Measured(design=design, speed=measure(base, data, device, light=light, strong=strong, seconds=seconds))
+    teacher = base.with_settings(
+        {"student": design.teacher, "image_size": design.teacher_size, "init": design.teacher_init, "freeze": ""}
+    )
+    of_teacher = measure(teacher, data, device, light=light, strong=strong, seconds=seconds / 2)
+    speed = measure(base, data, device, light=light, strong=strong, seconds=seconds / 2, teacher=teacher)
+    return Measured(design=design, speed=speed, of_teacher=of_teacher)
+
+
+def _views(recipe: Recipe, settings: Mapping[str, Any]) -> Augmentation:
+    return recipe.with_settings(settings).augment
+
+
+def in_minutes(
+    recipe: Recipe,
+    data: Data,
+    minutes: float | None,
+    *,
+    device: str | torch.device | None = None,
+    started: float | None = None,
+) -> tuple[Recipe, Forecast]:
+    """Returns a recipe with the number of epochs that a time allows by the measured speed, and the forecast.
+
+    Args:
+        recipe: With its student; all but the epochs and the warm-up stays.
+        data: The images.
+        minutes: Time for the training; None keeps the epochs.
+        device: See `plan`.
+        started: See `plan`.
+
+    Raises:
+        UserError: The time is too short for one pass.
+    """
+    began = time.monotonic() if started is None else started
+    place = resolve(device, recipe.precision).device
+    seconds = _LONGEST_MEASURING if minutes is None else min(_MEASURING_SHARE * 60 * minutes, _LONGEST_MEASURING)
+    with random_state_kept():
+        speed = measure(recipe, data, place, light=recipe.augment, strong=recipe.augment, seconds=seconds)
+    timing = Timing(
+        speed=speed,
+        images=len(data.train.labels),
+        val_images=len(data.val.labels),
+        batch_size=recipe.batch_size,
+        workers=look_at_machine(device, recipe.precision).workers,
+        averaged=bool(recipe.ema_decay) and recipe.ema_use == "save",
+        evaluated_each=recipe.eval_epochs,
+    )
+    spent = time.monotonic() - began
+    epochs = recipe.schedule.epochs
+    if minutes is not None:
+        epochs = timing.epochs_in(60 * minutes - spent)
+        if epochs < 1:
+            least = rounded_up((timing.seconds(1) + spent) / 60)
+            raise UserError(
+                f"--minutes {minutes:g} is too short for one pass over the images. Pass --minutes {least:g} or more."
+            )
+        recipe = recipe.with_settings(other_length(recipe, epochs))
+    return recipe, Forecast(planning=spent, student=timing.seconds(epochs), memory=speed.memory)
