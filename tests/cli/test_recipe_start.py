@@ -20,8 +20,8 @@ import deit.cli.train
 import deit.train.students.deit
 import deit.train.trial
 from deit.core.published import VARIANTS
-from deit.train.planning import make_plan
-from deit.train.planning.facts import Speed
+from deit.planning import make_plan
+from deit.planning.facts import Speed
 from deit.train.recipes.catalog import list_recipes, named_recipe
 from deit.train.recipes.recipe import Recipe
 from deit.train.students import start

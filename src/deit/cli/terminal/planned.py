@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from deit.data.sources import Data
     from deit.runtime.processes import Processes
-    from deit.train.planning.plan import Forecast, Plan
+    from deit.planning.plan import Forecast, Plan
     from deit.train.progress import StepEvent
     from deit.train.recipes.recipe import Recipe
 
@@ -139,7 +139,7 @@ def recipe_of_run(out: Path) -> tuple[Recipe, Plan | None]:
         DamagedFileError: Its plan is damaged.
     """
     from deit.core.file_names import RECIPE_NAME
-    from deit.train.planning.carry_out import read_plan
+    from deit.planning.carry_out import read_plan
     from deit.train.recipes.recipe import Recipe
 
     plan = read_plan(out)
@@ -168,8 +168,8 @@ def print_forecast(forecast: Forecast, *, taught: bool) -> None:
 
 def run_plan(plan: Plan, images: Data, processes: Processes, command: TrainCommand, *, teachers: Any = None) -> None:
     """Trains as a plan says, with progress, and prints the result and the time taken beside the forecast."""
-    from deit.train.planning.carry_out import carry_out
-    from deit.train.planning.watch import ForecastWatch
+    from deit.planning.carry_out import carry_out
+    from deit.planning.watch import ForecastWatch
 
     began = time.monotonic()
     expected = {"teacher": plan.forecast.teacher, "student": plan.forecast.student}
@@ -201,7 +201,7 @@ def run_plan(plan: Plan, images: Data, processes: Processes, command: TrainComma
 
 def timed_recipe(command: TrainCommand, recipe: Recipe, images: Data) -> Recipe:
     """Returns a recipe with the number of epochs that --minutes allow, and says so; without, the same recipe."""
-    from deit.train.planning.make_plan import in_minutes
+    from deit.planning.make_plan import in_minutes
 
     if command.resume or (command.minutes is None and not command.plan_only):
         return recipe
@@ -217,7 +217,7 @@ def train_as_planned(command: TrainCommand, chosen: Recipe, settings: Mapping[st
     from deit.core.file_names import PLAN_NAME
     from deit.runtime.devices import resolve
     from deit.train.open_images import open_images
-    from deit.train.planning.make_plan import plan
+    from deit.planning.make_plan import plan
     from deit.train.trial import try_start
 
     resolved = processes.on_first(lambda: resolved_recipe(command, chosen))

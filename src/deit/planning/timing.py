@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deit.train.planning.facts import Speed
+from deit.planning.facts import Speed
 
 WRITING = 3.0  # seconds at the end of a run: model, card, curves
 _EVALUATIONS = 12  # of a training, at most

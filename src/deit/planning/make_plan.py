@@ -12,15 +12,16 @@ import torch
 from deit.core.errors import UserError
 from deit.data.augment import Augmentation
 from deit.data.sources import Data
+from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.devices import resolve
 from deit.runtime.random_state import random_state_kept
-from deit.train.planning.choice import LIGHT, STRONG, Measured, choose, default_minutes, has_time_to_spare, rounded_up
-from deit.train.planning.designs import Design, designs
-from deit.train.planning.facts import DataFacts, Wishes
-from deit.train.planning.look import look_at_data, look_at_machine, look_for_weights
-from deit.train.planning.plan import Forecast, Plan
-from deit.train.planning.speed import measure
-from deit.train.planning.timing import Timing
+from deit.planning.choice import LIGHT, STRONG, Measured, choose, default_minutes, has_time_to_spare, rounded_up
+from deit.planning.designs import Design, designs
+from deit.planning.facts import DataFacts, Wishes
+from deit.planning.look import look_at_data, look_at_machine, look_for_weights
+from deit.planning.plan import Forecast, Plan
+from deit.planning.speed import measure
+from deit.planning.timing import Timing
 from deit.train.recipes.fitting import other_length
 from deit.train.recipes.recipe import Recipe
 
@@ -68,9 +69,10 @@ def plan(
     seconds = min(_MEASURING_SHARE * budget, _LONGEST_MEASURING) / len(found)
     place = resolve(device, kept.precision).device
     measured: list[Measured] = []
+    measured_with = {**wishes.settings, "precision": machine.precision}
     with random_state_kept():
         for design in found:
-            measured.append(_measured(design, facts, data, place, wishes, seconds))
+            measured.append(_measured(design, facts, data, place, measured_with, seconds))
             so_far = Wishes(settings=wishes.settings, minutes=minutes, spent=time.monotonic() - began)
             if not has_time_to_spare(facts, machine, so_far, measured[-1]):
                 break
@@ -80,13 +82,13 @@ def plan(
 
 
 def _measured(
-    design: Design, facts: DataFacts, data: Data, device: torch.device, wishes: Wishes, seconds: float
+    design: Design, facts: DataFacts, data: Data, device: torch.device, settings: Mapping[str, Any], seconds: float
 ) -> Measured:
     """Measures a student, and its teacher's training."""
     crop = {"augment.crop": "padded"} if facts.side <= 48 else {}
     base = Recipe().with_settings(
         {
-            **wishes.settings,
+            **settings,
             "student": design.student,
             "init": design.init,
             "image_size": design.image_size,
@@ -133,7 +135,9 @@ def in_minutes(
     place = resolve(device, recipe.precision).device
     seconds = _LONGEST_MEASURING if minutes is None else min(_MEASURING_SHARE * 60 * minutes, _LONGEST_MEASURING)
     with random_state_kept():
-        speed = measure(recipe, data, place, light=recipe.augment, strong=recipe.augment, seconds=seconds)
+        precision = choose_precision(recipe.precision, place, TRAINING).precision
+        timed = recipe.with_settings({"precision": precision})
+        speed = measure(timed, data, place, light=recipe.augment, strong=recipe.augment, seconds=seconds)
     timing = Timing(
         speed=speed,
         images=len(data.train.labels),

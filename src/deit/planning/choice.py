@@ -9,10 +9,10 @@ from typing import Any
 
 from deit.core.errors import UserError
 from deit.core.printable import counted
-from deit.train.planning.designs import THUMBNAIL, Design
-from deit.train.planning.facts import DataFacts, MachineFacts, Speed, Wishes
-from deit.train.planning.plan import Forecast, Plan
-from deit.train.planning.timing import Timing
+from deit.planning.designs import THUMBNAIL, Design
+from deit.planning.facts import DataFacts, MachineFacts, Speed, Wishes
+from deit.planning.plan import Forecast, Plan
+from deit.planning.timing import Timing
 from deit.train.recipes.recipe import Recipe
 
 OFTEN = 40  # an image that is shown more often than this is varied strongly
@@ -179,6 +179,7 @@ def _teacher(
         **_schedule(timing, epochs),
         **_views(data, design.teacher_size, timing.strong),
         "batch_size": design.batch_size,
+        "precision": machine.precision,
         **shared,
         **own,
     }
@@ -214,6 +215,7 @@ def _student(
         "image_size": design.image_size,
         "batch_size": batch,
         "freeze": design.freeze,
+        "precision": machine.precision,
     }
     recipe = Recipe().with_settings({**settings, **wishes.settings})
     reasons = [

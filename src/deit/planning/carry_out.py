@@ -20,7 +20,7 @@ from deit.data.sources import Data, HeldOut, Subset
 from deit.runtime.processes import current_processes
 from deit.train.build_task import build_task
 from deit.train.loop import fit
-from deit.train.planning.plan import Plan
+from deit.planning.plan import Plan
 from deit.train.progress import FitResult, StepEvent
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.folder import is_finished

@@ -21,8 +21,9 @@ from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.loader import default_workers
 from deit.data.sources import Data, Source, contents_of
 from deit.models.weights.model_names import published_place
+from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.devices import resolve
-from deit.train.planning.facts import DataFacts, MachineFacts, Reachable
+from deit.planning.facts import DataFacts, MachineFacts, Reachable
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +99,7 @@ def look_at_machine(
         precision: Of the recipe.
         processes: Processes that share each step.
     """
-    placement = resolve(device, precision)
-    found = placement.device
+    found = resolve(device).device
     on_gpu = found.type == "cuda"
     if on_gpu:
         name, memory = torch.cuda.get_device_name(found), torch.cuda.mem_get_info(found)[0]
@@ -111,7 +111,7 @@ def look_at_machine(
         cores=usable_cores(),
         workers=default_workers(gpu=on_gpu),
         memory=memory,
-        precision={torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[placement.dtype],
+        precision=choose_precision(precision, found, TRAINING).precision,
         processes=processes,
     )
 

@@ -38,8 +38,9 @@ class ForecastWatch:
         if abs(estimate - self._told) <= _TOLERATED * self._told or left < _TOLERATED * self._forecast / 2:
             return None
         self._told = estimate
+        pace = "slower" if estimate > self._forecast else "faster"
         return (
-            f"The machine is {'slower' if estimate > self._forecast else 'faster'} than when it was measured: this part "
-            f"will take about {estimate / 60:.1f} minutes, the forecast was {self._forecast / 60:.1f}. Its schedule "
+            f"The machine is {pace} than when it was measured: this part will take "
+            f"about {estimate / 60:.1f} minutes, the forecast was {self._forecast / 60:.1f}. Its schedule "
             "stays as it is."
         )

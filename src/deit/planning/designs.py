@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deit.core.errors import UserError
 from deit.core.published import VARIANTS
 from deit.core.scores.metrics import SINGLE_LABEL
-from deit.train.planning.facts import DataFacts, MachineFacts, Reachable, Wishes
+from deit.planning.facts import DataFacts, MachineFacts, Reachable, Wishes
 
 THUMBNAIL = 48  # pixels; images up to this size are trained at 32, where a patch of 16 would see almost nothing
 _THUMBNAILS = ("deit-mini-distilled-patch4-32", "deit-micro-distilled-patch4-32")
