@@ -17,10 +17,10 @@ from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.core.writing import writing
 from deit.data.sources import Data, HeldOut, Subset
+from deit.planning.plan import Plan
 from deit.runtime.processes import current_processes
 from deit.train.build_task import build_task
 from deit.train.loop import fit
-from deit.planning.plan import Plan
 from deit.train.progress import FitResult, StepEvent
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.folder import is_finished

@@ -21,9 +21,9 @@ from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.loader import default_workers
 from deit.data.sources import Data, Source, contents_of
 from deit.models.weights.model_names import published_place
+from deit.planning.facts import DataFacts, MachineFacts, Reachable
 from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.devices import resolve
-from deit.planning.facts import DataFacts, MachineFacts, Reachable
 
 logger = logging.getLogger(__name__)
 

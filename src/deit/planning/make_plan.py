@@ -12,9 +12,6 @@ import torch
 from deit.core.errors import UserError
 from deit.data.augment import Augmentation
 from deit.data.sources import Data
-from deit.runtime.auto_precision import TRAINING, choose_precision
-from deit.runtime.devices import resolve
-from deit.runtime.random_state import random_state_kept
 from deit.planning.choice import LIGHT, STRONG, Measured, choose, default_minutes, has_time_to_spare, rounded_up
 from deit.planning.designs import Design, designs
 from deit.planning.facts import DataFacts, Wishes
@@ -22,6 +19,9 @@ from deit.planning.look import look_at_data, look_at_machine, look_for_weights
 from deit.planning.plan import Forecast, Plan
 from deit.planning.speed import measure
 from deit.planning.timing import Timing
+from deit.runtime.auto_precision import TRAINING, choose_precision
+from deit.runtime.devices import resolve
+from deit.runtime.random_state import random_state_kept
 from deit.train.recipes.fitting import other_length
 from deit.train.recipes.recipe import Recipe
 

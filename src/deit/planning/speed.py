@@ -17,9 +17,9 @@ import torch
 from deit.data.augment import Augmentation, build_transform
 from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.sources import Data, Source, Subset
+from deit.planning.facts import Speed
 from deit.runtime.processes import Processes
 from deit.train.build_task import build_task
-from deit.planning.facts import Speed
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.state import State, save_state
 from deit.train.step import TrainStep

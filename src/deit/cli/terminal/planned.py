@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deit.data.sources import Data
-    from deit.runtime.processes import Processes
     from deit.planning.plan import Forecast, Plan
+    from deit.runtime.processes import Processes
     from deit.train.progress import StepEvent
     from deit.train.recipes.recipe import Recipe
 
@@ -215,9 +215,9 @@ def timed_recipe(command: TrainCommand, recipe: Recipe, images: Data) -> Recipe:
 def train_as_planned(command: TrainCommand, chosen: Recipe, settings: Mapping[str, Any], processes: Processes) -> None:
     """Plans a training, prints the plan, and trains unless only the plan was asked for."""
     from deit.core.file_names import PLAN_NAME
+    from deit.planning.make_plan import plan
     from deit.runtime.devices import resolve
     from deit.train.open_images import open_images
-    from deit.planning.make_plan import plan
     from deit.train.trial import try_start
 
     resolved = processes.on_first(lambda: resolved_recipe(command, chosen))
