@@ -1,11 +1,11 @@
-"""What a convnet teacher brings to a small DeiT on CIFAR-10, with equal steps, over some seeds.
+"""Measures the gain of a small DeiT from a convnet teacher on CIFAR-10, with equal steps, over several seeds.
 
     python benchmarks/cifar10.py FOLDER --out runs/cifar10
 
-FOLDER holds CIFAR-10 as Parquet in the Hugging Face layout, a file for training and one for testing. For each seed a
-convnet is trained on a part of the training images, then the same student twice: from the labels of those images, and
-from the labels and the convnet. All three see the same images. The defaults are a budget for two CPU cores; on a GPU
-take `--budget gpu`: all images, the paper's tiny model in patches of 4, and a longer schedule.
+FOLDER holds CIFAR-10 as Parquet in the Hugging Face layout, a file for training and one for testing. For each seed it
+trains a convnet on a part of the training images, then the same student twice: with labels only, and with labels and
+the convnet. All three use the same images. The default budget suits two CPU cores. `--budget gpu` uses all images, the
+paper's tiny model with patches of 4, and a longer schedule.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from deit.train.teachers.teacher import match_teacher, open_teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much is spent.
+    """Sizes and lengths of the trainings.
 
     Attributes:
-        train_images: Taken of the 50,000, the same number of each class.
-        student: Variant.
-        teacher: Architecture of timm.
-        teacher_side: Of its input in pixels; the convnets of timm are made for larger images than 32.
-        student_epochs: Of both students.
-        teacher_epochs: Of the convnet.
-        batch_size: Of all.
+        train_images: Number of images out of 50,000, the same number of each class.
+        student: Variant of the students.
+        teacher: timm's architecture of the convnet.
+        teacher_side: Side of the convnet's input in pixels; timm's convnets are made for images larger than 32.
+        student_epochs: Epochs of both students.
+        teacher_epochs: Epochs of the convnet.
+        batch_size: Batch size of all trainings.
     """
 
     train_images: int
@@ -70,7 +70,7 @@ BUDGETS = {
 
 
 def recipes(budget: Budget, seed: int) -> tuple[Recipe, Recipe]:
-    """Returns the recipe of the teacher and the one of both students."""
+    """Returns the recipes of the teacher and of the students."""
     teacher = Recipe(
         batch_size=budget.batch_size,
         seed=seed,
@@ -92,7 +92,7 @@ def recipes(budget: Budget, seed: int) -> tuple[Recipe, Recipe]:
 
 
 def part_of(data: Data, images: int) -> Data:
-    """Returns the data with that many training images, always the same, equally many of each class."""
+    """Returns the data with a fixed choice of training images, equally many of each class."""
     labels, each = data.train.labels, images // len(data.train.classes)
     random = np.random.default_rng(0)
     chosen = [random.permutation(np.flatnonzero(labels == label))[:each] for label in range(len(data.train.classes))]
@@ -100,7 +100,7 @@ def part_of(data: Data, images: int) -> Data:
 
 
 def run_seed(data: Data, budget: Budget, seed: int, out: Path, device: str | None) -> dict[str, FitResult]:
-    """Trains the teacher and both students; what was begun in `out` goes on, what is done is only scored."""
+    """Trains the teacher and both students. Resumes unfinished runs in `out`, and only scores finished ones."""
     for_teacher, for_students = recipes(budget, seed)
     classes = data.train.classes
     convnet = build_student(budget.teacher, classes, for_teacher, image_size=budget.teacher_side)
@@ -126,7 +126,7 @@ def run_seed(data: Data, budget: Budget, seed: int, out: Path, device: str | Non
 
 
 def top1(runs: dict[str, FitResult], name: str) -> float:
-    """Returns the answer's top-1 accuracy: of the mean of both heads, where there are two."""
+    """Returns the top-1 accuracy, of the mean of both heads if there are two."""
     score: float = next(iter(runs[name].scores.values())).top1
     return score
 
@@ -161,7 +161,7 @@ def main() -> None:
         values = [r[name] for r in results]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{name}: {statistics.mean(values):.2f} % top-1 (sd {spread:.2f}, {len(values)} seeds)")
-    print(f"gain by the teacher: {statistics.mean(gains):+.2f} points ({', '.join(f'{g:+.2f}' for g in gains)})")
+    print(f"gain from the teacher: {statistics.mean(gains):+.2f} points ({', '.join(f'{g:+.2f}' for g in gains)})")
     report("cifar10", [{"budget": dataclasses.asdict(budget)}, *results])
 
 

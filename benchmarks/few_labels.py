@@ -1,22 +1,22 @@
-"""What pre-training without labels and a teacher bring where few images have a label, on CIFAR-10, over some seeds.
+"""Measures the gain from pre-training without labels and from a teacher with few labels, on CIFAR-10, over seeds.
 
     python benchmarks/few_labels.py FOLDER --out runs/few-labels
 
 FOLDER holds CIFAR-10 as Parquet in the Hugging Face layout, a file for training and one for testing. For each seed and
-each share of labels there are four students, all of the same number of steps:
+each share of labels it trains four students for the same number of steps:
 
-* scratch: learns from the labelled images alone;
-* pre-trained: a third of the steps reconstruct masked images, all of them and without labels; two thirds learn from
-  the labelled images;
-* distilled: learns from all images, the labelled ones' labels and a convnet that was trained on the labelled images
-  alone and speaks of all;
+* scratch: learns from the labeled images only;
+* pre-trained: reconstructs all images, masked and without labels, for a third of the steps, then learns from the
+  labeled images;
+* distilled: learns from the labels, and from a convnet's answers on all images. The convnet is trained on the labeled
+  images only;
 * both: a third of the steps as pre-training, two thirds as distilled.
 
-The convnet's own training is no part of a student's steps; nor does it see a label that the students do not see. A run
-that was stopped goes on with the same command. The default is a budget for two CPU cores; on a GPU take `--budget gpu`.
+The steps of a student do not include the convnet's training, which uses the same labels. The same command resumes a
+stopped run. The default budget suits two CPU cores; `--budget gpu` suits a GPU.
 `--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length,
-`--images 50000` all images, `--often 100` varies strongly only what is shown more often. `--budget tiny` runs all in a
-minute, to see that it works.
+`--images 50000` all images. `--often 100` uses strong augmentation only for images that are shown more often.
+`--budget tiny` runs everything in a minute, as a test.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mix_r
 STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment, erasing and CutMix
 
 CELLS = ("scratch", "pre-trained", "distilled", "both")
-BEGIN_MASKED = ("pre-trained", "both")  # those of them that begin with pre-training
+BEGIN_MASKED = ("pre-trained", "both")  # students that start with pre-training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much is spent.
+    """Sizes and lengths of the trainings.
 
     Attributes:
-        train_images: Taken of the 50,000, the same number of each class.
-        val_images: Taken of the 10,000.
-        shares: Of the labels.
-        student: Variant.
-        teacher: Architecture of timm.
-        teacher_side: Of its input in pixels.
-        steps: Of every student, pre-training included.
-        teacher_steps: Of each convnet.
-        batch_size: Of all.
-        layer_decay: Of students that start from pre-trained weights.
-        often: An image that is shown more than so many times is varied strongly.
+        train_images: Number of training images out of 50,000, the same number of each class.
+        val_images: Number of test images out of 10,000.
+        shares: Shares of the labels.
+        student: Variant of the students.
+        teacher: timm's architecture of the convnet.
+        teacher_side: Side of the convnet's input in pixels.
+        steps: Steps of each student, including pre-training.
+        teacher_steps: Steps of each convnet.
+        batch_size: Batch size of all trainings.
+        layer_decay: Layer decay of students that start from pre-trained weights.
+        often: Images that are shown more often than this get strong augmentation.
     """
 
     train_images: int
@@ -84,7 +84,7 @@ class Budget:
 
     @property
     def masked_steps(self) -> int:
-        """Steps of pre-training, which the students that begin with it have fewer of their own."""
+        """Steps of pre-training, which are part of the steps of a student."""
         return self.steps // 3
 
 
@@ -105,7 +105,7 @@ BUDGETS = {
 
 
 def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) -> Recipe:
-    """Returns a recipe of so many steps over so many images."""
+    """Returns a recipe for a number of steps and images."""
     epochs = max(steps // (images // budget.batch_size), 1)
     values: dict[str, Any] = {
         "batch_size": budget.batch_size,
@@ -122,7 +122,7 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
 
 
 def some_of(data: Data, budget: Budget) -> Data:
-    """Returns the images of a budget, equally many of each class, always the same."""
+    """Returns a fixed choice of images, equally many of each class."""
     classes = len(data.train.classes)
     train = with_fewer_labels(data, labels_per_class=budget.train_images // classes, seed=1).train
     val = with_fewer_labels(Data(train=data.val, val=data.val), labels_per_class=budget.val_images // classes).train
@@ -130,7 +130,7 @@ def some_of(data: Data, budget: Budget) -> Data:
 
 
 class Seed:
-    """All runs of one seed; what was begun in its folder goes on, what is done is only scored."""
+    """All runs of one seed. Resumes unfinished runs in its folder, and only scores finished ones."""
 
     def __init__(self, data: Data, budget: Budget, seed: int, out: Path, device: str | None) -> None:
         self.data, self.budget, self.seed, self.out, self.device = data, budget, seed, out, device
@@ -209,8 +209,8 @@ def draw(runs: dict[tuple[float, int], dict[str, FitResult]], masked_steps: int,
 
     Args:
         runs: (share of labels, seed) -> name -> run.
-        masked_steps: By which the students that begin with pre-training come later.
-        path: Of the PNG.
+        masked_steps: Steps of pre-training, the offset of students that start with it.
+        path: Path of the PNG.
     """
     from matplotlib.figure import Figure
 
@@ -243,8 +243,8 @@ def main() -> None:
     parser.add_argument("--only", type=float, nargs="+", help="shares of labels; all of the budget without")
     parser.add_argument("--cells", choices=CELLS, nargs="+", default=CELLS)
     parser.add_argument("--steps", type=int, help="of a student; those of the budget without")
-    parser.add_argument("--images", type=int, help="to train on, labelled or not; those of the budget without")
-    parser.add_argument("--often", type=int, help="shown more often than that, an image is varied strongly; 25")
+    parser.add_argument("--images", type=int, help="to train on, labeled or not; those of the budget without")
+    parser.add_argument("--often", type=int, help="images shown more often than this get strong augmentation; 25")
     parser.add_argument("--device")
     options = parser.parse_args()
     budget = BUDGETS[options.budget]

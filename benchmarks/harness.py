@@ -1,4 +1,4 @@
-"""What the benchmarks share: taking turns, the machine's name, and a dated file of results."""
+"""Shared by the benchmarks: calls in turns, the name of the machine, and a dated file of results."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ PACKAGES = (
 
 
 def take_turns(functions: dict[str, Callable[[], Any]], *, rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
-    """Calls functions one after the other, round after round, so that a drift of the machine meets all alike.
+    """Calls functions in turns, round after round, so that a drift of the machine affects all equally.
 
-    A function that returns a float has measured itself, in seconds: it leaves out what is not its work.
+    A function can return its own time in seconds as a float, to exclude other work.
 
     Returns:
         Seconds of each call, by name.
@@ -44,7 +44,7 @@ def take_turns(functions: dict[str, Callable[[], Any]], *, rounds: int, warm_up:
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(rounds):
         names = list(functions)
-        for name in names[i % len(names) :] + names[: i % len(names)]:  # nobody is always first
+        for name in names[i % len(names) :] + names[: i % len(names)]:  # changes the order every round
             begin = time.perf_counter()
             result = functions[name]()
             seconds[name].append(result if isinstance(result, float) else time.perf_counter() - begin)
@@ -52,7 +52,7 @@ def take_turns(functions: dict[str, Callable[[], Any]], *, rounds: int, warm_up:
 
 
 def compare(seconds: dict[str, list[float]], ours: str = "deit") -> dict[str, Any]:
-    """Returns medians in milliseconds, and for each other name how many times faster we are, round by round."""
+    """Returns medians in milliseconds, and for each other name the ratio of its time to ours, by rounds."""
     row: dict[str, Any] = {f"{name} ms": 1e3 * statistics.median(values) for name, values in seconds.items()}
     for name, values in seconds.items():
         if name != ours:
@@ -62,7 +62,7 @@ def compare(seconds: dict[str, list[float]], ours: str = "deit") -> dict[str, An
 
 
 def tells(label: str, *, every: int) -> Callable[[Any], None]:
-    """Returns a callback for `fit(on_step=...)` that prints a line after every so many steps, and after the last."""
+    """Returns a callback for `fit(on_step=...)` that prints a line at intervals of steps and after the last."""
 
     def on_step(event: Any) -> None:
         if event.step % every == 0 or event.step == event.total_steps:

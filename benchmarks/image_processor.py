@@ -1,4 +1,4 @@
-"""The fast image processor against transformers' on photos.
+"""Compares the fast image processor with transformers' on photos.
 
 python benchmarks/image_processor.py FOLDER
 """

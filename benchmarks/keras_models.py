@@ -1,11 +1,11 @@
-"""The Keras models against keras-hub's DeiT of the same sizes: compiled forward passes on the CPU.
+"""Compares the Keras models with keras-hub's DeiT of the same sizes: compiled forward passes on the CPU.
 
     python benchmarks/keras_models.py                  # about 5 minutes, writes results/DATE-keras_models.json
     python benchmarks/keras_models.py --backend jax    # one backend, in this process; prints JSON
 
 Each backend runs in a process of its own; inside it the two libraries take turns on the same image sizes and the same
 number of blocks. TensorFlow compiles with `tf.function(jit_compile=True)`, JAX with `jax.jit` around `stateless_call`.
-Both read the whole result. It needs keras-hub (`pip install keras-hub`), which is no dependency of this package.
+Both read the whole result. Needs keras-hub (`pip install keras-hub`), which is not a dependency of this package.
 """
 
 from __future__ import annotations

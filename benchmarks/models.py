@@ -1,9 +1,9 @@
-"""Loading and forward of DeiT-base against transformers and timm on the CPU.
+"""Compares loading and forward of DeiT-base with transformers and timm on the CPU.
 
 python benchmarks/models.py
 
-All run in one process in turns, on random weights that transformers wrote. Outputs are compared before anything is
-timed. Peak memory of loading is measured in a process of its own for each library.
+All run in one process in turns, on random weights that transformers wrote. Outputs are compared before
+timing. Peak memory of loading is measured in a process of its own for each library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long `import deit` and `deit --help` take, as whole processes.
+"""Measures `import deit` and `deit --help` as whole processes.
 
 python benchmarks/startup.py
 """

@@ -1,4 +1,4 @@
-"""Training steps, training from files, and training with a teacher, against transformers' Trainer and timm's loop.
+"""Compares training steps, training from files and with a teacher with transformers' Trainer and timm's loop.
 
 python benchmarks/training.py FOLDER_OF_JPEGS [--sizes tiny small base] [--quick]
 
@@ -194,7 +194,7 @@ def timm_steps(
 
 
 def repair_posterize() -> None:
-    """Lets timm's and transformers' pipelines here survive Pillow 13, which refuses the 0 bits timm asks for."""
+    """Lets timm's and transformers' pipelines work with Pillow 13, which refuses timm's request for 0 bits."""
     operations: dict[str, Any] = timm.data.auto_augment.NAME_TO_OP
     posterize = operations["PosterizeIncreasing"]
     operations["PosterizeIncreasing"] = lambda image, bits, **kwargs: (
@@ -396,7 +396,7 @@ def teacher_row(folder: Path, batch: int, rounds: int, steps: int) -> dict[str, 
 
 
 def photo_folder(source: Path, target: Path) -> Path:
-    """Copies JPEG files, again and again, one into each class: `train/0003/photo.jpg`."""
+    """Copies JPEG files in rotation, one into each class: `train/0003/photo.jpg`."""
     files = [p for p in sorted(source.rglob("*")) if p.suffix.lower() in (".jpg", ".jpeg")]
     if not files:
         raise SystemExit(f"There are no JPEG files in {source}.")

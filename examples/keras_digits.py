@@ -1,4 +1,4 @@
-"""Teach a small DeiT to read digits with Keras, distilled from a convnet.
+"""Trains a small DeiT on digits with Keras, with a convnet as teacher.
 
 The images are those of `deit demo`: scikit-learn's handwritten digits. Works on each backend of Keras:
 
@@ -33,7 +33,7 @@ PROCESSOR = DeiTImageProcessor(size=SIZE, do_center_crop=False)
 
 
 class ShiftedDigits(keras.utils.PyDataset):
-    """Training images, each moved by at most a pixel of the scan, in another order every epoch."""
+    """Training images, each shifted by at most a pixel of the scan, in a new order every epoch."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, batch_size: int, seed: int = 0) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ShiftedDigits(keras.utils.PyDataset):
         self.on_epoch_begin()
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return len(self.labels) // self.batch_size
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +66,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def convnet() -> keras.Model:
-    """Returns a small convnet that takes normalized pixels, channels last, and gives probabilities."""
+    """Returns a small convnet from normalized pixels (channels last) to probabilities."""
     blocks = []
     for width in (32, 64):
         blocks += [

@@ -118,7 +118,10 @@ TRAIN_MISTAKES = {
         ("--labels", "1%"),
         "leave class 'blue' without labels: it has 8 training image",
     ),
-    "more labels than images": (("--labels", 9), "Class 'blue' has 8 training image(s), fewer than the 9 labels"),
+    "more labels than images": (
+        ("--labels", 9),
+        "Class 'blue' has 8 training image(s), fewer than the 9 requested labels",
+    ),
     "labels of no form": (("--labels", "many"), "--labels must be like 10 (of each class) or 1%. Received: 'many'."),
     "no labels": (("--labels", "0%"), "--labels must be more than none"),
     "more than all labels": (("--labels", "120%"), "data.label_fraction must lie in (0, 1]. Received: 1.2."),

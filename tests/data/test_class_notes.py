@@ -51,7 +51,7 @@ def test_paths_in_parts_without_a_column_of_parts_are_noted(tmp_path, caplog):
     (tmp_path / "a.csv").write_text("\n".join(["path,label", *rows]))
     open_data(tmp_path / "a.csv")
     assert len(caplog.messages) == 1
-    assert "lie in folders of the parts train, val, but no column or key divides them" in caplog.messages[0]
+    assert "are in folders of the parts train, val, but no column or key divides them" in caplog.messages[0]
     (tmp_path / "b.csv").write_text("\n".join(["path,label,split", *(f"{row},{row.split('/')[0]}" for row in rows)]))
     caplog.clear()
     open_data(tmp_path / "b.csv")
@@ -68,7 +68,7 @@ def test_paths_of_a_parquet_file_in_parts_without_a_column_of_parts_are_noted(tm
     columns["label"] = [COLOURS[i % 3] for i in range(12)]
     open_data(write_parquet(tmp_path / "a.parquet", columns))
     assert len(caplog.messages) == 1
-    assert "lie in folders of the parts train, val, but no column or key divides them" in caplog.messages[0]
+    assert "are in folders of the parts train, val, but no column or key divides them" in caplog.messages[0]
     caplog.clear()
     open_data(write_parquet(tmp_path / "b.parquet", columns | {"split": [path.split("/")[0] for path in paths]}))
     assert caplog.messages == []
@@ -83,4 +83,4 @@ def test_members_of_a_shard_in_parts_without_a_key_of_parts_are_noted(tmp_path, 
     }
     open_data(write_shard(tmp_path / "a.tar", members))
     assert len(caplog.messages) == 1
-    assert "lie in folders of the parts train, val" in caplog.messages[0]
+    assert "are in folders of the parts train, val" in caplog.messages[0]

@@ -270,7 +270,7 @@ def test_a_redirect_within_http_is_followed_and_one_in_a_circle_ends(tmp_path, a
     assert path.read_bytes() == content
     assert b"GET /b.tar" in asked[1]
     address, _ = answers(first)
-    with pytest.raises(ValueError, match=r"leads to /b.tar, .* not in a circle"):
+    with pytest.raises(ValueError, match=r"redirects to /b.tar, .* not in a circle"):
         fetch_shards([f"{address}/a.tar"])
 
 

@@ -64,7 +64,7 @@ def test_without_a_teacher_only_labelled_images_stay_and_with_one_all():
             {"label_fraction": 0.02},
             r"2% of the labels leave class 'class 0' without labels: it has 10 .* at least 10%, or",
         ),
-        ({"labels_per_class": 11}, r"Class 'class 0' has 10 training image\(s\), fewer than the 11 labels"),
+        ({"labels_per_class": 11}, r"Class 'class 0' has 10 training image\(s\), fewer than the 11 requested labels"),
     ],
 )
 def test_a_class_left_without_images_is_an_error(settings, message):

@@ -134,7 +134,7 @@ def test_rows_that_cannot_be_used_are_left_out_with_their_line(photos):
     assert reasons[7] == "it has 1 cells, but the header has 2."
     assert reasons[8] == "the file 'folder.png' cannot be read as an image: it is a folder, not a file."
     assert reasons[9] == "there is no file 'http://x/a.png'."
-    with pytest.raises(ValueError, match=r"list.csv line 7: it has 1 cells .* \(7 such files; strict is on.\)"):
+    with pytest.raises(ValueError, match=r"list.csv line 7: it has 1 cells, .* \(7 such files; strict is on.\)"):
         source(path, strict=True)
 
 
@@ -164,7 +164,7 @@ def test_a_file_that_vanishes_or_changes_later_is_said(photos):
         (
             "path,label\n1.png,x\n",
             {"image_column": "label"},
-            "Column 'label' of .* is not an image: it holds text such as 'x', which names no file. Columns .*: path",
+            "Column 'label' of .* does not hold images but text such as 'x', which names no file. Columns .*: path",
         ),
         ('path,label\n"1.png,x\n', {}, "cannot be read as a table"),
         ("path,label\ngone.png,x\n", {}, "has no usable image. The first .* line 2 .* there is no file 'gone.png'"),

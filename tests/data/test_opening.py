@@ -63,7 +63,7 @@ def test_train_and_val_folders_are_taken_as_they_are(tmp_path):
 
 def test_train_without_val_is_refused_with_the_way_to_divide_it(tmp_path):
     fill(tmp_path / "train", 2)
-    with pytest.raises(FileNotFoundError, match=r"has train/ but no val/\. Add it, or pass .*train to have it divided"):
+    with pytest.raises(FileNotFoundError, match=r"has train/ but no val/\. Add it, or pass .*train to divide it"):
         open_data(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_other_names_stand_in_for_val(tmp_path, name):
     [
         ({"image_column": "a"}, "is a folder of images, which has no columns"),
         ({"label_column": "a"}, "is a folder of images, which has no columns"),
-        ({"problem_type": MULTI}, r"each has one class. For multi_label_classification, list .* in a .csv file"),
+        ({"problem_type": MULTI}, r"with one class each. For multi_label_classification, list .* in a .csv file"),
         ({"problem_type": "ranking"}, "Unknown problem_type 'ranking'"),
     ],
 )
@@ -459,7 +459,7 @@ def test_files_of_which_some_tell_no_part_are_refused(tmp_path):
 def test_parts_without_one_to_train_on_are_refused(tmp_path):
     write_colours(tmp_path / "val.parquet", 1)
     write_colours(tmp_path / "test.parquet", 1)
-    with pytest.raises(ValueError, match=r"The parts test, val cannot be trained with. Name one train"):
+    with pytest.raises(ValueError, match=r"The parts test, val cannot be used for training. Name one train"):
         open_data(tmp_path)
     assert len(open_labelled(tmp_path).labels) == 3
 
@@ -470,7 +470,7 @@ def test_tables_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train-1.csv and .*train-2.csv are for the same part"):
         open_data(tmp_path)
     (tmp_path / "train-2.csv").unlink()
-    with pytest.raises(ValueError, match=r"is one of several tables and has a column 'split'"):
+    with pytest.raises(ValueError, match=r"is one of several tables and has a column of splits"):
         open_data(tmp_path)
 
 

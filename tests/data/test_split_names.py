@@ -109,7 +109,7 @@ def test_part_folders_without_class_folders_are_no_classes(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(3):
             picture("red", i).save(tmp_path / name / f"{i}.png")
-    with pytest.raises(ValueError, match="Train/, Test/ with no class folders in them: what the images show cannot be"):
+    with pytest.raises(ValueError, match="Train/, Test/ without class folders, so the classes are unknown"):
         open_data(tmp_path)
     assert len(open_unlabelled(tmp_path).val.labels) == 3
 
@@ -118,7 +118,7 @@ def test_part_folders_without_class_folders_are_no_classes(tmp_path):
 def test_a_held_out_part_alone_is_measured_on_and_not_trained_on(tmp_path, name):
     fill(tmp_path / name, 2)
     assert len(open_labelled(tmp_path).labels) == 6
-    with pytest.raises(FileNotFoundError, match=rf"has {name}/ but no train/\. Add it, or pass .*{name} to have it"):
+    with pytest.raises(FileNotFoundError, match=rf"has {name}/ but no train/\. Add it, or pass .*{name} to divide it"):
         open_data(tmp_path)
 
 

@@ -39,7 +39,7 @@ def _parquet(path, images, labels, **options):
 def test_more_rows_than_bytes_are_refused(tmp_path):
     images = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array([encoded("red")]))
     path = _parquet(tmp_path / "a.parquet", images, ["cat"] * 100_000, store_schema=False)
-    with pytest.raises(UserError, match=r"says 100000 rows in \d+ bytes"):
+    with pytest.raises(UserError, match=r"claims 100000 rows in \d+ bytes"):
         open_data(path)
 
 

@@ -164,7 +164,7 @@ def two_images(path: Path) -> Path:
             {"image_column": "up"},
             r"has no column 'up'. Its columns: left \(binary\), right \(binary\), name \(string\)",
         ),
-        ({"image_column": "name"}, "Column 'name' of .* is not an image: it holds string. Columns .* left, right"),
+        ({"image_column": "name"}, "Column 'name' of .* does not hold images but string. Columns .* left, right"),
         ({"image_column": "left", "label_column": "x"}, "has no column 'x'"),
     ],
 )
@@ -386,5 +386,5 @@ def test_a_broken_image_in_a_dataset_is_left_out_with_its_row():
     made = datasets.Dataset.from_dict(rows, features=features)
     ours = StoredImages(read_dataset("train", made, origin="the data set (train)"))
     assert [file.path for file in ours.skipped] == ["the data set (train) row 1"]
-    with pytest.raises(ValueError, match=r"Column 'label' of it is not an image: it holds int64"):
+    with pytest.raises(ValueError, match=r"Column 'label' of it does not hold images but int64"):
         read_dataset("train", made, origin="it", image_column="label")

@@ -56,7 +56,7 @@ def test_it_tells_the_scores_and_how_they_came_about(run):
     for head, scores in record["scores"].items():
         top1, top5 = (f"{scores[name]:.2f} ({wilson(scores[name], scores['images'])})" for name in ("top1", "top5"))
         assert f"| {head} | {top1} | {top5} | {scores['loss']:.3f} |" in text
-    assert "It learnt from 12 images." in text
+    assert "It learned from 12 images." in text
     assert "Measured on 6 images that it did not learn from, with the last weights." in text
     assert "3 classes: `class 0`, `class 1`, `class 2`." in text
     assert f"{record['steps']} steps of 4 images" in text
@@ -72,7 +72,7 @@ def test_a_teacher_missing_labels_an_average_and_many_classes_are_told(run):
     names = [f"bird {i}" for i in range(12)]
     card = ModelCard(model_card("x", tiny.student(), names, tiny.processor(), record))
     assert card.data.tags == ["deit", "distillation"]
-    assert "It learnt from 1000 images, of which 10 have a label, and from the teacher `timm/resnet10t`." in card.text
+    assert "It learned from 1000 images, of which 10 have a label, and from the teacher `timm/resnet10t`." in card.text
     assert "with the average of the weights" in card.text
     assert "`bird 9` and 2 more (`config.json`)." in card.text
 

@@ -132,7 +132,7 @@ def evaluate_features_of(
         return
     rows = [(f"{s.token} token", s.method, f"{s.top1:.2f}", f"{s.top5:.2f}", str(s.images)) for s in result.scores]
     print_table(f"Features of {model} on {data}", ("features", "method", "top-1 %", "top-5 %", "images"), rows)
-    say(f"Known: {counted(result.known, 'image')} of {known}, {NEIGHBOURS} neighbours.")
+    say(f"Known: {counted(result.known, 'image')} of {known}, {NEIGHBOURS} neighbors.")
     for note in notes:
         say(note)
 

@@ -44,7 +44,7 @@ class Journey:
 
     Attributes:
         out: Folder with the three models.
-        data: The labelled images and the test images.
+        data: The labeled images and the test images.
         teacher: The convnet.
         alone: The student trained on labels.
         distilled: The same student, trained on labels and the teacher.

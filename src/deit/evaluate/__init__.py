@@ -1,1 +1,1 @@
-"""Scores models on labelled images and writes reports."""
+"""Scores models on labeled images and writes reports."""

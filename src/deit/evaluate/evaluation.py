@@ -1,4 +1,4 @@
-"""Evaluates a model on labelled images: accuracy of every head and class, calibration and speed."""
+"""Evaluates a model on labeled images: accuracy of every head and class, calibration and speed."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def evaluate_model(
     processes: Processes | None = None,
     on_batch: OnBatch | None = None,
 ) -> Evaluation | None:
-    """Evaluates a model on labelled images, on one process or on several that share them.
+    """Evaluates a model on labeled images, on one process or on several that share them.
 
     An image that cannot be read any more is left out of everything and some_of in `left_out`.
 
     Args:
         predictor: The model; its `problem_type` decides what the labels must be.
-        source: Labelled images, with the classes of the model in its order.
+        source: Labeled images, with the classes of the model in its order.
         batch_size: Images that go through the model together, in each process.
         head: Head to report in detail; the answer of the model when empty.
         teacher: Model to compare the answers with, through its own preprocessing.

@@ -1,4 +1,4 @@
-"""Scores features with k nearest neighbours and a linear classifier, in numpy.
+"""Scores features with k nearest neighbors and a linear classifier, in numpy.
 
 Apart from features and scores, the memory does not depend on the number of images.
 """
@@ -37,7 +37,7 @@ def _chunks(count: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + together, count))
 
 
-# --- neighbours ---------------------------------------------------------------------------------------
+# --- neighbors ---------------------------------------------------------------------------------------
 
 
 def nearest_neighbours(
@@ -50,7 +50,7 @@ def nearest_neighbours(
         labels: (M,) their classes.
         queries: (N, D).
         num_classes: K.
-        k: Neighbours that vote; all when there are fewer.
+        k: Neighbors that vote; all when there are fewer.
     """
     votes = np.zeros((len(queries), num_classes))
     for rows in _chunks(len(queries), 2 * min(len(known), _KNOWN_TOGETHER)):
@@ -207,14 +207,14 @@ def evaluate_features(
     processes: Processes | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> FeatureEvaluation | None:
-    """Scores the features of every token: fits neighbours and a linear classifier on `known`, and tests on `queries`.
+    """Scores the features of every token: fits neighbors and a linear classifier on `known`, and tests on `queries`.
 
-    Leaves out queries whose bytes are among the known images (they would be their own neighbours), and unreadable
+    Leaves out queries whose bytes are among the known images (they would be their own neighbors), and unreadable
     images on both sides.
 
     Args:
         embedder: The model.
-        known: Labelled images.
+        known: Labeled images.
         queries: Other images, with the same classes in the same order.
         block: See `Embedder`.
         batch_size: Images that go through the model together, in each process.

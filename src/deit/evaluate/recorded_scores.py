@@ -29,7 +29,7 @@ class RecordedScores:
     """The scores that training recorded, and the role of today's images in it.
 
     Attributes:
-        part: "validation" for the very images that the model was measured on, "training" for those it learnt from,
+        part: "validation" for the very images that the model was measured on, "training" for those it learned from,
             "whole" for both together, "" for others.
         scores: Head -> scores by name, of the validation images.
     """

@@ -72,7 +72,7 @@ def identity(x: Any) -> Any:
 
 
 class PReLU(keras.layers.Layer):
-    """The positive part, plus a learnt factor times the negative part."""
+    """The positive part, plus a learned factor times the negative part."""
 
     def build(self, input_shape: Any) -> None:
         """Creates the factor: one number, initially 0.25."""
@@ -88,9 +88,9 @@ class PReLU(keras.layers.Layer):
 
 
 class XIELU(keras.layers.Layer):
-    """A learnt activation: a parabola for positive numbers, an exponential for the others (arXiv 2411.13010).
+    """A learned activation: a parabola for positive numbers, an exponential for the others (arXiv 2411.13010).
 
-    Each side has a learnt factor, stored before its softplus; both start at 0.8.
+    Each side has a learned factor, stored before its softplus; both start at 0.8.
     """
 
     def build(self, input_shape: Any) -> None:

@@ -162,7 +162,7 @@ class DropPath(NetworkLayer):
 
 
 class LayerScale(NetworkLayer):
-    """Multiplies each channel of a residual branch by a learnt number (DeiT III).
+    """Multiplies each channel of a residual branch by a learned number (DeiT III).
 
     Args:
         shape: Shape of the input, (None, N, D).

@@ -77,7 +77,7 @@ def weighted(terms: Any, sample_weight: Any) -> Any:
 
 
 def _one_hot(target: Any, classes: int) -> tuple[Any, Any]:
-    """Returns a mask of labelled images (B,), and one-hot labels (B, K), NaN where out of range."""
+    """Returns a mask of labeled images (B,), and one-hot labels (B, K), NaN where out of range."""
     target = ops.cast(target, "int32")
     labelled = target != NO_LABEL
     safe = ops.where(labelled, target, 0)
@@ -163,7 +163,7 @@ def problem_loss(logits: Any, labels: Any, problem_type: str, sample_weight: Any
         sample_weight: (B,), see `weighted`.
 
     Returns:
-        A scalar: the mean over the batch; with class numbers, the mean over labelled images.
+        A scalar: the mean over the batch; with class numbers, the mean over labeled images.
 
     Raises:
         ValueError: The shapes disagree, or there is only one class.

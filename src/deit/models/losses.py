@@ -67,10 +67,10 @@ def classification_loss(
 
 
 def label_weights(target: Tensor, *, total: Callable[[Tensor], Tensor] | None = None, parts: int = 1) -> Tensor:
-    """Weights with which the parts of a batch that is only partly labelled give the class loss of the whole.
+    """Weights with which the parts of a batch that is only partly labeled give the class loss of the whole.
 
     With B images in the batch, of which N have a label, each is B / N: the mean over any equal parts of their weighted
-    means is then the mean over the labelled images. Of images mixed of two, N counts the labelled shares. Where N is
+    means is then the mean over the labeled images. Of images mixed of two, N counts the labeled shares. Where N is
     below 1 it is 1.
 
     Args:
@@ -214,7 +214,7 @@ def problem_loss(
 def _warn_of_one_class() -> None:
     if not torch.compiler.is_compiling():  # a warning would break the graph
         warnings.warn(
-            "With one label there is nothing to choose: the loss is always 0 and nothing is learnt. Set num_labels, or "
+            "With one label the loss is always 0 and nothing is learned. Set num_labels to 2 or more, or "
             "problem_type='regression'.",
             stacklevel=2,
         )

@@ -121,7 +121,7 @@ def pixel_batches(
 
     Args:
         items: Images as `image_of` takes them, or whatever `read` takes.
-        processor: The preprocessing; its `value_range` says what grey of more than 8 bits means.
+        processor: The preprocessing; its `value_range` says what gray of more than 8 bits means.
         batch_size: Images in a batch.
         read: Returns the PIL image or array of an item; it is called from several threads. None reads files, and takes
             arrays as they are: (H, W), (H, W, C) or (C, H, W).

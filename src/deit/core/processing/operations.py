@@ -63,16 +63,16 @@ def channels_needed(do_normalize: bool, *statistics: float | Sequence[float]) ->
 def in_colors(image: Any, channels: int | None, do_convert_rgb: bool, value_range: ValueRange | None = None) -> Any:
     """Reads files, and converts PIL images to the channels that the model needs.
 
-    Files and bytes are read by `load_image`, upright and in RGB (grey when one channel is needed). PIL images stay as
+    Files and bytes are read by `load_image`, upright and in RGB (gray when one channel is needed). PIL images stay as
     they are when they have three bands, or four where that is wanted or nothing is known: transformers takes them so.
-    All others are converted as `load_image` does: to RGB, or, where three channels are not needed, grey to grey.
+    All others are converted as `load_image` does: to RGB, or, where three channels are not needed, gray to gray.
     PIL images are not turned by their EXIF tag, since transformers does not.
 
     Args:
         image: Anything; arrays and tensors are returned as they are.
         channels: See `channels_needed`.
         do_convert_rgb: Convert every PIL image to RGB.
-        value_range: Of grey images with more than 8 bits, see `load_image`.
+        value_range: Of gray images with more than 8 bits, see `load_image`.
     """
     grey_may_stay = channels != 3 and not do_convert_rgb
     if isinstance(image, (str, bytes, os.PathLike)) or is_file_object(image):
@@ -131,7 +131,7 @@ def layout_of(shape: Sequence[int], input_data_format: str | None) -> str:
     if len(shape) != 3:
         raise UserError(
             f"An image needs 3 dimensions, (H, W, C) or (C, H, W). Received the shape {tuple(shape)}. "
-            "For a grey one, add the dimension: image[None]."
+            "For a gray one, add the dimension: image[None]."
         )
     if input_data_format is not None:
         return input_data_format

@@ -59,7 +59,7 @@ class ImageProcessor(ABC):
         input_data_format: The same for arrays given; inferred when None.
         device: Where to work. `DeiTImageProcessor` works on the CPU only.
         disable_grouping: Treat images one by one, even where some have the same size.
-        value_range: Values that become black and white in grey images of more than 8 bits, see `load_image`: those of
+        value_range: Values that become black and white in gray images of more than 8 bits, see `load_image`: those of
             the training data. transformers ignores it.
 
     Raises:
@@ -176,7 +176,7 @@ class ImageProcessor(ABC):
 
         Args:
             images: PIL images; paths, bytes or base64 text of files; open files; arrays or tensors of 3 dimensions, or
-                of 2 for grey; or (nested) lists of these. 4 dimensions are a batch. `load_image` says how files are
+                of 2 for gray; or (nested) lists of these. 4 dimensions are a batch. `load_image` says how files are
                 read; PIL images are not turned by their EXIF tag.
             do_resize: This one and the others that are not explained here: see the class.
             return_tensors: None (a list), "np", "pt" (PyTorch), "tf" (TensorFlow), "jax" or "mlx".

@@ -52,9 +52,9 @@ def identity(x: Tensor) -> Tensor:
 
 
 class XIELU(nn.Module):
-    """A learnt activation: a parabola for positive numbers, an exponential for the others (arXiv 2411.13010).
+    """A learned activation: a parabola for positive numbers, an exponential for the others (arXiv 2411.13010).
 
-    Both sides have a learnt strength, kept as the number whose softplus it is; they start at 0.8.
+    Both sides have a learned strength, kept as the number whose softplus it is; they start at 0.8.
     """
 
     def __init__(self) -> None:

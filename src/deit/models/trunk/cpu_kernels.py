@@ -298,12 +298,12 @@ def _drops_paths_alone(block: Any) -> bool:
 
 
 def _has_dropout(block: Any) -> bool:
-    """Whether dropout acts. A shortcut would give it other shapes to draw for, so a hook would change a run."""
+    """Returns True if dropout is active. A shortcut would draw other shapes, so adding a hook would change the run."""
     return (block.drop.training and block.drop.p > 0.0) or (block.attn.training and block.attn.dropout_rate > 0.0)
 
 
 def _add_kept(block: Any, x: Tensor, branch: Callable[[Tensor], Tensor], scale: nn.Module) -> Tensor:
-    """Adds a residual branch that is computed for those samples only that drop path lets through."""
+    """Adds a residual branch that is computed only for the samples that drop path keeps."""
     kept = block.drop_path.draw(x).flatten().nonzero().flatten()
     factor = 0.0
     if len(kept):

@@ -155,7 +155,7 @@ class Mlp(Aliased):
 
 
 class LayerScale(nn.Module):
-    """Multiplies each channel of a residual branch by a learnt number (DeiT III).
+    """Multiplies each channel of a residual branch by a learned number (DeiT III).
 
     Args:
         width: Embedding dimension D.
@@ -207,7 +207,7 @@ class Block(Aliased):
         return x, probabilities
 
 
-# What a block is made of, each class with what it computes. A shortcut stands for nothing else.
+# The layers of a block with their forward functions. Shortcuts require exactly these; see `cpu_kernels`.
 _FORWARDS: Forwards = {
     kind: kind.forward
     for kind in (Block, Attention, Mlp, LayerScale, DropPath, nn.LayerNorm, nn.Linear, nn.Dropout, nn.Identity)

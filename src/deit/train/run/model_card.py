@@ -64,11 +64,13 @@ def _origin(record: dict[str, Any], classes: list[str]) -> str:
     data = record["data"]
     images = counted(data["train_images"], "image")
     if not classes:
-        return f"{_beginning(record)}It learnt from {images} without labels, by reconstructing hidden patches (SimMIM)."
+        return (
+            f"{_beginning(record)}It learned from {images} without labels, by reconstructing hidden patches (SimMIM)."
+        )
     if "train_labels" in data:
         images += f", of which {data['train_labels']} have a label,"
     taught = f" and from the teacher {markdown_code(record['teacher'])}" if record["teacher"] else ""
-    return f"{_beginning(record)}It learnt from {images}{taught}."
+    return f"{_beginning(record)}It learned from {images}{taught}."
 
 
 def _beginning(record: dict[str, Any]) -> str:

@@ -38,8 +38,8 @@ class DistillationTask(Task):
 
     Attributes:
         partly_labelled: True if some images have no label (`NO_LABEL`). They learn from the teacher alone. The class
-            loss is then the mean over the labelled images of a step, on all processes; an image mixed from both kinds
-            counts with its labelled share, see `label_weights`. `check` sets it.
+            loss is then the mean over the labeled images of a step, on all processes; an image mixed from both kinds
+            counts with its labeled share, see `label_weights`. `check` sets it.
 
     Raises:
         ValueError: At the first batch: the student has one head, or the teacher another number of classes.

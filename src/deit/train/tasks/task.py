@@ -144,7 +144,7 @@ class Task(nn.Module):
         if unlabelled:
             raise UserError(
                 f"{unlabelled} of {len(data.train.labels)} training images have no label, and without a teacher "
-                "nothing can be learnt from them. Pass a teacher, or leave them out."
+                "nothing can be learned from them. Pass a teacher, or leave them out."
             )
         if recipe.data.problem_type != data.problem_type:
             raise UserError(
