@@ -45,7 +45,7 @@ def test_processes_wait_for_one_that_works_longer_than_pytorch_waits() -> None:
 def two_processes(tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
     """Folders of trainings on two processes, and what each printed."""
     folder = tmp_path_factory.mktemp("two")
-    kinds = ["adamw", "sgd", "few", "dist", "masked", "convnet"]
+    kinds = ["adamw", "sgd", "few", "dist", "pseudo", "masked", "convnet"]
     ran = torchrun("tests.train.together", folder, *kinds)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
@@ -53,11 +53,12 @@ def two_processes(tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
     return folder, {kind: line.split() for kind, line in zip(kinds, lines, strict=True)}
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd", "few", "dist", "masked"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "few", "dist", "pseudo", "masked"])
 def test_two_processes_give_the_weights_of_one_with_the_whole_batch(tmp_path, two_processes, kind) -> None:
     """Ten steps in fp32 without random augmentation; 13 training and 7 validation images, which 2 does not divide.
 
-    "few": nine of twelve images have no label; "dist": a loss over the whole batch; "masked": masked images.
+    "few": nine of twelve images have no label; "dist": a loss over the whole batch; "pseudo": such images get
+    pseudo-labels and are mixed; "masked": masked images.
     """
     folder, printed = two_processes
     assert printed[kind] == ["2", "7", "5"]  # all 7 images were counted, once

@@ -19,7 +19,7 @@ from deit.runtime.processes import process_group
 from deit.runtime.random_state import random_state_kept
 from deit.train.loop import fit
 from deit.train.recipes.recipe import Recipe
-from deit.train.recipes.sections import Distillation, Masking, Optimizer, Schedule
+from deit.train.recipes.sections import Distillation, Masking, Optimizer, PseudoLabels, Schedule
 from deit.train.tasks.classification import ClassificationTask
 from deit.train.tasks.distillation import DistillationTask
 from deit.train.tasks.masked_images import MaskedImageTask
@@ -29,7 +29,8 @@ from tests.train import tiny
 
 PLAIN = tiny.PLAIN
 MIXED = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, num_repeats=2)
-WITHOUT_CACHE = ("masked", "mixed", "convnet")
+CUT = dataclasses.replace(PLAIN, mix_rate=1.0, mixup_alpha=0.0)
+WITHOUT_CACHE = ("masked", "mixed", "convnet", "pseudo")
 DROPS = {"hidden_dropout_prob": 0.1}
 
 
@@ -65,6 +66,9 @@ def recipe(kind: str) -> Recipe:
         settings.update(batch_size=8, augment=MIXED, ema_decay=0.9, drop_path_rate=0.1)
     if kind == "dist":
         settings.update(distillation=Distillation(kind="dist"))
+    if kind == "pseudo":
+        labels = PseudoLabels(weight=5.0, threshold=0.35)  # some images are above it, others below
+        settings.update(pseudo_labels=labels, ema_decay=0.9, label_smoothing=0.1, augment=CUT)
     if kind == "masked":
         settings.update(masking=Masking(patch=8, ratio=0.5, picture_steps=4, pictures=2))
     return tiny.recipe(**settings)
@@ -90,7 +94,7 @@ def _task(kind: str) -> Task:
 
 def data(kind: str) -> Data:
     """13 training images; or 12 of which 3 have a label and come more often, in some steps more on one process."""
-    if kind == "few":
+    if kind in ("few", "pseudo"):
         return with_fewer_labels(tiny.data(12, 7), labels_per_class=1, keep_others=True)
     return tiny.data(25, 7) if kind in ("mixed", "convnet") else tiny.data(13, 7)
 

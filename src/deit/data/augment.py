@@ -142,6 +142,7 @@ class ViewTransform:
         mean: Mean of each channel, for values in [0, 1].
         std: Standard deviation of each channel.
         erase: Function that changes the pixels in place at the end.
+        weak: Another transform that gives a second view of the same image, see `Batch.weak`; None for one view.
     """
 
     def __init__(
@@ -150,11 +151,13 @@ class ViewTransform:
         mean: Sequence[float],
         std: Sequence[float],
         erase: Callable[[Tensor], Tensor] | None,
+        weak: ViewTransform | None = None,
     ) -> None:
         self.image_steps = list(image_steps)
         self._mean = np.array(mean, np.float32)
         self._std = np.array(std, np.float32)
         self._erase = erase
+        self.weak = weak
 
     def __call__(self, image: Image.Image, out: Tensor | None = None) -> Tensor:
         """Draws one view.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # imports timm, which evaluation does not need
 
 # First number of every random key, so that views, mixing and the model never share a stream.
 _VIEW_KEY = 0
+_WEAK_KEY = 6  # mixing takes 1, the model 2, masks 3 and 4, `limited` 5
 
 # Offset of repeat numbers of replacement views; larger than any number of repeats.
 _STAND_IN = 1 << 20
@@ -43,12 +44,14 @@ class Batch(NamedTuple):
         checksum: CRC-32 of a sample of the pixels, of the numbers of the views and of the targets. It differs if two
             runs see different images.
         left_out: Number and reason of each unreadable image; another image of the batch replaces it.
+        weak: (b, 3, H, W), second views of the same images; None unless the transform has a second one.
     """
 
     pixels: Tensor
     targets: Tensor
     checksum: int
     left_out: Sequence[tuple[int, str]] = ()
+    weak: Tensor | None = None
 
 
 class StepOrder(Sampler[list[View]]):
@@ -169,11 +172,12 @@ class _AugmentedImages(Dataset[Any]):
     def __getitems__(self, views: Sequence[View]) -> Batch | _Broken:
         """Draws views. Replaces an unreadable image by another view of the next image of the batch."""
         shown, left_out = list(views), {}
+        weak: dict[int, Tensor] = {}
         with random_state_kept():
             pixels: Tensor | None = None
             for place, view in enumerate(views):
                 try:
-                    drawn = self._draw(view, None if pixels is None else pixels[place])
+                    drawn = self._draw(view, None if pixels is None else pixels[place], place, weak)
                 except (ImageError, OSError) as error:
                     left_out[place] = _reason(error)
                     continue
@@ -185,16 +189,21 @@ class _AugmentedImages(Dataset[Any]):
             try:
                 for place in left_out:
                     shown[place] = _stand_in(views, place, left_out)
-                    self._draw(shown[place], pixels[place])
+                    self._draw(shown[place], pixels[place], place, weak)
             except (ImageError, OSError) as error:  # was readable a moment ago
                 return _Broken(_reason(error))
         targets = torch.from_numpy(self._source.labels[[index for _, _, index, _ in shown]])
         bad = tuple((views[place][2], reason) for place, reason in left_out.items())
-        return Batch(pixels, targets, _checksum(pixels, targets, shown), bad)
+        second = torch.stack([weak[place] for place in range(len(views))]) if weak else None
+        return Batch(pixels, targets, _checksum(pixels, targets, shown), bad, second)
 
-    def _draw(self, view: View, out: Tensor | None) -> Tensor:
+    def _draw(self, view: View, out: Tensor | None, place: int, weak: dict[int, Tensor]) -> Tensor:
+        """Draws one view, and puts a second one into `weak` if the transform has one."""
         seed, epoch, index, repeat = view
         image = self._source.image(index)
+        if self._transform.weak is not None:
+            set_random_state(seed, _WEAK_KEY, epoch, index, repeat)
+            weak[place] = self._transform.weak(image)
         set_random_state(*view_key(seed, epoch, index, repeat))
         return self._transform(image, out)
 

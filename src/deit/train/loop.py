@@ -21,7 +21,6 @@ from deit.core.errors import UserError
 from deit.core.file_names import LAST_NAME, STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.core.writing import writing
-from deit.data.augment import build_transform
 from deit.data.few_labels import labelled_again
 from deit.data.loader import Batch, StepOrder, refuse_import_by_worker, training_batches
 from deit.data.sources import Data, former_fingerprint
@@ -46,6 +45,7 @@ from deit.train.selection.evaluations import Evaluations, describe_selection
 from deit.train.step import StepResult, TrainStep, check_division
 from deit.train.students.drop_path import apply_drop_path
 from deit.train.tasks.agreement import with_division
+from deit.train.tasks.pseudo_labels import training_transform
 from deit.train.tasks.task import Task
 from deit.train.teachers.batch_norm import check_batch_norm
 from deit.train.teachers.cache import open_cache
@@ -171,10 +171,9 @@ class _Run:
         if self.history.epochs and self.history.epochs[-1]["step"] == self.step:
             self.loss_sums = LossSums()  # the evaluation that needs them was done
             self.evaluations.compare(self.history.epochs[-1])
-        processor = task.processor
         self.batches = training_batches(
             data.train,
-            build_transform(recipe.augment, processor.output_size, processor.channel_mean, processor.channel_std),
+            training_transform(recipe, task.processor),
             self._order(self.step, self.total_steps),
             num_workers=recipe.num_workers,
             pin_memory=device.type == "cuda",

@@ -19,7 +19,7 @@ def open_images(
         path: See `open_data`, or `open_unlabelled` if `labelled` is off.
         recipe: Its `data` section is used.
         labelled: False ignores labels, for masked images.
-        taught: True keeps images without labels, for a teacher.
+        taught: True keeps images without labels, for a teacher; pseudo-labels keep them, too.
         progress: See `open_data`.
 
     Raises:
@@ -27,6 +27,7 @@ def open_images(
         ValueError: See `open_data` and `with_fewer_labels`.
     """
     options = recipe.data
+    taught = taught or recipe.pseudo_labels.weight > 0
     read: dict[str, Any] = {
         "val_fraction": options.val_fraction,
         "seed": options.split_seed,

@@ -21,6 +21,7 @@ from deit.train.recipes.recipe import Recipe
 from deit.train.run.ending import NonFiniteLossError
 from deit.train.run.state import optimizer_tensors, restore_optimizer
 from deit.train.students.freezing import freeze
+from deit.train.tasks.pseudo_labels import PseudoLabeller
 from deit.train.tasks.task import Task
 from deit.train.teachers.cache import BatchPlace
 from deit.train.whole_step import ShareOfStep
@@ -87,6 +88,10 @@ class TrainStep:
             if recipe.augment.mixes
             else None
         )
+        self.pseudo_labels: PseudoLabeller | None = None
+        if recipe.pseudo_labels.weight:
+            assert self.average is not None
+            self.pseudo_labels = PseudoLabeller(self.average.module, recipe, num_classes, processes)
         self._placement = resolve(device, recipe.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._placement.dtype is torch.float16)
         self._skipped = 0
@@ -133,10 +138,15 @@ class TrainStep:
     def _backward(self, batch: Batch, place: BatchPlace) -> dict[str, Tensor]:
         pixels = batch.pixels.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
-        if self.mixer is not None:
+        weights: list[Tensor] = []
+        if self.pseudo_labels is not None:
+            assert batch.weak is not None
+            with self._placement.autocast():
+                pixels, targets, *weights = self.pseudo_labels(pixels, targets, batch.weak, place.step)
+        elif self.mixer is not None:
             pixels, targets = self.mixer(pixels, targets, place.step, self.processes)
         with self._placement.autocast():
-            prepared = self.task.prepare(pixels, targets, place)
+            prepared = (*self.task.prepare(pixels, targets, place), *weights)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.accumulate
         sums: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from deit.core.files import write_text_atomically
 from deit.core.scores.comparing import all_score_names
 from deit.data.augment import Augmentation
 from deit.models.trunk.vision_transformer import DROP_PATH_SHAPES
-from deit.train.recipes.sections import DataOptions, Distillation, Masking, Optimizer, Schedule
+from deit.train.recipes.sections import DataOptions, Distillation, Masking, Optimizer, PseudoLabels, Schedule
 from deit.train.recipes.values import build, flat, plain, require, require_one_of, unknown_setting, without_following
 from deit.train.recipes.yaml_files import read_yaml
 
@@ -90,6 +90,7 @@ class Recipe:
         distillation: Distillation settings; unused without a teacher.
         data: Settings that read and divide the data set.
         masking: Settings of masked-image training.
+        pseudo_labels: Pseudo-labels for unlabeled images; none by default.
     """
 
     student: str = ""
@@ -123,6 +124,7 @@ class Recipe:
     distillation: Distillation = field(default_factory=Distillation)
     data: DataOptions = field(default_factory=DataOptions)
     masking: Masking = field(default_factory=Masking)
+    pseudo_labels: PseudoLabels = field(default_factory=PseudoLabels)
 
     def __post_init__(self) -> None:
         require(self.image_size >= 0, "image_size must be at least 0", self.image_size)
@@ -162,6 +164,11 @@ class Recipe:
             f"accumulate={self.accumulate}",
         )
         require(0 <= self.ema_decay < 1, "ema_decay must lie in [0, 1)", self.ema_decay)
+        require(
+            self.ema_decay > 0 or not self.pseudo_labels.weight,
+            "Pseudo-labels come from the running average of the weights, so ema_decay must be above 0 (such as 0.999)",
+            self.ema_decay,
+        )
         require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
         require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)
         require(

@@ -1,4 +1,4 @@
-"""Defines the sections of a recipe: optimizer, schedule, distillation, masking and data. Each checks its values."""
+"""Defines the sections of a recipe: optimizer, schedule, distillation, data, ... Each checks its values."""
 
 from __future__ import annotations
 
@@ -147,6 +147,27 @@ class Distillation:
         )
         require(self.intra_weight >= 0, "distillation.intra_weight must be at least 0", self.intra_weight)
         require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels:
+    """Settings of pseudo-labels for unlabeled images (Semi-ViT, arXiv 2208.05688); see `PseudoLabeller`.
+
+    Attributes:
+        weight: Weight of the loss of unlabeled images relative to that of labeled ones; 5 in the paper. 0 makes no
+            pseudo-labels.
+        threshold: Least probability of the class that the averaged model finds; less sure images give no loss.
+        mixup: Mixes pairs of unlabeled images in proportion to their probabilities (probabilistic pseudo-mixup). Pixels
+            then depend on the student, so a teacher cache cannot be used.
+    """
+
+    weight: float = 0.0
+    threshold: float = 0.7
+    mixup: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.weight >= 0, "pseudo_labels.weight must be at least 0", self.weight)
+        require(0 <= self.threshold <= 1, "pseudo_labels.threshold must lie in [0, 1]", self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from deit.core.config.following_defaults import FOLLOWING, FOLLOWS, FollowingDefault
 from deit.core.errors import UserError, shown
 
-SECTIONS = ("augment", "optimizer", "schedule", "distillation", "data", "masking")
+SECTIONS = ("augment", "optimizer", "schedule", "distillation", "pseudo_labels", "data", "masking")
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 

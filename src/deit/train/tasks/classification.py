@@ -59,19 +59,20 @@ class ClassificationTask(Task):
         super().check(data, recipe, teacher_cache)
         self.problem_type = data.problem_type
 
-    def forward(self, pixels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, targets: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize.
 
         Args:
             pixels: (B, 3, H, W).
             targets: (B,) true classes, (B, K) probabilities or marks, or (B,) numbers to regress.
+            weights: (B,) weights of the images, of one class each; see `classification_loss`.
         """
         heads = head_logits(self.student, pixels)
-        losses = [self._from_labels(heads[name], targets) for name in (CLASS, DISTILLATION) if name in heads]
+        losses = [self._from_labels(heads[name], targets, weights) for name in (CLASS, DISTILLATION) if name in heads]
         return {"loss": sum(losses[1:], losses[0]) / len(losses)}
 
-    def _from_labels(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _from_labels(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if self.problem_type != SINGLE_LABEL:
             return problem_loss(logits.float(), targets, self.problem_type)
         smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
-        return classification_loss(logits.float(), targets, label_smoothing=smoothing, loss=self.loss)
+        return classification_loss(logits.float(), targets, label_smoothing=smoothing, loss=self.loss, weights=weights)

@@ -17,6 +17,7 @@ from deit.models.losses import classification_loss, label_weights
 from deit.runtime.processes import current_processes
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation
+from deit.train.tasks.pseudo_labels import check_pseudo_labels
 from deit.train.tasks.task import Task
 from deit.train.tasks.teacher_losses import teacher_loss
 from deit.train.teachers.cache import BatchPlace
@@ -39,7 +40,8 @@ class DistillationTask(Task):
     Attributes:
         partly_labelled: True if some images have no label (`NO_LABEL`). They learn from the teacher alone. The class
             loss is then the mean over the labeled images of a step, on all processes; an image mixed from both kinds
-            counts with its labeled share, see `label_weights`. `check` sets it.
+            counts with its labeled share, see `label_weights`. `check` sets it. False with pseudo-labels, whose step
+            has its own weights.
 
     Raises:
         ValueError: At the first batch: the student has one head, or the teacher another number of classes.
@@ -78,7 +80,8 @@ class DistillationTask(Task):
             )
         if self.teacher is None and teacher_cache is None:
             raise UserError("Distillation needs a teacher, or a cache of its answers. Received neither.")
-        self.partly_labelled = count_unlabelled(data.train) > 0
+        check_pseudo_labels(recipe, data, teacher_cache)
+        self.partly_labelled = count_unlabelled(data.train) > 0 and not recipe.pseudo_labels.weight
 
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
         """Returns pixels, targets and the teacher's answers; and weights if some images have no label.

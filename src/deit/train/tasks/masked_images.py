@@ -123,6 +123,8 @@ class MaskedImageTask(Task):
                 "Masked images are not mixed. Received: a recipe with Mixup or CutMix. Pass augment.mix_rate=0, or the "
                 "recipe simmim-100."
             )
+        if recipe.pseudo_labels.weight:
+            raise UserError("Masked images have no labels. Received: a recipe with pseudo_labels.weight. Pass 0.")
         if recipe.teacher or teacher_cache is not None:
             received = ", ".join(recipe.teacher) or teacher_cache
             raise UserError(f"Masked images have no teacher. Received: {received}. Leave it out.")

@@ -22,7 +22,7 @@ from deit.data.loader import EvaluationBatches
 from deit.data.masks import BlockMasks
 from deit.data.sources import Source, Subset, place_of
 from deit.train.recipes.sections import Masking
-from deit.train.tasks.task import evaluation_mode
+from deit.train.tasks.pseudo_labels import evaluation_mode
 
 HEADINGS = ("original", "what the model sees", "what it makes of it")
 

@@ -6,9 +6,8 @@ part of each, into losses; it is the part that may be compiled or run in several
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -28,6 +27,7 @@ from deit.runtime.processes import Processes
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.values import flat, plain
 from deit.train.tasks.agreement import with_student, with_teacher
+from deit.train.tasks.pseudo_labels import check_pseudo_labels, evaluation_mode
 from deit.train.teachers.cache import BatchPlace, TeacherCache
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 
@@ -140,11 +140,13 @@ class Task(nn.Module):
                 "Pass the teacher to build_task (or to DistillationTask), or "
                 'recipe.with_settings({"teacher": ()}) to learn from labels alone.'
             )
+        check_pseudo_labels(recipe, data, teacher_cache)
         unlabelled = count_unlabelled(data.train)
-        if unlabelled:
+        if unlabelled and not recipe.pseudo_labels.weight:
             raise UserError(
                 f"{unlabelled} of {len(data.train.labels)} training images have no label, and without a teacher "
-                "nothing can be learned from them. Pass a teacher, or leave them out."
+                "nothing can be learned from them. Pass a teacher, or leave them out, or label them by the average of "
+                "the weights: pseudo_labels.weight=5 and ema_decay=0.999."
             )
         if recipe.data.problem_type != data.problem_type:
             raise UserError(
@@ -231,14 +233,3 @@ def _differing(name: str, own: Any, wanted: Any) -> dict[str, Any]:
 
 def _listed(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-
-@contextlib.contextmanager
-def evaluation_mode(student: nn.Module) -> Iterator[None]:
-    """Puts a student into evaluation mode for a block."""
-    was_training = student.training
-    student.eval()
-    try:
-        yield
-    finally:
-        student.train(was_training)
