@@ -29,8 +29,8 @@ from deit.models.weights.initialization import InitReport, initialize_from
 from deit.models.weights.loading import read_network
 from deit.runtime.random_state import random_state_kept
 from deit.train.recipes.recipe import Recipe
-from deit.train.students.start import config_of, folder_values, require_architecture, resolved_start
-from deit.train.students.timm import build_timm, timm_architecture
+from deit.train.students.start import config_of, require_architecture, resolved_start
+from deit.train.students.timm import build_timm, folder_values, timm_architecture
 from deit.train.teachers.label_matching import head_rows
 
 # Fields of a checkpoint's configuration that a student does not inherit.

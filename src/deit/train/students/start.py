@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deit.core.config.config import DeiTConfig, ViTConfig
-from deit.core.config.config_file import read_config
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError
-from deit.core.file_names import CONFIG_NAME
 from deit.core.files import at_home
 from deit.core.published import VARIANTS, find_variant
 from deit.core.variants import variant_config
 from deit.core.weights.inferred_config import infer_config
 from deit.models.weights.from_pretrained import Checkpoint, FileOptions, open_checkpoint
 from deit.train.recipes.recipe import Recipe
-from deit.train.students.timm import timm_architecture
+from deit.train.students.timm import folder_values, timm_architecture
 
 # Fields that a variant and a checkpoint must share.
 _ARCHITECTURE = {
@@ -143,12 +141,6 @@ def _fits(student: str, init: str) -> bool:
         return not _differences(variant_config(published), wanted)
     checkpoint = open_checkpoint(init, FileOptions())
     return timm_architecture(checkpoint) is None and not _differences(config_of(checkpoint), wanted)
-
-
-def folder_values(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Returns the configuration of a checkpoint that is a folder, else an empty mapping."""
-    path = checkpoint.path
-    return read_config(path) if path is not None and (path / CONFIG_NAME).is_file() else {}
 
 
 def config_of(checkpoint: Checkpoint) -> VisionTransformerConfig:

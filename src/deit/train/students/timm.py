@@ -29,7 +29,7 @@ _COUNTER = "num_batches_tracked"  # of batch norm; unused here, and old files la
 
 def timm_architecture(checkpoint: Checkpoint) -> str | None:
     """Returns timm's name of a checkpoint's architecture if this package does not have it, else None."""
-    values = _config(checkpoint)
+    values = folder_values(checkpoint)
     if "architecture" not in values or "model_type" in values:
         return None
     try:
@@ -63,7 +63,7 @@ def build_timm(
         OSError: The checkpoint cannot be found.
     """
     checkpoint = None if init is None else open_checkpoint(init, FileOptions())
-    values: Mapping[str, Any] = {} if checkpoint is None else _config(checkpoint)
+    values: Mapping[str, Any] = {} if checkpoint is None else folder_values(checkpoint)
     own = str(values.get("architecture", architecture))
     if own.partition(".")[0] != architecture.partition(".")[0]:
         raise UserError(f"{init} holds timm's {own}, but the student is timm/{architecture}. Pass the same one.")
@@ -87,7 +87,8 @@ def build_timm(
     return {"model": model, "processor": processor, "report": report}
 
 
-def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+def folder_values(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Returns the configuration of a checkpoint that is a folder, else an empty mapping."""
     path = checkpoint.path
     return read_config(path) if path is not None and (path / CONFIG_NAME).is_file() else {}
 
