@@ -8,20 +8,19 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.duplicates import first_copies
 from deit.data.labels.class_notes import note_empty_classes
-from deit.data.sources import Data, Labels, Source, Subset, contents_of, former_fingerprint, place_of
+from deit.data.sources import Data, Derived, Labels, Source, Subset, contents_of
 from deit.data.storage.contents import Hashes
 
 _LIMIT_KEY = 5  # first number of the random key of `limited`
 
 
-class PartlyLabelled:
+class PartlyLabelled(Derived):
     """Another source in which only some images keep their labels.
 
     Args:
@@ -30,35 +29,12 @@ class PartlyLabelled:
     """
 
     def __init__(self, source: Source, labelled: npt.NDArray[np.integer]) -> None:
-        self.source = source
-        self.classes = source.classes
-        self.problem_type = source.problem_type
+        super().__init__(source)
         self.labelled = labelled
         self.labels: Labels = np.full(len(source.labels), NO_LABEL, dtype=np.int64)
         self.labels[labelled] = source.labels[labelled]
 
-    def image(self, index: int) -> Image.Image:
-        """Returns one image, RGB."""
-        return self.source.image(index)
-
-    def place(self, index: int) -> str:
-        """Names the image as the other source does."""
-        return place_of(self.source, index)
-
-    @property
-    def contents(self) -> Hashes | None:
-        """(N,) uint64 hashes of the images, if the other source has them."""
-        return contents_of(self.source)
-
-    def fingerprint(self) -> str:
-        """Returns a hash of the other source and the choice."""
-        return self._with_choice(self.source.fingerprint())
-
-    def former_fingerprint(self) -> str:
-        """Returns the same with the other source's former fingerprint."""
-        return self._with_choice(former_fingerprint(self.source))
-
-    def _with_choice(self, of_source: str) -> str:
+    def _fingerprint(self, of_source: str) -> str:
         digest = hashlib.sha256(b"partly labelled\n" + of_source.encode())
         return hashlib.sha256(digest.digest() + self.labelled.tobytes()).hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,7 +207,44 @@ def _check_values(labels: npt.NDArray[Any], classes: Sequence[str], problem_type
         raise UserError(f"Regression needs finite numbers and one name. Received: {len(classes)} names: {classes}.")
 
 
-class Subset:
+class Derived(ABC):
+    """The images of another source with other labels.
+
+    Args:
+        source: The other source.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.classes = source.classes
+        self.problem_type = source.problem_type
+
+    def image(self, index: int) -> Image.Image:
+        """Returns one image, RGB."""
+        return self.source.image(index)
+
+    def place(self, index: int) -> str:
+        """Returns the place of an image in the other source."""
+        return place_of(self.source, index)
+
+    @property
+    def contents(self) -> Hashes | None:
+        """(N,) uint64 hashes of the images, if the other source has them."""
+        return contents_of(self.source)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the other source and the labels."""
+        return self._fingerprint(self.source.fingerprint())
+
+    def former_fingerprint(self) -> str:
+        """Returns the same with the other source's former fingerprint."""
+        return self._fingerprint(former_fingerprint(self.source))
+
+    @abstractmethod
+    def _fingerprint(self, of_source: str) -> str: ...
+
+
+class Subset(Derived):
     """Some images of another source.
 
     Args:
@@ -215,39 +253,29 @@ class Subset:
     """
 
     def __init__(self, source: Source, indices: npt.NDArray[np.integer]) -> None:
-        self.source = source
+        super().__init__(source)
         self.indices = indices
-        self.classes = source.classes
-        self.problem_type = source.problem_type
         self.labels: Labels = source.labels[indices]
 
     def image(self, index: int) -> Image.Image:
         """Returns one image, RGB."""
-        return self.source.image(int(self.indices[index]))
+        return super().image(int(self.indices[index]))
 
     def place(self, index: int) -> str:
-        """Names the image as the other source does."""
-        return place_of(self.source, int(self.indices[index]))
+        """Returns the place of an image in the other source."""
+        return super().place(int(self.indices[index]))
 
     @property
     def contents(self) -> Hashes | None:
         """(N,) uint64 hashes of the images, if the other source has them."""
-        whole = contents_of(self.source)
+        whole = super().contents
         return None if whole is None else whole[self.indices]
 
-    def fingerprint(self) -> str:
-        """Returns a hash of the other source and the choice."""
-        return self._with_choice(self.source.fingerprint())
-
-    def former_fingerprint(self) -> str:
-        """Returns the same with the other source's former fingerprint."""
-        return self._with_choice(former_fingerprint(self.source))
-
-    def _with_choice(self, of_source: str) -> str:
+    def _fingerprint(self, of_source: str) -> str:
         return hashlib.sha256(of_source.encode() + self.indices.tobytes()).hexdigest()
 
 
-class WithoutLabels:
+class WithoutLabels(Derived):
     """Another source whose labels are ignored.
 
     Args:
@@ -259,20 +287,11 @@ class WithoutLabels:
         problem_type: Always "single_label_classification".
     """
 
-    problem_type = SINGLE_LABEL
-
     def __init__(self, source: Source) -> None:
-        self.source = source
+        super().__init__(source)
         self.classes: list[str] = []
+        self.problem_type = SINGLE_LABEL
         self.labels: Labels = np.full(len(source.labels), NO_LABEL, dtype=np.int64)
-
-    def image(self, index: int) -> Image.Image:
-        """Returns one image, RGB."""
-        return self.source.image(index)
-
-    def place(self, index: int) -> str:
-        """Names the image as the other source does."""
-        return place_of(self.source, index)
 
     @property
     def skipped(self) -> Sequence[SkippedFile]:
@@ -284,18 +303,8 @@ class WithoutLabels:
         """Counts of files that the other source ignored."""
         return ignored_of(self.source)
 
-    @property
-    def contents(self) -> Hashes | None:
-        """(N,) uint64 hashes of the images, if the other source has them."""
-        return contents_of(self.source)
-
-    def fingerprint(self) -> str:
-        """Returns a hash of the other source."""
-        return hashlib.sha256(b"without labels\n" + self.source.fingerprint().encode()).hexdigest()
-
-    def former_fingerprint(self) -> str:
-        """Returns the same with the other source's former fingerprint."""
-        return hashlib.sha256(b"without labels\n" + former_fingerprint(self.source).encode()).hexdigest()
+    def _fingerprint(self, of_source: str) -> str:
+        return hashlib.sha256(b"without labels\n" + of_source.encode()).hexdigest()
 
 
 class Joined:
