@@ -247,3 +247,26 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("os.pwrite", lambda file, data, offset: len(data) // 2)
     with pytest.raises(OSError, match="the disk is full"):
         cache.write(PLACE, torch.eye(3)[:2])
+
+
+def test_a_teacher_that_sees_mirror_images_too_says_the_mean_of_its_probabilities(tmp_path) -> None:
+    """The teacher's logits are the left column of the pixels."""
+    left = Teacher(lambda pixels: pixels[:, 0, :3, 0] * 4, mean=tiny.MEAN, std=tiny.STD, name="left")
+    pixels = torch.randn(2, 3, 16, 16)
+    settings = Distillation(kind="soft", flip_teacher=True)
+    answers = task(settings, left).prepare(pixels, torch.tensor([0, 1]))[2]
+    odds = [np.exp(4 * pixels[:, 0, :3, column].double().numpy()) for column in (0, -1)]
+    mean = sum(each / each.sum(1, keepdims=True) for each in odds) / 2
+    np.testing.assert_allclose(answers.exp(), mean, rtol=1e-5)
+    for turn in ("recorded", "read"):
+        fit(
+            task(settings, teacher() if turn == "recorded" else None), tiny.data(), recipe(settings),
+            out=tmp_path / turn, device="cpu", teacher_cache=tmp_path / "cache",
+        )  # fmt: skip
+    assert same(weights(tmp_path / "recorded"), weights(tmp_path / "read"))
+    once = Distillation(kind="soft")
+    with pytest.raises(ValueError, match="flip_teacher"):
+        fit(
+            task(once, teacher()), tiny.data(), recipe(once), out=tmp_path / "once", device="cpu",
+            teacher_cache=tmp_path / "cache",
+        )  # fmt: skip

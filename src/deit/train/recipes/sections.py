@@ -121,6 +121,8 @@ class Distillation:
             and soft alone.
         intra_weight: Weight of the part of "dist" that compares the images of a batch, relative to the part that
             compares the classes of an image. 1 in the paper; 0 leaves it out.
+        flip_teacher: True shows the teacher each view and its mirror image, and averages the probabilities: a better
+            teacher that takes twice the time. Not for images whose left and right mean something.
         cache_top_k: Number of largest logits that a teacher cache stores for each view (soft and wttm). Caches of
             "standardized" and "dist" store all logits.
     """
@@ -130,6 +132,7 @@ class Distillation:
     weight: float = FOLLOWS
     reduction: str = "batchmean"
     intra_weight: float = 1.0
+    flip_teacher: bool = False
     cache_top_k: int = 100
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from deit.train.tasks.pseudo_labels import check_pseudo_labels
 from deit.train.tasks.task import Task
 from deit.train.tasks.teacher_losses import teacher_loss
 from deit.train.teachers.cache import BatchPlace
-from deit.train.teachers.teacher import Teacher, TeacherEnsemble
+from deit.train.teachers.teacher import Teacher, TeacherEnsemble, log_mean_probability
 
 
 class DistillationTask(Task):
@@ -116,7 +116,10 @@ class DistillationTask(Task):
     def _ask(self, pixels: Tensor) -> Tensor:
         if self.teacher is None:
             raise UserError("Distillation needs a teacher, or a cache of its answers.")
-        return self.teacher(pixels, mean=self.processor.channel_mean, std=self.processor.channel_std)
+        views = [pixels, pixels.flip(-1)] if self.distillation.flip_teacher else [pixels]
+        mean, std = self.processor.channel_mean, self.processor.channel_std
+        answers = [self.teacher(view, mean=mean, std=std) for view in views]
+        return answers[0] if len(answers) == 1 else log_mean_probability(answers)
 
     def forward(
         self, pixels: Tensor, targets: Tensor, answers: Tensor | None = None, weights: Tensor | None = None

@@ -319,6 +319,8 @@ def _identity(
     }
     if teacher is not None:
         identity |= {"teacher": teacher.name, "teacher_fingerprint": teacher.fingerprint()}
+    if settings.flip_teacher:
+        identity |= {"flip_teacher": True}
     if _RECORDED[settings.kind] == "soft":
         identity |= {"temperature": settings.temperature, "top_k": settings.cache_top_k}
     return identity

@@ -279,8 +279,13 @@ class TeacherEnsemble:
                 "Match them to the classes of the data with match_teacher."
             )
         # Uses logarithms throughout, so that tiny probabilities do not become minus infinity.
-        log_probabilities = torch.stack([F.log_softmax(answer, dim=1) for answer in answers])
-        return torch.logsumexp(log_probabilities, dim=0) - math.log(len(answers))
+        return log_mean_probability(answers)
+
+
+def log_mean_probability(answers: Sequence[Tensor]) -> Tensor:
+    """Returns the logarithm of the mean of the probabilities of several logits, each (B, K)."""
+    log_probabilities = torch.stack([F.log_softmax(answer.float(), dim=1) for answer in answers])
+    return torch.logsumexp(log_probabilities, dim=0) - math.log(len(answers))
 
 
 def open_teacher(name_or_dir: str | Path) -> Teacher:
