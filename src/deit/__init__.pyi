@@ -76,6 +76,7 @@ from .models.vit import (
     ViTModel as ViTModel,
 )
 from .train.build_task import build_task as build_task
+from .train.loggers.training_log import TrainingLog as TrainingLog
 from .train.loop import fit as fit
 from .train.recipes.catalog import (
     list_recipes as list_recipes,

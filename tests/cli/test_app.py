@@ -19,7 +19,8 @@ PROGRAM = Path(sys.executable).with_name("deit")
 OPTIONS = {
     "train": [
         "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--minutes", "--plan", "--epochs",
-        "--batch-size", "--seed", "--image-size", "--labels", "--freeze", "--set", "--device", "--resume",
+        "--batch-size", "--seed", "--image-size", "--labels", "--freeze", "--set", "--log", "--device",
+        "--resume",
     ],
     "pretrain": [
         "--out", "--student", "--init", "--config", "--recipe", "--epochs", "--batch-size", "--seed", "--image-size",

@@ -33,6 +33,7 @@ from deit.cli.terminal.planned import (
     train_as_planned,
 )
 from deit.cli.terminal.settings import (
+    check_log,
     describe_start,
     named_settings,
     named_start,
@@ -122,6 +123,10 @@ Frozen = Annotated[
         show_default="none",
     ),
 ]
+LoggerName = Annotated[
+    str | None,
+    typer.Option(metavar="SERVICE", help="Also log to tensorboard, trackio or wandb.", show_default="none"),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -150,6 +155,7 @@ def train(
     labels: LabelCount = None,
     freeze: Frozen = None,
     set_: Settings = None,
+    log: LoggerName = None,
     device: Device = "auto",
     resume: Resume = False,
 ) -> None:
@@ -163,6 +169,7 @@ def train(
     from deit.runtime.processes import process_group
 
     started = time.monotonic()
+    check_log(log)
     planned = is_planned(recipe, epochs, set_ or [], minutes)
     student, init = named_start(student, init, set_ or [])
     found = recipe_of_run(out) if planned and resume else None
@@ -174,7 +181,7 @@ def train(
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []))
     command = TrainCommand(
         data=data, out=out, student=student, init=init, teachers=teacher or [], teacher_cache=teacher_cache,
-        image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started,
+        image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,
     )  # fmt: skip
     with process_group(device) as processes:
         if found is not None and found[1] is not None:
@@ -207,7 +214,8 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
         _print_plan(images, recipe, built, taught=taught, teacher_cache=cache, asked=bool(teachers))
     if command.plan_only:
         return
-    result = run_fit(task, images, recipe, processes, out=out, device=device, resume=resume, teacher_cache=cache)
+    options = {"out": out, "device": device, "resume": resume, "teacher_cache": cache, "log": command.log}
+    result = run_fit(task, images, recipe, processes, **options)
     if processes.is_first:
         print_result(result)
 

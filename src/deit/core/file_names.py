@@ -15,6 +15,7 @@ STATE_NAME = "state"
 LAST_NAME = "last"  # a model directory: the weights after the last step, where the model has those of the best
 HISTORY_NAME, HISTORY_TABLE_NAME = "metrics.jsonl", "metrics.csv"
 CURVES_NAME = "curves.png"
+LOGGER_NAME = "logger.json"  # names of the run at TensorBoard, trackio, ...
 RECONSTRUCTION_NAME = "reconstruction.png"
 PLAN_NAME = "plan.json"  # why a planned training is as it is, and how long it takes
 TEACHER_NAME = "teacher"  # a folder: the run of the teacher that a planned training begins with

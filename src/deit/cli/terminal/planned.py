@@ -40,6 +40,7 @@ class TrainCommand:
         minutes: Time that the training may take.
         plan_only: Whether to stop before the training.
         started: `time.monotonic()` at the start of the command.
+        log: Service to log to; None for none.
     """
 
     data: str
@@ -54,6 +55,7 @@ class TrainCommand:
     minutes: float | None
     plan_only: bool
     started: float
+    log: str | None
 
 
 def is_planned(recipe: str | None, epochs: int | None, given: list[str], minutes: float | None) -> bool:
@@ -187,7 +189,8 @@ def run_plan(plan: Plan, images: Data, processes: Processes, command: TrainComma
             say(f"Note: {told}", err=True)
 
     def run(task: Any, data: Data, recipe: Recipe, **options: Any) -> Any:
-        return run_fit(task, data, recipe, processes, watch=watch if processes.is_first else None, **options)
+        options |= {"watch": watch if processes.is_first else None, "log": command.log}
+        return run_fit(task, data, recipe, processes, **options)
 
     result = carry_out(
         plan, images, command.out, run, device=command.device, resume=command.resume, teachers=teachers, on_part=on_part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -115,6 +116,14 @@ def check_freeze(recipe: Recipe) -> None:
         raise UserError(f"freeze={recipe.freeze} keeps weights as they are. Pass --init with weights to keep.")
 
 
+def check_log(service: str | None) -> None:
+    """Rejects a service for --log that is unknown or whose package is missing."""
+    if service is not None:
+        from deit.train.loggers.training_log import check_logger
+
+        check_logger(service)
+
+
 def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:
     """Returns lines that describe the start of a training and its learning-rate schedule."""
     from deit.train.optimization import describe_rates
@@ -147,6 +156,7 @@ def run_fit(
     processes: Processes,
     *,
     watch: Callable[[StepEvent], None] | None = None,
+    log: str | None = None,
     **options: Any,
 ) -> FitResult:
     """Trains with a progress bar and a line for each evaluation. After Ctrl-C, prints how to resume.
@@ -157,22 +167,32 @@ def run_fit(
         recipe: See `fit`.
         processes: Processes of the training.
         watch: Called after every step, beside the progress bar.
+        log: Service to log to, see `TrainingLog`; None for none.
         **options: Further arguments of `fit`.
     """
     from deit.runtime.signals import TrainingInterrupted
+    from deit.train.loggers.training_log import TrainingLog
     from deit.train.loop import fit
 
     _say_precision(recipe, processes, out=options["out"], device=options["device"], resume=options["resume"])
+    logging = nullcontext() if log is None else TrainingLog(log, out=options["out"], recipe=recipe)
     try:
-        with progress_bar("Training", shown=processes.is_first) as update:
+        with logging as logged, progress_bar("Training", shown=processes.is_first) as update:
 
             def on_step(event: StepEvent) -> None:
                 text = f"{event.images_per_second:.0f} images/s, epoch {event.epoch}, loss {event.loss:.3f}"
                 update(event.step, event.total_steps, text)
                 if watch is not None:
                     watch(event)
+                if logged is not None:
+                    logged.on_step(event)
 
-            on_epoch = _print_epoch if processes.is_first else None
+            def on_epoch(row: dict[str, Any]) -> None:
+                if processes.is_first:
+                    _print_epoch(row)
+                if logged is not None:
+                    logged.on_epoch(row)
+
             return fit(task, images, recipe, on_step=on_step, on_epoch=on_epoch, **options)
     except TrainingInterrupted as stop:
         if processes.is_first:

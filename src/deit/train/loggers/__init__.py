@@ -1,0 +1,1 @@
+"""Shows the curves of a run in the tools that people use: TensorBoard, trackio, Weights & Biases."""
