@@ -214,8 +214,8 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
         _print_plan(images, recipe, built, taught=taught, teacher_cache=cache, asked=bool(teachers))
     if command.plan_only:
         return
-    options = {"out": out, "device": device, "resume": resume, "teacher_cache": cache, "log": command.log}
-    result = run_fit(task, images, recipe, processes, **options)
+    options: dict[str, Any] = {"out": out, "device": device, "resume": resume, "teacher_cache": cache}
+    result = run_fit(task, images, recipe, processes, log=command.log, **options)
     if processes.is_first:
         print_result(result)
 
