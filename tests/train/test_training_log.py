@@ -143,10 +143,12 @@ def test_trackio_reads_back_what_happened_and_each_step_once(tmp_path, monkeypat
 def test_wandb_writes_what_happened_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
     events, rows = train(tmp_path / "run", "wandb")
+    wandb.teardown()
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     store, history = DataStore(), []
     store.open_for_scan(str(file))

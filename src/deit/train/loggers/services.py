@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -72,18 +72,21 @@ class TensorBoard:
         if not facts.goes_on:
             self._writer.add_text("recipe", "".join(f"    {line}\n" for line in facts.recipe.splitlines()), 0)
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:  # noqa: D102
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Adds a point to each curve."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, path: Path, step: int) -> None:  # noqa: D102
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Adds a PNG file."""
         import numpy as np
         from PIL import Image
 
         with Image.open(path) as image:
             self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
+        """Writes everything that waits."""
         self._writer.close()
 
 
@@ -96,51 +99,47 @@ def _keep_tensorflow_out() -> None:
         sys.modules.setdefault(_NO_TENSORFLOW, ModuleType(_NO_TENSORFLOW))
 
 
-class Trackio:
-    """Writes into trackio's folder (TRACKIO_DIR), into the project "deit" or TRACKIO_PROJECT."""
+class LoggedRun:
+    """Writes to a run object with `log` and `finish`, which trackio and wandb both have.
 
-    def __init__(self, facts: RunFacts) -> None:
-        import trackio
+    Args:
+        run: The run object.
+        image: Makes a picture of the path of a file.
+        last_step: See `Service`.
+    """
 
-        project = os.environ.get("TRACKIO_PROJECT") or PROJECT
-        self._run = trackio.init(project, name=facts.name, config=dict(facts.settings), resume="allow", embed=False)
-        self._image = trackio.Image
-        # No public way to ask for it; without it, the steps that a killed run does again have two equal points.
-        self.last_step = int(getattr(self._run, "_next_step", 0)) - 1 if facts.goes_on else 0
+    def __init__(self, run: Any, image: Callable[[str], Any], last_step: int) -> None:
+        self._run, self._image, self.last_step = run, image, last_step
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:  # noqa: D102
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Adds a point to each curve."""
         self._run.log(dict(values), step=step)
 
-    def picture(self, name: str, path: Path, step: int) -> None:  # noqa: D102
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Adds a PNG file."""
         self._run.log({name: self._image(str(path))}, step=step)
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
+        """Writes everything that waits."""
         self._run.finish()
 
 
-class WandB:
-    """Writes to Weights & Biases, as WANDB_MODE, WANDB_PROJECT and the other variables of wandb say."""
+def open_trackio(facts: RunFacts) -> Service:
+    """Opens a run in trackio's folder (TRACKIO_DIR), in the project "deit" or TRACKIO_PROJECT."""
+    import trackio
 
-    def __init__(self, facts: RunFacts) -> None:
-        import wandb
+    project = os.environ.get("TRACKIO_PROJECT") or PROJECT
+    run: Any = trackio.init(project, name=facts.name, config=dict(facts.settings), resume="allow", embed=False)
+    # No public way to ask for it; without it, the steps that a killed run does again have two equal points.
+    following = int(getattr(run, "_next_step", 0))
+    return LoggedRun(run, trackio.Image, following - 1 if facts.goes_on else 0)
 
-        project = os.environ.get("WANDB_PROJECT") or PROJECT
-        self._run: Any = wandb.init(
-            project=project,
-            id=facts.name,
-            name=facts.name,
-            config=dict(facts.settings),
-            resume="allow",
-            dir=str(facts.out),
-        )
-        self._image = wandb.Image
-        self.last_step = int(self._run.step) - 1 if facts.goes_on else 0
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:  # noqa: D102
-        self._run.log(dict(values), step=step)
+def open_wandb(facts: RunFacts) -> Service:
+    """Opens a run at Weights & Biases, as WANDB_MODE, WANDB_PROJECT and the other variables of wandb say."""
+    import wandb
 
-    def picture(self, name: str, path: Path, step: int) -> None:  # noqa: D102
-        self._run.log({name: self._image(str(path))}, step=step)
-
-    def close(self) -> None:  # noqa: D102
-        self._run.finish()
+    project = os.environ.get("WANDB_PROJECT") or PROJECT
+    names = {"project": project, "id": facts.name, "name": facts.name}
+    run: Any = wandb.init(**names, config=dict(facts.settings), resume="allow", dir=str(facts.out))
+    return LoggedRun(run, wandb.Image, int(run.step) - 1 if facts.goes_on else 0)

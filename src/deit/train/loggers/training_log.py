@@ -16,7 +16,7 @@ from deit.core.errors import MissingPackageError, UserError, read_json
 from deit.core.file_names import CURVES_NAME, LOGGER_NAME
 from deit.core.files import write_json_atomically
 from deit.runtime.processes import current_processes
-from deit.train.loggers.services import RunFacts, Service, TensorBoard, Trackio, WandB
+from deit.train.loggers.services import RunFacts, Service, TensorBoard, open_trackio, open_wandb
 from deit.train.progress import StepEvent
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.values import flat
@@ -24,7 +24,11 @@ from deit.train.recipes.values import flat
 logger = logging.getLogger(__name__)
 
 # Name -> what opens it. The package and the extra have the same name.
-SERVICES: dict[str, Callable[[RunFacts], Service]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": WandB}
+SERVICES: dict[str, Callable[[RunFacts], Service]] = {
+    "tensorboard": TensorBoard,
+    "trackio": open_trackio,
+    "wandb": open_wandb,
+}
 
 
 def check_logger(name: str) -> None:
