@@ -74,6 +74,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
             picture.save(tmp_path / "photos" / name / f"{i}.png")
         picture.save(tmp_path / f"{name}.jpg")
+        for i in range(30):
+            picture = Image.fromarray(np.clip(random.normal(color, 30, (40, 48, 3)), 0, 255).astype(np.uint8))
+            (tmp_path / "held-out" / name).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "held-out" / name / f"{i}.png")
     (tmp_path / "new").mkdir()
     picture.save(tmp_path / "new" / "1.png")
     for name, side in (("student", 32), ("teacher", 32), ("runs/distilled", 32), ("path/to/model", 32)):

@@ -30,6 +30,7 @@ _EXTRAS = {
     "deit.inference": "torch",
     "deit.data": "train",
     "deit.train": "train",
+    "deit.evaluate": "train",
     "deit.train.transformers_trainer": "transformers",
 }
 _WITHOUT_PYTORCH = ("deit.core.", "deit.keras.", "deit.models.auto_openers")

@@ -11,11 +11,14 @@ from .core.processing.image_processor import (
     ViTImageProcessorPil as ViTImageProcessorPil,
 )
 from .core.published import VARIANTS as VARIANTS, list_models as list_models
+from .core.scores.calibration_file import Calibration as Calibration
+from .core.scores.conformal import Coverage as Coverage
 from .core.variants import variant_config as variant_config
 from .data.few_labels import with_fewer_labels as with_fewer_labels
 from .data.open_data import open_data as open_data, open_labelled as open_labelled, open_unlabelled as open_unlabelled
 from .data.readers.image_folder import ImageFolder as ImageFolder
 from .data.sources import ArraySource as ArraySource, Data as Data
+from .evaluate.calibrating import calibrate as calibrate
 from .inference.pipelines import (
     ImageClassificationPipeline as ImageClassificationPipeline,
     ImageFeatureExtractionPipeline as ImageFeatureExtractionPipeline,

@@ -31,7 +31,14 @@ OPTIONS = {
         "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--precision", "--held-out",
         "--image-column", "--label-column", "--knn", "--value-range", "--average", "--strict",
     ],
-    "classify": ["--top-k", "--out", "--batch-size", "--device", "--json", "--value-range", "--average", "--strict"],
+    "calibrate": [
+        "--training-images", "--precision", "--recall", "--positive", "--json", "--batch-size", "--device",
+        "--image-column", "--label-column", "--value-range", "--average", "--strict",
+    ],
+    "classify": [
+        "--top-k", "--out", "--batch-size", "--device", "--json", "--value-range", "--average", "--strict",
+        "--coverage", "--sets", "--per-class", "--abstain", "--raw",
+    ],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],
     "convert": ["--to", "--variant"],
     "push": ["--private", "--message", "--branch", "--propose"],
@@ -42,6 +49,7 @@ ARGUMENTS = {
     "pretrain": ["data"],
     "recipes": ["name"],
     "evaluate": ["model", "data"],
+    "calibrate": ["model", "data"],
     "classify": ["model", "images"],
     "embed": ["model", "images"],
     "convert": ["source", "destination"],

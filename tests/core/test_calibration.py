@@ -13,7 +13,9 @@ from deit.core.scores.calibration import (
     expected_calibration_error,
     fit_temperature,
     mean_cross_entropy,
+    pairs_of,
     reliability,
+    temperature_interval,
 )
 from deit.core.scores.metrics import softmax
 
@@ -119,3 +121,28 @@ def test_data_in_several_parts_gives_what_one_part_gives(monkeypatch):
     assert fit_temperature(logits, labels) == pytest.approx(whole[0], rel=1e-9)
     np.testing.assert_array_equal(confidences(logits, 2.0), whole[1])
     np.testing.assert_allclose(whole[1], softmax(logits.astype(np.float64) / 2).max(1), rtol=1e-6)
+
+
+def test_the_interval_of_a_temperature_is_about_that_of_resampled_images():
+    logits, labels = drawn(5, count=600)
+    low, high = temperature_interval(logits, labels, fit_temperature(logits, labels))
+    random = np.random.default_rng(0)
+    again = []
+    for _ in range(200):
+        rows = random.integers(0, len(labels), len(labels))
+        again.append(fit_temperature(logits[rows], labels[rows]))
+    assert [low, high] == pytest.approx(np.quantile(again, [0.025, 0.975]), rel=0.05)
+
+
+def test_the_temperature_of_several_labels_is_the_best_of_a_fine_grid():
+    random = np.random.default_rng(0)
+    labels = (random.uniform(size=(300, 4)) < 0.4).astype(np.float32)
+    logits = (4 * (random.normal(size=(300, 4)) + labels - 0.5)).astype(np.float32)
+    best = fit_temperature(*pairs_of(logits, labels))
+
+    def loss(temperature):
+        scaled = logits.astype(np.float64) / temperature
+        return (np.logaddexp(0, scaled) - scaled * labels).mean()
+
+    grid = np.geomspace(best / 2, best * 2, 1001)
+    assert best == pytest.approx(min(grid, key=loss), rel=2e-3)

@@ -179,3 +179,19 @@ def test_a_device_that_there_is_not_is_refused(deit_directory, device):
     )
     with pytest.raises(ValueError, match=message):
         open_torch_engine(deit_directory(), device)
+
+
+def test_features_are_what_the_class_head_of_a_model_is_given(deit_directory, timm_directory):
+    pixels = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)
+    for name in ("DeiTForImageClassificationWithTeacher", "DeiTForImageClassification"):
+        engine = open_engine(deit_directory(name))
+        told = engine.with_features(pixels)
+        head = getattr(engine.model, "cls_classifier", None) or engine.model.classifier
+        with torch.no_grad():
+            logits = head(torch.from_numpy(told["features"])).numpy()
+        assert logits == pytest.approx(told["class"], abs=1e-5)
+        assert set(told) == {*engine(pixels), "features"}
+    engine = open_engine(timm_directory())
+    with torch.inference_mode():
+        features = engine.model.forward_head(engine.model.forward_features(torch.from_numpy(pixels)), pre_logits=True)
+    assert engine.with_features(pixels)["features"] == pytest.approx(features.numpy(), abs=1e-6)

@@ -7,6 +7,7 @@ import sys
 import typer
 
 import deit
+from deit.cli.calibrate import calibrate
 from deit.cli.classify import classify
 from deit.cli.convert import convert
 from deit.cli.demo import demo
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, pretrain, recipes, evaluate, classify, embed, convert, push, demo):
+for command in (train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, push, demo):
     app.command()(command)
 
 

@@ -16,9 +16,11 @@ from deit.cli.terminal.answers import Rows, Take, check_predictions_path, json_r
 from deit.cli.terminal.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
 from deit.cli.terminal.parameters import Average, Device, InferenceBatchSize, Model, Strict, ValueRange, path, place
 from deit.core.errors import UserError
+from deit.core.labels import REGRESSION
 
 if TYPE_CHECKING:
-    from deit.inference.predictor import Classified
+    from deit.core.scores.conformal import Coverage
+    from deit.inference.predictor import Classified, Predictor
 
 
 @reports_errors
@@ -47,10 +49,35 @@ def classify(
     value_range: ValueRange = None,
     average: Average = None,
     strict: Strict = False,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Print the set of classes that holds the true one for so many of 100 images, such as 95.",
+            show_default="no sets",
+        ),
+    ] = None,
+    sets: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="How sets are made: lac (smallest on average), aps or raps (larger if difficult)."
+        ),
+    ] = "lac",
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Keep the coverage for each class, not only over all images.")
+    ] = False,
+    abstain: Annotated[
+        bool,
+        typer.Option(
+            "--abstain", help="Name no class if several are possible at the coverage (95), or for an outlier."
+        ),
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Use the scores of the model without its calibration.")] = False,
 ) -> None:
     """Predict the classes of images.
 
-    Skips and reports files that cannot be read, and exits with code 3 if there were any.
+    Uses the calibration that deit calibrate wrote, if there is one. Skips and reports files that cannot be read, and
+    exits with code 3 if there were any.
     """
     from deit.core.images.image_files import MOST_FILE_BYTES
     from deit.data.storage.image_search import SkippedFile, find_images
@@ -58,15 +85,18 @@ def classify(
 
     if out is not None:
         check_predictions_path(out)
+    wanted = _coverage(coverage, sets, per_class=per_class, abstain=abstain, raw=raw)
     found = find_images(images, strict=strict)
     sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if source is None else source for source in found.paths]
-    predictor = Predictor.open(model, device=device, head_average=average)
+    predictor = Predictor.open(model, device=device, head_average=average, calibrated=not raw)
+    judge = predictor.judge(wanted, abstain=abstain)
     if value_range is not None:
         predictor.processor.value_range = value_range
-    with _written(out, min(top_k, len(predictor.label_names))) as write:
+    _say_calibration(predictor, wanted)
+    with _written(out, min(top_k, len(predictor.label_names)), judged=judge is not None) as write:
         rows = Rows([name for name in found.paths if name is not None], predictor.problem_type)
         with json_rows() if as_json else nullcontext([] if out is not None else [rows]) as show:
-            results = predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict)
+            results = predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict, judge=judge)
             used, broken = _tell(results, len(sources), [*write, *show], shown=out is not None or _is_file(sys.stdout))
         if not used:
             raise UserError(f"None of {len(sources)} file(s) could be classified.")
@@ -77,6 +107,45 @@ def classify(
         raise typer.Exit(PARTLY)
 
 
+def _coverage(coverage: float | None, sets: str, *, per_class: bool, abstain: bool, raw: bool) -> Coverage | None:
+    """Returns what prediction sets must keep, or None for no sets.
+
+    Raises:
+        UserError: Options contradict each other.
+    """
+    from deit.core.scores.conformal import Coverage
+
+    wants_sets = coverage is not None or abstain
+    if raw and wants_sets:
+        raise UserError(
+            "--raw leaves the calibration aside, which --coverage and --abstain need. Leave out one of them."
+        )
+    if not wants_sets and (per_class or sets != "lac"):
+        raise UserError("--sets and --per-class say how sets are made. Pass --coverage with them, such as 95.")
+    return (
+        Coverage(percent=95.0 if coverage is None else coverage, sets=sets, per_class=per_class) if wants_sets else None
+    )
+
+
+def _say_calibration(predictor: Predictor, wanted: Coverage | None) -> None:
+    """Prints, on standard error, that scores are calibrated, and what the sets promise."""
+    from deit.core.scores.conformal import classes_sharing, describe_sets
+
+    calibration = predictor.calibration
+    if calibration is None:
+        return
+    say(calibration.describe(), err=True)
+    if wanted is None:
+        return
+    text = describe_sets(calibration.images, wanted)
+    if predictor.problem_type == REGRESSION:
+        text = text.replace("Sets hold the true class", "Intervals hold the truth")
+    say(text, err=True)
+    if sharing := classes_sharing(calibration.labels, calibration.classes, wanted):
+        named = ", ".join(sharing[:5]) + (", ..." if len(sharing) > 5 else "")
+        say(f"With too few held-out images for that, these share one threshold: {named}.", err=True)
+
+
 def _is_file(stream: TextIO) -> bool:
     """Whether a stream writes to a file. A program that reads from a pipe may print to the terminal itself."""
     try:
@@ -85,8 +154,8 @@ def _is_file(stream: TextIO) -> bool:
         return False
 
 
-def _written(out: Path | None, top_k: int) -> AbstractContextManager[list[Take]]:
-    return nullcontext([]) if out is None else written_predictions(out, top_k)
+def _written(out: Path | None, top_k: int, *, judged: bool) -> AbstractContextManager[list[Take]]:
+    return nullcontext([]) if out is None else written_predictions(out, top_k, judged=judged)
 
 
 def _tell(results: Iterator[Classified], total: int, takes: list[Take], *, shown: bool) -> tuple[int, list[Classified]]:

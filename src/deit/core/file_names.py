@@ -7,6 +7,8 @@ WEIGHTS_NAME = "model.safetensors"
 PICKLE_NAME = "pytorch_model.bin"
 CARD_NAME = "README.md"
 IMAGES_NAME = "images.npy"
+CALIBRATION_NAME = "calibration.json"
+CLOUDS_NAME = "calibration.safetensors"  # features of the training images, for outliers
 
 # Written by a training.
 TRAINING_NAME = "training.json"

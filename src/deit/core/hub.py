@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from deit.core.errors import UserError, parsing
-from deit.core.file_names import CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, PROCESSOR_NAME
+from deit.core.file_names import (
+    CALIBRATION_NAME,
+    CARD_NAME,
+    CLOUDS_NAME,
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    PROCESSOR_NAME,
+)
 from deit.core.printable import markdown_text
 from deit.core.published import VARIANTS
 
@@ -153,7 +160,8 @@ def _file_groups(need: str, subfolder: str, variant: str | None, use_safetensors
             f"{stem}{extra}-*-of-*.{suffix}",
             f"{stem}-*-of-*{extra}.{suffix}",
         )
-        groups.append(tuple(prefix + name for name in (CONFIG_NAME, *_PROCESSOR_FILES, *names)))
+        small_files = (CONFIG_NAME, *_PROCESSOR_FILES, CALIBRATION_NAME, CLOUDS_NAME)
+        groups.append(tuple(prefix + name for name in (*small_files, *names)))
     return groups
 
 

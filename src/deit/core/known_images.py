@@ -16,7 +16,7 @@ from deit.core.files import replaced_file
 from deit.core.printable import counted
 
 # Roles of an image for a model; one may have several.
-LEARNT, INITIAL, MEASURED, TAUGHT = 1, 2, 4, 8
+LEARNT, INITIAL, MEASURED, TAUGHT, CALIBRATED = 1, 2, 4, 8, 16
 
 _ENTRY = np.dtype([("hash", "<u8"), ("role", "u1")])  # 9 bytes; ImageNet's images need 12 MB
 _KIND = "a list of image hashes"
@@ -33,6 +33,7 @@ class Overlap:
         taught: Those that its teacher was trained on.
         measured: Those, of all, that training scored the model on, and may have been chosen by.
         unrecorded: Models that it descends from, or learned from, whose own images are not recorded.
+        calibrated: Those, of all, that its calibration was made from.
     """
 
     images: int
@@ -41,6 +42,7 @@ class Overlap:
     taught: int
     measured: int
     unrecorded: tuple[str, ...] = ()
+    calibrated: int = 0
 
     def notes(self) -> list[str]:
         """Returns sentences that describe the overlap; none without one."""
@@ -55,6 +57,10 @@ class Overlap:
         if self.taught:
             other = " others" if self.learnt or self.initial else ""
             notes.append(f"Its teacher was trained on {self._of(self.taught, other)}: the scores may be too good.")
+        if self.calibrated:
+            notes.append(
+                f"The calibration was made from {self._of(self.calibrated)}: what is said of it here may be too good."
+            )
         if self.unrecorded:
             notes.append(f"Not recorded, so not counted: the training images of {', '.join(self.unrecorded)}.")
         return notes
@@ -68,7 +74,7 @@ class KnownImages:
 
     Args:
         hashes: (N,) uint64, sorted and different.
-        roles: (N,) uint8, sums of `LEARNT`, `INITIAL`, `MEASURED` and `TAUGHT`.
+        roles: (N,) uint8, sums of `LEARNT`, `INITIAL`, `MEASURED`, `TAUGHT` and `CALIBRATED`.
         unrecorded: See `Overlap`.
     """
 
@@ -146,4 +152,5 @@ class KnownImages:
             taught=int(taught.sum()),
             measured=int(((roles & MEASURED) != 0).sum()),
             unrecorded=self.unrecorded,
+            calibrated=int(((roles & CALIBRATED) != 0).sum()),
         )

@@ -10,7 +10,9 @@ from typing import Any
 from deit.core.config.config_file import read_config
 from deit.core.errors import DamagedFileError, UserError, read_json, shown
 from deit.core.file_names import (
+    CALIBRATION_NAME,
     CARD_NAME,
+    CLOUDS_NAME,
     CONFIG_NAME,
     CURVES_NAME,
     HISTORY_NAME,
@@ -49,6 +51,8 @@ PUBLISHED_FILES = (
     HISTORY_TABLE_NAME,
     CURVES_NAME,
     RECONSTRUCTION_NAME,
+    CALIBRATION_NAME,
+    CLOUDS_NAME,
 )
 
 
@@ -58,6 +62,15 @@ _WEIGHTS = (WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json", PICKLE_NAME, f"{PICKLE_N
 def is_model_directory(path: Path) -> bool:
     """Whether a folder holds a configuration and weights."""
     return (path / CONFIG_NAME).is_file() and any((path / name).is_file() for name in _WEIGHTS)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files that the weights of a model directory are in: the one file, or all parts and their index."""
+    if (folder / WEIGHTS_NAME).is_file():
+        return [folder / WEIGHTS_NAME]
+    patterns = [p for p in PUBLISHED_FILES if p != CLOUDS_NAME and p.startswith(("model", "pytorch_model"))]
+    names = (name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatchcase(name, p) for p in patterns))
+    return [folder / name for name in names]
 
 
 def is_run_folder(path: Path) -> bool:

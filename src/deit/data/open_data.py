@@ -148,6 +148,27 @@ def open_labelled(
     return splits.named[name].open(labels_needed=part == "val")
 
 
+def open_training(
+    path: DataPath,
+    *,
+    classes: Sequence[str] | None = None,
+    strict: bool = False,
+    image_column: str = "",
+    label_column: str = "",
+    problem_type: str = SINGLE_LABEL,
+    value_range: ValueRange | None = None,
+    progress: Progress | None = None,
+) -> OpenedSource | None:
+    """Opens the training split of data that has others too; returns None for data without splits.
+
+    Arguments and errors are those of `open_labelled`.
+    """
+    check_problem_type(problem_type)
+    options = _options(image_column, label_column, problem_type, "", value_range, strict, True, progress)
+    splits = find_splits(path, replace(options, classes=classes))
+    return splits.named["train"].open() if "train" in splits.named and len(splits.named) > 1 else None
+
+
 def open_unlabelled(
     path: DataPath,
     *,

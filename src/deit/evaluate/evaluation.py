@@ -26,6 +26,7 @@ from deit.core.scores.metrics import SINGLE_LABEL, Array, Integers
 from deit.data.sources import Source, Subset, place_of
 from deit.evaluate.recorded_scores import overlap_of
 from deit.evaluate.results import Evaluation, HeadResult, Temperature, Throughput
+from deit.inference.contract import Contract
 from deit.inference.predictor import Predictor
 from deit.runtime.processes import Processes
 
@@ -150,9 +151,12 @@ def _evaluate(
     )
 
 
-def _check(predictor: Predictor, source: Source, head: str, teacher: Predictor | None) -> Integers | None:
-    """Refuses images, a head or a teacher that do not suit the model; returns the columns of the teacher."""
-    contract = predictor.engine.contract
+def check_images(contract: Contract, source: Source) -> None:
+    """Refuses images that do not suit a model.
+
+    Raises:
+        UserError: Classes, labels or problem type are others, or there are no images.
+    """
     kind = getattr(source, "problem_type", SINGLE_LABEL)
     if kind != contract.problem_type:
         raise UserError(f"The model is for {contract.problem_type}. Received: labels for {kind}.")
@@ -166,6 +170,13 @@ def _check(predictor: Predictor, source: Source, head: str, teacher: Predictor |
     labels, count = source.labels, len(contract.label_names)
     if kind == SINGLE_LABEL and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         raise UserError(f"Labels must lie in [0, {count}). Received: {int(labels.min())} to {int(labels.max())}.")
+
+
+def _check(predictor: Predictor, source: Source, head: str, teacher: Predictor | None) -> Integers | None:
+    """Refuses images, a head or a teacher that do not suit the model; returns the columns of the teacher."""
+    contract = predictor.engine.contract
+    check_images(contract, source)
+    kind = contract.problem_type
     if head and head not in contract.head_names:
         raise UserError(f"The model has no head {head!r}. Known: {', '.join(contract.head_names)}.")
     if teacher is None:

@@ -13,6 +13,7 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import SINGLE_LABEL
 
 Array = npt.NDArray[np.float32]
+FEATURES = "features"  # beside the names of heads in the answers of `with_features`
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +28,7 @@ class Contract:
         image_size: (height, width) of the pixels; None for any.
         num_channels: Channels of the pixels.
         folder: The model directory on this machine, if there is one.
+        head_average: What two heads answer with together, "logits" or "probabilities"; None for one head.
         known_images: The images that the model has learned from; None if that is not recorded.
     """
 
@@ -37,4 +39,5 @@ class Contract:
     image_size: tuple[int, int] | None = None
     num_channels: int = 3
     folder: Path | None = None
+    head_average: str | None = None
     known_images: KnownImages | None = None

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
+from deit.core.file_names import CALIBRATION_NAME
 from deit.core.hub import HubOptions, local_path
+from deit.core.labels import names_in_order
+from deit.core.processing.settings import ImageProcessor
+from deit.core.scores.calibration_file import Calibration
 from deit.core.scores.functions import FUNCTIONS, function_name
+from deit.core.scores.metrics import SINGLE_LABEL
+from deit.inference.contract import Contract
 from deit.inference.image_pipeline import ImagePipeline, Parameters, at_least_one
+from deit.inference.judgement import open_calibration
 from deit.models.auto import (
     CLASSIFICATION,
     FEATURES,
@@ -23,24 +34,34 @@ from deit.models.auto import (
     names_of,
 )
 from deit.models.auto_openers import AutoImageProcessor
+from deit.models.classifier import head_names
 from deit.runtime.devices import accelerator
+
+if TYPE_CHECKING:
+    from deit.core.processing.image_processor import DeiTImageProcessor
+
+logger = logging.getLogger(__name__)
 
 
 class ImageClassificationPipeline(ImagePipeline):
     """Classifies images.
 
     Returns for one image a list of {"label", "score"} in descending order of the scores. The other arguments are
-    those of `ImagePipeline`.
+    those of `ImagePipeline`. With a calibration, logits are divided by its temperature, and each entry also holds
+    "calibrated": True.
 
     Args:
         model: A classifier.
         image_processor: Its preprocessing.
 
+    Attributes:
+        calibration: The calibration in use, or None. `pipeline` sets that of the model directory.
+
     Other Parameters:
         top_k (int): Classes to name, first the best; at most as many as there are (5).
         function_to_apply (str | None): "softmax", "sigmoid" or "none", from logits to scores; None (or
             "default") follows the configuration: none for a regression, sigmoid for one label or a multi-label problem,
-            else softmax.
+            else softmax. A function that is given is applied to the raw logits, without the calibration.
         timeout (float | None): Accepted for callers of transformers; nothing is fetched from the web.
 
     Raises:
@@ -48,6 +69,7 @@ class ImageClassificationPipeline(ImagePipeline):
     """
 
     task = "image-classification"
+    calibration: Calibration | None = None
     _other_models = (*names_of(FEATURES), *names_of(MASKED_IMAGE))
 
     def _sanitize_parameters(
@@ -73,9 +95,15 @@ class ImageClassificationPipeline(ImagePipeline):
         """
         config = self.model.config
         logits = model_outputs["logits"][0].detach().float().numpy()
-        function = _check_function(function_to_apply) or function_name(config.problem_type, config.num_labels)
+        given, calibration = _check_function(function_to_apply), self.calibration
+        if given is not None:
+            calibration = None
+        function = given or function_name(config.problem_type, config.num_labels)
+        if calibration is not None:
+            logits = logits / np.float32(next(iter(calibration.heads.values())).temperature)
         values = FUNCTIONS[function](logits).tolist()
-        scores = [{"label": config.id2label[i], "score": score} for i, score in enumerate(values)]
+        more = {} if calibration is None else {"calibrated": True}
+        scores = [{"label": config.id2label[i], "score": score, **more} for i, score in enumerate(values)]
         return sorted(scores, key=lambda entry: entry["score"], reverse=True)[:top_k]
 
 
@@ -187,6 +215,7 @@ def pipeline(
         raise UserError(f"Unknown task {task!r}. Known: {', '.join(_PIPELINES)}.")
     kind, auto = _PIPELINES[task]
     given = feature_extractor if image_processor is None else image_processor
+    place = model if kind is ImageClassificationPipeline else None
     if isinstance(model, (str, os.PathLike)):
         given = model if given is None else given
         arguments = {"dtype": dtype if torch_dtype is None else torch_dtype, **hub, **(model_kwargs or {})}
@@ -195,7 +224,44 @@ def pipeline(
         device = accelerator() if device is None and device_map is None else device
     if isinstance(given, (str, os.PathLike)):
         given = AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **hub)
-    return (pipeline_class or kind)(model, given, device=device, **options)
+    opened = (pipeline_class or kind)(model, given, device=device, **options)
+    folder = _calibrated_folder(place, hub)
+    if folder is not None and isinstance(opened, ImageClassificationPipeline):
+        opened.calibration = _calibration(folder, opened)
+    return opened
+
+
+def _calibrated_folder(model: Any, hub: Mapping[str, Any]) -> Path | None:
+    """Returns the model directory that a pipeline was opened from, if it holds a calibration."""
+    if not isinstance(model, (str, os.PathLike)):
+        return None
+    options = replace(
+        HubOptions.take_from(dict(hub)), local_files_only=True, force_download=False
+    )  # it is in the cache by now
+    place = local_path(model, need="config", options=options)
+    folder = place if place.is_dir() else place.parent
+    return folder if (folder / CALIBRATION_NAME).is_file() else None
+
+
+def _calibration(folder: Path, opened: ImageClassificationPipeline) -> Calibration | None:
+    """Returns the calibration of a model directory, unless it was made for something else, which the log says."""
+    config, processor = opened.model.config, opened.image_processor
+    if not isinstance(processor, ImageProcessor):
+        logger.warning("%s is not used: the image processor is another one.", folder / CALIBRATION_NAME)
+        return None
+    contract = Contract(
+        processor=cast("DeiTImageProcessor", processor),  # of any class with these settings
+        label_names=names_in_order(config.id2label),
+        head_names=head_names(opened.model),
+        problem_type=config.problem_type or SINGLE_LABEL,
+        folder=folder,
+        head_average=config.head_average if len(head_names(opened.model)) > 1 else None,
+    )
+    found, reason = open_calibration(contract, processor)
+    if found is None:
+        logger.warning("%s", reason)
+        return None
+    return found if found.heads else None
 
 
 def _check_choices(model: Any, framework: str | None, pipeline_class: type[Any] | None) -> None:

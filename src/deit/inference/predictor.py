@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +14,16 @@ from deit.core.errors import UserError
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
 from deit.core.labels import distinct_names
 from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.scores.calibration_file import Calibration
+from deit.core.scores.conformal import Coverage
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import SINGLE_LABEL, has_answer
 from deit.inference.answers import Answers, Item, answers
-from deit.inference.contract import Array, Contract
+from deit.inference.contract import FEATURES, Array, Contract
 from deit.inference.engine import Engine, FunctionEngine, open_engine
+from deit.inference.judgement import Judge, Judgement, has_calibration, open_calibration
+
+logger = logging.getLogger(__name__)
 
 _NO_NUMBER = "the model answers with NaN or infinity. Its weights may be damaged."
 
@@ -43,16 +49,25 @@ class Classified:
         name: Its path, "standard input" for bytes, or "an image".
         predictions: The classes with the highest scores, in descending order; empty when there is an error.
         error: Why the image cannot be read, or that the answer of the model is not a number; else an empty string.
+        judgement: What the calibration says about the answer; None for raw scores.
     """
 
     name: str
     predictions: tuple[Prediction, ...] = ()
     error: str = ""
+    judgement: Judgement | None = None
+
+    @property
+    def abstained(self) -> str:
+        """Why no class is named; else empty."""
+        return "" if self.judgement is None else self.judgement.abstained
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, with the error only where there is one."""
-        named = {"image": self.name, "predictions": [asdict(p) for p in self.predictions]}
-        return {**named, "error": self.error} if self.error else named
+        """Returns plain values, with the error only where there is one, and with the judgement likewise."""
+        values: dict[str, Any] = {"image": self.name, "predictions": [asdict(p) for p in self.predictions]}
+        if self.judgement is not None:
+            values |= {"calibrated": True, **self.judgement.to_dict()}
+        return {**values, "error": self.error} if self.error else values
 
 
 class Predictions(list[Prediction]):
@@ -61,36 +76,44 @@ class Predictions(list[Prediction]):
     Attributes:
         name: See `Classified`.
         error: See `Classified`.
+        judgement: See `Classified`.
+        abstained: See `Classified`.
     """
 
     def __init__(self, told: Classified) -> None:
         super().__init__(told.predictions)
         self.name = told.name
         self.error = told.error
+        self.judgement = told.judgement
+        self.abstained = told.abstained
 
     def __getitem__(self, number: Any) -> Any:
-        if self.error and not isinstance(number, slice):
-            raise IndexError(f"There is no prediction: {self.error}")
+        if (self.error or self.abstained) and not isinstance(number, slice):
+            raise IndexError(f"There is no prediction: {self.error or self.abstained}")
         return super().__getitem__(number)
 
     def __repr__(self) -> str:
-        return f"<no prediction: {self.error}>" if self.error else super().__repr__()
+        reason = self.error or self.abstained
+        return f"<no prediction: {reason}>" if reason else super().__repr__()
 
 
 class Predictor:
     """Classifies images with an engine.
 
-    Scores follow the problem type: softmax for one class, sigmoid for several labels, the value for a regression.
+    Scores follow the problem type: softmax for one class, sigmoid for several labels, the value for a regression. With
+    a calibration, logits are divided by its temperature first.
 
     Args:
         engine: An engine, or any function from pixels (B, 3, H, W) to logits (B, K).
         processor: The preprocessing; that of the engine when None. A function needs one.
         label_names: Class names in the order of the logits; those of the engine when None. A function needs them.
+        calibration: Result of `calibrate`; None leaves scores raw.
 
     Attributes:
         engine: The engine.
         processor: The preprocessing in use.
         label_names: Class names, each followed by its number where several classes share it.
+        calibration: The calibration in use, or None.
 
     Examples:
         >>> predictor = Predictor(lambda pixels: pixels.mean((2, 3)), DeiTImageProcessor(), ["red", "green", "blue"])
@@ -103,11 +126,15 @@ class Predictor:
         engine: Engine | Callable[[Array], Array],
         processor: DeiTImageProcessor | None = None,
         label_names: Sequence[str] | None = None,
+        *,
+        calibration: Calibration | None = None,
     ) -> None:
         self.engine = _as_engine(engine, processor, label_names)
         contract = self.engine.contract
         self.processor = contract.processor if processor is None else processor
         self.label_names = distinct_names(contract.label_names if label_names is None else label_names)
+        self.calibration = calibration
+        self._why_raw = "The model has no calibration. Pass calibration=, a result of deit.calibrate."
 
     @classmethod
     def open(
@@ -117,16 +144,62 @@ class Predictor:
         device: str = "cpu",
         precision: str = "fp32",
         head_average: str | None = None,
+        calibrated: bool = True,
     ) -> Predictor:
-        """Opens a model by its path or name; see `open_engine` for the arguments and errors."""
-        return cls(open_engine(model_directory, device, precision=precision, head_average=head_average))
+        """Opens a model by its path or name; see `open_engine` for the other arguments and errors.
+
+        Args:
+            model_directory: See `open_engine`.
+            device: See `open_engine`.
+            precision: See `open_engine`.
+            head_average: See `open_engine`.
+            calibrated: Use `calibration.json`, where the model has one. One that was made for other weights, another
+                preprocessing, other classes or another average is left aside, and the log says so.
+
+        Raises:
+            DamagedFileError: `calibration.json` is damaged.
+        """
+        opened = cls(open_engine(model_directory, device, precision=precision, head_average=head_average))
+        if not calibrated:
+            opened._why_raw = "The model was opened without its calibration."
+            return opened
+        opened.calibration, opened._why_raw = open_calibration(opened.engine.contract, opened.processor)
+        if opened.calibration is None and has_calibration(opened.engine.contract):
+            logger.warning("%s", opened._why_raw)
+        return opened
 
     @property
     def problem_type(self) -> str:
         """Meaning of the scores, one of `PROBLEM_TYPES`."""
         return self.engine.contract.problem_type
 
-    def classify(self, images: Any, *, top_k: int = 5, batch_size: int = 32, strict: bool = False) -> Any:
+    def judge(self, coverage: float | Coverage | None = None, *, abstain: bool = False) -> Judge | None:
+        """Returns what judges answers by the calibration; None for raw scores.
+
+        Args:
+            coverage: See `classify`.
+            abstain: See `classify`.
+
+        Raises:
+            UserError: There is no calibration for it.
+        """
+        if self.calibration is not None:
+            wanted = coverage if isinstance(coverage, Coverage | None) else Coverage(percent=coverage)
+            return Judge(self.calibration, wanted, abstain=abstain)
+        if coverage is None and not abstain:
+            return None
+        raise UserError(f"Coverage and abstaining need a calibration. {self._why_raw}")
+
+    def classify(
+        self,
+        images: Any,
+        *,
+        top_k: int = 5,
+        batch_size: int = 32,
+        strict: bool = False,
+        coverage: float | Coverage | None = None,
+        abstain: bool = False,
+    ) -> Any:
         """Classifies one image or several.
 
         Args:
@@ -136,6 +209,9 @@ class Predictor:
             top_k: Predictions for each image, at most the number of classes.
             batch_size: Images that go through the model together.
             strict: Raise at the first of several images that cannot be read.
+            coverage: Percentage of images whose prediction set holds the true class (in `judgement`); or a `Coverage`.
+            abstain: Name no class for an image whose set does not hold exactly one (at 95 % unless `coverage` says
+                otherwise), or that is unlike the training images.
 
         Returns:
             For one image its `Predictions`, a list in descending order of the scores. For several a list of these;
@@ -144,19 +220,28 @@ class Predictor:
         Raises:
             FileNotFoundError: The path of the one image does not exist.
             ImageError: The one image cannot be read.
-            UserError: `top_k` or `batch_size` is smaller than 1, an item is no image, or the model answers with NaN or
-                infinity.
+            UserError: `top_k` or `batch_size` is smaller than 1, an item is no image, the model answers with NaN or
+                infinity, or there is no calibration for the coverage.
         """
+        judge = self.judge(coverage, abstain=abstain)
         if is_one_image(images):
-            return Predictions(next(self.classify_each([images], top_k=top_k, batch_size=batch_size, strict=True)))
-        results = list(self.classify_each(items_of(images), top_k=top_k, batch_size=batch_size, strict=strict))
+            told = self.classify_each([images], top_k=top_k, batch_size=batch_size, strict=True, judge=judge)
+            return Predictions(next(told))
+        each = self.classify_each(items_of(images), top_k=top_k, batch_size=batch_size, strict=strict, judge=judge)
+        results = list(each)
         for result in results:
             if result.error.endswith(_NO_NUMBER):
                 raise UserError(result.error)
         return [Predictions(result) for result in results]
 
     def classify_each(
-        self, images: Iterable[Any], *, top_k: int = 5, batch_size: int = 32, strict: bool = False
+        self,
+        images: Iterable[Any],
+        *,
+        top_k: int = 5,
+        batch_size: int = 32,
+        strict: bool = False,
+        judge: Judge | None = None,
     ) -> Iterator[Classified]:
         """Classifies images batch after batch; an unreadable image has an error in its place.
 
@@ -168,6 +253,7 @@ class Predictor:
             top_k: See `classify`.
             batch_size: See `classify`.
             strict: Raise at the first image that cannot be read.
+            judge: Result of `judge`; None judges by the calibration, without a coverage.
 
         Yields:
             One result for each image, in order.
@@ -179,14 +265,21 @@ class Predictor:
         """
         if top_k < 1 or batch_size < 1:
             raise UserError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
-        for told in self.answers(images, batch_size, strict=strict):
+        judge = self.judge() if judge is None else judge
+        with_features = judge is not None and judge.needs_features
+        for told in self.answers(images, batch_size, strict=strict, with_features=with_features):
             rows = iter(next(iter(told.outputs.values()), ()))
+            features = iter(told.outputs.get(FEATURES, ()))
             for image, error in zip(told.batch.items, told.batch.errors, strict=True):
-                found = () if error else self._best(next(rows)[None], top_k)
-                reason = error or ("" if found else f"{name_of(image)}: {_NO_NUMBER}")
-                if strict and not found:
-                    raise UserError(reason)
-                yield Classified(name=name_of(image), predictions=found, error=reason)
+                name = name_of(image)
+                found = (
+                    Classified(name=name, error=error)
+                    if error
+                    else self._classified(name, next(rows)[None], next(features, None), top_k, judge)
+                )
+                if strict and found.error:
+                    raise UserError(found.error)
+                yield found
 
     def answers(
         self,
@@ -197,20 +290,35 @@ class Predictor:
         name: Callable[[Item], str] = name_of,
         strict: bool = False,
         ahead: bool = True,
+        with_features: bool = False,
     ) -> Iterator[Answers[Item]]:
-        """Yields the logits of every head, batch after batch; see `deit.inference.answers.answers`."""
-        return answers(
-            self.engine, self.processor, images, batch_size, read=read, name=name, strict=strict, ahead=ahead
-        )
+        """Yields the logits of every head, batch after batch; see `deit.inference.answers.answers`.
 
-    def _best(self, logits: Array, top_k: int) -> tuple[Prediction, ...]:
-        """Returns the classes with the highest scores for logits (1, K); none when these are not numbers."""
+        With `with_features`, what the class head is given follows as `FEATURES`, where the engine knows it.
+        """
+        model = getattr(self.engine, "with_features", self.engine) if with_features else self.engine
+        return answers(model, self.processor, images, batch_size, read=read, name=name, strict=strict, ahead=ahead)
+
+    def _classified(
+        self, name: str, logits: Array, features: Array | None, top_k: int, judge: Judge | None
+    ) -> Classified:
+        """Returns the result for logits (1, K) of one image; an error when these are not numbers."""
         answered = has_answer(logits) if self.problem_type == SINGLE_LABEL else np.isfinite(logits)
         if not answered.all():
-            return ()
-        scores = FUNCTIONS[function_name(self.problem_type, logits.shape[1])](logits)[0]
+            return Classified(name=name, error=f"{name}: {_NO_NUMBER}")
+        scores = self.scores(logits)[0]
+        judgement = None if judge is None else judge.judge(logits, scores, None if features is None else features[None])
         best = np.argsort(-scores, kind="stable")[:top_k]
-        return tuple(Prediction(label=self.label_names[i], score=float(scores[i])) for i in best)
+        predictions = tuple(Prediction(label=self.label_names[i], score=float(scores[i])) for i in best)
+        abstains = judgement is not None and judgement.abstained
+        return Classified(name=name, predictions=() if abstains else predictions, judgement=judgement)
+
+    def scores(self, logits: Array) -> Array:
+        """Returns the scores (B, K) of the answer's logits (B, K), divided by the temperature of the calibration."""
+        if self.calibration is not None:
+            logits = logits / np.float32(self.calibration.temperature(self.engine.contract.head_names[0]))
+        result: Array = FUNCTIONS[function_name(self.problem_type, logits.shape[1])](logits)
+        return result
 
 
 def _as_engine(

@@ -10,7 +10,7 @@ from deit.core.errors import UserError
 from deit.core.labels import names_in_order
 from deit.core.model_directory import kind_of_model, read_image_processor, read_known_images
 from deit.core.scores.metrics import SINGLE_LABEL
-from deit.inference.contract import Array, Contract
+from deit.inference.contract import FEATURES, Array, Contract
 from deit.runtime.auto_precision import INFERENCE, choose_precision
 from deit.runtime.devices import resolve
 
@@ -54,6 +54,22 @@ class TorchEngine:
         with torch.inference_mode(), self.placement.autocast():
             heads = head_logits(self.model, torch.from_numpy(pixels).to(self.placement.device))
         return {name: logits.float().cpu().numpy() for name, logits in heads.items()}
+
+    def with_features(self, pixels: Array, /) -> dict[str, Array]:
+        """Returns the logits of each head, and as `FEATURES` what the class head is given, (B, D).
+
+        Of a model whose last layer is unknown, there are no features.
+
+        Args:
+            pixels: (B, 3, H, W), float32.
+        """
+        from deit.models.classifier import last_inputs
+
+        with last_inputs(self.model) as taken:
+            heads = self(pixels)
+        if len(taken) == 1 and taken[0].ndim == 2:
+            heads[FEATURES] = taken[0].float().cpu().numpy()
+        return heads
 
 
 def open_torch_engine(
@@ -105,6 +121,7 @@ def open_torch_engine(
         head_names=heads,
         image_size=model.config.grid_image_size,
         num_channels=model.config.num_channels,
+        head_average=model.config.head_average if len(heads) > 1 else None,
         **facts,
     )
     return TorchEngine(model, contract, device, precision=precision)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,29 @@ def open_classifier(folder: Path) -> Any:
 def head_names(model: nn.Module) -> tuple[str, ...]:
     """Returns the names of a classifier's heads, in the order of `head_logits`."""
     return (BOTH, CLASS, DISTILLATION) if hasattr(model, "distillation_classifier") else (CLASS,)
+
+
+@contextmanager
+def last_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what the class head of a classifier is given, (B, D), in the calls of a block.
+
+    Args:
+        model: A DeiT or ViT classifier, or a model of timm; of any other, nothing is collected.
+    """
+    taken: list[Tensor] = []
+    head: Any = getattr(model, "cls_classifier", None) or getattr(model, "classifier", None)
+    if head is None and hasattr(model, "get_classifier"):
+        ask: Any = model.get_classifier
+        found = ask()
+        head = found[0] if isinstance(found, (tuple, list)) else found  # timm's distilled models have two
+    if not isinstance(head, nn.Linear):
+        yield taken
+        return
+    handle = head.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach()))
+    try:
+        yield taken
+    finally:
+        handle.remove()
 
 
 def head_logits(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:

@@ -24,6 +24,9 @@ _MOST_CHARACTERS = 4096  # of a name in a pipe: the longest path that systems ta
 _ROW_GROUP = 10_000  # rows of a Parquet file that are written together
 _NARROW = 0.5  # share of a line above which names get lines of their own
 
+# Columns that a calibration adds; lists are JSON.
+_JUDGED = ("set", "interval", "named", "outlier_score", "abstained")
+
 Take = Callable[["Classified"], None]
 
 
@@ -68,6 +71,7 @@ class Rows:
         if result.error:
             return
         found = [f"{p.label} {self._text(p.score)}" for p in result.predictions]
+        found += _judged(result)
         if not OUT.is_terminal:
             say_cells((result.name, *found), _MOST_CHARACTERS)
             return
@@ -81,6 +85,23 @@ class Rows:
 
     def _text(self, score: float) -> str:
         return f"{score:.4g}" if self._is_number else f"{100 * score:.1f} %"
+
+
+def _judged(result: Classified) -> list[str]:
+    """Returns what the calibration says about an answer, in words."""
+    told = result.judgement
+    if told is None:
+        return []
+    found = [f"abstains: {told.abstained}"] if told.abstained else []
+    if told.named is not None:
+        found.append(f"named: {', '.join(told.named) or 'none'}")
+    if told.prediction_set is not None:
+        found.append(f"set: {', '.join(told.prediction_set)}")
+    if told.interval is not None:
+        found.append("between {:.4g} and {:.4g}".format(*told.interval))
+    if told.is_outlier and not told.abstained.startswith("unlike"):
+        found.append(f"unlike the training images ({told.outlier_score:.2f})")
+    return found
 
 
 def _filled(line: str, cells: Sequence[str], indent: int, width: int) -> Iterator[str]:
@@ -113,15 +134,17 @@ def json_rows() -> Iterator[list[Take]]:
 
 
 @contextmanager
-def written_predictions(path: Path, top_k: int) -> Iterator[list[Take]]:
+def written_predictions(path: Path, top_k: int, *, judged: bool = False) -> Iterator[list[Take]]:
     """Writes a file with a row for each image, whole or not at all. The row of an unreadable image holds the error.
 
-    `.csv` and `.parquet` have the columns image, label_1, score_1, ..., error, scores between 0 and 1; `.jsonl` has
-    what `--json` prints, an object a line.
+    `.csv` and `.parquet` have the columns image, label_1, score_1, ..., error, scores between 0 and 1; and before the
+    error set, interval, named, outlier_score and abstained where there is a calibration. `.jsonl` has what `--json`
+    prints, an object a line.
 
     Args:
         path: Of the file, which is replaced.
         top_k: Classes of each image.
+        judged: Whether answers are judged by a calibration.
 
     Raises:
         WritingError: It cannot be written.
@@ -130,19 +153,23 @@ def written_predictions(path: Path, top_k: int) -> Iterator[list[Take]]:
     from deit.core.files import replaced_file
 
     write = {".csv": _csv_rows, ".parquet": _parquet_rows, ".jsonl": _json_lines}[path.suffix.lower()]
-    with replaced_file(path) as temporary, write(temporary, top_k) as take:
+    with replaced_file(path) as temporary, write(temporary, top_k, judged) as take:
         yield [take]
 
 
-def _columns(top_k: int) -> list[str]:
+def _columns(top_k: int, *, judged: bool) -> list[str]:
     pairs = [name for number in range(1, top_k + 1) for name in (f"label_{number}", f"score_{number}")]
-    return ["image", *pairs, "error"]
+    return ["image", *pairs, *(_JUDGED if judged else ()), "error"]
 
 
-def _cells(result: Classified, top_k: int) -> list[Any]:
+def _cells(result: Classified, top_k: int, *, judged: bool) -> list[Any]:
     """Returns the row of an image, with None in empty cells."""
     found: list[Any] = [value for p in result.predictions for value in (_as_unicode(p.label), p.score)]
     found += [None] * (2 * top_k - len(found))
+    if judged:
+        told = {} if result.judgement is None else result.judgement.to_dict()
+        cells = {k: json.dumps(v) if isinstance(v, list) else v for k, v in told.items()}
+        found += [_as_unicode(v) if isinstance(v := cells.get(name), str) else v for name in _JUDGED]
     return [_as_unicode(result.name), *found, _as_unicode(result.error) or None]
 
 
@@ -152,13 +179,13 @@ def _as_unicode(name: str) -> str:
 
 
 @contextmanager
-def _csv_rows(path: Path, top_k: int) -> Iterator[Take]:
+def _csv_rows(path: Path, top_k: int, judged: bool) -> Iterator[Take]:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_columns(top_k))
+        writer.writerow(_columns(top_k, judged=judged))
 
         def take(result: Classified) -> None:
-            name, *others = _cells(result, top_k)
+            name, *others = _cells(result, top_k, judged=judged)
             writer.writerow([f"./{name}" if _is_formula(name) else name, *map(_not_computed, others)])
 
         yield take
@@ -180,27 +207,29 @@ def _is_formula(text: str) -> bool:
 
 
 @contextmanager
-def _json_lines(path: Path, top_k: int) -> Iterator[Take]:
+def _json_lines(path: Path, top_k: int, judged: bool) -> Iterator[Take]:
     with path.open("w", encoding="utf-8") as file:
         yield lambda result: file.writelines([json.dumps(result.to_dict()), "\n"])
 
 
 @contextmanager
-def _parquet_rows(path: Path, top_k: int) -> Iterator[Take]:
+def _parquet_rows(path: Path, top_k: int, judged: bool) -> Iterator[Take]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.float64() if name.startswith("score_") else pa.string()) for name in _columns(top_k)])
+    numbers = ("score_", "outlier_score")
+    columns = _columns(top_k, judged=judged)
+    schema = pa.schema([(name, pa.float64() if name.startswith(numbers) else pa.string()) for name in columns])
     rows: list[list[Any]] = []
     with pq.ParquetWriter(path, schema) as writer:
 
         def write() -> None:
-            columns = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(schema)]
-            writer.write_table(pa.table(columns, schema=schema))
+            cells = [pa.array([row[i] for row in rows], field.type) for i, field in enumerate(schema)]
+            writer.write_table(pa.table(cells, schema=schema))
             rows.clear()
 
         def take(result: Classified) -> None:
-            rows.append(_cells(result, top_k))
+            rows.append(_cells(result, top_k, judged=judged))
             if len(rows) == _ROW_GROUP:
                 write()
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
-from deit.core.scores.metrics import Array, Floats, softmax
+from deit.core.scores.intervals import Z_95 as _Z
+from deit.core.scores.metrics import Array, Floats, Integers, softmax
 
 NUM_BINS = 15  # as in Guo et al. 2017, section 5
 TEMPERATURE_RANGE = (0.01, 100.0)
@@ -129,6 +130,48 @@ def fit_temperature(logits: Array, labels: npt.NDArray[np.integer]) -> float:
             break
         inverse = following
     return 1 / inverse
+
+
+def temperature_interval(logits: Array, labels: npt.NDArray[np.integer], temperature: float) -> tuple[float, float]:
+    """Returns the 95 % interval of a temperature that was fitted on these images.
+
+    From the slopes and the curvature of the cross-entropy at the fit (the sandwich of White 1982), so it holds where
+    no temperature makes the probabilities exactly right, too.
+
+    Args:
+        logits: (N, K), of the fit.
+        labels: (N,), true classes.
+        temperature: Result of `fit_temperature`.
+    """
+    squares = curvature = 0.0
+    inverse = 1 / temperature
+    for rows in _parts(logits):
+        wide: Floats = logits[rows].astype(np.float64)
+        wide -= wide.max(axis=1, keepdims=True)
+        true = np.take_along_axis(wide, labels[rows][:, None].astype(np.int64), axis=1)[:, 0]
+        weights = np.exp(wide * inverse)
+        weights /= weights.sum(axis=1, keepdims=True)
+        wide[np.isneginf(wide)] = 0
+        mean = (weights * wide).sum(axis=1)
+        squares += ((mean - true) ** 2).sum()
+        curvature += ((weights * wide**2).sum(axis=1) - mean**2).sum()
+    # Of the logarithm, which stays above 0: its error is that of 1 / T times T.
+    half = _Z * np.sqrt(squares) / curvature * temperature if curvature > 0 else np.inf
+    return float(temperature * np.exp(-half)), float(temperature * np.exp(min(half, 50.0)))
+
+
+def pairs_of(logits: Array, labels: npt.NDArray[Any]) -> tuple[Array, Integers]:
+    """Returns yes-or-no questions as choices of two classes, so that one temperature can be fitted to sigmoids.
+
+    Args:
+        logits: (N, K).
+        labels: (N, K), zeros and ones.
+
+    Returns:
+        (N K, 2) logits of no and yes, and (N K,) answers.
+    """
+    yes = logits.reshape(-1).astype(np.float32)
+    return np.stack([np.zeros_like(yes), yes], axis=1), (labels.reshape(-1) == 1).astype(np.int64)
 
 
 def _cross_entropy(

@@ -8,7 +8,7 @@ from typing import Any
 SHARES = ("top1", "top5", "exact_match")  # scores that are shares of images
 WIDE = 3.0  # points each way from which on an interval is told in words
 
-_Z = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
+Z_95 = 1.959963984540054  # of the normal distribution: 95 % lie within so many standard deviations
 
 
 def share_interval(percent: float, images: int) -> tuple[float, float]:
@@ -26,7 +26,7 @@ def share_interval(percent: float, images: int) -> tuple[float, float]:
     """
     if images < 1 or math.isnan(percent):
         return math.nan, math.nan
-    share, spread = percent / 100, _Z**2 / images
+    share, spread = percent / 100, Z_95**2 / images
     middle = (share + spread / 2) / (1 + spread)
     half = math.sqrt(max(share * (1 - share) * spread + spread**2 / 4, 0.0)) / (1 + spread)
     return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)
