@@ -92,7 +92,7 @@ def test_the_table_and_the_report_say_it_as_well(photos, student, tmp_path):
 def test_new_images_are_said_to_be_none(photos, student, tmp_path):
     found = evaluated(student, fill(tmp_path / "new", 3, seed=500))
     assert found["overlap"] == {
-        "images": 9, "learnt": 0, "initial": 0, "taught": 0, "measured": 0, "unrecorded": [],
+        "images": 9, "learnt": 0, "initial": 0, "taught": 0, "measured": 0, "unrecorded": [], "calibrated": 0,
     }  # fmt: skip
     assert found["notes"] == []
     assert evaluated(student, photos)["overlap"]["measured"] == 12
