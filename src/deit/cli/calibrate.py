@@ -24,31 +24,36 @@ if TYPE_CHECKING:
     from deit.core.scores.calibration_file import Calibration
 
 
+Training = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Images that the model was trained on, to know outliers by.",
+        show_default="those of DATA",
+        parser=place,
+    ),
+]
+Precision = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Precision to choose thresholds for, such as 0.95; for models of two classes or several labels.",
+        show_default="none",
+    ),
+]
+Recall = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Recall to choose thresholds for, likewise.", show_default="none"),
+]
+
+
 @reports_errors
 def calibrate(
     model: Model,
     data: LabeledImages,
-    training_images: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Images that the model was trained on, to know outliers by.",
-            show_default="those of DATA",
-            parser=place,
-        ),
-    ] = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Precision to choose thresholds for, such as 0.95; for models of two classes or several labels.",
-            show_default="none",
-        ),
-    ] = None,
-    recall: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="Recall to choose thresholds for, likewise.", show_default="none"),
-    ] = None,
+    training_images: Training = None,
+    precision: Precision = None,
+    recall: Recall = None,
     positive: Annotated[
         str, typer.Option(metavar="CLASS", help="Of two classes, the one that the threshold is for.")
     ] = "",

@@ -20,7 +20,32 @@ from deit.core.labels import REGRESSION
 
 if TYPE_CHECKING:
     from deit.core.scores.conformal import Coverage
+    from deit.inference.judgement import Judge
     from deit.inference.predictor import Classified, Predictor
+
+
+Percent = Annotated[
+    float | None,
+    typer.Option(
+        metavar="PERCENT",
+        help="Print the set of classes that holds the true one for so many of 100 images, such as 95.",
+        show_default="no sets",
+    ),
+]
+Sets = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND", help="How sets are made: lac (smallest on average), aps or raps (larger if difficult)."
+    ),
+]
+PerClass = Annotated[
+    bool, typer.Option("--per-class", help="Keep the coverage for each class, not only over all images.")
+]
+Abstain = Annotated[
+    bool,
+    typer.Option("--abstain", help="Name no class if several are possible at the coverage (95), or for an outlier."),
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Use the scores of the model without its calibration.")]
 
 
 @reports_errors
@@ -49,35 +74,15 @@ def classify(
     value_range: ValueRange = None,
     average: Average = None,
     strict: Strict = False,
-    coverage: Annotated[
-        float | None,
-        typer.Option(
-            metavar="PERCENT",
-            help="Print the set of classes that holds the true one for so many of 100 images, such as 95.",
-            show_default="no sets",
-        ),
-    ] = None,
-    sets: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND", help="How sets are made: lac (smallest on average), aps or raps (larger if difficult)."
-        ),
-    ] = "lac",
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="Keep the coverage for each class, not only over all images.")
-    ] = False,
-    abstain: Annotated[
-        bool,
-        typer.Option(
-            "--abstain", help="Name no class if several are possible at the coverage (95), or for an outlier."
-        ),
-    ] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Use the scores of the model without its calibration.")] = False,
+    coverage: Percent = None,
+    sets: Sets = "lac",
+    per_class: PerClass = False,
+    abstain: Abstain = False,
+    raw: Raw = False,
 ) -> None:
     """Predict the classes of images.
 
-    Uses the calibration that deit calibrate wrote, if there is one. Skips and reports files that cannot be read, and
-    exits with code 3 if there were any.
+    Uses the calibration of deit calibrate. Skips and reports unreadable files, and exits with code 3 if there were any.
     """
     from deit.core.images.image_files import MOST_FILE_BYTES
     from deit.data.storage.image_search import SkippedFile, find_images
@@ -89,10 +94,9 @@ def classify(
     found = find_images(images, strict=strict)
     sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if source is None else source for source in found.paths]
     predictor = Predictor.open(model, device=device, head_average=average, calibrated=not raw)
-    judge = predictor.judge(wanted, abstain=abstain)
+    judge = _judge(predictor, wanted, abstain=abstain)
     if value_range is not None:
         predictor.processor.value_range = value_range
-    _say_calibration(predictor, wanted)
     with _written(out, min(top_k, len(predictor.label_names)), judged=judge is not None) as write:
         rows = Rows([name for name in found.paths if name is not None], predictor.problem_type)
         with json_rows() if as_json else nullcontext([] if out is not None else [rows]) as show:
@@ -127,16 +131,16 @@ def _coverage(coverage: float | None, sets: str, *, per_class: bool, abstain: bo
     )
 
 
-def _say_calibration(predictor: Predictor, wanted: Coverage | None) -> None:
-    """Prints, on standard error, that scores are calibrated, and what the sets promise."""
+def _judge(predictor: Predictor, wanted: Coverage | None, *, abstain: bool) -> Judge | None:
+    """Returns what judges answers. Prints, on standard error, that scores are calibrated, and what the sets promise."""
     from deit.core.scores.conformal import classes_sharing, describe_sets
 
-    calibration = predictor.calibration
+    judge, calibration = predictor.judge(wanted, abstain=abstain), predictor.calibration
     if calibration is None:
-        return
+        return judge
     say(calibration.describe(), err=True)
     if wanted is None:
-        return
+        return judge
     text = describe_sets(calibration.images, wanted)
     if predictor.problem_type == REGRESSION:
         text = text.replace("Sets hold the true class", "Intervals hold the truth")
@@ -144,6 +148,7 @@ def _say_calibration(predictor: Predictor, wanted: Coverage | None) -> None:
     if sharing := classes_sharing(calibration.labels, calibration.classes, wanted):
         named = ", ".join(sharing[:5]) + (", ..." if len(sharing) > 5 else "")
         say(f"With too few held-out images for that, these share one threshold: {named}.", err=True)
+    return judge
 
 
 def _is_file(stream: TextIO) -> bool:

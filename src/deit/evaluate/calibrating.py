@@ -107,7 +107,7 @@ def calibrate(
 ) -> Calibration:
     """Calibrates a model on images that it has not learned from, and writes `calibration.json` into its directory.
 
-    Images that the model learned from are left out, where its directory records them. What the images decide:
+    Leaves out images that the model learned from, where its directory records them. What the images decide:
     temperatures of all heads (Guo et al. 2017), conformal scores for prediction sets (of regressions: intervals),
     thresholds of binary and multi-label models for a precision or a recall, and from which distance to the training
     images on an image is an outlier.
@@ -117,13 +117,12 @@ def calibrate(
             directory.
         data: Labeled images, or where they are; see `open_labelled`. At least 50 must be left.
         training_images: Images that the model learned from, for outliers; those of `data` when None.
-        precision: Share of the images named as a class that must be of it, to choose thresholds of a model of two
-            classes or of several labels for.
+        precision: Share of the images named as a class that must be of it; for two classes or several labels.
         recall: The same for the share of the images of a class that must be named.
         positive: Of two classes, the one that the threshold is for.
         batch_size: Images that go through the model together.
         device: See `Predictor.open`; for a model directory.
-        on_batch: Called with (batches done, batches in all) of the held-out, then of the training images.
+        on_batch: Called with (batches done, batches in all), of the held-out images first.
 
     Returns:
         The calibration. Its `notes` say what was left out and what is not possible.
@@ -140,29 +139,35 @@ def calibrate(
     """
     aim = Aim(precision=precision, recall=recall, positive=positive)
     predictor = model if isinstance(model, Predictor) else Predictor.open(model, device=device, calibrated=False)
-    contract = predictor.engine.contract
-    source = opened_images(data, predictor)
-    check_images(contract, source)
-    _check_aim(predictor, aim)
     notes: list[str] = []
+    part, learnt = _held_out(predictor, data, aim, notes)
+    seen = answers_to(predictor, part, batch_size, on_batch)
+    _check_answers(seen, notes)
+    found = _fitted(predictor, part, seen, aim, notes)
+    training = training_images_of(predictor, data, training_images, part) or learnt
+    outliers = _outliers(predictor, training, seen.features, batch_size, on_batch, notes)
+    found = replace(found, outliers=outliers, notes=tuple(notes))
+    folder = predictor.engine.contract.folder
+    if folder is not None and folder.is_dir():
+        found.write(folder)
+        _record(folder, contents_of(Subset(part, seen.indices)))
+    return found
+
+
+def _held_out(predictor: Predictor, data: Any, aim: Aim, notes: list[str]) -> tuple[Source, Source | None]:
+    """Returns the images to calibrate on, and those among them that the model learned from; or refuses them."""
+    source = opened_images(data, predictor)
+    check_images(predictor.engine.contract, source)
+    _check_aim(predictor, aim)
     part, learnt = divided_images(predictor, source, notes)
     _check_enough(predictor, part)
-    seen = answers_to(predictor, part, batch_size, on_batch)
+    return part, learnt
+
+
+def _check_answers(seen: Answered, notes: list[str]) -> None:
     notes += seen.notes()
     if seen.count < FEWEST_IMAGES:
         raise UserError(_too_few(seen.count, "could be read and have an answer"))
-    found = _fitted(predictor, part, seen, aim, notes)
-    if seen.features is not None:
-        training = training_images_of(predictor, data, training_images, part) or learnt
-        outliers = _outliers(predictor, training, seen.features, batch_size, on_batch, notes)
-        found = replace(found, outliers=outliers)
-    else:
-        notes.append("Outliers cannot be found: the features of this model are unknown.")
-    found = replace(found, notes=tuple(notes))
-    if contract.folder is not None and contract.folder.is_dir():
-        found.write(contract.folder)
-        _record(contract.folder, contents_of(Subset(part, seen.indices)))
-    return found
 
 
 def _check_enough(predictor: Predictor, part: Source) -> None:
@@ -299,12 +304,15 @@ def _points(
 def _outliers(
     predictor: Predictor,
     training: Source | None,
-    features: Array,
+    features: Array | None,
     batch_size: int,
     on_batch: OnBatch | None,
     notes: list[str],
 ) -> Outliers | None:
     """Fits the clouds of the training images' features, and the distance that 95 % of the held-out ones keep."""
+    if features is None:
+        notes.append("Outliers cannot be found: the features of this model are unknown.")
+        return None
     if training is None or len(training.labels) < FEWEST_IMAGES:
         count = 0 if training is None else len(training.labels)
         notes.append(

@@ -215,32 +215,33 @@ def pipeline(
         raise UserError(f"Unknown task {task!r}. Known: {', '.join(_PIPELINES)}.")
     kind, auto = _PIPELINES[task]
     given = feature_extractor if image_processor is None else image_processor
-    place = model if kind is ImageClassificationPipeline else None
+    folder = None
     if isinstance(model, (str, os.PathLike)):
         given = model if given is None else given
         arguments = {"dtype": dtype if torch_dtype is None else torch_dtype, **hub, **(model_kwargs or {})}
         arguments.update({k: v for k, v in (("config", config), ("device_map", device_map)) if v is not None})
-        model = auto.from_pretrained(model, **arguments)
+        model, folder = auto.from_pretrained(model, **arguments), _calibrated_folder(model, hub)
         device = accelerator() if device is None and device_map is None else device
     if isinstance(given, (str, os.PathLike)):
         given = AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **hub)
-    opened = (pipeline_class or kind)(model, given, device=device, **options)
-    folder = _calibrated_folder(place, hub)
-    if folder is not None and isinstance(opened, ImageClassificationPipeline):
-        opened.calibration = _calibration(folder, opened)
-    return opened
+    return _with_calibration((pipeline_class or kind)(model, given, device=device, **options), folder)
 
 
-def _calibrated_folder(model: Any, hub: Mapping[str, Any]) -> Path | None:
-    """Returns the model directory that a pipeline was opened from, if it holds a calibration."""
-    if not isinstance(model, (str, os.PathLike)):
-        return None
+def _calibrated_folder(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path | None:
+    """Returns the model directory that was opened, if it holds a calibration."""
     options = replace(
         HubOptions.take_from(dict(hub)), local_files_only=True, force_download=False
     )  # it is in the cache by now
     place = local_path(model, need="config", options=options)
     folder = place if place.is_dir() else place.parent
     return folder if (folder / CALIBRATION_NAME).is_file() else None
+
+
+def _with_calibration(opened: Any, folder: Path | None) -> Any:
+    """Gives a pipeline of classes the calibration of the model directory that it was opened from."""
+    if isinstance(opened, ImageClassificationPipeline) and folder is not None:
+        opened.calibration = _calibration(folder, opened)
+    return opened
 
 
 def _calibration(folder: Path, opened: ImageClassificationPipeline) -> Calibration | None:
