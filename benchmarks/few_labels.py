@@ -12,11 +12,15 @@ each share of labels it trains four students for the same number of steps:
   images only;
 * both: a third of the steps as pre-training, two thirds as distilled.
 
+Other cells change one thing of "distilled", see `INGREDIENTS`; "best" changes several. Some learn from a better
+convnet, which is trained on all images: the running average of its weights labels those that have no label.
+
 The steps of a student do not include the convnet's training, which uses the same labels. The same command resumes a
 stopped run. The default budget suits two CPU cores; `--budget gpu` suits a GPU.
 `--only 0.01` runs one share of labels, `--cells scratch distilled` two of the students, `--steps 6000` another length,
-`--images 50000` all images. `--often 100` uses strong augmentation only for images that are shown more often.
-`--budget tiny` runs everything in a minute, as a test.
+`--images 50000` all images. `--often 25` uses strong augmentation for images that are shown more often than that.
+`--budget screen` compares cells on 5,000 images in some minutes each. `--budget tiny` runs everything in a minute, as a
+test.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from deit.data.sources import Data, WithoutLabels
 from deit.train.loop import fit
 from deit.train.progress import FitResult
 from deit.train.recipes.recipe import Recipe
-from deit.train.recipes.sections import Distillation, Masking, Optimizer, Schedule
+from deit.train.recipes.sections import DataOptions, Distillation, Masking, Optimizer, PseudoLabels, Schedule
 from deit.train.students.deit import build_masked_student, build_student
 from deit.train.tasks.classification import ClassificationTask
 from deit.train.tasks.distillation import DistillationTask
@@ -47,9 +51,45 @@ from deit.train.teachers.teacher import match_teacher, open_teacher
 
 LIGHT_VIEWS = Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mix_rate=0.0)
 STRONG_VIEWS = Augmentation(crop="padded", mixup_alpha=0.0, mix_rate=0.5)  # with RandAugment, erasing and CutMix
+CONVNET_VIEWS = Augmentation(crop="padded", mix_rate=0.0)  # with RandAugment and erasing
 
 CELLS = ("scratch", "pre-trained", "distilled", "both")
 BEGIN_MASKED = ("pre-trained", "both")  # students that start with pre-training
+
+_ADAMW = Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0)
+_SOFT = Distillation(kind="soft", temperature=1.0, weight=0.8)
+_PSEUDO = PseudoLabels(weight=2.0, threshold=0.7)
+_BY_AVERAGE: dict[str, Any] = {"pseudo_labels": _PSEUDO, "ema_decay": 0.995, "data": DataOptions(labelled_share=0.2)}
+_MUON: dict[str, Any] = {"optimizer": dataclasses.replace(_ADAMW, name="muon")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredient:
+    """What a cell changes of "distilled".
+
+    Attributes:
+        settings: Of the recipe.
+        teacher: "teacher", the convnet that learns from the labels alone; "convnet", the better one; "" for none.
+    """
+
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    teacher: str = "teacher"
+
+
+INGREDIENTS = {
+    "standardized": Ingredient(settings={"distillation": Distillation(kind="standardized", weight=0.8)}),
+    "wttm": Ingredient(settings={"distillation": Distillation(kind="wttm", temperature=2.0, weight=0.8)}),
+    "dist": Ingredient(settings={"distillation": Distillation(kind="dist", weight=0.8)}),
+    "flip": Ingredient(settings={"distillation": dataclasses.replace(_SOFT, flip_teacher=True)}),
+    "muon": Ingredient(settings=_MUON),
+    "average": Ingredient(settings={"ema_decay": 0.995}),
+    "pseudo": Ingredient(settings=_BY_AVERAGE, teacher=""),
+    "pseudo-distilled": Ingredient(settings=_BY_AVERAGE),
+    "better-teacher": Ingredient(teacher="convnet"),
+    "best": Ingredient(
+        settings={**_MUON, "distillation": dataclasses.replace(_SOFT, flip_teacher=True)}, teacher="convnet"
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +108,7 @@ class Budget:
         batch_size: Batch size of all trainings.
         layer_decay: Layer decay of students that start from pre-trained weights.
         often: Images that are shown more often than this get strong augmentation.
+        convnet_steps: Steps of each better convnet, which sees all images.
     """
 
     train_images: int
@@ -80,7 +121,8 @@ class Budget:
     teacher_steps: int
     batch_size: int
     layer_decay: float = 0.85
-    often: int = 25
+    often: int = 100
+    convnet_steps: int = 4_000
 
     @property
     def masked_steps(self) -> int:
@@ -91,7 +133,11 @@ class Budget:
 BUDGETS = {
     "tiny": Budget(
         train_images=200, val_images=100, shares=(0.1, 1.0), student="deit-digits-distilled-patch8-32",
-        teacher="timm/test_resnet", teacher_side=32, steps=60, teacher_steps=20, batch_size=10,
+        teacher="timm/test_resnet", teacher_side=32, steps=60, teacher_steps=20, batch_size=10, convnet_steps=40,
+    ),
+    "screen": Budget(
+        train_images=5_000, val_images=2_000, shares=(0.1,), student="deit-digits-distilled-patch8-32",
+        teacher="timm/resnet10t", teacher_side=32, steps=1_000, teacher_steps=400, batch_size=50, convnet_steps=500,
     ),
     "cpu": Budget(
         train_images=25_000, student="deit-mini-distilled-patch4-32", teacher="timm/resnet10t", teacher_side=64,
@@ -114,9 +160,9 @@ def recipe(budget: Budget, seed: int, steps: int, images: int, **settings: Any) 
         "crop_ratio": 1.0,
         "eval_epochs": max(epochs // 4, 1),
         "augment": STRONG_VIEWS if epochs > budget.often else LIGHT_VIEWS,
-        "optimizer": Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0),
+        "optimizer": _ADAMW,
         "schedule": Schedule(epochs=epochs, warmup_epochs=epochs / 10),
-        "distillation": Distillation(kind="soft", temperature=1.0, weight=0.8),
+        "distillation": _SOFT,
     }
     return Recipe(**{**values, **settings})
 
@@ -171,11 +217,15 @@ class Seed:
                 f"{folder}/teacher", ClassificationTask(convnet.model, convnet.processor), few, for_teacher
             )
         }
+        if any(INGREDIENTS[cell].teacher == "convnet" for cell in names if cell in INGREDIENTS):
+            runs["convnet"] = self.better_convnet(f"{folder}/convnet", all_images)
         for cell in names:
-            starts, asks = cell in BEGIN_MASKED, cell in ("distilled", "both")
-            data = all_images if asks else few
+            change = INGREDIENTS.get(cell, Ingredient())
+            starts = cell in BEGIN_MASKED
+            asks = bool(change.teacher) and cell not in ("scratch", "pre-trained")
+            data = all_images if asks or cell in INGREDIENTS else few
             steps = budget.steps - budget.masked_steps if starts else budget.steps
-            its_recipe = recipe(budget, self.seed, steps, len(data.train.labels))
+            its_recipe = recipe(budget, self.seed, steps, len(data.train.labels), **change.settings)
             if starts:
                 decay = dataclasses.replace(its_recipe.optimizer, layer_decay=budget.layer_decay)
                 its_recipe = dataclasses.replace(its_recipe, optimizer=decay)
@@ -183,16 +233,27 @@ class Seed:
             student = build_student(budget.student, classes, its_recipe, init=init)
             task: Any = ClassificationTask(student.model, student.processor)
             if asks:
-                speaker = open_teacher(self.out / folder / "teacher")
+                speaker = open_teacher(self.out / folder / change.teacher)
                 speaker = match_teacher(speaker, classes, student.processor.output_size)
                 task = DistillationTask(student.model, speaker, student.processor, distillation=its_recipe.distillation)
             runs[cell] = self.fit(f"{folder}/{cell}", task, data, its_recipe)
         return runs
 
+    def better_convnet(self, name: str, data: Data) -> FitResult:
+        """Trains a convnet on all images: labels where there are some, else pseudo-labels of its running average."""
+        budget = self.budget
+        its_recipe = recipe(
+            budget, self.seed, budget.convnet_steps, self.images, augment=CONVNET_VIEWS, ema_decay=0.99,
+            optimizer=Optimizer(lr=2e-3, reference_batch_size=0), data=DataOptions(labelled_share=0.3),
+            pseudo_labels=PseudoLabels(weight=1.0, threshold=0.8, mixup=False),
+        )  # fmt: skip
+        convnet = build_student(budget.teacher, self.data.train.classes, its_recipe, image_size=budget.teacher_side)
+        return self.fit(name, ClassificationTask(convnet.model, convnet.processor), data, its_recipe)
+
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns top-1 in percent as a Markdown table: mean and spread over the seeds."""
-    names = list(rows[0]["top-1"])
+    names = list(dict.fromkeys(name for row in rows for name in row["top-1"]))
     lines = [f"| labels | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for share in sorted({row["share"] for row in rows}):
         shown = []
@@ -218,10 +279,12 @@ def draw(runs: dict[tuple[float, int], dict[str, FitResult]], masked_steps: int,
     figure = Figure(figsize=(3.6 * len(shares), 3.6), layout="constrained")
     for axis, share in zip(figure.subplots(1, len(shares), sharey=True, squeeze=False)[0], shares, strict=True):
         of_share = [each for (own_share, _), each in sorted(runs.items()) if own_share == share]
-        for colour, name in zip(("C7", "C0", "C1", "C2", "C3"), ("teacher", *CELLS), strict=True):
+        shown = [name for name in ("teacher", "convnet", *CELLS, *INGREDIENTS) if any(name in run for run in of_share)]
+        for number_of_colour, name in enumerate(shown):
+            colour = "C7" if name == "teacher" else f"C{number_of_colour - 1}"
             for number, each in enumerate(run[name] for run in of_share if name in run):
                 label = name if not number else None
-                if name == "teacher":
+                if name in ("teacher", "convnet"):
                     axis.axhline(each.history[-1]["val_top1"], color=colour, linestyle=":", label=label)
                     continue
                 start = masked_steps if name in BEGIN_MASKED else 0
@@ -241,10 +304,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--budget", choices=list(BUDGETS), default="cpu")
     parser.add_argument("--only", type=float, nargs="+", help="shares of labels; all of the budget without")
-    parser.add_argument("--cells", choices=CELLS, nargs="+", default=CELLS)
+    parser.add_argument("--cells", choices=(*CELLS, *INGREDIENTS), nargs="+", default=CELLS)
     parser.add_argument("--steps", type=int, help="of a student; those of the budget without")
     parser.add_argument("--images", type=int, help="to train on, labeled or not; those of the budget without")
-    parser.add_argument("--often", type=int, help="images shown more often than this get strong augmentation; 25")
+    parser.add_argument("--often", type=int, help="images shown more often than this get strong augmentation; 100")
     parser.add_argument("--device")
     options = parser.parse_args()
     budget = BUDGETS[options.budget]
