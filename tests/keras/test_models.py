@@ -118,6 +118,12 @@ def test_losses_are_those_of_pytorch():
         close(loss, values[f"soft/{reduction}"])
 
 
+@pytest.mark.parametrize("kind", ["standardized", "wttm", "dist"])
+def test_kinds_of_distillation_that_pytorch_trainings_have_are_refused_by_name(kind):
+    with pytest.raises(ValueError, match=rf"must be 'hard' or 'soft'. Received: '{kind}'. Only .* PyTorch trainings"):
+        distillation_loss(np.zeros((2, 3)), np.zeros((2, 3)), kind=kind)
+
+
 def close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(array(found), wanted, rtol=tolerance, atol=tolerance)
 

@@ -309,6 +309,10 @@ def _print_plan(
         how = recipe.distillation
         softly = f", temperature {how.temperature:g}" if how.kind != "hard" else ""
         lines.append(f"Distillation: {how.kind}{softly}, weight {how.weight:g}.")
+    if recipe.pseudo_labels.weight:
+        guessed = recipe.pseudo_labels
+        mixed = ", mixed by confidence" if guessed.mixup else ""
+        lines.append(f"Pseudo-labels: weight {guessed.weight:g}, threshold {guessed.threshold:g}{mixed}.")
     if teacher_cache is not None:
         lines.append(_cache_line(teacher_cache))
     for line in lines:
