@@ -79,6 +79,7 @@ from .models.vit import (
     ViTModel as ViTModel,
 )
 from .train.build_task import build_task as build_task
+from .train.folds.fit_folds import fit_folds as fit_folds
 from .train.loggers.training_log import TrainingLog as TrainingLog
 from .train.loop import fit as fit
 from .train.recipes.catalog import (

@@ -19,7 +19,7 @@ PROGRAM = Path(sys.executable).with_name("deit")
 OPTIONS = {
     "train": [
         "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--minutes", "--plan", "--epochs",
-        "--batch-size", "--seed", "--image-size", "--labels", "--freeze", "--set", "--log", "--device",
+        "--batch-size", "--seed", "--image-size", "--labels", "--freeze", "--folds", "--set", "--log", "--device",
         "--resume",
     ],
     "pretrain": [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deit.cli.terminal.console import counted, reports_errors, say, say_lines
+from deit.cli.terminal.folds import train_folds
 from deit.cli.terminal.parameters import (
     BatchSize,
     Device,
@@ -127,6 +128,15 @@ LoggerName = Annotated[
     str | None,
     typer.Option(metavar="SERVICE", help="Also log to tensorboard, trackio or wandb.", show_default="none"),
 ]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        help="Train and score K times, with another part of the images held out each time; then train on all. Takes "
+        "about K times as long.",
+        show_default="none",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -154,6 +164,7 @@ def train(
     image_size: ImageSize = None,
     labels: LabelCount = None,
     freeze: Frozen = None,
+    folds: Folds = None,
     set_: Settings = None,
     log: LoggerName = None,
     device: Device = "auto",
@@ -172,7 +183,7 @@ def train(
     check_log(log)
     planned = is_planned(recipe, epochs, set_ or [], minutes)
     student, init = named_start(student, init, set_ or [])
-    found = recipe_of_run(out) if planned and resume else None
+    found = recipe_of_run(out, folds=folds is not None) if planned and resume else None
     given = found[0] if found else _open_recipe(None if planned else recipe, init, planned=planned)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     settings |= _label_settings(labels) | ({"freeze": freeze} if freeze else {})
@@ -182,6 +193,7 @@ def train(
     command = TrainCommand(
         data=data, out=out, student=student, init=init, teachers=teacher or [], teacher_cache=teacher_cache,
         image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,
+        folds=folds,
     )  # fmt: skip
     with process_group(device) as processes:
         if found is not None and found[1] is not None:
@@ -194,6 +206,7 @@ def train(
 
 def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
     """Trains by a recipe that is given."""
+    from deit.train.folds.fit_folds import undivided
     from deit.train.open_images import open_images
     from deit.train.run.folder import is_finished
     from deit.train.trial import try_start
@@ -211,8 +224,14 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
     built, task = processes.on_each(lambda: _build(teachers, images, recipe, cached=cache is not None))
     processes.on_first(lambda: _check_cache(cache, task, images, recipe, processes))
     if processes.is_first and not (resume and is_finished(out, recipe)):
-        _print_plan(images, recipe, built, taught=taught, teacher_cache=cache, asked=bool(teachers))
+        shown = images if command.folds is None else undivided(images)
+        _print_plan(shown, recipe, built, taught=taught, teacher_cache=cache, asked=bool(teachers))
     if command.plan_only:
+        return
+    if command.folds is not None:
+        train_folds(
+            lambda data, folder: _build(teachers, data, recipe, cached=False)[1], images, recipe, processes, command
+        )
         return
     options: dict[str, Any] = {"out": out, "device": device, "resume": resume, "teacher_cache": cache}
     result = run_fit(task, images, recipe, processes, log=command.log, **options)

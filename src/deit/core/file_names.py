@@ -14,6 +14,7 @@ CLOUDS_NAME = "calibration.safetensors"  # features of the training images, for 
 TRAINING_NAME = "training.json"
 RECIPE_NAME = "recipe.yaml"
 STATE_NAME = "state"
+FOLDS_NAME = "folds"  # a folder of the runs of a k-fold training
 LAST_NAME = "last"  # a model directory: the weights after the last step, where the model has those of the best
 HISTORY_NAME, HISTORY_TABLE_NAME = "metrics.jsonl", "metrics.csv"
 CURVES_NAME = "curves.png"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from deit.core.errors import UserError
 from deit.core.file_names import LAST_NAME, STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.core.writing import writing
-from deit.data.few_labels import labelled_again
 from deit.data.loader import Batch, StepOrder, refuse_import_by_worker, training_batches
 from deit.data.sources import Data, former_fingerprint
 from deit.runtime.devices import resolve
 from deit.runtime.processes import current_processes
 from deit.runtime.signals import Interrupt, interrupts
 from deit.train.loss_sums import LossSums
+from deit.train.open_images import step_order
 from deit.train.optimization import describe_rates, learning_rate
 from deit.train.progress import FitResult, StepEvent
 from deit.train.recipes.recipe import Recipe
@@ -46,7 +46,7 @@ from deit.train.step import StepResult, TrainStep, check_division
 from deit.train.students.drop_path import apply_drop_path
 from deit.train.tasks.agreement import with_division
 from deit.train.tasks.pseudo_labels import training_transform
-from deit.train.tasks.task import Task
+from deit.train.tasks.task import EACH_EVALUATION, Task
 from deit.train.teachers.batch_norm import check_batch_norm
 from deit.train.teachers.cache import open_cache
 
@@ -65,6 +65,7 @@ def fit(
     device: str | torch.device | None = None,
     resume: bool = False,
     teacher_cache: str | Path | None = None,
+    more_record: Mapping[str, Any] | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
@@ -87,6 +88,7 @@ def fit(
         device: "cpu", "cuda", ...; None or "auto" takes the GPU if there is one (each process its own).
         resume: True continues from the newest state in `out`.
         teacher_cache: Folder that records the teacher's answers, and returns those recorded before.
+        more_record: More entries of `training.json`; nothing by default.
         on_step: Called after every step; on a GPU after every tenth.
         on_epoch: Called with the metrics after every evaluation.
 
@@ -111,7 +113,7 @@ def fit(
             logger.info(" ".join(describe_rates(run.recipe, steps_per_epoch=run.steps_per_epoch)))
             with interrupts() as interrupt:
                 run.train(interrupt, on_step, on_epoch)
-                return run.finish()
+                return run.finish(more_record or {})
         except Exception as error:
             run.ending.add_note(error)
             raise
@@ -194,18 +196,7 @@ class _Run:
         return self._order(0, 0)
 
     def _order(self, first_step: int, last_step: int) -> StepOrder:
-        return StepOrder(
-            len(self.data.train.labels),
-            self.recipe.batch_size,
-            self.recipe.seed,
-            first_step,
-            last_step,
-            num_repeats=self.recipe.augment.num_repeats,
-            multiple=self.recipe.batch_multiple(self.processes.world_size),
-            again=labelled_again(self.data.train, self.recipe.data.labelled_share),
-            rank=self.processes.rank,
-            world_size=self.processes.world_size,
-        )
+        return step_order(self.data.train, self.recipe, self.processes, first_step, last_step)
 
     def _open_cache(self, folder: Path, until_the_end: contextlib.ExitStack) -> None:
         task = self.task
@@ -346,7 +337,9 @@ class _Run:
         """Writes the files of the task that are due after this step; at the end of the run those of its model."""
         step = None if student is not None else self.step
         for file in self.run_files:
-            if student is not None or (file.every and self.step % file.every == 0):
+            every = self._steps_per_evaluation if file.every == EACH_EVALUATION else file.every
+            at_end = file.every == EACH_EVALUATION and self.step == self.total_steps
+            if student is not None or at_end or (every and self.step % every == 0):
                 write = partial(
                     file.write, student or self.evaluations.last(), self.data.val, self.device, self.out, step
                 )
@@ -391,7 +384,7 @@ class _Run:
 
     # --- the result ------------------------------------------------------------------------------------
 
-    def finish(self) -> FitResult:
+    def finish(self, more_record: Mapping[str, Any]) -> FitResult:
         """Writes the model directory, and with `keep="best"` another one of the last weights."""
         last, evaluations = self.evaluations.last(), self.evaluations
         finished = finished_record(self.out) if self.step == self.first_step else {}
@@ -408,7 +401,7 @@ class _Run:
             student = evaluations.model()
             scores = evaluations.score(student)
         self._write_run_files(student)
-        self._write_model(self.out, student, record := self._record(seconds, scores, choice))
+        self._write_model(self.out, student, record := self._record(seconds, scores, {**choice, **more_record}))
         if not self.recipe.keep_state:
             self.processes.on_first(lambda: remove_states(self.out / STATE_NAME))
         return FitResult(

@@ -1,12 +1,14 @@
-"""Opens the images of a training as the `data` section of its recipe says."""
+"""Opens the images of a training as the `data` section of its recipe says, and puts them in order."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from deit.data.few_labels import limited, with_fewer_labels
+from deit.data.few_labels import labelled_again, limited, with_fewer_labels
+from deit.data.loader import StepOrder
 from deit.data.open_data import open_data, open_unlabelled
-from deit.data.sources import Data, Progress
+from deit.data.sources import Data, Progress, Source
+from deit.runtime.processes import Processes
 from deit.train.recipes.recipe import Recipe
 
 
@@ -50,4 +52,28 @@ def open_images(
         label_fraction=options.label_fraction,
         seed=options.label_seed,
         keep_others=taught,
+    )
+
+
+def step_order(images: Source, recipe: Recipe, processes: Processes, first_step: int, last_step: int) -> StepOrder:
+    """Returns which images this process shows in which step of a training.
+
+    Args:
+        images: Training images.
+        recipe: Of the training.
+        processes: Those that share each step.
+        first_step: To begin with, from 0.
+        last_step: To end before.
+    """
+    return StepOrder(
+        len(images.labels),
+        recipe.batch_size,
+        recipe.seed,
+        first_step,
+        last_step,
+        num_repeats=recipe.augment.num_repeats,
+        multiple=recipe.batch_multiple(processes.world_size),
+        again=labelled_again(images, recipe.data.labelled_share),
+        rank=processes.rank,
+        world_size=processes.world_size,
     )

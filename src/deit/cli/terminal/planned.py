@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deit.cli.terminal.console import counted, duration, say
+from deit.cli.terminal.folds import check_folds, train_planned_folds
 from deit.cli.terminal.settings import check_freeze, named_settings, open_on_first, print_result, run_fit
 from deit.core.errors import UserError
 
@@ -41,6 +42,7 @@ class TrainCommand:
         plan_only: Whether to stop before the training.
         started: `time.monotonic()` at the start of the command.
         log: Service to log to; None for none.
+        folds: Number of folds; None trains once.
     """
 
     data: str
@@ -56,6 +58,7 @@ class TrainCommand:
     plan_only: bool
     started: float
     log: str | None
+    folds: int | None = None
 
 
 def is_planned(recipe: str | None, epochs: int | None, given: list[str], minutes: float | None) -> bool:
@@ -112,6 +115,9 @@ def check_folders(command: TrainCommand, recipe: Recipe, *, resume: bool | None 
     cache = command.teacher_cache
     if cache is not None and not is_cache(cache):
         refuse_inside_data(cache, command.data, "--teacher-cache")
+    if command.folds is not None:
+        check_folds(command.folds, cache, command.out, recipe, resume=command.resume)
+        return
     check_run_folder(command.out, recipe, resume=command.resume if resume is None else resume)
 
 
@@ -133,23 +139,28 @@ def open_named_teachers(recipe: Recipe, cache: Path | None, *, given: bool) -> A
         ) from error
 
 
-def recipe_of_run(out: Path) -> tuple[Recipe, Plan | None]:
+def recipe_of_run(out: Path, *, folds: bool) -> tuple[Recipe, Plan | None]:
     """Returns the recipe and the plan of the run in a folder, to go on with.
+
+    Args:
+        out: The folder.
+        folds: Whether its folds go on, which have a recipe and a plan of their own.
 
     Raises:
         FileNotFoundError: There is no run.
         DamagedFileError: Its plan is damaged.
     """
-    from deit.core.file_names import RECIPE_NAME
+    from deit.core.file_names import FOLDS_NAME, RECIPE_NAME
     from deit.planning.carry_out import read_plan
     from deit.train.recipes.recipe import Recipe
 
-    plan = read_plan(out)
+    folder = out / FOLDS_NAME if folds else out
+    plan = read_plan(folder)
     if plan is not None:
         return plan.recipe, plan
-    if not (out / RECIPE_NAME).is_file():
+    if not (folder / RECIPE_NAME).is_file():
         raise FileNotFoundError(f"{out} holds no run to resume. Leave out --resume to begin one.")
-    return Recipe.load(out / RECIPE_NAME), None
+    return Recipe.load(folder / RECIPE_NAME), None
 
 
 def print_plan(plan: Plan) -> None:
@@ -238,15 +249,27 @@ def train_as_planned(command: TrainCommand, chosen: Recipe, settings: Mapping[st
     for name in ("student", "init", "image_size", "teacher"):
         if getattr(resolved, name):
             wished[name] = getattr(resolved, name)
+    minutes = command.minutes
+    if command.folds is not None and minutes is not None:  # k trainings on a share (k - 1) / k, and one on all
+        minutes /= command.folds
     made = processes.on_first(
         lambda: plan(
-            images, wished, minutes=command.minutes, device=command.device, started=command.started,
+            images, wished, minutes=minutes, device=command.device, started=command.started,
             processes=processes.world_size,
         )
     )  # fmt: skip
     if processes.is_first:
         print_plan(made)
-    if not command.plan_only:
+        if command.folds is not None:
+            total = made.forecast.planning + command.folds * (made.forecast.teacher + made.forecast.student)
+            say(
+                f"This is one training. With {command.folds} folds and the last model all take about {duration(total)}."
+            )
+    if command.plan_only:
+        return
+    if command.folds is not None:
+        train_planned_folds(made, images, processes, command, teachers=teachers)
+    else:
         run_plan(made, images, processes, command, teachers=teachers)
 
 
@@ -265,4 +288,7 @@ def go_on_as_planned(command: TrainCommand, plan: Plan, chosen: Recipe, processe
     images = open_on_first(processes, lambda update: open_images(command.data, chosen, taught=True, progress=update))
     made = dataclasses.replace(plan, recipe=chosen)
     teachers = open_named_teachers(chosen, None, given=False)
+    if command.folds is not None:
+        train_planned_folds(made, images, processes, command, teachers=teachers)
+        return
     run_plan(made, images, processes, command, teachers=teachers)

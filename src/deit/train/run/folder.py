@@ -12,6 +12,7 @@ from torch import nn
 from deit.core.errors import DamagedFileError, UserError
 from deit.core.file_names import (
     CARD_NAME,
+    FOLDS_NAME,
     LAST_NAME,
     PICTURES_NAME,
     PLAN_NAME,
@@ -24,6 +25,7 @@ from deit.core.files import remove_leftovers, replace_folder_content, write_json
 from deit.core.labels import id2label_from_names
 from deit.core.model_directory import is_run_folder, read_training_record
 from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.scores.out_of_fold import ANSWERS_NAME, ANSWERS_TABLE_NAME, SCORES_NAME
 from deit.core.writing import writing
 from deit.models.pretrained import PreTrainedModel
 from deit.models.timm.preprocessing import timm_preprocessing
@@ -33,6 +35,9 @@ from deit.train.recipes.recipe import Recipe
 from deit.train.run.model_card import model_card
 from deit.train.run.resumed import changed_settings
 from deit.train.run.state import has_states
+
+# What may lie in the folder of a new run: the lock, and what its folds left there; see `deit.train.folds.fit_folds`.
+_BEFORE_A_RUN = (LOCK_NAME, FOLDS_NAME, ANSWERS_NAME, ANSWERS_TABLE_NAME, SCORES_NAME)
 
 
 def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -112,7 +117,7 @@ def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
     recipe.check_learning_rates()
     # What a planned training writes before its student begins; its teacher's run lies in it.
     planned = {PLAN_NAME, TEACHER_NAME} if (out / PLAN_NAME).is_file() else set()
-    if out.is_dir() and any(path.name not in {LOCK_NAME, *planned} for path in out.iterdir()):
+    if out.is_dir() and any(path.name not in {*_BEFORE_A_RUN, *planned} for path in out.iterdir()):
         what = "a run" if recipe_file.is_file() else "other files"
         raise FileExistsError(f"{out} holds {what} already. Pass a new folder, or --resume to go on with a run.")
 

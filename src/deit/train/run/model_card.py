@@ -89,7 +89,21 @@ def _scores(record: dict[str, Any], classes: list[str]) -> str:
     pictures = [f"![Losses and scores over the epochs]({CURVES_NAME})"]
     if not classes:
         pictures.append(f"![Images, what the model sees of them, what it makes of that]({RECONSTRUCTION_NAME})")
-    return "\n\n".join([*parts, *record.get("notes", ()), *pictures])
+    return "\n\n".join([*parts, *record.get("notes", ()), *_out_of_fold(record), *pictures])
+
+
+def _out_of_fold(record: dict[str, Any]) -> list[str]:
+    """Returns what models of folds scored, which learned in the same way from parts of the images."""
+    found = record.get("out_of_fold")
+    if not found:
+        return []
+    intervals = found["intervals"]
+    names = [name for name in found if name not in ("folds", "images", "intervals", "epoch_chosen")]
+    shown = ", ".join(f"{score_title(name)} {_cell(name, found[name], intervals)}" for name in names)
+    return [
+        f"Out-of-fold, by {found['folds']} models that learned in the same way, each about the images that it did not "
+        f"learn from: {shown}; {counted(found['images'], 'image')}."
+    ]
 
 
 def _measured(record: dict[str, Any]) -> str:

@@ -31,12 +31,14 @@ from deit.train.tasks.pseudo_labels import check_pseudo_labels, evaluation_mode
 from deit.train.teachers.cache import BatchPlace, TeacherCache
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 
+EACH_EVALUATION = -1  # for `RunFile.every`
+
 
 class RunFile(Protocol):
     """A file that a task adds to the folder of a run, such as a picture.
 
     Attributes:
-        every: Steps between two of them; 0 writes only one, at the end.
+        every: Steps between two of them; 0 writes only one, at the end; `EACH_EVALUATION` one before each evaluation.
     """
 
     every: int
@@ -68,6 +70,7 @@ class Task(nn.Module):
     Attributes:
         teacher: The teacher; None if the student learns from labels alone.
         cache: Records and returns the answers of the teacher; None asks the teacher every time.
+        added_files: More files for the folder of the run.
         left_out: Number of a validation image -> why this process could not read it in the last evaluation.
         unused: Fields and sections of `Recipe` that this kind of task does not use.
     """
@@ -81,6 +84,7 @@ class Task(nn.Module):
         self.teacher: Teacher | TeacherEnsemble | None = None
         self.cache: TeacherCache | None = None
         self.left_out: dict[int, str] = {}
+        self.added_files: list[RunFile] = []
         self._settings = tuple(settings)
         self._not_passed: dict[str, Any] = {}  # name -> the value that stands in for it
         for name, value in settings.items():
@@ -91,7 +95,7 @@ class Task(nn.Module):
     @property
     def run_files(self) -> Sequence[RunFile]:
         """Files that the run writes beside the model."""
-        return ()
+        return tuple(self.added_files)
 
     def settle(self, recipe: Recipe) -> Recipe:
         """Makes task and recipe agree before a training.
