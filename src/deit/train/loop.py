@@ -75,9 +75,8 @@ def fit(
     after each evaluation; at the end the model, its preprocessing, `training.json` and a model card (`README.md`). The
     model has the weights that `recipe.keep` names; with "best" the last ones lie in `last`, a model directory too. An
     interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the current step. Skips images that can no longer be read,
-    up to `data.max_bad_images`; more of them save the state and stop the run.
-
-    Locks the folder. Several threads may train at once; no other thread may draw from the global generators.
+    up to `data.max_bad_images`; more of them save the state and stop the run. Locks the folder. Several threads
+    may train at once; no other thread may draw from the global generators.
 
     Args:
         task: Student and losses, from `build_task` with the same recipe.
