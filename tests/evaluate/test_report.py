@@ -90,7 +90,7 @@ def test_a_report_shows_scores_classes_mistakes_and_how_it_was_made(tmp_path):
         counted = f"{row['class']} {images} {row['right']} {100 * recall:.1f} {low:.1f} to {high:.1f}"
         assert f"{counted} {100 * precision:.1f} {100 * f1:.1f}" in page.text
     assert f"{result.temperature.temperature:.3f}" in page.text
-    assert len(page.pictures()) == 2 + len(result.mistakes())
+    assert len(page.pictures()) == 3 + len(result.mistakes())
     worst = result.mistakes()[0]
     assert f"{worst.said} {100 * worst.size:.1f} % is {worst.true} image {worst.index}" in page.text
     assert "NaN" not in page.text
@@ -141,7 +141,7 @@ def test_names_are_text_and_never_tags(tmp_path):
 def test_above_50_classes_the_confused_pairs_replace_the_picture(tmp_path, count, pictures):
     source = single_source(classes=[f"class number {i}" for i in range(count)])
     result, page = written(tmp_path, two_heads(source), source)
-    assert len(page.pictures()) == pictures + len(result.mistakes())
+    assert len(page.pictures()) == 1 + pictures + len(result.mistakes())
     true, said, times = result.confused_pairs()[0]
     assert f"{true} {said} {times}" in page.text
     assert "Most often confused" in page.text

@@ -317,6 +317,8 @@ def _lines(result: Evaluation) -> list[str]:
             f"Calibration ({result.head}): ECE {100 * error:.2f} %; divided by the best temperature, "
             f"{best.temperature:.3f}: {100 * best.calibration_error:.2f} %, loss {best.loss:.3f}"
         )
+    if result.trust is not None:
+        lines += result.trust.lines()
     if result.agreement:
         pairs = [f"{pair.replace(', ', ' and ')} {share:.2f} %" for pair, share in result.agreement.items()]
         lines.append(f"Agreement: {', '.join(pairs)}")

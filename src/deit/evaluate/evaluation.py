@@ -26,6 +26,7 @@ from deit.core.scores.metrics import SINGLE_LABEL, Array, Integers
 from deit.data.sources import Source, Subset, place_of
 from deit.evaluate.recorded_scores import overlap_of
 from deit.evaluate.results import Evaluation, HeadResult, Temperature, Throughput
+from deit.evaluate.selective import Trust, measure_trust
 from deit.inference.contract import Contract
 from deit.inference.predictor import Predictor
 from deit.runtime.processes import Processes
@@ -146,6 +147,7 @@ def _evaluate(
         throughput=_throughput(seen, batch_size, predictor.engine.device),
         kept=kept,
         logits=logits,
+        trust=_trust(predictor, head or next(iter(heads)), logits, source.labels[kept]),
         overlap=overlap_of(contract.known_images, source),
         teacher_overlap=None if teacher is None else overlap_of(teacher.engine.contract.known_images, source),
     )
@@ -344,6 +346,11 @@ def _temperature(logits: Array, labels: Integers) -> Temperature | None:
         loss=mean_cross_entropy(logits, labels, best),
         images=len(logits),
     )
+
+
+def _trust(predictor: Predictor, head: str, logits: Array, labels: npt.NDArray[Any]) -> Trust | None:
+    answered = metrics.has_answer(logits)
+    return measure_trust(logits[answered], labels[answered], predictor.problem_type, head, predictor.calibration)
 
 
 def _throughput(seen: list[_Seen], batch_size: int, device: str) -> Throughput:

@@ -24,6 +24,7 @@ from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL, score_text, score
 from deit.data.sources import Source, place_of
 from deit.evaluate.html_page import figure_uri, image_uri, picture_uri, write_page
 from deit.evaluate.results import Evaluation, HeadResult
+from deit.evaluate.risk_figure import risk_figure
 
 # Above the first the matrix is too dense for names, above the second for numbers in its cells.
 _MOST_NAMES, _MOST_NUMBERS = 50, 20
@@ -202,6 +203,8 @@ def _what_of(evaluation: Evaluation) -> str:
 def _pictures(evaluation: Evaluation) -> dict[str, str]:
     if evaluation.problem_type == SINGLE_LABEL:
         pictures = {"reliability": figure_uri(_reliability_figure(evaluation.heads[evaluation.head].bins))}
+        if evaluation.trust is not None and evaluation.trust.risk:
+            pictures["risk"] = figure_uri(risk_figure(evaluation.trust))
         if len(evaluation.classes) <= _MOST_NAMES:
             pictures["confusion"] = figure_uri(_confusion_figure(evaluation))
         return pictures

@@ -14,6 +14,7 @@ from deit.core.scores import metrics
 from deit.core.scores.calibration import ReliabilityBin, confidences, expected_calibration_error
 from deit.core.scores.intervals import score_intervals, share_interval
 from deit.core.scores.metrics import SINGLE_LABEL, AnyScores, Array, Integers
+from deit.evaluate.selective import Trust
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +107,7 @@ class Evaluation:
         logits: (images kept, K), of the shown head.
         overlap: Counts of the images that the model has met before; None if that is not recorded.
         teacher_overlap: The same for the teacher.
+        trust: How far the answers can be trusted; None for several labels.
         left_out: Number of an image of the source -> why it could not be read; N and the numbers above are of the
             others.
     """
@@ -122,6 +124,7 @@ class Evaluation:
     logits: Array
     overlap: Overlap | None = None
     teacher_overlap: Overlap | None = None
+    trust: Trust | None = None
     left_out: dict[int, str] = field(default_factory=dict)
 
     @cached_property
@@ -250,6 +253,8 @@ class Evaluation:
             result["confused_pairs"] = [list(pair) for pair in self.confused_pairs()]
         if self.teacher is not None:
             result["teacher"] = _scores_dict(self.teacher.scores)
+        if self.trust is not None:
+            result["trust"] = self.trust.as_dict()
         result["mistakes"] = [asdict(mistake) for mistake in self.mistakes()]
         return result
 
