@@ -66,7 +66,8 @@ def test_training_from_labels_prints_epochs_scores_and_the_place_of_the_model(al
     assert f"24 training and 12 validation images, 3 classes. Student: {VARIANT}. Teacher: none." in text
     assert len(re.findall(r"epoch \d, loss \d\.\d{3}, top-1 \d+\.\d\d %", text)) == 2
     for head in ("both", "class", "distillation"):
-        assert re.search(rf"{head} +│ +\d+\.\d\d │ +100\.00 │ +\d\.\d{{3}} │", result.stdout)
+        assert re.search(rf"{head} +│ +\d+\.\d\d │ +[\d.]+ to [\d.]+ │ +100\.00 │ +\d\.\d{{3}} │ +12 │", result.stdout)
+    assert re.search(r"With 12 images top-1 is known to plus or minus \d+ points: [\d.]+ to [\d.]+ % \(95 %", text)
     assert f"Model: {out}" in result.stdout
 
 
@@ -520,3 +521,38 @@ def test_the_plan_says_whether_a_teacher_cache_is_new_and_its_refusal_comes_befo
     is_refused(other, "belongs to another training:", "seed 0, now 7")
     assert "Starts from" not in other.stdout
     assert not re.search(r"[0-9a-f]{10}", other.stderr.replace(str(tmp_path), ""))
+
+
+def test_folds_print_their_score_and_write_the_answers(photos, tmp_path):
+    out = tmp_path / "run"
+    command = (
+        "train", photos, "--out", out, "--student", VARIANT, "--epochs", 1, "--batch-size", 4, "--folds", 2,
+        "--set", "precision=fp32", "--set", "num_workers=0",
+    )  # fmt: skip
+    text = " ".join(succeeds(*command).stdout.split())
+    images = json.loads((out / "out_of_fold.json").read_text())["scores"]["images"]
+    assert re.search(
+        rf"Fold 2 of 2: \d+ training images, \d+ held out.*The last model: all {images} training images", text
+    )
+    assert "each of the" in text
+    assert text.index("Out-of-fold") < text.index("Validation") < text.index(f"Model: {out}")
+    assert {"model.safetensors", "out_of_fold.npz", "out_of_fold.csv", "folds"} <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folds", 1], "--folds must be at least 2"),
+        (["--folds", 3, "--teacher-cache", "said"], "Leave out --teacher-cache or --folds"),
+        (["--folds", 3, "--resume"], "no training of folds to resume"),
+        (["--folds", 1000], "cannot be divided into 1000 folds. Pass fewer folds"),
+        (["--set", "keep=best", "--set", "keep_score=micro_f1"], "is no score of this training"),
+    ],
+)
+def test_folds_and_scores_that_cannot_be_are_refused_before_any_training(photos, tmp_path, options, message):
+    result = deit(
+        "train", photos, "--out", tmp_path / "run", "--student", VARIANT, "--epochs", 1, "--batch-size", 4, *options
+    )
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "run").exists()
