@@ -17,10 +17,14 @@ from tests.cli.conftest import deit, succeeds
 PROGRAM = Path(sys.executable).with_name("deit")
 
 OPTIONS = {
+    "inspect": [
+        "--out", "--model", "--predictions", "--image-column", "--label-column", "--problem-type", "--value-range",
+        "--batch-size", "--device", "--json",
+    ],
     "train": [
         "--out", "--student", "--init", "--teacher", "--teacher-cache", "--recipe", "--minutes", "--plan", "--epochs",
-        "--batch-size", "--seed", "--image-size", "--labels", "--freeze", "--folds", "--set", "--log", "--device",
-        "--resume",
+        "--batch-size", "--seed", "--image-size", "--labels", "--freeze", "--folds", "--exclude", "--set", "--log",
+        "--device", "--resume",
     ],
     "pretrain": [
         "--out", "--student", "--init", "--config", "--recipe", "--epochs", "--batch-size", "--seed", "--image-size",
@@ -45,6 +49,7 @@ OPTIONS = {
     "demo": ["--out", "--seed"],
 }  # fmt: skip
 ARGUMENTS = {
+    "inspect": ["data"],
     "train": ["data"],
     "pretrain": ["data"],
     "recipes": ["name"],

@@ -13,6 +13,7 @@ from deit.cli.convert import convert
 from deit.cli.demo import demo
 from deit.cli.embed import embed
 from deit.cli.evaluate import evaluate
+from deit.cli.inspect import inspect
 from deit.cli.launch import launch
 from deit.cli.pretrain import pretrain
 from deit.cli.push import push
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, push, demo):
+for command in (inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, push, demo):
     app.command()(command)
 
 

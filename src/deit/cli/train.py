@@ -124,6 +124,15 @@ Frozen = Annotated[
         show_default="none",
     ),
 ]
+Exclude = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="List of images to leave out or relabel: fix.csv of deit inspect, whose column action you may edit.",
+        show_default="none",
+        parser=path,
+    ),
+]
 LoggerName = Annotated[
     str | None,
     typer.Option(metavar="SERVICE", help="Also log to tensorboard, trackio or wandb.", show_default="none"),
@@ -165,6 +174,7 @@ def train(
     labels: LabelCount = None,
     freeze: Frozen = None,
     folds: Folds = None,
+    exclude: Exclude = None,
     set_: Settings = None,
     log: LoggerName = None,
     device: Device = "auto",
@@ -186,7 +196,7 @@ def train(
     found = recipe_of_run(out, folds=folds is not None) if planned and resume else None
     given = found[0] if found else _open_recipe(None if planned else recipe, init, planned=planned)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
-    settings |= _label_settings(labels) | ({"freeze": freeze} if freeze else {})
+    settings |= _label_settings(labels) | _exclusion_settings(exclude) | ({"freeze": freeze} if freeze else {})
     chosen = given.with_settings(settings)
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []))
@@ -288,6 +298,15 @@ def _label_settings(text: str | None) -> dict[str, Any]:
     return settings
 
 
+def _exclusion_settings(exclude: Path | None) -> dict[str, Any]:
+    """Returns the settings for --exclude: the file and the hash of its content."""
+    if exclude is None:
+        return {}
+    from deit.data.exclusions import hash_of_list
+
+    return {"data.exclude": str(exclude), "data.exclude_hash": hash_of_list(exclude)}
+
+
 def _build(teachers: Any, images: Data, recipe: Recipe, *, cached: bool) -> tuple[Student, Any]:
     from deit.train.build_task import build_task
     from deit.train.students.deit import build_student
@@ -322,6 +341,7 @@ def _print_plan(
         f"{count} training{few} and {counted(len(images.val.labels), 'validation image')}, "
         f"{counted(len(images.train.classes), 'class', 'classes')}. "
         f"Student: {_student_name(recipe, built)}. Teacher: {teacher}.",
+        *([] if images.exclusion is None else [images.exclusion.describe()]),
         *describe_start(recipe, images, built.processor),
     ]
     if taught:

@@ -108,13 +108,14 @@ def contradictions(sources: Sequence[Source]) -> list[Contradiction]:
     def shown(number: int) -> str:
         part = int(np.searchsorted(starts, number, side="right")) - 1
         source, index = sources[part], number - int(starts[part])
-        return f"{place_of(source, index)} ({_label_text(source, source.labels[index])})"
+        return f"{place_of(source, index)} ({label_text(source, source.labels[index])})"
 
     firsts = dict(zip(labelled.tolist(), first.tolist(), strict=True))
     return [Contradiction(first=shown(firsts[i]), second=shown(i)) for i in places.tolist()]
 
 
-def _label_text(source: Source, label: Any) -> str:
+def label_text(source: Source, label: Any) -> str:
+    """Returns the label of an image of a source as text: a class, several joined by "|", "none", or a number."""
     if source.problem_type == SINGLE_LABEL:
         return source.classes[int(label)]
     if np.ndim(label):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from deit.core.images.reading import ValueRange
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.duplicates import note_copies, split_contents
+from deit.data.exclusions import Corrected, ExclusionList
 from deit.data.find_splits import find_splits
 from deit.data.labels.class_notes import note_classes, require_two_classes
 from deit.data.labels.label_columns import UNLABELLED, EncodedLabels
@@ -52,6 +54,7 @@ def open_data(
     value_range: ValueRange | None = None,
     keep_unlabelled: bool = False,
     check: bool = True,
+    exclude: str | os.PathLike[str] | ExclusionList | None = None,
     progress: Progress | None = None,
 ) -> Data:
     """Opens labeled images for training.
@@ -76,6 +79,7 @@ def open_data(
         keep_unlabelled: Keep training images without a label, as `NO_LABEL`, for a teacher to label: those of tables,
             shards, and a folder unlabelled/ beside train/ and val/. For single classes.
         check: Decode every image now. False finds broken images only when they are used, and finds no copies.
+        exclude: `fix.csv` of `deit inspect`: leaves out images, or changes labels, before anything is divided.
         progress: Called with (images checked, images in all), split after split.
 
     Raises:
@@ -87,10 +91,11 @@ def open_data(
     """
     check_problem_type(problem_type)
     keep = keep_unlabelled and problem_type == SINGLE_LABEL
-    columns = (image_column, label_column, problem_type, label_separator)
-    options = _options(*columns, value_range, strict, check, progress)
+    options = _options(image_column, label_column, problem_type, label_separator, value_range, strict, check, progress)
     splits = find_splits(path, replace(options, keep_unlabelled=keep, for_training=True))
-    data = _open_pair(splits) if _has_several(splits) else _divide(splits, val_fraction, seed)
+    listed = _listed(exclude, path)
+    data = _open_pair(splits, listed) if _has_several(splits) else _divide(splits, val_fraction, seed, listed)
+    data = _with_exclusion(data, listed, splits)
     if problem_type == SINGLE_LABEL:
         require_two_classes(data.train.classes)
     note_classes(data)
@@ -181,6 +186,7 @@ def open_unlabelled(
     label_separator: str = "",
     value_range: ValueRange | None = None,
     check: bool = True,
+    exclude: str | os.PathLike[str] | ExclusionList | None = None,
     progress: Progress | None = None,
 ) -> Data:
     """Opens images for training without labels, and ignores labels that are there.
@@ -200,6 +206,7 @@ def open_unlabelled(
         label_separator: See `open_data`.
         value_range: See `open_data`.
         check: See `open_data`.
+        exclude: See `open_data`; labels are ignored.
         progress: See `open_data`.
 
     Returns:
@@ -213,18 +220,36 @@ def open_unlabelled(
     """
     options = _options(image_column, "", UNLABELLED, "", value_range, strict, check, progress)
     splits = find_splits(path, options)
+    listed = _listed(exclude, path)
     if _has_several(splits):
-        data = _open_pair(splits)
+        data = _open_pair(splits, listed)
     else:
-        (split,) = splits.named.values()
+        ((name, split),) = splits.named.items()
         whole = split.open()
-        with_labels = replace(
-            options, label_column=label_column, problem_type=problem_type, label_separator=label_separator
-        )
-        told = split.labels_of(whole, with_labels)
+        asked = replace(options, label_column=label_column, problem_type=problem_type, label_separator=label_separator)
+        told = split.labels_of(whole, asked)
+        if listed is not None:
+            whole = listed.apply(whole, name)
+            told = _told_of(told, whole)
         data = _divide_unlabelled(whole, told, val_fraction, seed)
+    data = _with_exclusion(data, listed, splits)
     note_copies(data)
     return data
+
+
+def _with_exclusion(data: Data, listed: ExclusionList | None, splits: Splits) -> Data:
+    return data if listed is None else replace(data, exclusion=listed.finish(tuple(splits.named)))
+
+
+def _listed(exclude: str | os.PathLike[str] | ExclusionList | None, path: DataPath) -> ExclusionList | None:
+    return exclude if exclude is None or isinstance(exclude, ExclusionList) else ExclusionList(exclude, path)
+
+
+def _told_of(told: EncodedLabels | None, kept: OpenedSource) -> EncodedLabels | None:
+    """Returns the labels of the images that a list kept."""
+    if told is None or not isinstance(kept, Corrected):
+        return told
+    return replace(told, labels=told.labels[kept.indices], missing=told.missing[kept.indices])
 
 
 def _options(
@@ -256,7 +281,7 @@ def _has_several(splits: Splits) -> bool:
     return splits.complete or len(splits.named) > 1
 
 
-def _open_pair(splits: Splits) -> Data:
+def _open_pair(splits: Splits, listed: ExclusionList | None) -> Data:
     """Opens the split to learn from and the one to measure on: val, else test."""
     measured = "test" if "test" in splits.named and "val" not in splits.named else "val"
     for name in ("train", measured):
@@ -267,6 +292,8 @@ def _open_pair(splits: Splits) -> Data:
         logger.warning("Training measures on the part %s. Not used: %s.", measured, ", ".join(unused))
     train = splits.named["train"].open()
     val = splits.named[measured].open(classes=train.classes, labels_needed=True)
+    if listed is not None:
+        train, val = listed.apply(train, "train"), listed.apply(val, measured)
     beside = splits.beside(("train", measured))
     ignored = Counter(train.ignored) + Counter(val.ignored) + beside.ignored
     return Data(train=train, val=val, skipped=(*train.skipped, *val.skipped, *beside.skipped), ignored=ignored)
@@ -297,11 +324,13 @@ def _tell_measured(chosen: str, names: Sequence[str]) -> None:
 # --- data that is divided here ------------------------------------------------------------------------
 
 
-def _divide(splits: Splits, val_fraction: float, seed: int) -> Data:
+def _divide(splits: Splits, val_fraction: float, seed: int, listed: ExclusionList | None) -> Data:
     ((name, split),) = splits.named.items()
     if name in ("val", "test"):
         logger.warning("There is one part, %s: it is divided, for training and for measuring.", name)
     whole = split.open()
+    if listed is not None:
+        whole = listed.apply(whole, name)
     labelled = (
         np.flatnonzero(whole.labels != NO_LABEL) if whole.problem_type == SINGLE_LABEL else np.arange(len(whole.labels))
     )

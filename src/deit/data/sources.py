@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from deit.core.printable import counted
 from deit.core.scores.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 from deit.data.storage.contents import Hashes, content_hash
 from deit.data.storage.image_search import SkippedFile as SkippedFile
+
+if TYPE_CHECKING:
+    from deit.data.exclusions import Exclusion
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,17 @@ def contents_of(source: Source) -> Hashes | None:
     """Returns the (N,) uint64 hashes of the images' bytes; None if the source has none."""
     hashes: Hashes | None = getattr(source, "contents", None)
     return hashes
+
+
+def encoded_of(source: Source, index: int) -> bytes | None:
+    """Returns the bytes of an image of a source as they are stored, or None where images are not stored as files.
+
+    Raises:
+        ImageError: They can no longer be read.
+        OSError: Likewise.
+    """
+    ask: Callable[[int], bytes | None] | None = getattr(source, "encoded", None)
+    return None if ask is None else ask(index)
 
 
 def place_of(source: Source, index: int) -> str:
@@ -227,6 +241,10 @@ class Derived(ABC):
         """Returns the place of an image in the other source."""
         return place_of(self.source, index)
 
+    def encoded(self, index: int) -> bytes | None:
+        """Returns the bytes of an image, if the other source has them."""
+        return encoded_of(self.source, index)
+
     @property
     def contents(self) -> Hashes | None:
         """(N,) uint64 hashes of the images, if the other source has them."""
@@ -264,6 +282,10 @@ class Subset(Derived):
     def place(self, index: int) -> str:
         """Returns the place of an image in the other source."""
         return super().place(int(self.indices[index]))
+
+    def encoded(self, index: int) -> bytes | None:
+        """Returns the bytes of the image, if the other source has them."""
+        return encoded_of(self.source, int(self.indices[index]))
 
     @property
     def contents(self) -> Hashes | None:
@@ -330,6 +352,10 @@ class Joined:
         """Names the image as its source does."""
         return place_of(*self._found(index))
 
+    def encoded(self, index: int) -> bytes | None:
+        """Returns the bytes of the image, if its source has them."""
+        return encoded_of(*self._found(index))
+
     @property
     def skipped(self) -> list[SkippedFile]:
         """Files that the sources left out."""
@@ -388,6 +414,7 @@ class Data:
         skipped: Files that were left out.
         ignored: Counts of files that were not meant to be used: hidden files, an unused test split.
         used: Number of images in both, before `deit.data.few_labels.limited` removes some.
+        exclusion: What a list of images to leave out did; None without a list.
     """
 
     train: Source
@@ -396,6 +423,7 @@ class Data:
     skipped: tuple[SkippedFile, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
     used: int = -1
+    exclusion: Exclusion | None = None
 
     def __post_init__(self) -> None:
         if self.used < 0:

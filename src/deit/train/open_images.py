@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deit.data.exclusions import ExclusionList
 from deit.data.few_labels import labelled_again, limited, with_fewer_labels
 from deit.data.loader import StepOrder
 from deit.data.open_data import open_data, open_unlabelled
@@ -30,6 +31,7 @@ def open_images(
     """
     options = recipe.data
     taught = taught or recipe.pseudo_labels.weight > 0
+    listed = ExclusionList(options.exclude, path, expected_hash=options.exclude_hash) if options.exclude else None
     read: dict[str, Any] = {
         "val_fraction": options.val_fraction,
         "seed": options.split_seed,
@@ -40,6 +42,7 @@ def open_images(
         "label_separator": options.label_separator,
         "value_range": options.range,
         "check": options.check_images,
+        "exclude": listed,
         "progress": progress,
     }
     opened = open_data(path, keep_unlabelled=taught, **read) if labelled else open_unlabelled(path, **read)

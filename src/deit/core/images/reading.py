@@ -105,6 +105,21 @@ def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> 
     _read(source, "RGB", value_range, small=True)  # decodes JPEG at an eighth of its size, but reads every byte
 
 
+def image_kind(source: ImageFile) -> tuple[str, str]:
+    """Returns the format of an image file and the mode of its values, such as ("PNG", "RGBA"). Decodes nothing.
+
+    Args:
+        source: See `load_image`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: See `load_image`.
+    """
+    source, name = _resolved(source)
+    with _opened(read_image_bytes(source, name), name) as image:
+        return image.format or "unknown", image.mode
+
+
 def convert_image(
     image: Image.Image, mode: str | None = "RGB", *, value_range: ValueRange | None = None
 ) -> Image.Image:

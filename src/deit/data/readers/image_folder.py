@@ -97,7 +97,8 @@ class FolderSplit:
         if options.labelled:
             if options.classes is not None:
                 _refuse_unknown_folders(self.folder, options.classes)
-            first = ImageFolder(self.folder, classes=options.classes if classes is None else classes, **how)
+            classes = options.classes if classes is None else classes
+            first = ImageFolder(self.folder, classes=classes, keep_empty=options.keep_empty, **how)
         else:
             first = ImageFiles(self.folder, **how)
         return Joined([first, *(ImageFiles(folder, **how) for folder in self.more)]) if self.more else first
@@ -151,6 +152,10 @@ class _Files:
         """Names the file."""
         return str(self.paths[index])
 
+    def encoded(self, index: int) -> bytes:
+        """Returns the content of the file."""
+        return read_content(self.paths[index], str(self.paths[index]))
+
 
 class ImageFolder(_Files):
     """A folder with one sub-folder of images for each class.
@@ -164,6 +169,7 @@ class ImageFolder(_Files):
         strict: True raises an error at the first file that is not an image and at an empty folder.
         value_range: Range of gray images with more than 8 bits, see `load_image`.
         check: False checks no image: `contents` is None, and a broken image is found when it is used.
+        keep_empty: True keeps a class whose images are all broken, without images, instead of raising an error.
         progress: Called with (files checked, files in all).
 
     Attributes:
@@ -186,6 +192,7 @@ class ImageFolder(_Files):
         strict: bool = False,
         value_range: ValueRange | None = None,
         check: bool = True,
+        keep_empty: bool = False,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(root, strict=strict, value_range=value_range)
@@ -202,7 +209,8 @@ class ImageFolder(_Files):
         paths, labels = self._scan(numbers)
         good = self._keep_readable(paths, check=check, progress=progress)
         self.labels: Labels = np.array([labels[i] for i in good], dtype=np.int64)
-        self._require_images(numbers)
+        if not keep_empty:
+            self._require_images(numbers)
         refuse_skipped(self.skipped, str(self.root), strict=False)
 
     def _scan(self, numbers: Mapping[str, int]) -> tuple[list[Path], list[int]]:

@@ -253,6 +253,10 @@ class StoredImages:
         except ImageError as error:
             raise type(error)(f"{self._store.place(row)}: {str(error).removeprefix('the given bytes ')}") from error
 
+    def encoded(self, index: int) -> bytes:
+        """Returns the bytes of the image."""
+        return self._store.read(int(self.rows[index]))
+
     def place(self, index: int) -> str:
         """Names the image as its store does."""
         return self._store.place(int(self.rows[index]))

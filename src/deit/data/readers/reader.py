@@ -43,6 +43,7 @@ class ReadOptions:
         keep_unlabelled: Keep training images that have no label, as `NO_LABEL`.
         for_training: Refuse a folder of a single class before its images are read.
         classes: Class names of the model that is measured; None takes those of the data.
+        keep_empty: Keep a class folder of broken images alone, without images, instead of raising.
     """
 
     image_column: str = ""
@@ -56,6 +57,7 @@ class ReadOptions:
     keep_unlabelled: bool = False
     for_training: bool = False
     classes: Sequence[str] | None = None
+    keep_empty: bool = False
 
     @property
     def labelled(self) -> bool:

@@ -60,6 +60,7 @@ def data_record(
         "val_images": len(data.val.labels),
         "skipped_files": len(data.skipped),
         **{name: value for name, value in unreadable.items() if value},
+        **({} if data.exclusion is None else {"excluded": data.exclusion.record()}),
         **({} if data.held_out is None else {"held_out": dataclasses.asdict(data.held_out)}),
         "train_fingerprint": identity["training images"],
         "val_fingerprint": identity["validation images"],

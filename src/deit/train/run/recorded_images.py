@@ -97,6 +97,7 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
         train=train,
         val=val,
         held_out=data.held_out,
+        exclusion=data.exclusion,
         skipped=data.skipped,
         ignored=data.ignored,
         used=images - len(gone),

@@ -1,0 +1,1 @@
+"""What a careful person looks at before training: counts, copies, odd images, likely wrong labels."""
