@@ -228,10 +228,8 @@ def open_unlabelled(
         whole = split.open()
         asked = replace(options, label_column=label_column, problem_type=problem_type, label_separator=label_separator)
         told = split.labels_of(whole, asked)
-        if listed is not None:
-            whole = listed.apply(whole, name)
-            told = _told_of(told, whole)
-        data = _divide_unlabelled(whole, told, val_fraction, seed)
+        whole = whole if listed is None else listed.apply(whole, name)
+        data = _divide_unlabelled(whole, _told_of(told, whole), val_fraction, seed)
     data = _with_exclusion(data, listed, splits)
     note_copies(data)
     return data

@@ -186,14 +186,16 @@ def copies(opened: Opened, facts: Facts, firsts: Numbers, near: NearCopies) -> t
     for original in preference(opened, facts).tolist():
         if original in taken or firsts[original] != original:
             continue
-        members = [(original, 1.0), *((row, score) for row, score in beside[original].items() if row not in taken)]
-        same = [(copy, 1.0) for copy in exact[original]]
-        others = [(row, score) for first, score in members[1:] for row in (first, *exact[first])]
-        taken.update(row for row, _ in members)
-        suggestion = _majority([named.label(row) for row, _ in ((original, 1.0), *same, *others)])
-        for row, score in (*same, *others):
-            groups[row] = groups[original]
-            findings += _copy(named, original, row, score, suggestion, exact=(row, score) in same)
+        near_by = [(row, score) for row, score in beside[original].items() if row not in taken]
+        taken.update([original, *(row for row, _ in near_by)])
+        same = [(first, copy) for first in (original, *(row for row, _ in near_by)) for copy in exact[first]]
+        groups[[row for row, _ in near_by] + [copy for _, copy in same]] = original
+        labels = [named.label(row) for row in (original, *(row for row, _ in near_by), *(copy for _, copy in same))]
+        suggestion = _majority(labels)
+        for row, score in near_by:
+            findings += _copy(named, original, row, score, suggestion, exact=False)
+        for first, copy in same:
+            findings += _copy(named, first, copy, 1.0, suggestion, exact=True)
     return findings, groups
 
 

@@ -20,7 +20,16 @@ from deit.data.readers.reader import DataPath, ReadOptions
 from deit.data.sources import check_problem_type
 from deit.inspection.facts import Facts, collect_facts
 from deit.inspection.files import FIX_NAME, JSON_NAME, REPORT_NAME, write_fix_list, write_images_list, write_json
-from deit.inspection.findings import Finding, class_notes, copies, first_of_each_content, odd, unusable, wrong
+from deit.inspection.findings import (
+    Finding,
+    class_notes,
+    copies,
+    first_of_each_content,
+    odd,
+    preference,
+    unusable,
+    wrong,
+)
 from deit.inspection.near_copies import near_copies
 from deit.inspection.odd_images import odd_images
 from deit.inspection.out_of_fold import Probabilities, ask_model, ask_thumbnails, labelled_rows, read_predictions
@@ -105,7 +114,8 @@ def _refuse(model: str | None, predictions: str | Path | None, problem_type: str
 def _compared(opened: Opened, facts: Facts, tell: Stage) -> tuple[list[Finding], npt.NDArray[np.int64]]:
     """Returns findings for copies, and for each row the number of its group of copies."""
     firsts = first_of_each_content(opened, facts)
-    different = np.flatnonzero((firsts == np.arange(len(firsts))) & facts.rows["readable"])
+    preferred = preference(opened, facts)  # copies are compared with those before them
+    different = preferred[(firsts[preferred] == preferred) & facts.rows["readable"][preferred]]
     found = near_copies(
         facts.rows["gray"][different],
         facts.rows["colors"][different],

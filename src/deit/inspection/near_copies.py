@@ -37,9 +37,10 @@ _AXES, _BANDS = 24, 20
 _FEW = 1500  # images of which all pairs are compared
 _NEAR = 0.88  # cosine of two views that are worth measuring
 _MOST_IN_A_BUCKET = 32  # views that one is compared with
+_MOST_OF_EACH, _SAME = 6, 0.95  # pairs of an image that are measured; cosine of those that are as good as the same
 _FLAT = 6.0  # standard deviation of gray values, of 255, under which an image has nothing to compare
 _TOGETHER, _MEASURED_TOGETHER = 2048, 128
-_ASKED, _AMONG, _EIGHTH = 128, 4096, 8
+_ASKED, _AMONG, _EIGHTH, _CLEAR = 128, 4096, 8, 0.95
 _DISTINCT = 0.17  # share of the distance to what images usually resemble, within which others are copies
 _KEY = 11  # of the random directions
 
@@ -49,7 +50,8 @@ class NearCopies:
     """Pairs of images that show the same picture.
 
     Attributes:
-        pairs: (P, 2) int64, the smaller number first; sorted.
+        pairs: (P, 2) int64, the smaller number first. Of an image with many copies before it, the pairs with the
+            nearest and with the first of them.
         correlations: (P,) of their detail at the best margin, up to 1.
     """
 
@@ -68,7 +70,7 @@ class Limits:
     Attributes:
         whole: Least correlation of 16 x 16 gray values.
         detail: Least correlation of what these values have beyond the means around them.
-        colors: Largest mean difference of colors, of 255, after the mean difference is taken away.
+        colors: Largest mean difference of colors, of 255, after the difference of brightness is taken away.
     """
 
     whole: float = 0.94
@@ -144,7 +146,7 @@ def _candidates(gray: Gray, told: Callable[[int], None]) -> Numbers:
         return np.zeros((0, 2), np.int64)
     axes, center = _axes(gray)
     views = np.stack([_described(gray, margins, axes, center) for margins in _VIEWS])  # (V, N, D)
-    found = np.zeros(0, np.int64)
+    pairs, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
     for step, (whole, other) in enumerate(_colliding(views)):
         for start in range(0, len(whole), _TOGETHER * 16):
             part = slice(start, start + _TOGETHER * 16)
@@ -152,17 +154,41 @@ def _candidates(gray: Gray, told: Callable[[int], None]) -> Numbers:
             cosines = np.einsum("nd,nd->n", views[0, first], views[view, second])
             near = (cosines >= _NEAR) & (first != second)
             low, high = np.minimum(first, second)[near], np.maximum(first, second)[near]
-            found = np.union1d(found, low * len(gray) + high)
+            pairs, values = np.concatenate([pairs, high * len(gray) + low]), np.concatenate([values, cosines[near]])
+        pairs, values = _nearest_of_each(pairs, values, len(gray))
         told(step + 1)
-    return np.stack(np.divmod(found, len(gray)), axis=1)
+    return np.stack(np.divmod(pairs, len(gray)), axis=1)[:, ::-1]
+
+
+def _nearest_of_each(pairs: Numbers, cosines: Floats, count: int) -> tuple[Numbers, Floats]:
+    """Keeps each pair once, and of each image the pairs with a few of those before it: the nearest ones.
+
+    Also the first of those that are as good as the same: a thousand copies of a picture are all compared with one.
+    """
+    order = np.lexsort((-cosines, pairs))
+    pairs, cosines = pairs[order], cosines[order]
+    new = np.flatnonzero(np.diff(pairs, prepend=-1))
+    pairs, cosines = pairs[new], cosines[new]
+    high, low = np.divmod(pairs, count)
+    kept = np.zeros(len(pairs), bool)
+    for which, key in ((np.arange(len(pairs)), -cosines), (np.flatnonzero(cosines >= _SAME), low)):
+        order = which[np.lexsort((key[which], high[which]))]
+        rank = np.arange(len(order)) - np.searchsorted(high[order], high[order])
+        kept[order[rank < _MOST_OF_EACH]] = True
+    return pairs[kept], cosines[kept]
 
 
 def _axes(gray: Gray) -> tuple[Floats, Floats]:
-    """Returns matrix (64, D) and center that make the views of these images uncorrelated, and their sizes equal."""
+    """Returns matrix (64, D) and center that make the views of these images uncorrelated, and their sizes equal.
+
+    Of few images the variances say little: their views stay as they are.
+    """
+    if len(gray) < _VIEW**2:
+        return np.eye(_VIEW**2, dtype=np.float32), np.zeros(_VIEW**2, np.float32)
     sample = np.linspace(0, len(gray) - 1, min(len(gray), 20_000)).astype(np.int64)
     whole = _window(gray[sample].astype(np.float32), _VIEWS[0], _VIEW)
     center = whole.mean(axis=0)
-    variances, vectors = np.linalg.eigh(np.cov((whole - center).T) if len(whole) > 1 else np.eye(_VIEW**2))
+    variances, vectors = np.linalg.eigh(np.cov((whole - center).T))
     chosen = slice(-1, -1 - _AXES, -1)
     sizes = np.sqrt(np.maximum(variances[chosen], 1e-4 * variances[-1]) + 1e-12)
     return (vectors[:, chosen] / sizes).astype(np.float32), center
@@ -212,7 +238,7 @@ def _measured(gray: Gray, colors: Gray, candidates: Numbers, limits: Limits) -> 
         ways = [_best_window(gray[pairs[:, i]], gray[pairs[:, 1 - i]]) for i in (0, 1)]
         best = np.where(ways[1].sum(axis=1, keepdims=True) > ways[0].sum(axis=1, keepdims=True), ways[1], ways[0])
         shift = colors[pairs[:, 0]].astype(np.float32) - colors[pairs[:, 1]]
-        differences = np.abs(shift - shift.mean(axis=(1, 2), keepdims=True)).mean(axis=(1, 2, 3))
+        differences = np.abs(shift - shift.mean(axis=(1, 2, 3), keepdims=True)).mean(axis=(1, 2, 3))
         good = (best[:, 0] >= limits.whole) & (best[:, 1] >= limits.detail) & (differences <= limits.colors)
         kept.append(pairs[good])
         values.append(best[good, 1])
@@ -222,7 +248,7 @@ def _measured(gray: Gray, colors: Gray, candidates: Numbers, limits: Limits) -> 
 def usual_detail(gray: Gray) -> float:
     """Returns how much images resemble others that are no copies: the median correlation of detail.
 
-    Of 128 images, each with the eighth of those it resembles most: so up to seven copies of each do not count.
+    Of 128 images, each with the eighth of those it resembles most, clear copies aside.
 
     Args:
         gray: (N, 32, 32) thumbnails.
@@ -234,13 +260,14 @@ def usual_detail(gray: Gray) -> float:
     small = _shrinking(0, 0, _FINE) @ among.astype(np.float32) @ _shrinking(0, 0, _FINE).T
     details = _unit(_lines(_detail(small)))
     correlations = details[:_ASKED] @ details.T
-    eighth = np.argsort(-correlations, axis=1)[:, _EIGHTH]  # the first is the image itself
-    asked = among[: len(eighth)]
-    best = [
-        np.maximum(_best_window(asked[i : i + 32], other), _best_window(other, asked[i : i + 32]))[:, 1]
-        for i in range(0, len(asked), 32)
-        for other in [among[eighth[i : i + 32]]]
-    ]
+    correlations[correlations > _CLEAR] = -1  # the image itself among them
+    eighth = np.argsort(-correlations, axis=1)[:, _EIGHTH - 1]
+    told = np.flatnonzero(correlations[np.arange(len(eighth)), eighth] > -1)  # else there are no eight others
+    if not len(told):
+        return 0.0
+    one, two = among[told], among[eighth[told]]
+    parts = [slice(start, start + 32) for start in range(0, len(told), 32)]
+    best = [np.maximum(_best_window(one[p], two[p]), _best_window(two[p], one[p]))[:, 1] for p in parts]
     return float(np.median(np.concatenate(best)))
 
 
