@@ -13,7 +13,7 @@ from deit.train.run.state import load_state
 from tests.train.test_distributed import torchrun
 
 SOURCE = Path(deit.__file__).parent
-LAUNCHES = "cli/launch.py"  # starts processes and asks them nothing
+LAUNCHES = "cli/terminal/launch.py"  # starts processes and asks them nothing
 
 
 def test_no_other_file_asks_processes_anything() -> None:

@@ -14,11 +14,11 @@ from deit.cli.demo import demo
 from deit.cli.embed import embed
 from deit.cli.evaluate import evaluate
 from deit.cli.inspect import inspect
-from deit.cli.launch import launch
 from deit.cli.pretrain import pretrain
 from deit.cli.push import push
 from deit.cli.recipes import recipes
 from deit.cli.terminal.console import say
+from deit.cli.terminal.launch import launch
 from deit.cli.train import train
 
 app = typer.Typer(
