@@ -27,11 +27,14 @@ OTHERS = {
     "teacher": {
         "label_smoothing": 0.3, "loss": "bce", "distillation.kind": "soft", "distillation.temperature": 2.0,
         "distillation.weight": 0.9, "distillation.reduction": "numel", "distillation.cache_top_k": 2,
+        "distillation.intra_weight": 0.5, "distillation.flip_teacher": True,
     },
     "masks": {"masking.patch": 16, "masking.ratio": 0.25, "masking.picture_steps": 7, "masking.pictures": 2, "seed": 3},
 }  # fmt: skip
 CASES = [(kind, name) for kind, settings in OTHERS.items() for name in settings]
 WITHOUT_EFFECT = {"distillation.temperature", "distillation.reduction", "distillation.cache_top_k",  # of soft alone
+                  "distillation.intra_weight",  # of dist alone
+                  "distillation.flip_teacher",  # this teacher ranks the same class first for both
                   "masking.picture_steps", "masking.pictures"}  # fmt: skip
 
 
