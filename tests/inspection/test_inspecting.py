@@ -3,19 +3,21 @@
 import csv
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deit.core.errors import DamagedFileError, UserError
+from deit.core.scores.out_of_fold import OutOfFold
 from deit.data.exclusions import IMAGES_LIST
 from deit.inspection.files import FIX_COLUMNS, FIX_NAME, IMAGE_COLUMNS, JSON_NAME, REPORT_NAME
 from deit.inspection.inspecting import inspect_data, write_inspection
 from deit.inspection.wrong_labels import wrong_labels
 from tests.cli.conftest import deit, succeeds
 from tests.data.pictures import encoded, write_parquet
-from tests.inspection.planted import cropped, save, scenes, write_digits
+from tests.inspection.planted import cropped, digits, save, scenes, write_digits
 
 
 @pytest.fixture(scope="module")
@@ -121,27 +123,29 @@ def test_predictions_are_matched_by_name(tmp_path):
     root = tmp_path / "digits"
     write_digits(root, 60, wrong=2)
     files = sorted(root.rglob("*.png"))
-    names = np.array([str(file) for file in files])
-    true = np.array([int(name) for name in np.load_digits] if hasattr(np, "load_digits") else [0] * len(files))
-    assert len(true) == len(names)
-    from tests.inspection.planted import digits
-
     right = digits()[1][[int(file.stem) for file in files]]
-    values = np.full((len(files), 10), 0.01)
+    values = np.full((len(files), 10), 0.01, np.float32)
     values[np.arange(len(files)), right] = 0.91
-    np.savez(
-        tmp_path / "out_of_fold.npz", names=names, classes=np.array([str(i) for i in range(10)]), probabilities=values
+    answers = OutOfFold(
+        names=np.array([str(file) for file in files]),
+        labels=np.array([int(file.parent.name) for file in files], np.int64),
+        probabilities=values,
+        classes=[str(i) for i in range(10)],
+        folds=np.ones(len(files), np.int64),
     )
+    answers.write(tmp_path)
     told = inspect_data(str(root), predictions=tmp_path / "out_of_fold.npz")
     assert {each.file for each in told.findings if each.kind == "wrong label"} == {"1/0.png", "2/1.png"}
-    np.savez(tmp_path / "other.npz", names=names[:1], classes=np.array(["zebra"]), probabilities=np.ones((1, 1)))
+    classes = ["zebra", *answers.classes[1:]]
+    (tmp_path / "other").mkdir()
+    replace(answers, classes=classes).write(tmp_path / "other")
     with pytest.raises(UserError, match="zebra"):
-        inspect_data(str(root), predictions=tmp_path / "other.npz")
+        inspect_data(str(root), predictions=tmp_path / "other")
     (tmp_path / "broken.npz").write_bytes(b"PK nothing")
     with pytest.raises(DamagedFileError):
         inspect_data(str(root), predictions=tmp_path / "broken.npz")
     with pytest.raises(UserError, match="not both"):
-        inspect_data(str(root), predictions=tmp_path / "other.npz", model="here")
+        inspect_data(str(root), predictions=tmp_path / "other", model="here")
 
 
 def test_tables_shards_lists_and_objects_are_inspected_alike(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deit.core.errors import DamagedFileError, UserError, parsing
+from deit.core.errors import UserError
 from deit.core.known_images import INITIAL, LEARNT, TAUGHT, KnownImages
 from deit.core.printable import counted
 from deit.core.scores.calibration import fit_temperature
 from deit.core.scores.metrics import softmax
+from deit.core.scores.out_of_fold import OutOfFold
 from deit.data.exclusions import name_in
 from deit.data.readers.reader import DataPath
 from deit.data.sources import Progress, place_of
@@ -30,8 +30,6 @@ Numbers = npt.NDArray[np.int64]
 
 FOLDS = 10
 _SEED = 0
-_KIND = "a file of out-of-fold predictions"
-_MOST_BYTES = 2**31
 _LEAST = 1e-6  # probability that a class keeps
 _CELLS = 4  # of the histograms of gradients: 4 x 4 cells of 8 x 8 pixels
 _DIRECTIONS = 8
@@ -80,10 +78,12 @@ def labelled_rows(opened: Opened, facts: Facts) -> tuple[Numbers, Numbers]:
 
 
 def read_predictions(path: Path, opened: Opened, facts: Facts, data: DataPath) -> Probabilities:
-    """Reads the predictions that `deit train --folds` wrote: `out_of_fold.npz`.
+    """Reads the predictions that `deit train --folds` wrote, see `deit.core.scores.out_of_fold.OutOfFold`.
+
+    An image is known by its content, or where none is recorded by its name.
 
     Args:
-        path: With the arrays `names`, (M,) names of the images, `classes`, (K,) names, and `probabilities`, (M, K).
+        path: `out_of_fold.npz`, or its folder.
         opened: The data set.
         facts: Of it.
         data: What the data set was opened by.
@@ -93,46 +93,42 @@ def read_predictions(path: Path, opened: Opened, facts: Facts, data: DataPath) -
         UserError: Its classes are not those of the data set, or none of its images is there.
         DamagedFileError: It is damaged.
     """
-    with parsing(path, _KIND), path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > _MOST_BYTES:
-            raise DamagedFileError(f"{path} is not {_KIND}: it has more than {_MOST_BYTES} bytes.")
-        with np.load(file, allow_pickle=False) as arrays:
-            names, classes, values = (
-                [*arrays["names"].tolist()],
-                [*arrays["classes"].tolist()],
-                arrays["probabilities"],
-            )
-        if values.shape != (len(names), len(classes)) or not np.isfinite(values).all():
-            raise DamagedFileError(f"{path} is not {_KIND}: its probabilities have the shape {values.shape}.")
-    unknown = sorted(set(map(str, classes)) - set(opened.classes))
+    told = OutOfFold.read(path)
+    unknown = sorted(set(told.classes) - set(opened.classes))
     if unknown:
         raise UserError(
             f"{path} has the class {unknown[0]!r}, which the data set has not. Pass predictions of these images."
         )
     rows, labels = labelled_rows(opened, facts)
-    places = _row_by_name(opened, facts)
-    found = {places.get(name_in(data, str(name)), -1): i for i, name in enumerate(names)}
-    found.pop(-1, None)
-    kept = np.array([row in found for row in rows.tolist()], bool)
+    answered = np.flatnonzero(np.isfinite(told.probabilities).all(axis=1)).tolist()
+    if told.contents is not None:
+        known: dict[Any, int] = {told.contents[i].item(): i for i in answered}
+        keys: list[Any] = facts.rows["hash"][rows].tolist()
+    else:
+        known = {name_in(data, str(told.names[i])): i for i in answered}
+        keys = [_file_of(opened, facts, row) for row in rows.tolist()]
+    found = np.array([known.get(key, -1) for key in keys], np.int64)
+    kept = found >= 0
     if not kept.any():
         raise UserError(
-            f"None of the {len(names)} images of {path} is in the data set, such as {names[0] if names else ''}. Pass "
-            "the data that deit train was given."
+            f"None of the {len(told.names)} images of {path} is in the data set. Pass the data that deit train was "
+            "given."
         )
-    order = np.array([opened.classes.index(str(name)) for name in classes])
-    whole = np.full((int(kept.sum()), len(opened.classes)), 0.0)
-    whole[:, order] = values[[found[row] for row in rows[kept].tolist()]]
-    left = len(rows) - int(kept.sum())
-    notes = (f"{path} says nothing of {counted(left, 'image')}.",) if left else ()
+    values = np.zeros((int(kept.sum()), len(opened.classes)))
+    values[:, [opened.classes.index(name) for name in told.classes]] = told.probabilities[found[kept]]
+    left = len(rows) - len(values)
     return Probabilities(
-        numbers=rows[kept], values=whole, classes=opened.classes, labels=labels[kept], origin=f"the folds of {path}",
-        notes=notes,
-    )  # fmt: skip
+        numbers=rows[kept],
+        values=values,
+        classes=opened.classes,
+        labels=labels[kept],
+        origin=f"the folds of {path}",
+        notes=(f"{path} says nothing of {counted(left, 'image')}.",) if left else (),
+    )
 
 
-def _row_by_name(opened: Opened, facts: Facts) -> dict[str, int]:
-    parts, numbers = facts.rows["part"].tolist(), facts.rows["number"].tolist()
-    return {opened.parts[p].files[n]: row for row, (p, n) in enumerate(zip(parts, numbers, strict=True))}
+def _file_of(opened: Opened, facts: Facts, row: int) -> str:
+    return opened.parts[int(facts.rows["part"][row])].files[int(facts.rows["number"][row])]
 
 
 # --- a model ------------------------------------------------------------------------------------------
