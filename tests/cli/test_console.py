@@ -122,7 +122,7 @@ def test_long_work_tells_of_itself_in_whole_lines_that_become_seldom(capsys, mon
     assert (out, "\r" in err) == ("", False)
     lines = err.splitlines()
     assert least <= len(lines) <= most
-    left = console._duration(total - 30)
+    left = console.duration(total - 30)
     assert lines[0] == f"Checking [images]: 80 of {50 + total}, about {left} left, loss 0.7\\x1b"
 
 
@@ -138,7 +138,7 @@ def test_progress_of_other_processes_is_not_shown(capsys, monkeypatch):
     ("seconds", "text"), [(0.2, "1 s"), (29, "29 s"), (31, "1 min"), (3599, "1 h 0 min"), (90000, "25 h 0 min")]
 )
 def test_the_time_left_is_told_roughly(seconds, text):
-    assert console._duration(seconds) == text
+    assert console.duration(seconds) == text
 
 
 @pytest.mark.parametrize(

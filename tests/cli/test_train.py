@@ -317,8 +317,11 @@ def test_a_run_goes_on_for_more_epochs_where_that_is_asked_for(photos, alone, co
     assert [line.partition(",")[0] for line in result.stdout.splitlines() if line.startswith("epoch")] == ["epoch 3"]
     began, now = (Recipe.load(folder / "recipe.yaml").schedule for folder in (alone[0], run))
     assert (now.epochs, now.warmup_epochs) == (3, began.warmup_epochs)
-    without = deit("train", photos, "--student", VARIANT, "--batch-size", 4, *RATE, "--out", run, "--resume")
-    is_refused(without, f"The run in {run} is one of 3 epochs. Pass --epochs 3 to go on as it began, or the number")
+    other = deit("train", photos, "--student", VARIANT, "--recipe", "small-data-cpu", "--out", run, "--resume")
+    is_refused(other, f"The run in {run} is one of 3 epochs. Pass --epochs 3 to go on as it began, or the number")
+    result = succeeds("train", photos, "--student", VARIANT, "--batch-size", 4, *RATE, "--out", run, "--resume")
+    assert "has done all of its 3 epochs: nothing is trained" in caplog.text  # its own recipe is the one that counts
+    assert not [line for line in result.stdout.splitlines() if line.startswith("epoch")]
 
 
 def test_resuming_with_another_student_is_refused(photos, alone, copied):

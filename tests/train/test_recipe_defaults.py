@@ -164,7 +164,7 @@ def test_python_builds_the_student_that_a_recipe_names() -> None:
     recipe = named_recipe("small-data-cpu").recipe
     student = build_student(None, ["a", "b"], recipe)
     assert (student.model.config.image_size, student.processor.output_size) == (112, (112, 112))
-    with pytest.raises(ValueError, match="starts from the weights that the recipe deit3-base makes"):
+    with pytest.raises(ValueError, match="starts from the model that the recipe deit3-base makes"):
         build_student(None, ["a", "b"], named_recipe("deit3-base-finetune-384").recipe)
 
 

@@ -55,7 +55,7 @@ class OutOfFoldScores:
         """
         lines = [
             f"Out-of-fold: each of the {self.scores.images} images is answered by a model that learned from the other "
-            f"{folds - 1} of {folds} folds. The last model learns from all images, so it is usually a little better."
+            f"{folds - 1} of {folds} folds. The last model learns from all images; its own score is not measured."
         ]
         for name, ends in list(score_intervals(self.scores).items())[:1]:
             lines += describe_width(score_title(name).removesuffix(" %"), ends, self.scores.images)
