@@ -12,7 +12,7 @@ each share of labels it trains four students for the same number of steps:
   images only;
 * both: a third of the steps as pre-training, two thirds as distilled.
 
-Other cells change one thing of "distilled", see `INGREDIENTS`; "best" changes several. Some learn from a better
+Other cells change one thing of "distilled", see `INGREDIENTS`; "together" changes several. Some learn from a better
 convnet, which is trained on all images: the running average of its weights labels those that have no label.
 
 The steps of a student do not include the convnet's training, which uses the same labels. The same command resumes a
@@ -60,7 +60,6 @@ _ADAMW = Optimizer(lr=1e-3, reference_batch_size=0, clip_grad=1.0)
 _SOFT = Distillation(kind="soft", temperature=1.0, weight=0.8)
 _PSEUDO = PseudoLabels(weight=2.0, threshold=0.7)
 _BY_AVERAGE: dict[str, Any] = {"pseudo_labels": _PSEUDO, "ema_decay": 0.995, "data": DataOptions(labelled_share=0.2)}
-_MUON: dict[str, Any] = {"optimizer": dataclasses.replace(_ADAMW, name="muon")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +80,13 @@ INGREDIENTS = {
     "wttm": Ingredient(settings={"distillation": Distillation(kind="wttm", temperature=2.0, weight=0.8)}),
     "dist": Ingredient(settings={"distillation": Distillation(kind="dist", weight=0.8)}),
     "flip": Ingredient(settings={"distillation": dataclasses.replace(_SOFT, flip_teacher=True)}),
-    "muon": Ingredient(settings=_MUON),
+    "muon": Ingredient(settings={"optimizer": dataclasses.replace(_ADAMW, name="muon")}),
     "average": Ingredient(settings={"ema_decay": 0.995}),
     "pseudo": Ingredient(settings=_BY_AVERAGE, teacher=""),
     "pseudo-distilled": Ingredient(settings=_BY_AVERAGE),
     "better-teacher": Ingredient(teacher="convnet"),
-    "best": Ingredient(
-        settings={**_MUON, "distillation": dataclasses.replace(_SOFT, flip_teacher=True)}, teacher="convnet"
+    "together": Ingredient(
+        settings={"distillation": Distillation(kind="dist", weight=0.8, flip_teacher=True)}, teacher="convnet"
     ),
 }
 
