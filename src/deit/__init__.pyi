@@ -78,6 +78,9 @@ from .models.vit import (
     ViTForMaskedImageModeling as ViTForMaskedImageModeling,
     ViTModel as ViTModel,
 )
+from .planning.carry_out import fit_plan as fit_plan
+from .planning.make_plan import plan as plan
+from .planning.plan import Plan as Plan
 from .train.build_task import build_task as build_task
 from .train.folds.fit_folds import fit_folds as fit_folds
 from .train.loggers.training_log import TrainingLog as TrainingLog

@@ -26,6 +26,7 @@ def classification_loss(
     label_smoothing: float = 0.0,
     loss: str = "ce",
     weights: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """How far logits are from the true classes.
 
@@ -43,21 +44,29 @@ def classification_loss(
         weights: (B,), of the images; see `label_weights`. The loss is the mean over the batch of weight times term. An
             image without a label has the term 0, one mixed of two of which one has a label a term of that one's share.
             None is the mean over the images that have a label.
+        class_weights: (K,), of the terms of each class in the cross-entropy. The mean is over images, not over their
+            weights as PyTorch's, so that the parts of a batch add up to the whole.
 
     Returns:
         A scalar; 0 when no image has a label.
 
     Raises:
-        ValueError: An unknown loss, or label smoothing with "bce".
+        ValueError: An unknown loss, or label smoothing or class weights with "bce".
         IndexError: A class number is out of range (RuntimeError with "bce").
     """
     if loss == "bce":
         if label_smoothing:
             raise UserError(f'label_smoothing must be 0 with the loss "bce". Received: {label_smoothing}.')
+        if class_weights is not None:
+            raise UserError('class_weights are for the loss "ce". Received: the loss "bce".')
         terms = _binary_terms(logits, target, by_share=weights is not None)
     elif loss == "ce":
         terms = F.cross_entropy(
-            logits, target.long() if target.ndim == 1 else target, label_smoothing=label_smoothing, reduction="none"
+            logits,
+            target.long() if target.ndim == 1 else target,
+            weight=class_weights,
+            label_smoothing=label_smoothing,
+            reduction="none",
         )
     else:
         raise UserError(f"loss must be 'ce' or 'bce'. Received: {loss!r}.")

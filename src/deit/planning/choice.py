@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from deit.core.errors import UserError
 from deit.core.printable import counted
+from deit.core.scores.metrics import SINGLE_LABEL
 from deit.planning.designs import THUMBNAIL, Design
 from deit.planning.facts import DataFacts, MachineFacts, Speed, Wishes
 from deit.planning.plan import Forecast, Plan
@@ -18,8 +20,10 @@ from deit.train.recipes.recipe import Recipe
 OFTEN = 40  # an image that is shown more often than this is varied strongly
 LEAST_EPOCHS = 3  # fewer teach nothing that a plan could stand behind
 TEACHER_SHARE = 0.5  # of the time
-_SMALLEST_USE_OF_TEACHER = 60.0  # seconds; below, the student needs all of the time
+_LEAST_STEPS_OF_TEACHER = 100  # with fewer it knows nothing to tell
 _WANTED_STEPS = 2000  # of a student; a larger one is taken where it gets so many
+_UNEVEN = 3  # times as many images in the largest class as in the smallest
+_LEAST_FOR_BEST = 50  # validation images; fewer choose an evaluation by chance
 _LARGER = 2.0  # the next larger student costs about so many times as much
 _WARM_UP = 0.1  # of the epochs
 
@@ -42,6 +46,7 @@ _FINE_TUNED: dict[str, Any] = {
     "schedule.min_lr": 1e-6,
 }
 _PROBE: dict[str, Any] = {**_SCRATCH, "optimizer.lr": 1e-3}
+_BEST: dict[str, Any] = {"keep": "best"}
 _SOFT: dict[str, Any] = {
     "distillation.kind": "soft",
     "distillation.temperature": 1.0,
@@ -95,15 +100,17 @@ def choose(
     left = 60 * minutes - wishes.spent
     best = next((each for each in reversed(measured) if _gets_steps(data, machine, left, each)), measured[0])
     design, speed, of_teacher = best.design, best.speed, best.of_teacher
-    taught = of_teacher is not None and left >= _SMALLEST_USE_OF_TEACHER and design.teacher != ""
-    for_teacher = TEACHER_SHARE * left if taught else 0.0
+    taught = _pays(data, machine, best, left)
+    if not taught:
+        speed = dataclasses.replace(speed, step=speed.step - speed.answers, answers=0.0)
     reasons = [_on_images(data), _on_design(data, machine, design)]
     teacher_recipe, teacher_seconds = None, 0.0
     if taught and of_teacher is not None:
+        for_teacher = TEACHER_SHARE * left
         teacher_recipe, teacher_seconds, told = _teacher(data, machine, wishes, design, of_teacher, for_teacher)
         reasons.append(told)
     elif design.teacher:
-        reasons.append(f"No teacher: {left:.0f} seconds are too few to train one first.")
+        reasons.append(f"No teacher: {_duration(left)} are too few to train one first.")
     recipe, seconds, more = _student(
         data, machine, wishes, design, speed, left - teacher_seconds, taught=taught or "teacher" in wishes.settings
     )
@@ -131,6 +138,20 @@ def _gets_steps(data: DataFacts, machine: MachineFacts, left: float, measured: M
     return timing.epochs_in(share * left) * timing.steps_per_epoch >= times * _WANTED_STEPS
 
 
+def _pays(data: DataFacts, machine: MachineFacts, measured: Measured, left: float) -> bool:
+    """Whether there is time for a teacher: it and the student get the least useful number of epochs, and then some."""
+    if measured.of_teacher is None:
+        return False
+    batch, share = measured.design.batch_size, TEACHER_SHARE * left
+    teacher = _timing(data, machine, batch, measured.of_teacher)
+    student = _timing(data, machine, batch, measured.speed, taught=True)
+    return (
+        teacher.epochs_in(share) * teacher.steps_per_epoch >= _LEAST_STEPS_OF_TEACHER
+        and teacher.epochs_in(share) >= LEAST_EPOCHS
+        and student.epochs_in(left - share) >= LEAST_EPOCHS
+    )
+
+
 def _timing(data: DataFacts, machine: MachineFacts, batch: int, speed: Speed, *, taught: bool = False) -> Timing:
     return Timing(
         speed=speed,
@@ -145,7 +166,7 @@ def _epochs(timing: Timing, seconds: float, minutes_spent: float) -> tuple[Timin
     """Returns the timing with the views that fit the number of epochs, and that number."""
     epochs = timing.epochs_in(seconds)
     if epochs <= OFTEN:
-        light = Timing(**{**vars(timing), "strong": False})
+        light = dataclasses.replace(timing, strong=False)
         epochs = min(light.epochs_in(seconds), OFTEN) or light.epochs_in(seconds)
         timing = light
     if epochs < LEAST_EPOCHS:
@@ -180,6 +201,7 @@ def _teacher(
         **_views(data, design.teacher_size, timing.strong),
         "batch_size": design.batch_size,
         "precision": machine.precision,
+        **_class_weights(data),
         **shared,
         **own,
     }
@@ -205,6 +227,8 @@ def _student(
     timing, epochs = _epochs(_timing(data, machine, batch, speed, taught=taught), seconds, wishes.spent)
     is_convnet = design.student.startswith("timm/")
     kind = _PROBE if design.freeze == "trunk" else _FINE_TUNED if design.init else _CONVNET if is_convnet else _SCRATCH
+    uneven = _class_weights(data)
+    keeps_best = data.val_images >= _LEAST_FOR_BEST
     settings: dict[str, Any] = {
         **kind,
         **_schedule(timing, epochs),
@@ -216,6 +240,8 @@ def _student(
         "batch_size": batch,
         "freeze": design.freeze,
         "precision": machine.precision,
+        **uneven,
+        **(_BEST if keeps_best else {}),
     }
     recipe = Recipe().with_settings({**settings, **wishes.settings})
     reasons = [
@@ -224,6 +250,15 @@ def _student(
         f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else 'light (crops and flips)'}, because "
         f"each image is shown {counted(epochs, 'time')}.",
     ]
+    if uneven:
+        reasons.append(
+            f"Class weights: {uneven['class_weights']}, because classes have {data.smallest_class} to "
+            f"{data.largest_class} images."
+        )
+    reasons.append(
+        f"The model will be that of the {'best evaluation' if keeps_best else 'last step'}: "
+        f"{counted(data.val_images, 'validation image')} can{'' if keeps_best else 'not'} tell evaluations apart."
+    )
     kept = [name for name in wishes.settings if name in settings or not name.startswith("data.")]
     if kept:
         reasons.append(f"Kept as you set them: {', '.join(sorted(kept))}.")
@@ -237,6 +272,13 @@ def _schedule(timing: Timing, epochs: int) -> dict[str, Any]:
         "eval_epochs": timing.eval_epochs(epochs),
         "crop_ratio": 1.0,
     }
+
+
+def _class_weights(data: DataFacts) -> dict[str, Any]:
+    """Returns the weights of uneven classes: square roots, which cost frequent classes little."""
+    if data.problem_type != SINGLE_LABEL or data.largest_class < _UNEVEN * max(data.smallest_class, 1):
+        return {}
+    return {"class_weights": "sqrt"}
 
 
 def _views(data: DataFacts, side: int, strong: bool) -> Mapping[str, Any]:

@@ -98,6 +98,7 @@ class Speed:
 
     Attributes:
         step: Forward, backward and update of one batch, the teacher's answers included.
+        answers: Of that, the teacher's answers.
         light_view: Reading and varying one image lightly.
         strong_view: Likewise strongly.
         evaluation: One validation image.
@@ -109,5 +110,6 @@ class Speed:
     light_view: float
     strong_view: float
     evaluation: float
+    answers: float = 0.0
     saving: float = 0.0
     memory: int = 0

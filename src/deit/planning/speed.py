@@ -18,6 +18,7 @@ from deit.data.augment import Augmentation, build_transform
 from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.sources import Data, Source, Subset
 from deit.planning.facts import Speed
+from deit.runtime.devices import resolve
 from deit.runtime.processes import Processes
 from deit.train.build_task import build_task
 from deit.train.recipes.recipe import Recipe
@@ -81,12 +82,23 @@ def measure(
     light_seconds = _per_image(batches(light), [], seconds / 8)
     step = TrainStep(task, recipe, device, steps_per_epoch=10**6, num_classes=len(classes), processes=Processes())
     step_seconds = _median_seconds(lambda i: step(shown[i % len(shown)], i), device, seconds / 2)
+    answers = 0.0
+    if asked is not None:
+        mean, std = processor.channel_mean, processor.channel_std
+        pixels = [batch.pixels.to(device) for batch in shown[:2]]
+
+        def ask(number: int) -> None:
+            with resolve(device, recipe.precision).autocast():
+                asked(pixels[number % len(pixels)], mean=mean, std=std)
+
+        answers = _median_seconds(ask, device, seconds / 8)
     evaluated = Data(train=train, val=_some_of(data.val, _EVALUATED))
     began = time.perf_counter()
     task.score(student.model, evaluated, device, batch_size=max(recipe.batch_size, 32), processes=Processes())
     evaluation = (time.perf_counter() - began) / len(evaluated.val.labels)
     return Speed(
         step=step_seconds,
+        answers=min(answers, step_seconds),
         light_view=light_seconds,
         strong_view=strong_seconds,
         evaluation=evaluation,

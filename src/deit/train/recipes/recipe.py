@@ -22,6 +22,7 @@ from deit.train.recipes.yaml_files import read_yaml
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 STUDENT_MODES = ("train", "eval")
+CLASS_WEIGHTS = ("none", "balanced", "sqrt")
 EMA_USES = ("save", "keep")
 KEPT = ("last", "best")
 
@@ -63,6 +64,8 @@ class Recipe:
         loss: "ce" (cross-entropy) or "bce" (binary cross-entropy of each class, DeiT III); see
             `classification_loss`.
         label_smoothing: Share of the target mass spread over all classes. Default: 0.1 with "ce", 0 with "bce".
+        class_weights: Weights of the classes in the loss: "none", "balanced" (rare classes count more, so that all have
+            the same share) or "sqrt" (halfway); see `deit.train.tasks.class_weights`. With loss "ce" only.
         drop_path_rate: Drop path rate of a student that `build_student` makes. Other students keep their own.
         drop_path_shape: "linear" rises from 0 in the first block to the full rate in the last (DeiT); "constant" uses
             the full rate in all blocks (DeiT III).
@@ -106,6 +109,7 @@ class Recipe:
     compile: bool = False
     loss: str = "ce"
     label_smoothing: float = FOLLOWS
+    class_weights: str = "none"
     drop_path_rate: float = 0.1
     drop_path_shape: str = "linear"
     student_mode: str = "train"
@@ -150,6 +154,12 @@ class Recipe:
             self.freeze in ("", "trunk") or (blocks != self.freeze and blocks.isdecimal()),
             'freeze must be "trunk", "blocks:N" or empty',
             repr(self.freeze),
+        )
+        require_one_of("class_weights", self.class_weights, CLASS_WEIGHTS)
+        require(
+            self.class_weights == "none" or self.loss == "ce",
+            'class_weights must be "none" with loss "bce"',
+            self.class_weights,
         )
         require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
         require(

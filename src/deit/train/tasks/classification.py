@@ -13,6 +13,7 @@ from deit.data.sources import Data
 from deit.models.classifier import CLASS, DISTILLATION, head_logits
 from deit.models.losses import classification_loss, problem_loss
 from deit.train.recipes.recipe import Recipe
+from deit.train.tasks.class_weights import weights_of_classes
 from deit.train.tasks.task import Task
 
 
@@ -58,6 +59,7 @@ class ClassificationTask(Task):
             )
         super().check(data, recipe, teacher_cache)
         self.problem_type = data.problem_type
+        self.class_weights = weights_of_classes(data, recipe)
 
     def forward(self, pixels: Tensor, targets: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize.
@@ -75,4 +77,6 @@ class ClassificationTask(Task):
         if self.problem_type != SINGLE_LABEL:
             return problem_loss(logits.float(), targets, self.problem_type)
         smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
-        return classification_loss(logits.float(), targets, label_smoothing=smoothing, loss=self.loss, weights=weights)
+        return classification_loss(
+            logits.float(), targets, label_smoothing=smoothing, loss=self.loss, weights=weights, class_weights=self.class_weights
+        )

@@ -17,6 +17,7 @@ from deit.models.losses import classification_loss, label_weights
 from deit.runtime.processes import current_processes
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation
+from deit.train.tasks.class_weights import weights_of_classes
 from deit.train.tasks.pseudo_labels import check_pseudo_labels
 from deit.train.tasks.task import Task
 from deit.train.tasks.teacher_losses import teacher_loss
@@ -82,6 +83,7 @@ class DistillationTask(Task):
             raise UserError("Distillation needs a teacher, or a cache of its answers. Received neither.")
         check_pseudo_labels(recipe, data, teacher_cache)
         self.partly_labelled = count_unlabelled(data.train) > 0 and not recipe.pseudo_labels.weight
+        self.class_weights = weights_of_classes(data, recipe)
 
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
         """Returns pixels, targets and the teacher's answers; and weights if some images have no label.
@@ -147,6 +149,7 @@ class DistillationTask(Task):
             label_smoothing=smoothing,
             loss=self.loss,
             weights=weights,
+            class_weights=self.class_weights,
         )
         from_teacher = teacher_loss(
             heads[DISTILLATION].float(), answers.float() if answers.is_floating_point() else answers, settings

@@ -64,7 +64,7 @@ class MaskedImageTask(Task):
             not fit; see `BlockMasks`.
     """
 
-    unused: ClassVar[tuple[str, ...]] = ("distillation", "loss", "label_smoothing")
+    unused: ClassVar[tuple[str, ...]] = ("distillation", "loss", "label_smoothing", "class_weights")
     masking: Masking
     seed: int
 

@@ -72,6 +72,7 @@ class Task(nn.Module):
         cache: Records and returns the answers of the teacher; None asks the teacher every time.
         added_files: More files for the folder of the run.
         left_out: Number of a validation image -> why this process could not read it in the last evaluation.
+        class_weights: (K,) weights of the classes in the loss; None where all count the same. `check` sets it.
         unused: Fields and sections of `Recipe` that this kind of task does not use.
     """
 
@@ -85,6 +86,8 @@ class Task(nn.Module):
         self.cache: TeacherCache | None = None
         self.left_out: dict[int, str] = {}
         self.added_files: list[RunFile] = []
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", None, persistent=False)
         self._settings = tuple(settings)
         self._not_passed: dict[str, Any] = {}  # name -> the value that stands in for it
         for name, value in settings.items():
