@@ -151,9 +151,9 @@ def test_views_are_strong_where_an_image_is_shown_often():
 
 def test_where_a_teacher_gets_no_time_the_student_has_all_of_it_and_needs_no_answers():
     speed = dataclasses.replace(SPEED, step=1.0, answers=0.6, light_view=0.0, strong_view=0.0)
-    plan = planned(speed=speed, minutes=1)
+    plan = planned(speed=speed, minutes=4)
     assert plan.teacher_recipe is None
-    assert plan.recipe.schedule.epochs == pytest.approx(60 / (11 * 0.4), abs=2)
+    assert plan.recipe.schedule.epochs == pytest.approx(240 / (45 * 0.4), abs=2)
     assert any(reason.startswith("No teacher: ") for reason in plan.reasons)
 
 

@@ -188,6 +188,7 @@ def train(
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     from deit.runtime.processes import process_group
+    from deit.train.recipes.fitting import other_length
 
     started = time.monotonic()
     check_log(log)
@@ -198,6 +199,8 @@ def train(
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     settings |= _label_settings(labels) | _exclusion_settings(exclude) | ({"freeze": freeze} if freeze else {})
     chosen = given.with_settings(settings)
+    if resume and minutes is not None and not planned:  # the run has the epochs that its minutes allowed
+        chosen = chosen.with_settings(other_length(chosen, recipe_of_run(out)[0].schedule.epochs))
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []))
     command = TrainCommand(

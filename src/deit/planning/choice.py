@@ -22,6 +22,8 @@ LEAST_EPOCHS = 3  # fewer teach nothing that a plan could stand behind
 TEACHER_SHARE = 0.5  # of the time
 _LEAST_STEPS_OF_TEACHER = 100  # with fewer it knows nothing to tell
 _WANTED_STEPS = 2000  # of a student; a larger one is taken where it gets so many
+_FEW = 5  # images of a class; fewer are worth a word
+_OTHER_KIND = 1.5  # times as large
 _UNEVEN = 3  # times as many images in the largest class as in the smallest
 _LEAST_FOR_BEST = 50  # validation images; fewer choose an evaluation by chance
 _LARGER = 2.0  # the next larger student costs about so many times as much
@@ -103,7 +105,7 @@ def choose(
     taught = _pays(data, machine, best, left)
     if not taught:
         speed = dataclasses.replace(speed, step=speed.step - speed.answers, answers=0.0)
-    reasons = [_on_images(data), _on_design(data, machine, design)]
+    reasons = [*_on_images(data), _on_design(data, machine, design)]
     teacher_recipe, teacher_seconds = None, 0.0
     if taught and of_teacher is not None:
         for_teacher = TEACHER_SHARE * left
@@ -285,12 +287,20 @@ def _views(data: DataFacts, side: int, strong: bool) -> Mapping[str, Any]:
     return {**(STRONG if strong else LIGHT), **_CROPS[data.side <= max(THUMBNAIL, side)]}
 
 
-def _on_images(data: DataFacts) -> str:
+def _on_images(data: DataFacts) -> list[str]:
     more = f", {data.unlabelled} more without a label" if data.unlabelled else ""
-    return (
+    told = [
         f"{counted(data.labelled, 'training image')} of {counted(data.classes, 'class', 'classes')}{more}, typically "
         f"{data.side} pixels on the shorter side."
-    )
+    ]
+    if data.unlabelled and max(data.side, data.unlabelled_side) > _OTHER_KIND * min(data.side, data.unlabelled_side):
+        told.append(
+            f"Images without a label are of another kind: typically {data.unlabelled_side} pixels. They are brought to "
+            "the same input size. --set data.labelled_share=0.5 shows them less."
+        )
+    if data.problem_type == SINGLE_LABEL and data.smallest_class < _FEW:
+        told.append(f"The smallest class has {counted(data.smallest_class, 'training image')}: expect little of it.")
+    return told
 
 
 def _on_design(data: DataFacts, machine: MachineFacts, design: Design) -> str:

@@ -16,9 +16,11 @@ _THUMBNAILS_GPU = ("deit-micro-distilled-patch4-32", "deit-tiny-distilled-patch4
 _PHOTOS = ("deit-mini-distilled-patch8-64", "deit-micro-distilled-patch8-64")
 _PHOTOS_GPU = ("deit-tiny-distilled-patch16-224",)
 _TEACHER, _TEACHER_GPU = "timm/resnet10t", "timm/resnet18"
-_LARGEST_BATCH, _LARGEST_BATCH_GPU = 64, 256
-_LEAST_BATCH = 8
-_STEPS_PER_EPOCH = 10
+# Small batches make many steps of few images. On a CPU they cost no more for each image (docs/training.md).
+_BATCHES = (16, 32, 64)
+_BATCHES_GPU = (32, 64, 128, 256)
+_STEPS_PER_EPOCH = 40
+_LEAST_BATCH = 8  # with fewer than ten of the smallest batch
 _MEMORY_SHARE = 0.7  # of what is free
 _PUBLISHED_ON_CPU = 25_000_000  # parameters; larger published models are left to GPUs
 
@@ -91,11 +93,10 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
 
 
 def _batch(images: int, on_gpu: bool, processes: int) -> int:
-    """Returns a batch size of which an epoch has ten, within limits; even, and a multiple of the processes."""
-    largest = _LARGEST_BATCH_GPU if on_gpu else _LARGEST_BATCH
-    size = largest
-    while size > _LEAST_BATCH and images < size * _STEPS_PER_EPOCH:
-        size //= 2
+    """Returns a batch size of which an epoch has forty, within limits; even, and a multiple of the processes."""
+    sizes = _BATCHES_GPU if on_gpu else _BATCHES
+    fitting = [size for size in sizes if images >= size * _STEPS_PER_EPOCH]
+    size = max(fitting, default=sizes[0] if images >= 10 * sizes[0] else _LEAST_BATCH)
     multiple = math.lcm(2, processes)
     return max(min(size, images) // multiple, 1) * multiple
 
