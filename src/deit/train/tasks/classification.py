@@ -78,5 +78,10 @@ class ClassificationTask(Task):
             return problem_loss(logits.float(), targets, self.problem_type)
         smoothing = self.label_smoothing if targets.ndim == 1 else 0.0
         return classification_loss(
-            logits.float(), targets, label_smoothing=smoothing, loss=self.loss, weights=weights, class_weights=self.class_weights
+            logits.float(),
+            targets,
+            label_smoothing=smoothing,
+            loss=self.loss,
+            weights=weights,
+            class_weights=self.class_weights,
         )
