@@ -19,7 +19,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(designs, "_THUMBNAILS_GPU", (STUDENT,))
     monkeypatch.setattr(designs, "_TEACHER", TEACHER)
     monkeypatch.setattr(designs, "_TEACHER_GPU", TEACHER)
-    monkeypatch.setattr(choice, "_LEAST_STEPS_OF_TEACHER", 1)
+    monkeypatch.setattr(choice, "_LEAST_STEPS_TAUGHT", 1)
     monkeypatch.setattr(choice, "OFTEN", 10**6)
     monkeypatch.setattr(make_plan, "look_for_weights", Reachable)
     monkeypatch.setattr(make_plan, "measure", lambda *_, **__: GIVEN)

@@ -18,7 +18,7 @@ THUMBNAILS = DataFacts(labelled=720, val_images=180, classes=6, smallest_class=1
 PHOTOS = dataclasses.replace(THUMBNAILS, side=500)
 CPU = MachineFacts(device="cpu", name="a CPU", cores=2, memory=8 * 2**30)
 GPU = MachineFacts(device="cuda", name="a GPU", cores=16, workers=12, memory=80 * 2**30, precision="bf16")
-SPEED = Speed(step=0.2, light_view=0.0005, strong_view=0.001, evaluation=0.002, saving=0.05, memory=10**9)
+SPEED = Speed(step=0.05, light_view=0.0005, strong_view=0.001, evaluation=0.002, saving=0.05, memory=10**9)
 FAST = dataclasses.replace(SPEED, step=0.004, light_view=0.0001, strong_view=0.0002)
 SLOW = dataclasses.replace(SPEED, step=30.0)
 CACHED = Reachable(students=("deit-tiny-distilled-patch16-224", "deit-small-distilled-patch16-224"))

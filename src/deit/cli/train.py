@@ -188,7 +188,6 @@ def train(
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     from deit.runtime.processes import process_group
-    from deit.train.recipes.fitting import other_length
 
     started = time.monotonic()
     check_log(log)
@@ -199,10 +198,8 @@ def train(
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     settings |= _label_settings(labels) | _exclusion_settings(exclude) | ({"freeze": freeze} if freeze else {})
     chosen = given.with_settings(settings)
-    if resume and minutes is not None and not planned:  # the run has the epochs that its minutes allowed
-        chosen = chosen.with_settings(other_length(chosen, recipe_of_run(out)[0].schedule.epochs))
     if resume:
-        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []))
+        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), timed=minutes is not None)
     command = TrainCommand(
         data=data, out=out, student=student, init=init, teachers=teacher or [], teacher_cache=teacher_cache,
         image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,

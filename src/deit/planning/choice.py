@@ -20,7 +20,7 @@ from deit.train.recipes.recipe import Recipe
 OFTEN = 40  # an image that is shown more often than this is varied strongly
 LEAST_EPOCHS = 3  # fewer teach nothing that a plan could stand behind
 TEACHER_SHARE = 0.5  # of the time
-_LEAST_STEPS_OF_TEACHER = 100  # with fewer it knows nothing to tell
+_LEAST_EPOCHS_TAUGHT, _LEAST_STEPS_TAUGHT = 15, 2000  # of teacher and student; one of the two is enough
 _WANTED_STEPS = 2000  # of a student; a larger one is taken where it gets so many
 _FEW = 5  # images of a class; fewer are worth a word
 _OTHER_KIND = 1.5  # times as large
@@ -141,16 +141,21 @@ def _gets_steps(data: DataFacts, machine: MachineFacts, left: float, measured: M
 
 
 def _pays(data: DataFacts, machine: MachineFacts, measured: Measured, left: float) -> bool:
-    """Whether there is time for a teacher: it and the student get the least useful number of epochs, and then some."""
+    """Whether there is time for a teacher: it and the student get enough epochs or steps.
+
+    With less, all of the time is worth more to the student: see docs/results.md, "What a plan chooses".
+    """
     if measured.of_teacher is None:
         return False
     batch, share = measured.design.batch_size, TEACHER_SHARE * left
     teacher = _timing(data, machine, batch, measured.of_teacher)
     student = _timing(data, machine, batch, measured.speed, taught=True)
-    return (
-        teacher.epochs_in(share) * teacher.steps_per_epoch >= _LEAST_STEPS_OF_TEACHER
-        and teacher.epochs_in(share) >= LEAST_EPOCHS
-        and student.epochs_in(left - share) >= LEAST_EPOCHS
+    return all(
+        epochs >= LEAST_EPOCHS and (epochs >= _LEAST_EPOCHS_TAUGHT or epochs * steps >= _LEAST_STEPS_TAUGHT)
+        for epochs, steps in (
+            (teacher.epochs_in(share), teacher.steps_per_epoch),
+            (student.epochs_in(left - share), student.steps_per_epoch),
+        )
     )
 
 

@@ -80,7 +80,9 @@ def named_start(student: str | None, init: str | None, given: list[str]) -> tupl
     return names["student"], names["init"]
 
 
-def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: Iterable[str] = ()) -> Recipe:
+def resumed_settings(
+    out: Path, recipe: Recipe, *, chosen: Iterable[str], free: Iterable[str] = (), timed: bool = False
+) -> Recipe:
     """Returns the recipe of a resumed run: settings that were derived and not chosen stay as they were.
 
     Args:
@@ -88,11 +90,13 @@ def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: 
         recipe: Of the command line.
         chosen: Names of settings that were named there.
         free: Names of settings that were fitted to the data, or the run's own if it goes on.
+        timed: Whether the run has as many epochs as its minutes allowed.
 
     Raises:
         ValueError: The run has another number of epochs, and none was named.
     """
     from deit.core.file_names import RECIPE_NAME
+    from deit.train.recipes.fitting import other_length
     from deit.train.recipes.recipe import Recipe
     from deit.train.recipes.values import flat
 
@@ -100,6 +104,8 @@ def resumed_settings(out: Path, recipe: Recipe, *, chosen: Iterable[str], free: 
         return recipe
     began = Recipe.load(out / RECIPE_NAME)
     epochs = began.schedule.epochs
+    if timed:
+        recipe = recipe.with_settings(other_length(recipe, epochs))
     if "schedule.epochs" not in chosen and recipe.schedule.epochs != epochs:
         raise UserError(
             f"The run in {out} is one of {counted(epochs, 'epoch')}. Pass --epochs {epochs} to go on as it began, or "
