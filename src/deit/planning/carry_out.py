@@ -7,16 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from deit.core.errors import UserError, read_json
 from deit.core.file_names import PLAN_NAME, RECIPE_NAME, TEACHER_NAME
 from deit.core.files import write_json_atomically
-from deit.core.labels import NO_LABEL
-from deit.core.scores.metrics import SINGLE_LABEL
 from deit.core.writing import writing
-from deit.data.sources import Data, HeldOut, Subset
+from deit.data.sources import Data
+from deit.planning.look import labelled_part
 from deit.planning.plan import Plan
 from deit.runtime.processes import current_processes
 from deit.train.build_task import build_task
@@ -115,15 +113,6 @@ def carry_out(
         taken |= {"student": result.seconds, "seconds": plan.forecast.planning + time.monotonic() - began}
         processes.on_first(lambda: _write_plan(plan, out, {name: round(value, 1) for name, value in taken.items()}))
     return result
-
-
-def labelled_part(data: Data) -> Data:
-    """Returns the data without the training images that have no label; the same where all have one."""
-    labels = data.train.labels
-    if data.problem_type != SINGLE_LABEL or not (labels == NO_LABEL).any():
-        return data
-    held: HeldOut | None = data.held_out
-    return Data(train=Subset(data.train, np.flatnonzero(labels != NO_LABEL)), val=data.val, held_out=held)
 
 
 def _write_plan(plan: Plan, out: Path, taken: dict[str, float] | None = None) -> None:

@@ -19,7 +19,7 @@ from deit.core.processing.batches import usable_cores
 from deit.core.published import VARIANTS
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.loader import default_workers
-from deit.data.sources import Data, Source, contents_of
+from deit.data.sources import Data, HeldOut, Source, Subset, contents_of
 from deit.models.weights.model_names import published_place
 from deit.planning.facts import DataFacts, MachineFacts, Reachable
 from deit.runtime.auto_precision import TRAINING, choose_precision
@@ -55,6 +55,15 @@ def look_at_data(data: Data) -> DataFacts:
         problem_type=train.problem_type,
         **facts,
     )
+
+
+def labelled_part(data: Data) -> Data:
+    """Returns the data without the training images that have no label; the same where all have one."""
+    labels = data.train.labels
+    if data.problem_type != SINGLE_LABEL or not (labels == NO_LABEL).any():
+        return data
+    held: HeldOut | None = data.held_out
+    return Data(train=Subset(data.train, np.flatnonzero(labels != NO_LABEL)), val=data.val, held_out=held)
 
 
 def _labelled(source: Source) -> Any:

@@ -18,6 +18,7 @@ from deit.data.augment import Augmentation, build_transform
 from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.sources import Data, Source, Subset
 from deit.planning.facts import Speed
+from deit.planning.look import labelled_part
 from deit.runtime.devices import resolve
 from deit.runtime.processes import Processes
 from deit.train.build_task import build_task
@@ -55,10 +56,7 @@ def measure(
         teacher: Recipe of a teacher that will be asked in each step. One with random weights takes as long.
         seconds: Time to measure for, roughly; a few steps are done in any case.
     """
-    labels = data.train.labels
-    train: Source = data.train
-    if labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer) and (labels < 0).any():
-        train = Subset(data.train, np.flatnonzero(labels >= 0))
+    train = labelled_part(data).train
     classes = data.train.classes
     student = build_student(None, classes, recipe)
     apply_drop_path(student.model, recipe)
@@ -82,16 +80,7 @@ def measure(
     light_seconds = _per_image(batches(light), [], seconds / 8)
     step = TrainStep(task, recipe, device, steps_per_epoch=10**6, num_classes=len(classes), processes=Processes())
     step_seconds = _median_seconds(lambda i: step(shown[i % len(shown)], i), device, seconds / 2)
-    answers = 0.0
-    if asked is not None:
-        mean, std = processor.channel_mean, processor.channel_std
-        pixels = [batch.pixels.to(device) for batch in shown[:2]]
-
-        def ask(number: int) -> None:
-            with resolve(device, recipe.precision).autocast():
-                asked(pixels[number % len(pixels)], mean=mean, std=std)
-
-        answers = _median_seconds(ask, device, seconds / 8)
+    answers = 0.0 if asked is None else _asking(asked, shown, student.processor, recipe, device, seconds / 8)
     evaluated = Data(train=train, val=_some_of(data.val, _EVALUATED))
     began = time.perf_counter()
     task.score(student.model, evaluated, device, batch_size=max(recipe.batch_size, 32), processes=Processes())
@@ -105,6 +94,18 @@ def measure(
         saving=_saving(step),
         memory=_peak_memory(device),
     )
+
+
+def _asking(
+    teacher: Teacher, batches: list[Batch], processor: Any, recipe: Recipe, device: torch.device, seconds: float
+) -> float:
+    pixels = [batch.pixels.to(device) for batch in batches[:2]]
+
+    def ask(number: int) -> None:
+        with resolve(device, recipe.precision).autocast():
+            teacher(pixels[number % len(pixels)], mean=processor.channel_mean, std=processor.channel_std)
+
+    return _median_seconds(ask, device, seconds)
 
 
 def _some_of(source: Source, count: int) -> Source:
