@@ -94,7 +94,7 @@ def train_planned_folds(
     """
     from deit.core.file_names import FOLDS_NAME, PLAN_NAME, RECIPE_NAME
     from deit.core.files import write_json_atomically
-    from deit.planning.carry_out import labelled_part
+    from deit.planning.look import labelled_part
     from deit.train.build_task import build_task
     from deit.train.run.folder import is_finished
     from deit.train.students.deit import build_student
