@@ -76,7 +76,7 @@ def test_the_options_of_a_command_are_these_and_not_too_many(name):
     parameters = typer.main.get_command(app).commands[name].params
     assert [p.opts[0] for p in parameters if p.param_type_name == "option"] == OPTIONS[name]
     assert [p.name for p in parameters if p.param_type_name == "argument"] == ARGUMENTS[name]
-    assert len(OPTIONS[name]) <= (20 if name == "train" else 15)  # those of train are in groups
+    assert len(OPTIONS[name]) <= (20 if name == "train" else 15)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
