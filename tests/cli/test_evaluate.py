@@ -209,7 +209,7 @@ def test_a_model_that_cannot_be_used_is_refused(tmp_path, photos, student, copie
     [
         (("--device", "gpu"), "Unknown device 'gpu'"),
         (("--batch-size", 0), "--batch-size must be at least 1. Received: 0."),
-        (("--precision", "fp8"), "The precision must be fp32 or bf16. Received: 'fp8'."),
+        (("--precision", "fp8"), "The precision must be auto or fp32 or bf16. Received: 'fp8'."),
         (("--head", "teacher"), "The model has no head 'teacher'. Known: both, class, distillation."),
         (("--report", "nowhere/r.html"), "The folder nowhere for the report does not exist."),
         (("--teacher", "nowhere"), "No model directory at nowhere."),

@@ -49,7 +49,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 NO_PATHS = {  # texts that name nothing on a disk
     "student", "labels", "freeze", "set_", "device", "config", "head", "precision", "image_column", "label_column",
-    "average", "token", "to", "variant", "message", "branch", "name",
+    "average", "token", "to", "variant", "message", "branch", "name", "problem_type", "log",
+    "positive", "sets",
 }  # fmt: skip
 
 
