@@ -187,6 +187,7 @@ def train(
 
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
+    import deit.train.trial  # noqa: F401  # before processes work together: an import that fails is then told once
     from deit.runtime.processes import process_group
 
     started = time.monotonic()
