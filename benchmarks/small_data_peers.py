@@ -61,8 +61,8 @@ def deit(options: argparse.Namespace) -> float:
 
     paths, labels, classes = files(options.folder, "test")
     predictor = Predictor.open(str(run))
-    answers = list(predictor.predict(paths))
-    predicted = [classes.index(answer.predictions[0].label) for answer in answers]
+    answers = predictor.classify(paths, top_k=1, batch_size=256)
+    predicted = [classes.index(answer[0].label) for answer in answers]
     return top1(predicted, labels)
 
 
