@@ -157,7 +157,10 @@ def run_command(words: list[str]) -> None:
     if words[0] in ("train", "pretrain"):
         recipe = words[words.index("--recipe") + 1] if "--recipe" in words else ""
         words += [] if "--teacher" in words else FETCHED.get(recipe, [])
-        words += [*QUICK, *([] if "--student" in words or "--init" in words else ["--student", VARIANT])]
+        if "--minutes" in words:  # it chooses the epochs
+            words[words.index("--minutes") + 1] = "0.3"
+        words += QUICK[2:] if "--minutes" in words else QUICK
+        words += [] if "--student" in words or "--init" in words else ["--student", VARIANT]
         words += ["--set", "masking.patch=8"] if words[0] == "pretrain" else []
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)  # of a command before, an alternative
         if "my.yaml" in words:

@@ -72,11 +72,11 @@ def test_endings_in_every_spelling_and_files_without_one(tmp_path):
     assert reasons == {
         "README": ("not images", "its ending '' is not an image's."),
         "notes.txt": ("not images", "its ending '.txt' is not an image's."),
-        "new.JXL": ("images of other formats", ".jxl images are not read. Convert it to JPEG or PNG."),
+        "new.JXL": ("images of other formats", ".jxl images are not supported. Convert it to JPEG or PNG."),
         "picture.dat": (
             "not images", "its ending '.dat' is not an image's (it begins like one: rename it to end in .jpg)."
         ),
-        "raw.dng": ("images of other formats", ".dng images are not read. Convert it to JPEG or PNG."),
+        "raw.dng": ("images of other formats", ".dng images are not supported. Convert it to JPEG or PNG."),
     }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_images_beside_class_folders_are_left_out_by_name(tmp_path):
     assert describe_found(data.used, data.skipped, data.ignored) == (
         "Found 11 files: 9 used, 1 beside the folders, 1 not images."
     )
-    with pytest.raises(ValueError, match=r"loose.png: it lies beside the class folders"):
+    with pytest.raises(ValueError, match=r"loose.png: it is not in a class folder"):
         open_data(tmp_path, strict=True)
     assert describe_found(10, [SkippedFile(path="a", reason="b")], {}) == "Found 11 files: 10 used, 1 unreadable."
 

@@ -83,7 +83,7 @@ def test_nothing_is_loaded_to_the_meta_device(saved: Path) -> None:
 def test_quantized_weights_are_refused_with_the_reason(saved: Path, asked: dict[str, Any]) -> None:
     for opener in (deit.DeiTForImageClassification, deit.AutoModelForImageClassification):
         with pytest.raises(
-            ValueError, match=r"is refused\. Quantized weights are not read\. Open .* quantize the model"
+            ValueError, match=r"is refused\. Quantized weights are not supported\. Open .* quantize the model"
         ):
             opener.from_pretrained(saved, **asked)
 
@@ -91,7 +91,7 @@ def test_quantized_weights_are_refused_with_the_reason(saved: Path, asked: dict[
 def test_files_of_a_quantized_model_are_refused(saved: Path) -> None:
     values = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**values, "quantization_config": {"quant_method": "bitsandbytes"}}))
-    with pytest.raises(ValueError, match=r"has a quantization_config\. Quantized weights are not read"):
+    with pytest.raises(ValueError, match=r"has a quantization_config\. Quantized weights are not supported"):
         deit.DeiTForImageClassification.from_pretrained(saved)
 
 

@@ -146,7 +146,7 @@ def test_what_the_published_recipes_do_not_say_is_the_default() -> None:
         assert not (ours - START) & set(differences(named_recipe(name).recipe, Recipe()))
     assert {key.split(".")[0] for key in ours} == {
         "accumulate", "seed", "precision", "compile", "eval_epochs", "num_workers", "augment", "distillation", "data",
-        "freeze", "keep", "keep_score", "keep_state", "masking", "pseudo_labels", "schedule", *START,
+        "freeze", "class_weights", "keep", "keep_score", "keep_state", "masking", "pseudo_labels", "schedule", *START,
     }  # fmt: skip
 
 
