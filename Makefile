@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/deit demo --out build/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Some of the tests, of every part, with the lowest version of each dependency that pyproject.toml allows, in an
 # environment of its own. The first of them checks that these are the versions installed.

@@ -34,6 +34,12 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first, so that no worker is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def caches_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps what is cached out of the user's folder."""

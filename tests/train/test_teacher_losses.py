@@ -183,3 +183,13 @@ def test_kinds_that_record_the_same_share_a_cache_and_others_are_refused(tmp_pat
     train("dist")
     with pytest.raises(ValueError, match='kind "logits", now "soft"'):
         train("soft")
+
+
+def test_every_kind_has_a_loss_and_a_record_of_its_own_in_a_cache():
+    from deit.core.config.following_defaults import TEACHER_LOSSES
+    from deit.train.teachers.cache import _RECORDED
+
+    assert set(_RECORDED) == set(TEACHER_LOSSES)
+    student, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    values = [float(teacher_loss(student, teacher, Distillation(kind=kind))) for kind in TEACHER_LOSSES]
+    assert len(set(values)) == len(TEACHER_LOSSES)

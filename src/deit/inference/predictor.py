@@ -47,7 +47,8 @@ class Classified:
 
     Attributes:
         name: Its path, "standard input" for bytes, or "an image".
-        predictions: The classes with the highest scores, in descending order; empty when there is an error.
+        predictions: The classes with the highest scores, in descending order; empty when there is an error
+            or no class is named, see `abstained`.
         error: Why the image cannot be read, or that the answer of the model is not a number; else an empty string.
         judgement: What the calibration says about the answer; None for raw scores.
     """
@@ -71,7 +72,9 @@ class Classified:
 
 
 class Predictions(list[Prediction]):
-    """The predictions of one image as a list, in descending order of their scores; empty when there is an error.
+    """The predictions of one image as a list, in descending order of their scores.
+
+    Empty when there is an error, or when no class is named.
 
     Attributes:
         name: See `Classified`.

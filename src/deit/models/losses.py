@@ -143,6 +143,8 @@ def distillation_loss(
     check_distillation_kind(kind)
     if kind == "hard":
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=1))
+    if kind != "soft":
+        raise NotImplementedError(kind)
     if reduction not in REDUCTIONS:
         raise UserError(f"reduction must be 'batchmean' or 'numel'. Received: {reduction!r}.")
     divergence = F.kl_div(

@@ -72,7 +72,7 @@ def fit(
     """Trains a student and writes it as a model directory.
 
     During the run the folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv`, `curves.png`, and a training state
-    after each evaluation; at the end the model, its preprocessing, `training.json` and a model card (`README.md`). The
+    before each evaluation; at the end the model, its preprocessing, `training.json` and a model card (`README.md`). The
     model has the weights that `recipe.keep` names; with "best" the last ones lie in `last`, a model directory too. An
     interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the current step. Skips images that can no longer be read,
     up to `data.max_bad_images`; more of them save the state and stop the run. Locks the folder. Several threads
@@ -88,7 +88,7 @@ def fit(
         resume: True continues from the newest state in `out`.
         teacher_cache: Folder that records the teacher's answers, and returns those recorded before.
         more_record: More entries of `training.json`; nothing by default.
-        on_step: Called after every step; on a GPU after every tenth.
+        on_step: Called after every step; on a GPU after every tenth and before each evaluation.
         on_epoch: Called with the metrics after every evaluation.
 
     Returns:

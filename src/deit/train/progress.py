@@ -39,7 +39,7 @@ class FitResult:
         scores: Scores of the saved weights on the validation images, by head.
         history: One row of metrics for each evaluated epoch.
         steps: Steps done in all.
-        seconds: Duration of this call.
+        seconds: Duration of the training, with that of the calls that were resumed.
         notes: Sentences that a reader of the scores should know: how uncertain they are, which weights were kept.
         student: The module with the weights that were saved; None where somebody else made this result.
     """

@@ -82,7 +82,7 @@ def eager_attention(
 def fused_attention(
     name: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_rate: float
 ) -> Tensor:
-    """Attends with a fused implementation; arguments and result as in `eager_attention`.
+    """Attends with a fused implementation. Returns what `eager_attention` returns first; computes no attention maps.
 
     Args:
         name: "sdpa", "flash_attention_2", "flash_attention_3" or "flex_attention".

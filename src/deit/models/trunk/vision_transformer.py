@@ -30,7 +30,8 @@ class TrunkOutput:
     """What the trunk computes.
 
     Attributes:
-        tokens: (B, N, D) after the final norm; class token, distillation token if any, then patches row by row.
+        tokens: (B, N, D) after the final norm; class token, distillation token if any, then patches row by row
+            (none with `prefix_only`).
         hidden_states: Depth + 1 tensors (B, N, D): the embeddings, then each block's output before the final
             norm; None unless asked for.
         attentions: Depth tensors (B, H, N, N) of attention probabilities; None unless asked for.
@@ -328,8 +329,8 @@ class VisionTransformer(nn.Module):
             head_mask: (H,) or (depth, H); see `head_mask_per_block`.
             need_hidden_states: Whether to return every block's output.
             need_attentions: Whether to return attention maps.
-            prefix_only: Return the prefix tokens alone. The last block is then computed for them only, which is 7 % of
-                the work of 12 blocks less, in training too; numbers and gradients are the same.
+            prefix_only: Returns the prefix tokens alone and computes the last block only for them. That saves 7 % of
+                the work of 12 blocks, in training too; numbers and gradients are the same.
 
         Raises:
             ValueError: Pixels or masks have the wrong shape.
@@ -376,7 +377,7 @@ class VisionTransformer(nn.Module):
             x = self._mask(x, patch_mask)
         positions = self.resized_position_embedding(height, width) if interpolate else self.pos_embed
         if not self.num_prefix_positions:
-            x = x + positions  # DeiT III: the prefix tokens stand nowhere
+            x = x + positions  # DeiT III: the prefix tokens have no position
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
         x = torch.cat((*prefix, x), dim=1)
         return self.pos_drop(x + positions if self.num_prefix_positions else x)

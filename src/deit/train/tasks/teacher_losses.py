@@ -48,7 +48,9 @@ def teacher_loss(student_logits: Tensor, answers: Tensor, settings: Distillation
         return standardized(student_logits, answers, temperature)
     if settings.kind == "wttm":
         return wttm(student_logits, answers, temperature)
-    return dist(student_logits, answers, temperature, settings.intra_weight, current_processes())
+    if settings.kind == "dist":
+        return dist(student_logits, answers, temperature, settings.intra_weight, current_processes())
+    raise NotImplementedError(settings.kind)
 
 
 def standardized(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
