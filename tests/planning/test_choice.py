@@ -9,7 +9,7 @@ import pytest
 
 from deit.core.errors import UserError
 from deit.core.published import VARIANTS
-from deit.planning.choice import OFTEN, Measured, choose, default_minutes, has_time_to_spare
+from deit.planning.choice import OFTEN, STEPS_FOR_STRONG, Measured, choose, default_minutes, has_time_to_spare
 from deit.planning.designs import designs, fitting_memory, memory_of
 from deit.planning.facts import DataFacts, MachineFacts, Reachable, Speed, Wishes
 from deit.planning.plan import Plan
@@ -147,6 +147,14 @@ def test_views_are_strong_where_an_image_is_shown_often():
     assert often.recipe.augment.rand_augment
     assert not rarely.recipe.augment.rand_augment
     assert rarely.recipe.augment.mix_rate == 0
+
+
+def test_views_are_light_where_steps_are_few_however_often_an_image_is_shown():
+    few = dataclasses.replace(THUMBNAILS, labelled=80)
+    recipe = planned(few, minutes=2).recipe
+    assert recipe.schedule.epochs > OFTEN
+    assert recipe.schedule.epochs * (80 // recipe.batch_size) < STEPS_FOR_STRONG
+    assert not recipe.augment.rand_augment
 
 
 def test_where_a_teacher_gets_no_time_the_student_has_all_of_it_and_needs_no_answers():

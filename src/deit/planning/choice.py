@@ -17,7 +17,8 @@ from deit.planning.plan import Forecast, Plan
 from deit.planning.timing import Timing
 from deit.train.recipes.recipe import Recipe
 
-OFTEN = 40  # an image that is shown more often than this is varied strongly
+OFTEN = 40  # an image that is shown more often than this is varied strongly,
+STEPS_FOR_STRONG = 4000  # if there are so many steps: shorter trainings learn less from strong views (docs/results.md)
 LEAST_EPOCHS = 3  # fewer teach nothing that a plan could stand behind
 TEACHER_SHARE = 0.5  # of the time
 _LEAST_EPOCHS_TAUGHT, _LEAST_STEPS_TAUGHT = 15, 2000  # of teacher and student; one of the two is enough
@@ -172,8 +173,10 @@ def _timing(data: DataFacts, machine: MachineFacts, batch: int, speed: Speed, *,
 def _epochs(timing: Timing, seconds: float, minutes_spent: float) -> tuple[Timing, int]:
     """Returns the timing with the views that fit the number of epochs, and that number."""
     epochs = timing.epochs_in(seconds)
-    if epochs <= OFTEN:
-        light = dataclasses.replace(timing, strong=False)
+    light = dataclasses.replace(timing, strong=False)
+    if epochs * timing.steps_per_epoch < STEPS_FOR_STRONG:
+        timing, epochs = light, light.epochs_in(seconds)
+    elif epochs <= OFTEN:
         epochs = min(light.epochs_in(seconds), OFTEN) or light.epochs_in(seconds)
         timing = light
     if epochs < LEAST_EPOCHS:
@@ -255,7 +258,7 @@ def _student(
         f"{counted(epochs, 'epoch')} of {counted(timing.steps_per_epoch, 'step')} in batches of {batch}: what "
         f"{_duration(seconds)} allow at {1000 * timing.epoch / timing.steps_per_epoch:.0f} ms a step, measured here.",
         f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else 'light (crops and flips)'}, because "
-        f"each image is shown {counted(epochs, 'time')}.",
+        f"each image is shown {counted(epochs, 'time')}, in {counted(epochs * timing.steps_per_epoch, 'step')}.",
     ]
     if uneven:
         reasons.append(
