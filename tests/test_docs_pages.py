@@ -158,7 +158,7 @@ def run_command(words: list[str]) -> None:
         recipe = words[words.index("--recipe") + 1] if "--recipe" in words else ""
         words += [] if "--teacher" in words else FETCHED.get(recipe, [])
         if "--minutes" in words:  # it chooses the epochs
-            words[words.index("--minutes") + 1] = "0.3"
+            words[words.index("--minutes") + 1] = "0.5"
         words += QUICK[2:] if "--minutes" in words else QUICK
         words += [] if "--student" in words or "--init" in words else ["--student", VARIANT]
         words += ["--set", "masking.patch=8"] if words[0] == "pretrain" else []
