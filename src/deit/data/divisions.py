@@ -8,7 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
+from deit.core.labels import NO_LABEL
 from deit.data.sources import Labels
+
+
+def labelled_numbers(labels: Labels) -> npt.NDArray[np.int64]:
+    """Returns the numbers of the images that have a label: all of them, where labels are not single classes."""
+    return np.flatnonzero(labels != NO_LABEL) if np.issubdtype(labels.dtype, np.integer) else np.arange(len(labels))
 
 
 def split_indices(labels: Labels, classes: Sequence[str], val_fraction: float, seed: int) -> tuple[Labels, Labels]:

@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
-from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
-from deit.data.divisions import split_indices
+from deit.data.divisions import labelled_numbers, split_indices
 from deit.data.sources import Data, Labels, Source, contents_of, place_of
 from deit.data.storage.contents import Hashes
 
@@ -99,7 +98,7 @@ def contradictions(sources: Sequence[Source]) -> list[Contradiction]:
         return []
     contents = np.concatenate([part for part in hashes if part is not None])
     labels = np.concatenate([source.labels for source in sources])
-    labelled = np.flatnonzero(labels != NO_LABEL) if labels.dtype.kind == "i" else np.arange(len(labels))
+    labelled = labelled_numbers(labels)
     first = labelled[first_copies(contents[labelled])]
     other = labels[labelled] != labels[first]
     places = labelled[other if other.ndim == 1 else other.any(axis=1)]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from deit.core.errors import UserError
 from deit.core.images.reading import ValueRange
-from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.divisions import labelled_numbers
 from deit.data.duplicates import note_copies, split_contents
 from deit.data.exclusions import Corrected, ExclusionList
 from deit.data.find_splits import find_splits
@@ -329,9 +329,7 @@ def _divide(splits: Splits, val_fraction: float, seed: int, listed: ExclusionLis
     whole = split.open()
     if listed is not None:
         whole = listed.apply(whole, name)
-    labelled = (
-        np.flatnonzero(whole.labels != NO_LABEL) if whole.problem_type == SINGLE_LABEL else np.arange(len(whole.labels))
-    )
+    labelled = labelled_numbers(whole.labels)
     division = _held_out(whole, labelled, whole.labels[labelled], whole.classes, val_fraction, seed)
     return _divided(whole, division, HeldOut(val_fraction=val_fraction, seed=seed))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deit.core.errors import UserError, read_json
+from deit.core.errors import read_json
 from deit.core.file_names import PLAN_NAME, RECIPE_NAME, TEACHER_NAME
 from deit.core.files import write_json_atomically
 from deit.core.writing import writing
@@ -55,11 +56,8 @@ def fit_plan(
     Raises:
         FileExistsError: See `fit`; the other errors of `fit` and `build_task` as well.
     """
-    return carry_out(plan, data, Path(out), _fit_with(on_step, on_epoch), device=device, resume=resume)
-
-
-def _fit_with(on_step: Any, on_epoch: Any) -> Fit:
-    return lambda task, data, recipe, **options: fit(task, data, recipe, on_step=on_step, on_epoch=on_epoch, **options)
+    run = partial(fit, on_step=on_step, on_epoch=on_epoch)
+    return carry_out(plan, data, Path(out), run, device=device, resume=resume)
 
 
 def carry_out(
@@ -129,15 +127,3 @@ def read_plan(out: Path) -> Plan | None:
     """
     path = out / PLAN_NAME
     return Plan.from_dict(read_json(path, "a plan")) if path.is_file() else None
-
-
-def require_plan(out: Path) -> Plan:
-    """Returns the plan of the run in a folder.
-
-    Raises:
-        UserError: There is none.
-    """
-    found = read_plan(out)
-    if found is None:
-        raise UserError(f"{out} holds no plan to resume.")
-    return found

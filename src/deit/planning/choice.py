@@ -79,6 +79,11 @@ def default_minutes(data: DataFacts, machine: MachineFacts) -> float:
     return float(min(max(round(data.images / 2500), 3), 20))
 
 
+def minutes_for(data: DataFacts, machine: MachineFacts, wishes: Wishes) -> float:
+    """Returns the minutes that the user allows, else the default."""
+    return default_minutes(data, machine) if wishes.minutes is None else wishes.minutes
+
+
 def choose(
     data: DataFacts,
     machine: MachineFacts,
@@ -99,7 +104,7 @@ def choose(
     Raises:
         UserError: The time is too short to learn anything.
     """
-    minutes = default_minutes(data, machine) if wishes.minutes is None else wishes.minutes
+    minutes = minutes_for(data, machine, wishes)
     left = 60 * minutes - wishes.spent
     best = next((each for each in reversed(measured) if _gets_steps(data, machine, left, each)), measured[0])
     design, speed, of_teacher = best.design, best.speed, best.of_teacher
@@ -129,8 +134,8 @@ def choose(
 
 def has_time_to_spare(data: DataFacts, machine: MachineFacts, wishes: Wishes, measured: Measured) -> bool:
     """Whether a design gets so many steps that a larger student is worth measuring."""
-    minutes = default_minutes(data, machine) if wishes.minutes is None else wishes.minutes
-    return _gets_steps(data, machine, 60 * minutes - wishes.spent, measured, times=_LARGER)
+    left = 60 * minutes_for(data, machine, wishes) - wishes.spent
+    return _gets_steps(data, machine, left, measured, times=_LARGER)
 
 
 def _gets_steps(data: DataFacts, machine: MachineFacts, left: float, measured: Measured, *, times: float = 1) -> bool:
@@ -208,7 +213,7 @@ def _teacher(
     settings = {
         **(_FINE_TUNED if design.teacher_init else _CONVNET),
         **_schedule(timing, epochs),
-        **_views(data, design.teacher_size, timing.strong),
+        **views(data, design.teacher_size, strong=timing.strong),
         "batch_size": design.batch_size,
         "precision": machine.precision,
         **_class_weights(data),
@@ -242,7 +247,7 @@ def _student(
     settings: dict[str, Any] = {
         **kind,
         **_schedule(timing, epochs),
-        **_views(data, design.image_size, timing.strong),
+        **views(data, design.image_size, strong=timing.strong),
         **(_SOFT if taught else {}),
         "student": design.student,
         "init": design.init,
@@ -291,7 +296,8 @@ def _class_weights(data: DataFacts) -> dict[str, Any]:
     return {"class_weights": "sqrt"}
 
 
-def _views(data: DataFacts, side: int, strong: bool) -> Mapping[str, Any]:
+def views(data: DataFacts, side: int, *, strong: bool) -> Mapping[str, Any]:
+    """Returns the settings of the views for an input of a size, light or strong."""
     return {**(STRONG if strong else LIGHT), **_CROPS[data.side <= max(THUMBNAIL, side)]}
 
 

@@ -84,7 +84,7 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
         found.append(
             Design(
                 student=name, init=weights, image_size=side, batch_size=fitting, teacher=teacher,
-                teacher_size=_teacher_size(side or data.side, data.side) if teacher else 0,
+                teacher_size=(side or data.side) if teacher else 0,  # the student's: both see the same pixels
                 teacher_init=teacher if teacher in reachable.convnets else "",
                 freeze=str(chosen.get("freeze") or ""),
             )
@@ -133,11 +133,6 @@ def _teacher(student: str, init: str, data: DataFacts, wishes: Wishes, reachable
     if reachable.convnets:
         return reachable.convnets[0]
     return _TEACHER_GPU if on_gpu else _TEACHER
-
-
-def _teacher_size(student_size: int, side: int) -> int:
-    """Returns the size of the teacher's input: the student's, so that both see the same pixels."""
-    return student_size
 
 
 def fitting_memory(student: str, side: int, batch_size: int, machine: MachineFacts) -> int:

@@ -14,12 +14,12 @@ import torch
 from deit.core.errors import UserError
 from deit.core.hub import HubOptions, local_path
 from deit.core.images.reading import ImageError
-from deit.core.labels import NO_LABEL
 from deit.core.processing.batches import usable_cores
 from deit.core.published import VARIANTS
 from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.divisions import labelled_numbers
 from deit.data.loader import default_workers
-from deit.data.sources import Data, HeldOut, Source, Subset, contents_of
+from deit.data.sources import Data, Source, Subset, contents_of
 from deit.models.weights.model_names import published_place
 from deit.planning.facts import DataFacts, MachineFacts, Reachable
 from deit.runtime.auto_precision import TRAINING, choose_precision
@@ -38,7 +38,7 @@ def look_at_data(data: Data) -> DataFacts:
         UserError: Nothing can be learnt from the images: all are the same, or a class has no image to learn from.
     """
     train = data.train
-    labelled = _labelled(train)
+    labelled = labelled_numbers(train.labels)
     _refuse_copies_of_one(train)
     facts: dict[str, Any] = {}
     if train.problem_type == SINGLE_LABEL:
@@ -59,17 +59,10 @@ def look_at_data(data: Data) -> DataFacts:
 
 def labelled_part(data: Data) -> Data:
     """Returns the data without the training images that have no label; the same where all have one."""
-    labels = data.train.labels
-    if data.problem_type != SINGLE_LABEL or not (labels == NO_LABEL).any():
+    labelled = labelled_numbers(data.train.labels)
+    if len(labelled) == len(data.train.labels):
         return data
-    held: HeldOut | None = data.held_out
-    return Data(train=Subset(data.train, np.flatnonzero(labels != NO_LABEL)), val=data.val, held_out=held)
-
-
-def _labelled(source: Source) -> Any:
-    if source.problem_type != SINGLE_LABEL:
-        return np.arange(len(source.labels))
-    return np.flatnonzero(source.labels != NO_LABEL)
+    return Data(train=Subset(data.train, labelled), val=data.val, held_out=data.held_out)
 
 
 def _refuse_copies_of_one(source: Source) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from deit.core.errors import UserError
-from deit.data.augment import Augmentation
+from deit.data.loader import default_workers
 from deit.data.sources import Data
-from deit.planning.choice import LIGHT, STRONG, Measured, choose, default_minutes, has_time_to_spare, rounded_up
+from deit.planning.choice import Measured, choose, has_time_to_spare, minutes_for, rounded_up, views
 from deit.planning.designs import Design, designs
 from deit.planning.facts import DataFacts, Wishes
 from deit.planning.look import look_at_data, look_at_machine, look_for_weights
@@ -65,7 +66,7 @@ def plan(
     machine = look_at_machine(device, kept.precision, processes)
     wishes = Wishes(settings=dict(settings or {}), minutes=minutes)
     found = designs(facts, machine, wishes, look_for_weights())
-    budget = 60 * (default_minutes(facts, machine) if minutes is None else minutes)
+    budget = 60 * minutes_for(facts, machine, wishes)
     seconds = min(_MEASURING_SHARE * budget, _LONGEST_MEASURING) / len(found)
     place = resolve(device, kept.precision).device
     measured: list[Measured] = []
@@ -73,19 +74,16 @@ def plan(
     with random_state_kept():
         for design in found:
             measured.append(_measured(design, facts, data, place, measured_with, seconds))
-            so_far = Wishes(settings=wishes.settings, minutes=minutes, spent=time.monotonic() - began)
-            if not has_time_to_spare(facts, machine, so_far, measured[-1]):
+            wishes = replace(wishes, spent=time.monotonic() - began)
+            if not has_time_to_spare(facts, machine, wishes, measured[-1]):
                 break
-    return choose(
-        facts, machine, Wishes(settings=wishes.settings, minutes=minutes, spent=time.monotonic() - began), measured
-    )
+    return choose(facts, machine, wishes, measured)
 
 
 def _measured(
     design: Design, facts: DataFacts, data: Data, device: torch.device, settings: Mapping[str, Any], seconds: float
 ) -> Measured:
     """Measures a student, and its teacher's training."""
-    crop = {"augment.crop": "padded"} if facts.side <= 48 else {}
     base = Recipe().with_settings(
         {
             **settings,
@@ -96,7 +94,11 @@ def _measured(
             "freeze": design.freeze,
         }
     )
-    light, strong = _views(base, {**LIGHT, **crop}), _views(base, {**STRONG, **crop})
+    own = {name: value for name, value in settings.items() if name.startswith("augment.")}
+    light, strong = (
+        base.with_settings({**views(facts, design.image_size, strong=strong), **own}).augment
+        for strong in (False, True)
+    )
     if not design.teacher:
         return Measured(design=design, speed=measure(base, data, device, light=light, strong=strong, seconds=seconds))
     teacher = base.with_settings(
@@ -105,10 +107,6 @@ def _measured(
     of_teacher = measure(teacher, data, device, light=light, strong=strong, seconds=seconds / 2)
     speed = measure(base, data, device, light=light, strong=strong, seconds=seconds / 2, teacher=teacher)
     return Measured(design=design, speed=speed, of_teacher=of_teacher)
-
-
-def _views(recipe: Recipe, settings: Mapping[str, Any]) -> Augmentation:
-    return recipe.with_settings(settings).augment
 
 
 def in_minutes(
@@ -143,7 +141,7 @@ def in_minutes(
         images=len(data.train.labels),
         val_images=len(data.val.labels),
         batch_size=recipe.batch_size,
-        workers=look_at_machine(device, recipe.precision).workers,
+        workers=default_workers(gpu=place.type == "cuda"),
         averaged=bool(recipe.ema_decay) and recipe.ema_use == "save",
         evaluated_each=recipe.eval_epochs,
     )

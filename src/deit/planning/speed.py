@@ -80,7 +80,7 @@ def measure(
     light_seconds = _per_image(batches(light), [], seconds / 8)
     step = TrainStep(task, recipe, device, steps_per_epoch=10**6, num_classes=len(classes), processes=Processes())
     step_seconds = _median_seconds(lambda i: step(shown[i % len(shown)], i), device, seconds / 2)
-    answers = 0.0 if asked is None else _asking(asked, shown, student.processor, recipe, device, seconds / 8)
+    answers = 0.0 if asked is None else _asking(asked, shown, processor, recipe, device, seconds / 8)
     evaluated = Data(train=train, val=_some_of(data.val, _EVALUATED))
     began = time.perf_counter()
     task.score(student.model, evaluated, device, batch_size=max(recipe.batch_size, 32), processes=Processes())

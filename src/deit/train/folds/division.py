@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
-from deit.core.labels import NO_LABEL
+from deit.data.divisions import labelled_numbers
 from deit.data.duplicates import first_copies
 from deit.data.sources import Labels
 from deit.data.storage.contents import Hashes
@@ -38,8 +38,7 @@ def fold_numbers(
     """
     if folds < 2:
         raise UserError(f"folds must be at least 2: each is held out in turn. Received: {folds}.")
-    single = np.issubdtype(labels.dtype, np.integer)
-    labelled = np.flatnonzero(labels != NO_LABEL) if single else np.arange(len(labels))
+    labelled = labelled_numbers(labels)
     first = np.arange(len(labelled)) if contents is None else first_copies(contents[labelled])
     different = np.unique(first)
     own = labels[labelled[different]]
