@@ -1,4 +1,4 @@
-"""`deit calibrate`: makes the scores of a model ones that can be trusted, from held-out images."""
+"""`deit calibrate`: calibrates the scores of a model on held-out images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Training = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
-        help="Images that the model was trained on, to know outliers by.",
+        help="Images that the model was trained on, used to detect outliers.",
         show_default="those of DATA",
         parser=place,
     ),
@@ -43,7 +43,9 @@ Precision = Annotated[
 ]
 Recall = Annotated[
     float | None,
-    typer.Option(metavar="SHARE", help="Recall to choose thresholds for, likewise.", show_default="none"),
+    typer.Option(
+        metavar="SHARE", help="Recall to choose thresholds for, such as 0.95; see --precision.", show_default="none"
+    ),
 ]
 
 
@@ -69,7 +71,7 @@ def calibrate(
     """Calibrate the scores of a model on labeled images that it has not learned from.
 
     Writes calibration.json into the model directory: temperatures, and what prediction sets and outliers are judged
-    by. Leaves out images that the model learned from, so the data that it was trained on will do.
+    by. Leaves out images that the model learned from, so you can pass the data that it was trained on.
     """
     from deit.data.open_data import open_labelled, open_training
     from deit.evaluate.calibrating import Aim, calibrate as calibrated
@@ -113,7 +115,7 @@ def _values(result: Calibration, folder: str) -> dict[str, Any]:
 
 def _tell(result: Calibration, title: str, folder: str) -> None:
     from deit.core.scores.conformal import Coverage, describe_sets
-    from deit.core.scores.metrics import MULTI_LABEL, REGRESSION
+    from deit.core.scores.metrics import MULTI_LABEL
 
     if result.heads:
         rows = []
@@ -122,10 +124,8 @@ def _tell(result: Calibration, title: str, folder: str) -> None:
             errors = [f"{100 * error:.2f}" for error in (head.raw_error, head.error)]
             rows.append([name, f"{head.temperature:.3f}", f"{low:.3f} to {high:.3f}", *errors])
         print_table(title, ["head", "temperature", "95 % interval", "ECE % raw", "calibrated"], rows)
-    if result.problem_type == REGRESSION:
-        say(describe_sets(result.images, Coverage()).replace("Sets hold the true class", "Intervals hold the truth"))
-    elif result.problem_type != MULTI_LABEL:
-        say(describe_sets(result.images, Coverage()))
+    if result.problem_type != MULTI_LABEL:
+        say(describe_sets(result.images, Coverage(), result.problem_type))
     for point in result.points:
         say(point.describe())
     if result.outliers is not None:

@@ -16,7 +16,7 @@ from deit.cli.terminal.answers import Rows, Take, check_predictions_path, json_r
 from deit.cli.terminal.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
 from deit.cli.terminal.parameters import Average, Device, InferenceBatchSize, Model, Strict, ValueRange, path, place
 from deit.core.errors import UserError
-from deit.core.labels import REGRESSION
+from deit.core.printable import some_of
 
 if TYPE_CHECKING:
     from deit.core.scores.conformal import Coverage
@@ -141,13 +141,9 @@ def _judge(predictor: Predictor, wanted: Coverage | None, *, abstain: bool) -> J
     say(calibration.describe(), err=True)
     if wanted is None:
         return judge
-    text = describe_sets(calibration.images, wanted)
-    if predictor.problem_type == REGRESSION:
-        text = text.replace("Sets hold the true class", "Intervals hold the truth")
-    say(text, err=True)
+    say(describe_sets(calibration.images, wanted, predictor.problem_type), err=True)
     if sharing := classes_sharing(calibration.labels, calibration.classes, wanted):
-        named = ", ".join(sharing[:5]) + (", ..." if len(sharing) > 5 else "")
-        say(f"With too few held-out images for that, these share one threshold: {named}.", err=True)
+        say(f"With too few held-out images for that, these share one threshold: {some_of(sharing, 5)}.", err=True)
     return judge
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +20,7 @@ from deit.cli.terminal.parameters import (
     Model,
     Strict,
     ValueRange,
+    command_line,
     path,
     place,
 )
@@ -104,9 +104,10 @@ def evaluate(
         check_report_path(report)
     with process_group(device) as processes:
         precision = processes.on_first(lambda: choose_precision(precision, resolve(device).device, INFERENCE).precision)
-        predictor = Predictor.open(model, device=device, precision=precision, head_average=average)
+        placed: dict[str, Any] = {"device": device, "precision": precision}
+        predictor = Predictor.open(model, head_average=average, **placed)
         folder = predictor.engine.contract.folder or Path(model)
-        opinion = None if teacher is None else Predictor.open(teacher, device=device, precision=precision)
+        opinion = None if teacher is None else Predictor.open(teacher, calibrated=False, **placed)
         options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "strict": strict}
         options["value_range"] = value_range or predictor.processor.value_range
         source = _open(data, predictor, options, silent=not processes.is_first)
@@ -252,7 +253,7 @@ def _write_report(
         source,
         model=str(context.params["model"]),
         data=str(context.params["data"]),
-        command=_command(context),
+        command=command_line(context),
         notes=notes,
         folder=folder,
         settings=_settings(context),
@@ -263,20 +264,6 @@ def _settings(context: typer.Context) -> dict[str, str]:
     """Returns all options, defaults included."""
     given = {name: value for name, value in context.params.items() if name not in ("report", "as_json", "knn")}
     return {name.replace("_", " "): str(value) for name, value in given.items() if value not in (None, "")}
-
-
-def _command(context: typer.Context) -> str:
-    """Returns the command line, without options at their defaults."""
-    words = ["deit", "evaluate"]
-    for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        if parameter.param_type_name == "argument":
-            words.append(str(value))
-        elif value is True:
-            words.append(parameter.opts[0])
-        elif value != parameter.default and value is not None:
-            words += [parameter.opts[0], str(value)]
-    return shlex.join(words)
 
 
 # --- the table -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from deit.cli.terminal.parameters import (
     InferenceBatchSize,
     LabelColumn,
     ValueRange,
+    command_line,
     path,
     place,
 )
@@ -101,7 +102,7 @@ def inspect(
             device=device,
             progress=lambda what, done, total: update(done, total, what),
         )
-    write_inspection(out, found, command=_command(context))
+    write_inspection(out, found, command=command_line(context, without=("out", "batch_size", "device", "as_json")))
     if as_json:
         say_json({**found.summary(), "out": str(out)})
         return
@@ -114,19 +115,3 @@ def inspect(
     else:
         say("Nothing to fix was found.")
     say(f"Report: {out / 'report.html'}  (edit {out / 'fix.csv'}, then: deit train {data} --exclude {out / 'fix.csv'})")
-
-
-def _command(context: typer.Context) -> str:
-    """Returns the command line with the options that were given."""
-    import shlex
-
-    given = context.params
-    words = ["deit", "inspect", str(given["data"])]
-    for name in ("model", "predictions", "image_column", "label_column", "value_range"):
-        if given[name]:
-            value = given[name]
-            texts = [f"{each:g}" for each in value] if name == "value_range" else [str(value)]
-            words += [f"--{name.replace('_', '-')}", *texts]
-    if given["problem_type"] != "single_label_classification":
-        words += ["--problem-type", given["problem_type"]]
-    return " ".join(map(shlex.quote, words))

@@ -59,7 +59,7 @@ class Overlap:
             notes.append(f"Its teacher was trained on {self._of(self.taught, other)}: the scores may be too good.")
         if self.calibrated:
             notes.append(
-                f"The calibration was made from {self._of(self.calibrated)}: what is said of it here may be too good."
+                f"The calibration was made from {self._of(self.calibrated)}: its results here may be too good."
             )
         if self.unrecorded:
             notes.append(f"Not recorded, so not counted: the training images of {', '.join(self.unrecorded)}.")

@@ -68,7 +68,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Returns the files that the weights of a model directory are in: the one file, or all parts and their index."""
     if (folder / WEIGHTS_NAME).is_file():
         return [folder / WEIGHTS_NAME]
-    patterns = [p for p in PUBLISHED_FILES if p != CLOUDS_NAME and p.startswith(("model", "pytorch_model"))]
+    patterns = [p for p in PUBLISHED_FILES if p.startswith(("model", "pytorch_model"))]
     names = (name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatchcase(name, p) for p in patterns))
     return [folder / name for name in names]
 

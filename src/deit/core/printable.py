@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet runs as a formula
 MOST_CHARACTERS = 2000  # of one line that is shown: what a person may read of it
 
 # Letters of Persian, of the languages of India and of composed emoji are joined and kept apart with these two.
@@ -49,6 +50,22 @@ def some_of(names: Collection[str], most: int = 10) -> str:
     """Returns names as a list for a message: "a, b, c", or "a, b and 998 more"."""
     shown = ", ".join(itertools.islice(names, most))
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would run a cell as a formula. Names of classes and files are not trusted."""
+    if not text.startswith(FORMULA_SIGNS):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
+def not_computed(text: str) -> str:
+    """Returns text that no spreadsheet takes for a formula: one gets an apostrophe in front."""
+    return f"'{text}" if is_formula(text) else text
 
 
 def markdown_code(text: object, most: int = 100) -> str:

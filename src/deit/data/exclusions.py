@@ -11,21 +11,20 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from deit.core.errors import DamagedFileError, UserError, parsing, read_bytes, shown
 from deit.core.labels import NO_LABEL
-from deit.core.printable import counted
+from deit.core.printable import FORMULA_SIGNS, counted, some_of
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.readers.reader import DataPath, OpenedSource
-from deit.data.sources import Labels, SkippedFile, Source, contents_of, encoded_of, place_of
+from deit.data.sources import Labels, SkippedFile, Source, Subset, contents_of, ignored_of, place_of, skipped_of
 from deit.data.storage.contents import Hashes
 
 DROP, RELABEL, CHECK, KEEP = "drop", "relabel", "check", "keep"
@@ -36,7 +35,6 @@ IMAGES_LIST = "images.csv"
 _KIND = "a list of images to leave out"
 _MOST_BYTES = 256 * 2**20
 _MOST_NAMED = 10_000  # in a record
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 
 
 def name_in(path: DataPath, place: str) -> str:
@@ -53,9 +51,19 @@ def name_in(path: DataPath, place: str) -> str:
         >>> name_in("photos", "photos/cat/1.png")
         'cat/1.png'
     """
-    for root in _roots(path):
-        place = re.sub(rf"(^|(?<=[ (])){re.escape(root)}", "", place)
-    return f"./{place}" if place.startswith(_FORMULA) else place
+    return names_in(path, [place])[0]
+
+
+def names_in(path: DataPath, places: Iterable[str]) -> list[str]:
+    """Returns the names of images within a data set, see `name_in`."""
+    roots = [re.compile(rf"(^|(?<=[ (])){re.escape(root)}") for root in _roots(path)]
+    return [_without(roots, place) for place in places]
+
+
+def _without(roots: Sequence[re.Pattern[str]], place: str) -> str:
+    for root in roots:
+        place = root.sub("", place)
+    return f"./{place}" if place.startswith(FORMULA_SIGNS) else place
 
 
 def _roots(path: DataPath) -> Iterator[str]:
@@ -153,7 +161,7 @@ class ExclusionList:
                 left without images.
         """
         part = part or WHOLE
-        names = [name_in(self._data, place_of(source, i)) for i in range(len(source.labels))]
+        names = names_in(self._data, (place_of(source, i) for i in range(len(source.labels))))
         numbers = {name: number for number, name in enumerate(names)}
         contents = contents_of(source)
         self._refuse_changed(part, names, contents, source.skipped)
@@ -172,7 +180,7 @@ class ExclusionList:
             elif row.label and source.classes:
                 labels[number] = self._label(row, source)
                 self._relabelled[row.file] = row.label
-        unreadable = {name_in(self._data, file.path) for file in source.skipped}
+        unreadable = set(names_in(self._data, (file.path for file in source.skipped)))
         self._found |= {row.line for row in self._rows.values() if row.file in unreadable}  # left out in any case
         self._applied.add(part)
         self._refuse_empty(part, source, labels, kept)
@@ -205,8 +213,9 @@ class ExclusionList:
                 f"{source.problem_type}. Correct the label in the data set."
             )
         if row.label not in source.classes:
-            known = ", ".join(source.classes[:10]) + (", ..." if len(source.classes) > 10 else "")
-            raise UserError(f"{self.path} line {row.line}: {shown(row.label)} is not one of the classes {known}.")
+            raise UserError(
+                f"{self.path} line {row.line}: {shown(row.label)} is not one of the classes {some_of(source.classes)}."
+            )
         return source.classes.index(row.label)
 
     def _refuse_empty(self, part: str, source: Source, labels: Labels, kept: npt.NDArray[np.bool_]) -> None:
@@ -232,7 +241,8 @@ class ExclusionList:
         seen = self._seen.get(part)
         if seen is None:
             return
-        gone = [name for name in seen if name not in set(names)]
+        there = set(names)
+        gone = [name for name in seen if name not in there]
         new = [name for name in names if name not in seen]
         if gone or new:
             many = [f"{counted(len(some), 'image')} {what} (the first is {some[0]})" for some, what in
@@ -337,7 +347,7 @@ def _images_seen(path: Path) -> dict[str, dict[str, str]]:
     return seen
 
 
-class Corrected:
+class Corrected(Subset):
     """Another source without some of its images, and with some other labels.
 
     Args:
@@ -347,41 +357,19 @@ class Corrected:
     """
 
     def __init__(self, source: OpenedSource, indices: npt.NDArray[np.int64], labels: Labels) -> None:
-        self.source = source
-        self.indices = indices
-        self.classes = source.classes
-        self.problem_type = source.problem_type
+        super().__init__(source, indices)
         self.labels = labels
-
-    def image(self, index: int) -> Image.Image:
-        """Returns one image, RGB."""
-        return self.source.image(int(self.indices[index]))
-
-    def place(self, index: int) -> str:
-        """Names the image as the other source does."""
-        return place_of(self.source, int(self.indices[index]))
-
-    def encoded(self, index: int) -> bytes | None:
-        """Returns the bytes of the image, if the other source has them."""
-        return encoded_of(self.source, int(self.indices[index]))
 
     @property
     def skipped(self) -> Sequence[SkippedFile]:
         """Files that the other source left out."""
-        return self.source.skipped
+        return skipped_of(self.source)
 
     @property
     def ignored(self) -> Mapping[str, int]:
         """Counts of files that the other source passed over."""
-        return self.source.ignored
+        return ignored_of(self.source)
 
-    @property
-    def contents(self) -> Hashes | None:
-        """(N,) uint64 hashes of the images, if the other source has them."""
-        whole = contents_of(self.source)
-        return None if whole is None else whole[self.indices]
-
-    def fingerprint(self) -> str:
-        """Returns a hash of the other source, the choice and the labels."""
-        digest = hashlib.sha256(b"corrected\n" + self.source.fingerprint().encode())
+    def _fingerprint(self, of_source: str) -> str:
+        digest = hashlib.sha256(b"corrected\n" + of_source.encode())
         return hashlib.sha256(digest.digest() + self.indices.tobytes() + self.labels.tobytes()).hexdigest()

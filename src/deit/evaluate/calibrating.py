@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deit.core.errors import UserError
 from deit.core.known_images import CALIBRATED, MEASURED, KnownImages
-from deit.core.printable import counted
+from deit.core.printable import counted, some_of
 from deit.core.scores.calibration import (
     TEMPERATURE_RANGE,
     confidences,
@@ -32,7 +32,7 @@ from deit.core.scores.calibration_file import (
 )
 from deit.core.scores.conformal import RESIDUAL, SETS, images_needed, threshold, true_scores
 from deit.core.scores.functions import sigmoid
-from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Array, Floats, Integers, softmax
+from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Array, Floats, softmax
 from deit.core.scores.operating_points import PRECISION, RECALL, OperatingPoint, check_share, choose_point
 from deit.core.scores.outliers import FeatureClouds
 from deit.data.readers.reader import DataPath
@@ -143,14 +143,15 @@ def calibrate(
     part, learnt = _held_out(predictor, data, aim, notes)
     seen = answers_to(predictor, part, batch_size, on_batch)
     _check_answers(seen, notes)
-    found = _fitted(predictor, part, seen, aim, notes)
+    held = Subset(part, seen.indices)
+    found = _fitted(predictor, held, seen, aim, notes)
     training = training_images_of(predictor, data, training_images, part) or learnt
     outliers = _outliers(predictor, training, seen.features, batch_size, on_batch, notes)
     found = replace(found, outliers=outliers, notes=tuple(notes))
     folder = predictor.engine.contract.folder
     if folder is not None and folder.is_dir():
         found.write(folder)
-        _record(folder, contents_of(Subset(part, seen.indices)))
+        _record(folder, contents_of(held))
     return found
 
 
@@ -206,9 +207,8 @@ def _check_aim(predictor: Predictor, aim: Aim) -> None:
 # --- what they say --------------------------------------------------------------------------------------
 
 
-def _fitted(predictor: Predictor, part: Source, seen: Answered, aim: Aim, notes: list[str]) -> Calibration:
-    contract, kind = predictor.engine.contract, predictor.problem_type
-    labels = part.labels[seen.indices]
+def _fitted(predictor: Predictor, held: Source, seen: Answered, aim: Aim, notes: list[str]) -> Calibration:
+    contract, kind, labels = predictor.engine.contract, predictor.problem_type, held.labels
     heads = (
         {} if kind == REGRESSION else {n: _head(n, logits, labels, kind, notes) for n, logits in seen.logits.items()}
     )
@@ -219,14 +219,12 @@ def _fitted(predictor: Predictor, part: Source, seen: Answered, aim: Aim, notes:
         scores = {sets: true_scores(sets, answer, labels) for sets in SETS}
         missing = [name for k, name in enumerate(predictor.label_names) if not (labels == k).any()]
         if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            notes.append(f"Without any held-out image, so nothing is known of them: {shown}.")
+            notes.append(f"Without any held-out image, so nothing is known of them: {some_of(missing, 5)}.")
     if kind == REGRESSION:
         scores = {RESIDUAL: np.abs(answer[:, 0].astype(np.float64) - labels)}
-    contents = contents_of(part)
-    known = contract.known_images
-    is_known = known is not None and contents is not None
-    measured = int((known.roles_of(contents[seen.indices]) & MEASURED != 0).sum()) if is_known else None  # type: ignore[union-attr, index]
+    known, contents, measured = contract.known_images, contents_of(held), None
+    if known is not None and contents is not None:
+        measured = int((known.roles_of(contents) & MEASURED != 0).sum())
     if measured:
         notes.append(
             f"Training scored the model on {measured} of these images. If it chose among weights by them, the "
@@ -238,7 +236,7 @@ def _fitted(predictor: Predictor, part: Source, seen: Answered, aim: Aim, notes:
         classes=list(predictor.label_names),
         heads=heads,
         images=seen.count,
-        fingerprint=_fingerprint(part, seen.indices),
+        fingerprint=_fingerprint(held),
         measured=measured,
         identity=identity_of(contract.folder, predictor.processor, contract.label_names, kind, contract.head_average),
         labels=labels if single else np.zeros(0, np.int64),
@@ -256,7 +254,7 @@ def _head(name: str, logits: Array, labels: Any, kind: str, notes: list[str]) ->
     best = fit_temperature(logits, labels)
     if best in TEMPERATURE_RANGE:
         notes.append(
-            f"No temperature is best for the head {name}: every answer is right, or they are worse than none. "
+            f"No temperature is best for the head {name}: every answer is right, or worse than guessing. "
             "Its scores stay as they are. Pass more images, among them difficult ones."
         )
         best = 1.0
@@ -345,12 +343,10 @@ def _spread(source: Source, most: int) -> Source:
     return Subset(source, np.sort(order[np.linspace(0, count - 1, most).astype(np.int64)]))
 
 
-def _fingerprint(part: Source, indices: Integers) -> str:
+def _fingerprint(images: Source) -> str:
     """Returns a hash of the images, in whatever order."""
-    contents = contents_of(part)
-    if contents is None:
-        return Subset(part, indices).fingerprint()
-    return hashlib.sha256(np.sort(contents[indices]).tobytes()).hexdigest()
+    contents = contents_of(images)
+    return images.fingerprint() if contents is None else hashlib.sha256(np.sort(contents).tobytes()).hexdigest()
 
 
 def _record(folder: Path, contents: npt.NDArray[np.uint64] | None) -> None:

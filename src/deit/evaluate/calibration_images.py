@@ -11,7 +11,7 @@ import numpy as np
 from deit.core.known_images import LEARNT
 from deit.core.printable import counted
 from deit.core.scores.calibration_file import MOST_CALIBRATION_IMAGES
-from deit.core.scores.metrics import SINGLE_LABEL, Array, Integers, has_answer
+from deit.core.scores.metrics import Array, Integers, answered_rows
 from deit.data.open_data import open_labelled, open_training
 from deit.data.sources import Source, Subset, contents_of, place_of
 from deit.inference.contract import FEATURES
@@ -20,12 +20,12 @@ from deit.inference.predictor import Predictor
 OnBatch = Callable[[int, int], None]
 
 
-def opened_images(data: Any, predictor: Predictor) -> Source:
-    """Returns labeled images, or opens those at a path with the classes of a model."""
+def opened_images(data: Any, predictor: Predictor, part: str = "val") -> Source:
+    """Returns labeled images, or opens a part of those at a path with the classes of a model."""
     if hasattr(data, "labels"):
         source: Source = data
         return source
-    return open_labelled(data, **_options(predictor))
+    return open_labelled(data, part=part, **_options(predictor))
 
 
 def _options(predictor: Predictor) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _thinned(source: Source, notes: list[str]) -> Source:
 def training_images_of(predictor: Predictor, data: Any, given: Any, part: Source) -> Source | None:
     """Returns the training images that were given, or those of divided data; without those that are held out."""
     if given is not None:
-        source = given if hasattr(given, "labels") else open_labelled(given, part="train", **_options(predictor))
+        source = opened_images(given, predictor, part="train")
     elif hasattr(data, "labels") or (found := open_training(data, **_options(predictor))) is None:
         return None
     else:
@@ -125,7 +125,7 @@ def answers_to(predictor: Predictor, source: Source, batch_size: int, on_batch: 
         with_features=True,
     )
     for done, told in enumerate(batches, start=1):
-        indices += [i for i, error in zip(told.batch.items, told.batch.errors, strict=True) if not error]
+        indices += told.batch.readable
         unreadable += [error for error in told.batch.errors if error]
         for name, values in told.outputs.items():
             parts.setdefault(name, []).append(values)
@@ -135,7 +135,7 @@ def answers_to(predictor: Predictor, source: Source, batch_size: int, on_batch: 
     features = outputs.pop(FEATURES, None)
     answered = np.ones(len(indices), bool)
     for logits in outputs.values():
-        answered &= has_answer(logits) if predictor.problem_type == SINGLE_LABEL else np.isfinite(logits).all(axis=1)
+        answered &= answered_rows(logits, predictor.problem_type)
     return Answered(
         indices=np.array(indices, np.int64)[answered],
         logits={name: logits[answered] for name, logits in outputs.items()},

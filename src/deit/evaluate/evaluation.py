@@ -72,7 +72,7 @@ def evaluate_model(
 ) -> Evaluation | None:
     """Evaluates a model on labeled images, on one process or on several that share them.
 
-    An image that cannot be read any more is left out of everything and some_of in `left_out`.
+    An image that can no longer be read is left out of all results and listed in `left_out`.
 
     Args:
         predictor: The model; its `problem_type` decides what the labels must be.

@@ -6,15 +6,20 @@ import base64
 import io
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from deit.core.files import write_text_atomically
+from deit.core.images.reading import ImageError
 from deit.core.printable import printable
+
+if TYPE_CHECKING:
+    from deit.data.sources import Source
 
 # A larger picture becomes this many pixels wide or high; a smaller one stays as it is.
 _THUMBNAIL = 192
+_TINY = 48  # images up to this size are shown with hard pixels
 
 
 def write_page(path: Path, package: str, template: str, /, **values: Any) -> Path:
@@ -55,6 +60,15 @@ def figure_uri(figure: Any) -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box for a letter: its font is not ours
         figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return png_uri(buffer.getvalue())
+
+
+def picture_of(source: Source, index: int) -> tuple[str, bool]:
+    """Returns an image as a data URI, empty if it can no longer be read; and whether to show it with hard pixels."""
+    try:
+        image = source.image(index)
+    except (ImageError, OSError):  # it was there a moment ago
+        return "", False
+    return image_uri(image), max(image.size) <= _TINY
 
 
 def image_uri(image: Image.Image) -> str:

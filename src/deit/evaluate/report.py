@@ -15,14 +15,13 @@ from PIL import Image
 
 import deit
 from deit.core.file_names import CONFIG_NAME, CURVES_NAME, PREPROCESSOR_NAME, RECIPE_NAME
-from deit.core.images.reading import ImageError
 from deit.core.printable import printable
 from deit.core.scores.calibration import ReliabilityBin
 from deit.core.scores.chart_style import BLUE, GREY, INK, LIGHT_BLUE, ORANGE, plain_text, tidy
 from deit.core.scores.intervals import score_intervals, share_interval
 from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL, score_text, score_title
 from deit.data.sources import Source, place_of
-from deit.evaluate.html_page import figure_uri, image_uri, picture_uri, write_page
+from deit.evaluate.html_page import figure_uri, picture_of, picture_uri, write_page
 from deit.evaluate.results import Evaluation, HeadResult
 from deit.evaluate.risk_figure import risk_figure
 
@@ -30,8 +29,6 @@ from deit.evaluate.risk_figure import risk_figure
 _MOST_NAMES, _MOST_NUMBERS = 50, 20
 # Of files of the model directory that are shown.
 _MOST_FILE_BYTES, _MOST_LINES = 4 * 2**20, 200
-# Images up to this size are shown with hard pixels.
-_TINY = 48
 
 
 def check_report_path(path: Path) -> None:
@@ -114,13 +111,8 @@ def write_evaluation_report(
 def _mistakes(evaluation: Evaluation, source: Source) -> list[dict[str, Any]]:
     cells = []
     for mistake in evaluation.mistakes():
-        try:
-            image = source.image(mistake.index)
-        except (ImageError, OSError):  # it was there a moment ago
-            cells.append({"image": "", "tiny": False, "mistake": mistake, "place": place_of(source, mistake.index)})
-            continue
-        cell = {"image": image_uri(image), "tiny": max(image.size) <= _TINY, "mistake": mistake}
-        cells.append({**cell, "place": place_of(source, mistake.index)})
+        uri, tiny = picture_of(source, mistake.index)
+        cells.append({"image": uri, "tiny": tiny, "mistake": mistake, "place": place_of(source, mistake.index)})
     return cells
 
 

@@ -20,7 +20,7 @@ from deit.core.scores.conformal import (
     threshold,
 )
 from deit.core.scores.intervals import Z_95, share_interval
-from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL, Array, Floats
+from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL, Array, Floats, Integers
 
 PERCENTS = (90.0, 95.0, 99.0)
 _SHARES = (100, 95, 90, 80, 70, 50, 30, 20, 10)  # of the images that are answered, the surest first
@@ -195,35 +195,37 @@ def _area(wrong: Floats, weights: Floats) -> float:
 
 
 def _coverages(logits: Array, labels: npt.NDArray[Any], calibration: Calibration) -> list[CoverageResult]:
-    results = []
-    for percent in PERCENTS:
-        if calibration.images < images_needed(percent):
-            continue
-        if calibration.problem_type == REGRESSION:
-            half = threshold(calibration.scores[RESIDUAL], percent)
-            inside = np.abs(logits[:, 0].astype(np.float64) - labels) <= half
-            share = 100 * float(inside.mean())
-            ends = share_interval(share, len(labels))
-            width = (2 * half, 2 * half)
-            results.append(
-                CoverageResult(
-                    sets=RESIDUAL, asked=percent, covered=share, interval=ends, size=2 * half, size_interval=width
-                )
-            )
-            continue
-        results += [_set_result(sets, percent, logits, labels, calibration) for sets in SETS]
-    return results
+    percents = [percent for percent in PERCENTS if calibration.images >= images_needed(percent)]
+    if calibration.problem_type == REGRESSION:
+        errors = np.abs(logits[:, 0].astype(np.float64) - labels)
+        return [_interval_result(percent, errors, calibration) for percent in percents]
+    picks = logits.argmax(axis=1)
+    found: dict[tuple[float, str], CoverageResult] = {}
+    for sets in SETS:
+        scores = class_scores(sets, logits)  # one kind at a time: they are as large as all logits
+        for percent in percents:
+            found[percent, sets] = _set_result(sets, percent, scores, picks, labels, calibration)
+    return [found[percent, sets] for percent in percents for sets in SETS]
+
+
+def _interval_result(percent: float, errors: Floats, calibration: Calibration) -> CoverageResult:
+    half = threshold(calibration.scores[RESIDUAL], percent)
+    share = 100 * float((errors <= half).mean())
+    ends, width = share_interval(share, len(errors)), (2 * half, 2 * half)
+    return CoverageResult(
+        sets=RESIDUAL, asked=percent, covered=share, interval=ends, size=2 * half, size_interval=width
+    )
 
 
 def _set_result(
-    sets: str, percent: float, logits: Array, labels: npt.NDArray[Any], calibration: Calibration
+    sets: str, percent: float, scores: Floats, picks: Integers, labels: npt.NDArray[Any], calibration: Calibration
 ) -> CoverageResult:
     limits = class_thresholds(
         calibration.scores[sets], calibration.labels, calibration.classes, Coverage(percent=percent, sets=sets)
     )
-    inside = class_scores(sets, logits) <= limits
+    inside = scores <= limits
     single = inside.sum(axis=1) == 1
-    inside[np.arange(len(labels)), logits.argmax(axis=1)] = True  # no set is shown empty
+    inside[np.arange(len(labels)), picks] = True  # no set is shown empty
     covered, sizes = inside[np.arange(len(labels)), labels], inside.sum(axis=1)
     share, size = 100 * float(covered.mean()), float(sizes.mean())
     half = Z_95 * float(sizes.std()) / np.sqrt(len(sizes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from deit.core.errors import DamagedFileError, UserError
 from deit.core.file_names import CALIBRATION_NAME
 from deit.core.labels import distinct_names
+from deit.core.printable import some_of
 from deit.core.processing.settings import ImageProcessor
 from deit.core.scores.calibration_file import Calibration, identity_of, read_calibration
 from deit.core.scores.conformal import RESIDUAL, Coverage, class_scores, class_thresholds, threshold
@@ -77,6 +78,7 @@ class Judge:
         self._coverage = Coverage() if abstain and coverage is None else coverage
         self._abstain = abstain
         self._limits: Any = None
+        self._points = [(point, calibration.classes.index(point.label)) for point in calibration.points]
         kind = calibration.problem_type
         if self._coverage is not None and kind == MULTI_LABEL:
             raise UserError(
@@ -118,12 +120,12 @@ class Judge:
         return self._with_set(logits, named, outlier_score)
 
     def _named(self, scores: Array) -> tuple[str, ...] | None:
-        points, classes = self._calibration.points, self._calibration.classes
-        if not points:
+        if not self._points:
             return None
-        said = {point.label for point in points if scores[classes.index(point.label)] >= point.threshold}
+        classes = self._calibration.classes
+        said = {point.label for point, number in self._points if scores[number] >= point.threshold}
         if self._calibration.problem_type == SINGLE_LABEL and not said:  # of two classes, the other one
-            (positive,) = {point.label for point in points}
+            (positive,) = {point.label for point, _ in self._points}
             return tuple(name for name in classes if name != positive)
         return tuple(name for name in classes if name in said)
 
@@ -135,9 +137,9 @@ class Judge:
         found = tuple(classes[k] for k in order if inside[k])
         judged = Judgement(
             prediction_set=found or (classes[order[0]],), named=named, outlier_score=outlier_score
-        )  # a set without a class would not tell anybody anything
+        )  # an empty set says nothing, so it gets the likeliest class
         reason = self._reason(found, judged) if self._abstain else ""
-        return Judgement(**{**vars(judged), "abstained": reason})
+        return replace(judged, abstained=reason)
 
     def _reason(self, found: tuple[str, ...], judged: Judgement) -> str:
         assert self._coverage is not None
@@ -146,10 +148,9 @@ class Judge:
         if not found:
             return f"no class is likely enough at a coverage of {self._coverage.percent:g} %"
         if len(found) > 1:
-            more = ", ..." if len(found) > _MOST_NAMED else ""
             return (
                 f"{len(found)} classes are possible at a coverage of {self._coverage.percent:g} %: "
-                f"{', '.join(found[:_MOST_NAMED])}{more}"
+                f"{some_of(found, _MOST_NAMED)}"
             )
         return ""
 

@@ -17,7 +17,7 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.calibration_file import Calibration
 from deit.core.scores.conformal import Coverage
 from deit.core.scores.functions import FUNCTIONS, function_name
-from deit.core.scores.metrics import SINGLE_LABEL, has_answer
+from deit.core.scores.metrics import answered_rows
 from deit.inference.answers import Answers, Item, answers
 from deit.inference.contract import FEATURES, Array, Contract
 from deit.inference.engine import Engine, FunctionEngine, open_engine
@@ -306,8 +306,7 @@ class Predictor:
         self, name: str, logits: Array, features: Array | None, top_k: int, judge: Judge | None
     ) -> Classified:
         """Returns the result for logits (1, K) of one image; an error when these are not numbers."""
-        answered = has_answer(logits) if self.problem_type == SINGLE_LABEL else np.isfinite(logits)
-        if not answered.all():
+        if not answered_rows(logits, self.problem_type).all():
             return Classified(name=name, error=f"{name}: {_NO_NUMBER}")
         scores = self.scores(logits)[0]
         judgement = None if judge is None else judge.judge(logits, scores, None if features is None else features[None])

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.files import replaced_file, write_json_atomically
-from deit.data.exclusions import IMAGES_LIST
 from deit.inspection.result import Inspection
 
 REPORT_NAME, JSON_NAME, FIX_NAME = "report.html", "inspection.json", "fix.csv"
@@ -76,6 +75,3 @@ def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     writer.writerows(rows)
     with replaced_file(path) as temporary:
         temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-FILES = (REPORT_NAME, JSON_NAME, FIX_NAME, IMAGES_LIST)

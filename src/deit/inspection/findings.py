@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.printable import some_of
+from deit.data.duplicates import first_copies
 from deit.data.exclusions import CHECK, DROP
 from deit.inspection.facts import Facts
 from deit.inspection.near_copies import NearCopies
@@ -140,8 +142,7 @@ def first_of_each_content(opened: Opened, facts: Facts) -> Numbers:
     rows, order = facts.rows, preference(opened, facts)
     firsts = np.arange(len(rows))
     known = order[(rows["hash"][order] != 0) & rows["readable"][order]]
-    _, first, where = np.unique(rows["hash"][known], return_index=True, return_inverse=True)
-    firsts[known] = known[first[where]]
+    firsts[known] = known[first_copies(rows["hash"][known])]
     return firsts
 
 
@@ -239,14 +240,12 @@ def class_notes(opened: Opened) -> list[str]:
     trained = "train" if "train" in names else names[0]
     few = {name: found[trained] for name, found in counts.items() if 0 < found[trained] < FEW_IMAGES}
     if few:
-        shown = ", ".join(f"{name} ({count})" for name, count in sorted(few.items(), key=lambda item: item[1])[:10])
-        more = f", and {len(few) - 10} more" if len(few) > 10 else ""
-        notes.append(f"Classes with fewer than {FEW_IMAGES} images in the part {trained}: {shown}{more}.")
+        counted = [f"{name} ({count})" for name, count in sorted(few.items(), key=lambda item: item[1])]
+        notes.append(f"Classes with fewer than {FEW_IMAGES} images in the part {trained}: {some_of(counted)}.")
     for part in names:
         lacking = [name for name, found in counts.items() if not found[part]]
         if lacking:
-            shown = ", ".join(lacking[:10]) + (f", and {len(lacking) - 10} more" if len(lacking) > 10 else "")
-            notes.append(f"Classes without an image in the part {part}: {shown}.")
+            notes.append(f"Classes without an image in the part {part}: {some_of(lacking)}.")
     sizes = [found[trained] for found in counts.values() if found[trained]]
     if sizes and max(sizes) >= UNEVEN * min(sizes):
         notes.append(f"The largest class has {max(sizes)} images in the part {trained}, the smallest {min(sizes)}.")

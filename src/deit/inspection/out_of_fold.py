@@ -16,7 +16,7 @@ from deit.core.printable import counted
 from deit.core.scores.calibration import fit_temperature
 from deit.core.scores.metrics import softmax
 from deit.core.scores.out_of_fold import OutOfFold
-from deit.data.exclusions import name_in
+from deit.data.exclusions import names_in
 from deit.data.readers.reader import DataPath
 from deit.data.sources import Progress, place_of
 from deit.evaluate.features import linear_classifier, nearest_neighbours
@@ -105,7 +105,7 @@ def read_predictions(path: Path, opened: Opened, facts: Facts, data: DataPath) -
         known: dict[Any, int] = {told.contents[i].item(): i for i in answered}
         keys: list[Any] = facts.rows["hash"][rows].tolist()
     else:
-        known = {name_in(data, str(told.names[i])): i for i in answered}
+        known = dict(zip(names_in(data, (str(told.names[i]) for i in answered)), answered, strict=True))
         keys = [_file_of(opened, facts, row) for row in rows.tolist()]
     found = np.array([known.get(key, -1) for key in keys], np.int64)
     kept = found >= 0
@@ -159,7 +159,7 @@ def ask_model(
         batch_size: Images that go through the model together.
         progress: Called with (images done, images in all).
     """
-    predictor = Predictor.open(model, device=device)
+    predictor = Predictor.open(model, device=device, calibrated=False)
     rows, labels = labelled_rows(opened, facts)
     logits = _logits(predictor, rows, opened, facts, batch_size, progress)
     answered = np.isfinite(logits).all(axis=1)
@@ -197,8 +197,7 @@ def _logits(
         name=lambda i: place_of(*places[i]),
     ):  # fmt: skip
         if told.outputs:
-            items = np.array(told.batch.items)[[not error for error in told.batch.errors]]
-            logits[items] = next(iter(told.outputs.values()))
+            logits[told.batch.readable] = next(iter(told.outputs.values()))
         done += len(told.batch.items)
         if progress is not None:
             progress(done, len(rows))
@@ -258,9 +257,7 @@ def _colors(colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 # --- cross-validation ---------------------------------------------------------------------------------
 
 
-def cross_validated(
-    features: npt.NDArray[np.float32], labels: Numbers, groups: Numbers, num_classes: int, *, folds: int = FOLDS
-) -> Floats:
+def cross_validated(features: npt.NDArray[np.float32], labels: Numbers, groups: Numbers, num_classes: int) -> Floats:
     """Returns (N, K) probabilities of each image by classifiers that were fitted to images of other folds.
 
     A ridge regression and nearest neighbours, each with the temperature that fits its answers best.
@@ -270,12 +267,11 @@ def cross_validated(
         labels: (N,) classes.
         groups: (N,) images of one group are in one fold.
         num_classes: K.
-        folds: Number of folds.
 
     Raises:
         UserError: There are fewer groups than two.
     """
-    fold = _folds(labels, groups, folds)
+    fold = _folds(labels, groups)
     linear, near = np.zeros((len(labels), num_classes)), np.zeros((len(labels), num_classes))
     for number in np.unique(fold).tolist():
         asked, known = fold == number, fold != number
@@ -287,7 +283,7 @@ def cross_validated(
     return _geometric_mean([_calibrated(linear, labels), _calibrated(near, labels)])
 
 
-def _folds(labels: Numbers, groups: Numbers, folds: int) -> Numbers:
+def _folds(labels: Numbers, groups: Numbers) -> Numbers:
     """Divides images into folds: each class evenly, each group in one; the same images always the same way."""
     _, first, where = np.unique(groups, return_index=True, return_inverse=True)
     random = np.random.default_rng(_SEED)
@@ -295,7 +291,7 @@ def _folds(labels: Numbers, groups: Numbers, folds: int) -> Numbers:
     start = 0
     for label in np.unique(labels[first]).tolist():
         members = random.permutation(np.flatnonzero(labels[first] == label))
-        of_group[members] = (np.arange(len(members)) + start) % folds
+        of_group[members] = (np.arange(len(members)) + start) % FOLDS
         start += len(members)
     return of_group[where]
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import deit
-from deit.core.images.reading import ImageError
-from deit.evaluate.html_page import image_uri, write_page
+from deit.evaluate.html_page import picture_of, write_page
 from deit.inspection.findings import Finding
 from deit.inspection.result import Inspection
 
 _MOST_PICTURES = 60  # of one kind
 _MOST_CLASSES = 1000
-_TINY = 48  # images up to this size are shown with hard pixels
 TITLES = {
     "exact leak": "Leaks: the same file in two parts",
     "near leak": "Leaks: the same picture in two parts",
@@ -80,9 +78,5 @@ def _cells(inspection: Inspection, kind: str) -> list[dict[str, Any]]:
 
 def _picture(inspection: Inspection, row: int) -> dict[str, Any]:
     record = inspection.facts.rows[row]
-    source = inspection.opened.parts[int(record["part"])].source
-    tiny = max(int(record["width"]), int(record["height"])) <= _TINY
-    try:
-        return {"uri": image_uri(source.image(int(record["number"]))), "tiny": tiny}
-    except (ImageError, OSError):  # changed since it was looked at
-        return {"uri": "", "tiny": tiny}
+    uri, tiny = picture_of(inspection.opened.parts[int(record["part"])].source, int(record["number"]))
+    return {"uri": uri, "tiny": tiny}

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.labels import NO_LABEL
-from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deit.core.scores.metrics import MULTI_LABEL, SINGLE_LABEL
 from deit.data.duplicates import label_text
-from deit.data.exclusions import WHOLE, name_in
+from deit.data.exclusions import WHOLE, name_in, names_in
 from deit.data.find_splits import find_splits
 from deit.data.readers.reader import DataPath, OpenedSource, ReadOptions
 from deit.data.sources import SkippedFile, place_of
@@ -102,7 +102,7 @@ def open_parts(path: DataPath, options: ReadOptions) -> Opened:
         Part(
             name=name or WHOLE,
             source=source,
-            files=[name_in(path, place_of(source, i)) for i in range(len(source.labels))],
+            files=names_in(path, (place_of(source, i) for i in range(len(source.labels)))),
             labels=np.array([numbers[text] for text in texts[name]], np.int64),
         )
         for name, source in opened.items()
@@ -120,4 +120,4 @@ def open_parts(path: DataPath, options: ReadOptions) -> Opened:
 
 
 def _is_labelled(source: OpenedSource, label: object) -> bool:
-    return bool(source.classes) and not (source.problem_type not in (MULTI_LABEL, REGRESSION) and label == NO_LABEL)
+    return bool(source.classes) and (source.problem_type != SINGLE_LABEL or bool(label != NO_LABEL))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,10 @@ class Inspection:
 
     def summary(self) -> dict[str, Any]:
         """Returns plain values without the findings; docs/inspect.md describes them."""
+        return self._summary
+
+    @cached_property
+    def _summary(self) -> dict[str, Any]:
         rows = self.facts.rows
         seen = rows[rows["readable"]]
         kinds = Counter(seen["kind"].tolist())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deit.cli.terminal.console import OUT, json_array, say_cells, say_lines
 from deit.core.errors import UserError
 from deit.core.labels import REGRESSION, SINGLE_LABEL
-from deit.core.printable import printable
+from deit.core.printable import is_formula, not_computed, printable
 
 if TYPE_CHECKING:
     from deit.inference.predictor import Classified
@@ -186,24 +186,13 @@ def _csv_rows(path: Path, top_k: int, judged: bool) -> Iterator[Take]:
 
         def take(result: Classified) -> None:
             name, *others = _cells(result, top_k, judged=judged)
-            writer.writerow([f"./{name}" if _is_formula(name) else name, *map(_not_computed, others)])
+            writer.writerow([f"./{name}" if is_formula(name) else name, *map(_not_computed, others)])
 
         yield take
 
 
 def _not_computed(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell
-
-
-def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet would run a cell as a formula. Names of classes and files are not trusted."""
-    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return True
-    return False
+    return not_computed(cell) if isinstance(cell, str) else cell
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,25 @@ def place(text: str) -> str:
     from deit.core.files import at_home
 
     return at_home(text)
+
+
+def command_line(context: typer.Context, without: Collection[str] = ()) -> str:
+    """Returns the command line, without options at their defaults and those of some names. Pairs are numbers."""
+    words = ["deit", str(context.info_name)]
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in without:
+            continue
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        elif value is True:
+            words.append(parameter.opts[0])
+        elif value != parameter.default and value is not None:
+            values = (
+                [f"{each:.12g}" for each in value] if isinstance(value, tuple) else [str(value)]
+            )  # a pair of numbers
+            words += [parameter.opts[0], *values]
+    return shlex.join(words)
 
 
 _OF_RECIPE = "that of the recipe"

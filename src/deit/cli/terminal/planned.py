@@ -1,4 +1,4 @@
-"""What `deit train` does in common with a plan and without: checks of the command, and the plan itself."""
+"""Steps of `deit train` that planned and other trainings share, and those of a plan."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand:
-    """What was typed, but for the settings of the recipe.
+    """Options of the command line, except the settings of the recipe.
 
     Attributes:
         data: Place of the images.

@@ -202,7 +202,8 @@ def read_calibration(folder: Path) -> Calibration | None:
             f"{path} is of format {shown(values.get('format'))}; this version reads {_FORMAT}. Calibrate again."
         )
     fields = _Fields(path)
-    found = _parsed(values, fields)
+    with parsing(path, _KIND):
+        found = _parsed(values, fields)
     told = values.get("outliers")
     if told is None:
         return found
@@ -230,6 +231,8 @@ def _parsed(values: Mapping[str, Any], fields: _Fields) -> Calibration:
     for name in {SINGLE_LABEL: SETS, REGRESSION: (RESIDUAL,), MULTI_LABEL: ()}[kind]:
         scores[name] = np.array(fields.listed(fields.table(values, "scores"), name, float, images))
         fields.require(len(scores[name]) == images, f"scores of {name}", "one for each image")
+    points = [_point(each, classes, fields) for each in fields.listed(values, "points", dict, 2 * _MOST_CLASSES)]
+    fields.require(kind != SINGLE_LABEL or len({point.label for point in points}) < 2, "points", "of one class")
     measured = values.get("measured")
     identity = fields.table(values, "identity")
     return Calibration(
@@ -242,9 +245,7 @@ def _parsed(values: Mapping[str, Any], fields: _Fields) -> Calibration:
         identity=Identity(**{name: fields.text(identity, name) for name in Identity.__dataclass_fields__}),
         labels=labels,
         scores=scores,
-        points=tuple(
-            _point(each, classes, fields) for each in fields.listed(values, "points", dict, 2 * _MOST_CLASSES)
-        ),
+        points=tuple(points),
     )
 
 

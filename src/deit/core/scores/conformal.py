@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError, shown
-from deit.core.printable import counted
+from deit.core.labels import REGRESSION, SINGLE_LABEL
+from deit.core.printable import counted, some_of
 from deit.core.scores.metrics import Array, Floats, Integers, softmax
 
 SETS = ("lac", "aps", "raps")
@@ -145,7 +146,7 @@ def class_thresholds(scores: Floats, labels: Integers, classes: Sequence[str], c
     rest = np.flatnonzero(counts < needed)
     shared = scores[np.isin(labels, rest)]
     if len(rest) and len(shared) < needed:
-        named = ", ".join(f"{classes[i]} ({counts[i]})" for i in rest[:5]) + (", ..." if len(rest) > 5 else "")
+        named = some_of([f"{classes[i]} ({counts[i]})" for i in rest.tolist()], 5)
         raise UserError(
             f"A coverage of {coverage.percent:g} % per class needs at least {needed} held-out images of each class. "
             f"These have fewer, and fewer together: {named}. Calibrate with more images, or leave out per_class."
@@ -164,13 +165,14 @@ def classes_sharing(labels: Integers, classes: Sequence[str], coverage: Coverage
     return [classes[k] for k in np.flatnonzero(counts < images_needed(coverage.percent)).tolist()]
 
 
-def describe_sets(images: int, coverage: Coverage) -> str:
+def describe_sets(images: int, coverage: Coverage, problem_type: str = SINGLE_LABEL) -> str:
     """Returns a sentence that says what a coverage from so many held-out images promises."""
+    what = "Intervals hold the truth" if problem_type == REGRESSION else "Sets hold the true class"
     low, high = coverage_interval(images, coverage.percent)
     if coverage.per_class:
-        return f"Sets hold the true class for at least {coverage.percent:g} of 100 images of each class, on average."
+        return f"{what} for at least {coverage.percent:g} of 100 images of each class, on average."
     return (
-        f"Sets hold the true class for at least {coverage.percent:g} of 100 images, on average over calibrations; this "
+        f"{what} for at least {coverage.percent:g} of 100 images, on average over calibrations; this "
         f"one, from {counted(images, 'image')}, for {low:.1f} to {high:.1f} (95 % probability)."
     )
 

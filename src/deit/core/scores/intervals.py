@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from deit.core.printable import counted
+
 SHARES = ("top1", "top5", "exact_match")  # scores that are shares of images
 WIDE = 3.0  # points each way from which on an interval is told in words
 
@@ -57,8 +59,7 @@ def describe_width(what: str, interval: tuple[float, float], images: int) -> lis
     half = (high - low) / 2
     if not half > WIDE:
         return []
-    image = "image" if images == 1 else "images"
     return [
-        f"With {images} {image} {what} is known to plus or minus {half:.0f} points: {low:.1f} to {high:.1f} % "
-        "(95 % interval)."
+        f"With {counted(images, 'image')} {what} is known to plus or minus {half:.0f} points: {low:.1f} to "
+        f"{high:.1f} % (95 % interval)."
     ]

@@ -399,6 +399,13 @@ def has_answer(logits: Array) -> npt.NDArray[np.bool_]:
     return answered
 
 
+def answered_rows(logits: Array, problem_type: str) -> npt.NDArray[np.bool_]:
+    """Returns for each row of logits (B, K) whether it answers: ranks the classes, or else has finite numbers alone."""
+    if problem_type == SINGLE_LABEL:
+        return has_answer(logits)
+    return np.asarray(np.isfinite(logits).all(axis=1))
+
+
 def f1_scores(right: Any, wrong_yes: Any, wrong_no: Any) -> Floats:
     """Returns F1; 0 for a class that is neither present nor predicted.
 

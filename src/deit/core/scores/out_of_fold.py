@@ -14,13 +14,13 @@ import numpy.typing as npt
 from deit.core.errors import DamagedFileError, parsing
 from deit.core.files import replaced_file, write_text_atomically
 from deit.core.labels import NO_LABEL
+from deit.core.printable import not_computed
 from deit.core.scores.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 ANSWERS_NAME, ANSWERS_TABLE_NAME = "out_of_fold.npz", "out_of_fold.csv"
 SCORES_NAME = "out_of_fold.json"
 
 _KIND = "a file of out-of-fold answers"
-_FIRST_CHARACTERS = ("=", "+", "-", "@", "\t", "\r")  # by which spreadsheets know a formula
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,9 @@ class OutOfFold:
             else:
                 answer = f"{float(row[0]):.6g}" if number else self._several(row > 0.5)
             cells = [] if number else [f"{value:.6g}" for value in row]
-            writer.writerow([_cell(str(name)), _cell(self._label(label)), int(fold), _cell(answer), *cells])
+            writer.writerow(
+                [not_computed(str(name)), not_computed(self._label(label)), int(fold), not_computed(answer), *cells]
+            )
         return text.getvalue()
 
     def _label(self, label: Any) -> str:
@@ -141,16 +143,3 @@ class OutOfFold:
 
     def _several(self, has: Any) -> str:
         return "|".join(self.classes[i] for i in np.flatnonzero(has))
-
-
-def _cell(text: str) -> str:
-    """Returns text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(_FIRST_CHARACTERS) and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

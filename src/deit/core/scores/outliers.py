@@ -7,6 +7,7 @@ The Mahalanobis distance with one covariance for all classes (Lee et al. 2018), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,16 +59,21 @@ class FeatureClouds:
         whitening = vectors / np.sqrt(np.maximum(values, floor))
         return cls(means=(means @ whitening).astype(np.float32), whitening=whitening.astype(np.float32))
 
+    @cached_property
+    def _wide(self) -> tuple[Floats, Floats, Floats]:
+        """The whitening, the means and their squares (C,), in float64."""
+        whitening, means = self.whitening.astype(np.float64), self.means.astype(np.float64)
+        return whitening, means, (means**2).sum(1)
+
     def distances(self, features: Array) -> Floats:
         """Returns the distance (N,) of features (N, D) to the nearest mean; infinite for features that are not."""
         result = np.full(len(features), np.inf)
         finite = np.flatnonzero(np.isfinite(features).all(axis=1))
+        whitening, means, squared = self._wide
         for start in range(0, len(finite), _ROWS):
             rows = finite[start : start + _ROWS]
-            white = features[rows].astype(np.float64) @ self.whitening
-            squares = (
-                (white**2).sum(1)[:, None] - 2 * white @ self.means.T + (self.means.astype(np.float64) ** 2).sum(1)
-            )
+            white = features[rows].astype(np.float64) @ whitening
+            squares = (white**2).sum(1)[:, None] - 2 * white @ means.T + squared
             result[rows] = np.sqrt(np.maximum(squares.min(axis=1), 0))
         return result
 
