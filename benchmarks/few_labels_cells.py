@@ -51,6 +51,10 @@ _BY_ITSELF: dict[str, Any] = {
     "data": DataOptions(labelled_share=0.3),
     "pseudo_labels": PseudoLabels(weight=1.0, threshold=0.8, mixup=False),
 }
+_STANDARDIZED: dict[str, Any] = {"distillation": Distillation(kind="standardized", weight=0.8)}
+_DIST: dict[str, Any] = {"distillation": Distillation(kind="dist", weight=0.8)}
+_MUON: dict[str, Any] = {"optimizer": dataclasses.replace(_ADAMW, name="muon")}
+_MIMETIC: dict[str, Any] = {"initialization": "mimetic"}
 _BY_AVERAGE: dict[str, Any] = {"pseudo_labels": _PSEUDO, "ema_decay": 0.995, "data": DataOptions(labelled_share=0.2)}
 
 
@@ -68,22 +72,25 @@ class Ingredient:
 
 
 INGREDIENTS = {
-    "standardized": Ingredient(settings={"distillation": Distillation(kind="standardized", weight=0.8)}),
+    "standardized": Ingredient(settings=_STANDARDIZED),
     "wttm": Ingredient(settings={"distillation": Distillation(kind="wttm", temperature=2.0, weight=0.8)}),
-    "dist": Ingredient(settings={"distillation": Distillation(kind="dist", weight=0.8)}),
+    "dist": Ingredient(settings=_DIST),
     "flip": Ingredient(settings={"distillation": dataclasses.replace(_SOFT, flip_teacher=True)}),
-    "muon": Ingredient(settings={"optimizer": dataclasses.replace(_ADAMW, name="muon")}),
+    "muon": Ingredient(settings=_MUON),
     "average": Ingredient(settings={"ema_decay": 0.995}),
     "pseudo": Ingredient(settings=_BY_AVERAGE, teacher=""),
     "pseudo-distilled": Ingredient(settings=_BY_AVERAGE),
+    "mimetic": Ingredient(settings=_MIMETIC),
+    "mimetic-dist": Ingredient(settings={**_MIMETIC, **_DIST}),
+    "mimetic-standardized": Ingredient(settings={**_MIMETIC, **_STANDARDIZED}),
+    "mimetic-muon": Ingredient(settings={**_MIMETIC, **_MUON}),
+    "mimetic-scratch": Ingredient(settings=_MIMETIC, teacher=""),
     "better-teacher": Ingredient(teacher="convnet"),
+    "mimetic-better": Ingredient(settings=_MIMETIC, teacher="convnet"),
     "together": Ingredient(
-        settings={"distillation": Distillation(kind="dist", weight=0.8, flip_teacher=True)}, teacher="convnet"
+        settings={**_MIMETIC, "ema_decay": 0.995, "distillation": dataclasses.replace(_SOFT, flip_teacher=True)},
+        teacher="convnet",
     ),
-    "standardized-better": Ingredient(
-        settings={"distillation": Distillation(kind="standardized", weight=0.8)}, teacher="convnet"
-    ),
-    "better-average": Ingredient(settings={"ema_decay": 0.995}, teacher="convnet"),
 }
 
 
@@ -306,7 +313,8 @@ class Trainings:
         """Returns all images without labels, those with a label, or all with some labels."""
         if run.name == PRE_TRAINING:
             return Data(train=WithoutLabels(self.data.train), val=WithoutLabels(self.data.val))
-        everything = run.name == CONVNET or run.name in INGREDIENTS or bool(teacher_of(run.name))
+        labels_itself = "pseudo_labels" in INGREDIENTS.get(run.name, Ingredient()).settings
+        everything = run.name == CONVNET or labels_itself or bool(teacher_of(run.name))
         return with_fewer_labels(self.data, label_fraction=run.share, seed=run.seed, keep_others=everything)
 
     def recipe_of(self, run: Run, data: Data) -> Recipe:

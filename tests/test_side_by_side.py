@@ -100,11 +100,11 @@ def test_the_table_leaves_out_what_is_unfinished() -> None:
 
 def test_each_cell_needs_its_convnet_and_its_pre_training() -> None:
     few_labels = module("few_labels")
-    names = ["scratch", "both", "pseudo", "better-average"]
+    names = ["scratch", "both", "pseudo", "mimetic-better"]
     runs = few_labels.all_runs([3], [0.1], names)
     assert [run.name for run in runs] == ["pre-training", "teacher", "convnet", *names]
     needs = {run.name: [each.folder for each in run.needs()] for run in runs}
     assert {name: found for name, found in needs.items() if found} == {
         "both": ["seed-3/pre-training", "seed-3/labels-0.1/teacher"],
-        "better-average": ["seed-3/labels-0.1/convnet"],
+        "mimetic-better": ["seed-3/labels-0.1/convnet"],
     }

@@ -33,13 +33,14 @@ _WARM_UP = 0.1  # of the epochs
 LIGHT: dict[str, Any] = {"augment.rand_augment": "", "augment.erase_rate": 0.0, "augment.mix_rate": 0.0}
 STRONG: dict[str, Any] = {"augment.mixup_alpha": 0.0, "augment.mix_rate": 0.5}
 _CROPS: dict[bool, dict[str, Any]] = {True: {"augment.crop": "padded"}, False: {"augment.crop_scale": (0.35, 1.0)}}
-_SCRATCH: dict[str, Any] = {
+_RANDOM: dict[str, Any] = {
     "drop_path_rate": 0.0,
     "optimizer.reference_batch_size": 0,
     "optimizer.clip_grad": 1.0,
     "optimizer.lr": 1e-3,
 }
-_CONVNET: dict[str, Any] = {**_SCRATCH, "optimizer.lr": 2e-3}
+_SCRATCH: dict[str, Any] = {**_RANDOM, "initialization": "mimetic"}
+_CONVNET: dict[str, Any] = {**_RANDOM, "optimizer.lr": 2e-3}
 _FINE_TUNED: dict[str, Any] = {
     "drop_path_rate": 0.0,
     "optimizer.reference_batch_size": 0,
@@ -48,7 +49,7 @@ _FINE_TUNED: dict[str, Any] = {
     "optimizer.layer_decay": 0.75,
     "schedule.min_lr": 1e-6,
 }
-_PROBE: dict[str, Any] = {**_SCRATCH, "optimizer.lr": 1e-3}
+_PROBE = _RANDOM
 _BEST: dict[str, Any] = {"keep": "best"}
 _SOFT: dict[str, Any] = {
     "distillation.kind": "soft",

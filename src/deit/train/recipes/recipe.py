@@ -21,6 +21,7 @@ from deit.train.recipes.values import build, flat, plain, require, require_one_o
 from deit.train.recipes.yaml_files import read_yaml
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+INITIALIZATIONS = ("normal", "mimetic")
 STUDENT_MODES = ("train", "eval")
 CLASS_WEIGHTS = ("none", "balanced", "sqrt")
 EMA_USES = ("save", "keep")
@@ -54,6 +55,8 @@ class Recipe:
             the last pixels of each row and column that do not fill a patch, as in the authors' DeiT III huge.
         init: Initial weights: model directory, weight file or hub name; empty for random weights. "<NAME>" is a
             placeholder for the model that the recipe NAME makes; the user must pass that model.
+        initialization: Random weights of a DeiT or ViT: "normal" (the paper's) or "mimetic" (those of the attention
+            resemble trained ones; better in short trainings, see docs/results.md). Unused with `init`.
         teacher: Teacher models; the probabilities of several are averaged. Empty trains on labels only.
         batch_size: Images per step, summed over all processes and accumulated parts.
         accumulate: Number of parts that each process computes one after another and sums to one step. Saves memory.
@@ -101,6 +104,7 @@ class Recipe:
     image_size: int = 0
     partial_patches: bool = False
     init: str = ""
+    initialization: str = "normal"
     teacher: tuple[str, ...] = ()
     batch_size: int = 64
     accumulate: int = 1
@@ -140,6 +144,7 @@ class Recipe:
             self.batch_size,
         )
         require(0 <= self.seed < 2**63, "seed must be at least 0 and less than 2**63", self.seed)
+        require_one_of("initialization", self.initialization, INITIALIZATIONS)
         require_one_of("precision", self.precision, PRECISIONS)
         require_one_of("loss", self.loss, CLASSIFICATION_LOSSES)
         object.__setattr__(self, "label_smoothing", following("label_smoothing", self.label_smoothing, self.loss))

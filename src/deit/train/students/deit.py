@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from deit.models.weights.initialization import InitReport, initialize_from
 from deit.models.weights.loading import read_network
 from deit.runtime.random_state import random_state_kept
 from deit.train.recipes.recipe import Recipe
+from deit.train.students.initialization import initialize_mimetic
 from deit.train.students.start import config_of, require_architecture, resolved_start
 from deit.train.students.timm import build_timm, folder_values, timm_architecture
 from deit.train.teachers.label_matching import head_rows
@@ -36,6 +38,8 @@ from deit.train.teachers.label_matching import head_rows
 # Fields of a checkpoint's configuration that a student does not inherit.
 _NOT_INHERITED = ("model_type", "architectures", "dtype", "id2label", "label2id", "return_dict", "output_attentions",
                   "output_hidden_states", "decoder_init")  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 _CLASS_HEADS = ("cls_classifier.weight", "classifier.weight")
 
@@ -94,6 +98,7 @@ def build_student(
     recipe, size = _with_choices(recipe, name, init, image_size)
     name, init = recipe.student or None, recipe.init or None
     library, _, architecture = (name or "").partition("/")
+    _warn_of_unused(recipe, random=init is None and library != "timm")
     with random_state_kept():
         torch.manual_seed(recipe.seed)
         if library == "timm" and architecture:
@@ -103,7 +108,7 @@ def build_student(
                 raise UserError("A student needs a name or a checkpoint. Received neither.")
             config = _configured(variant_config(name), classes, recipe, size)
             processor = _processor(config, recipe, IMAGENET_MEAN, IMAGENET_STD)
-            return Student(model=_build(config, recipe), processor=processor, classes=tuple(classes))
+            return Student(model=_new(_build(config, recipe), recipe), processor=processor, classes=tuple(classes))
         variant = find_variant(name) if name else None
         checkpoint = open_checkpoint(init, FileOptions())
         other = timm_architecture(checkpoint) if variant is None else None
@@ -137,6 +142,7 @@ def build_masked_student(
     name, init, overrides = recipe.student or None, recipe.init or None, overrides or recipe.config
     if overrides and init is not None:
         raise UserError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
+    _warn_of_unused(recipe, random=init is None)
     with random_state_kept():
         torch.manual_seed(recipe.seed)
         if init is not None:
@@ -151,7 +157,8 @@ def build_masked_student(
                 config.encoder_stride = config.grid_patch_size[0]
             config.validate()
         own = _configured(config, None, recipe, size)
-        return Student(model=_build_masked(own, recipe), processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
+        model = _new(_build_masked(own, recipe), recipe)
+        return Student(model=model, processor=_processor(own, recipe, IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _with_choices(
@@ -187,6 +194,21 @@ def _build(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
         return ViTForImageClassification(config)
     assert isinstance(config, DeiTConfig)
     return DeiTForImageClassificationWithTeacher(config)
+
+
+def _warn_of_unused(recipe: Recipe, *, random: bool) -> None:
+    if recipe.initialization != "normal" and not random:
+        start = recipe.init or recipe.student
+        logger.warning(
+            "Does not use initialization=%s: the initial weights are those of %s.", recipe.initialization, start
+        )
+
+
+def _new(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """Returns the model with the random weights that the recipe asks for."""
+    if recipe.initialization == "mimetic":
+        initialize_mimetic(model.base_model.trunk)
+    return model
 
 
 def _configured(

@@ -72,11 +72,14 @@ def unused_settings(recipe: Recipe, student: nn.Module, processor: DeiTImageProc
 
     Args:
         recipe: Recipe of the training.
-        student: Drop path of models of other libraries is their own.
+        student: Drop path and random weights of models of other libraries are their own.
         processor: Its crop is used; `crop_ratio` is unused if it gives another.
         data: Data that came divided have no share to hold out; `loss` is for one class per image.
     """
-    unused = [] if isinstance(student, PreTrainedModel) else ["drop_path_rate", "drop_path_shape"]
+    ours = isinstance(student, PreTrainedModel)
+    unused = [] if ours else ["drop_path_rate", "drop_path_shape"]
+    if recipe.init or not ours:
+        unused.append("initialization")
     expected = evaluation_processor(
         processor.output_size, crop_ratio=recipe.crop_ratio, mean=processor.channel_mean, std=processor.channel_std
     )
