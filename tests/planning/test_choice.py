@@ -78,6 +78,13 @@ SITUATIONS = {
     "few images": (
         {"data": dataclasses.replace(THUMBNAILS, labelled=40, val_images=10, smallest_class=5)}, {"batch_size": 8},
     ),
+    "eighty images": ({"data": dataclasses.replace(THUMBNAILS, labelled=80, val_images=20)}, {"batch_size": 16}),
+    "images like their mirror images": ({}, {"augment.flip_rate": 0.5, "initialization": "mimetic"}),
+    "images unlike them": ({"data": dataclasses.replace(THUMBNAILS, mirrored=0.05)}, {"augment.flip_rate": 0.0}),
+    "flips of the user": (
+        {"data": dataclasses.replace(THUMBNAILS, mirrored=0.05), "augment__flip_rate": 0.5},
+        {"augment.flip_rate": 0.5},
+    ),
     "epochs of the user": ({"schedule__epochs": 7, "minutes": None}, {"schedule.epochs": 7}),
 }  # fmt: skip
 

@@ -145,8 +145,9 @@ def test_what_the_published_recipes_do_not_say_is_the_default() -> None:
     for name in PUBLISHED:
         assert not (ours - START) & set(differences(named_recipe(name).recipe, Recipe()))
     assert {key.split(".")[0] for key in ours} == {
-        "accumulate", "seed", "initialization", "precision", "compile", "eval_epochs", "num_workers", "augment", "distillation", "data",
-        "freeze", "class_weights", "keep", "keep_score", "keep_state", "masking", "pseudo_labels", "schedule", *START,
+        "accumulate", "seed", "initialization", "precision", "compile", "eval_epochs", "num_workers", "augment",
+        "distillation", "data", "freeze", "class_weights", "keep", "keep_score", "keep_state", "masking",
+        "pseudo_labels", "schedule", *START,
     }  # fmt: skip
 
 

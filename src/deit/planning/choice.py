@@ -27,6 +27,7 @@ _FEW = 5  # images of a class; fewer are worth a word
 _OTHER_KIND = 1.5  # times as large
 _UNEVEN = 3  # times as many images in the largest class as in the smallest
 _LEAST_FOR_BEST = 50  # validation images; fewer choose an evaluation by chance
+_ONE_SIDED = 0.15  # share of images that resemble mirror images; with less, left and right mean something
 _LARGER = 2.0  # the next larger student costs about so many times as much
 _WARM_UP = 0.1  # of the epochs
 
@@ -260,10 +261,11 @@ def _student(
         **(_BEST if keeps_best else {}),
     }
     recipe = Recipe().with_settings({**settings, **wishes.settings})
+    light = "crops and flips" if recipe.augment.flip_rate else "crops"
     reasons = [
         f"{counted(epochs, 'epoch')} of {counted(timing.steps_per_epoch, 'step')} in batches of {batch}: what "
         f"{_duration(seconds)} allow at {1000 * timing.epoch / timing.steps_per_epoch:.0f} ms a step, measured here.",
-        f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else 'light (crops and flips)'}, because "
+        f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else f'light ({light})'}, because "
         f"each image is shown {counted(epochs, 'time')}, in {counted(epochs * timing.steps_per_epoch, 'step')}.",
     ]
     if uneven:
@@ -299,7 +301,12 @@ def _class_weights(data: DataFacts) -> dict[str, Any]:
 
 def views(data: DataFacts, side: int, *, strong: bool) -> Mapping[str, Any]:
     """Returns the settings of the views for an input of a size, light or strong."""
-    return {**(STRONG if strong else LIGHT), **_CROPS[data.side <= max(THUMBNAIL, side)]}
+    flips = {"augment.flip_rate": 0.0} if _is_one_sided(data) else {}
+    return {**(STRONG if strong else LIGHT), **_CROPS[data.side <= max(THUMBNAIL, side)], **flips}
+
+
+def _is_one_sided(data: DataFacts) -> bool:
+    return data.mirrored < _ONE_SIDED
 
 
 def _on_images(data: DataFacts) -> list[str]:
@@ -312,6 +319,11 @@ def _on_images(data: DataFacts) -> list[str]:
         told.append(
             f"Images without a label are of another kind: typically {data.unlabelled_side} pixels. They are brought to "
             "the same input size. --set data.labelled_share=0.5 shows them less."
+        )
+    if _is_one_sided(data):
+        told.append(
+            f"No mirror images: only {100 * data.mirrored:.0f} % of a sample resemble a mirrored image most, so left "
+            "and right mean something. --set augment.flip_rate=0.5 shows them."
         )
     if data.problem_type == SINGLE_LABEL and data.smallest_class < _FEW:
         told.append(f"The smallest class has {counted(data.smallest_class, 'training image')}: expect little of it.")

@@ -20,7 +20,7 @@ _TEACHER, _TEACHER_GPU = "timm/resnet10t", "timm/resnet18"
 _BATCHES = (16, 32, 64)
 _BATCHES_GPU = (32, 64, 128, 256)
 _STEPS_PER_EPOCH = 40
-_LEAST_BATCH = 8  # with fewer than ten of the smallest batch
+_LEAST_BATCH = 8  # with fewer than four of the smallest batch
 _MEMORY_SHARE = 0.7  # of what is free
 _PUBLISHED_ON_CPU = 25_000_000  # parameters; larger published models are left to GPUs
 
@@ -96,7 +96,7 @@ def _batch(images: int, on_gpu: bool, processes: int) -> int:
     """Returns a batch size of which an epoch has forty, within limits; even, and a multiple of the processes."""
     sizes = _BATCHES_GPU if on_gpu else _BATCHES
     fitting = [size for size in sizes if images >= size * _STEPS_PER_EPOCH]
-    size = max(fitting, default=sizes[0] if images >= 10 * sizes[0] else _LEAST_BATCH)
+    size = max(fitting, default=sizes[0] if images >= 4 * sizes[0] else _LEAST_BATCH)
     multiple = math.lcm(2, processes)
     return max(min(size, images) // multiple, 1) * multiple
 

@@ -22,6 +22,7 @@ class DataFacts:
         largest_class: Of the largest class; likewise.
         side: Shorter side of a typical image in pixels: the median of a sample.
         unlabelled_side: Likewise of the images without a label; 0 where there are none.
+        mirrored: Share of a sample whose nearest other image is a mirror image; see `mirrored_share`.
         problem_type: One of `PROBLEM_TYPES`.
     """
 
@@ -33,6 +34,7 @@ class DataFacts:
     largest_class: int = 0
     side: int
     unlabelled_side: int = 0
+    mirrored: float = 0.5
     problem_type: str = SINGLE_LABEL
 
     @property

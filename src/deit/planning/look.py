@@ -28,6 +28,8 @@ from deit.runtime.devices import resolve
 logger = logging.getLogger(__name__)
 
 _SAMPLE = 32  # images whose sizes are looked at
+_MIRRORED_SAMPLE, _LEAST_MIRRORED, _MIRRORED_SIDE = 200, 40, 16
+_COPY = 0.98  # correlation of two images from which they count as one: frames of a burst tell nothing of mirrors
 _CONVNETS = ("timm/resnet10t", "timm/resnet18", "timm/resnet26t", "timm/resnet50")
 
 
@@ -51,6 +53,7 @@ def look_at_data(data: Data) -> DataFacts:
         val_images=len(data.val.labels),
         classes=len(train.classes),
         side=typical_side(train, labelled),
+        mirrored=mirrored_share(train, labelled),
         unlabelled_side=typical_side(train, rest) if len(rest) else 0,
         problem_type=train.problem_type,
         **facts,
@@ -89,6 +92,43 @@ def typical_side(source: Source, numbers: Any) -> int:
         except (ImageError, OSError) as error:
             logger.debug("%s", error)
     return int(np.median(sides)) if sides else 0
+
+
+def mirrored_share(source: Source, numbers: Any) -> float:
+    """Returns the share of a sample of images whose nearest other image is a mirror image.
+
+    Compares each image with the others of the sample and with their mirror images: by the correlation of 16 x 16 gray
+    pixels, copies left out. Photos of CIFAR-10 and ImageNet have 0.48, since left and right mean nothing there.
+    Scikit-learn's digits have 0.03, because a mirrored digit resembles none.
+
+    Args:
+        source: The images.
+        numbers: Of those that are meant.
+
+    Returns:
+        The share; 0.5 where there are too few images to tell.
+    """
+    places = np.unique(np.linspace(0, len(numbers) - 1, _MIRRORED_SAMPLE).round().astype(int))
+    found = []
+    for number in numbers[places]:
+        try:
+            image = source.image(int(number)).convert("L").resize((_MIRRORED_SIDE, _MIRRORED_SIDE))
+        except (ImageError, OSError) as error:
+            logger.debug("%s", error)
+            continue
+        pixels = np.asarray(image, np.float32)
+        if pixels.std() > 0:
+            found.append((pixels - pixels.mean()) / (pixels.std() * _MIRRORED_SIDE))
+    if len(found) < _LEAST_MIRRORED:
+        return 0.5
+    images = np.stack(found)
+    plain = images.reshape(len(images), -1)
+    likeness = plain @ plain.T
+    with_mirrors = plain @ images[:, :, ::-1].reshape(len(images), -1).T
+    copies = (likeness > _COPY) | (with_mirrors > _COPY)
+    np.fill_diagonal(copies, True)
+    nearest, mirror = (np.where(copies, -2.0, each).max(axis=1) for each in (likeness, with_mirrors))
+    return float((mirror > nearest).mean())
 
 
 def look_at_machine(

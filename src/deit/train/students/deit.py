@@ -23,6 +23,7 @@ from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD, variant_config
 from deit.core.weights.plan import refuse_larger_than_file
 from deit.models.deit import DeiTForImageClassificationWithTeacher, DeiTForMaskedImageModeling
 from deit.models.pretrained import PreTrainedModel
+from deit.models.trunk.vision_transformer import VisionTransformer
 from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling
 from deit.models.weights.finiteness import refuse_non_finite
 from deit.models.weights.from_pretrained import Checkpoint, FileOptions, open_checkpoint
@@ -207,7 +208,9 @@ def _warn_of_unused(recipe: Recipe, *, random: bool) -> None:
 def _new(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     """Returns the model with the random weights that the recipe asks for."""
     if recipe.initialization == "mimetic":
-        initialize_mimetic(model.base_model.trunk)
+        trunk = model.base_model.trunk
+        assert isinstance(trunk, VisionTransformer)
+        initialize_mimetic(trunk)
     return model
 
 
