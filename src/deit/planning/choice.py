@@ -33,7 +33,7 @@ _WARM_UP = 0.1  # of the epochs
 
 LIGHT: dict[str, Any] = {"augment.rand_augment": "", "augment.erase_rate": 0.0, "augment.mix_rate": 0.0}
 STRONG: dict[str, Any] = {"augment.mixup_alpha": 0.0, "augment.mix_rate": 0.5}
-_CROPS: dict[bool, dict[str, Any]] = {True: {"augment.crop": "padded"}, False: {"augment.crop_scale": (0.35, 1.0)}}
+_CROP_OF_THUMBNAILS, _CROP_OF_PHOTOS = (0.5, 1.0), (0.35, 1.0)
 _RANDOM: dict[str, Any] = {
     "drop_path_rate": 0.0,
     "optimizer.reference_batch_size": 0,
@@ -302,7 +302,8 @@ def _class_weights(data: DataFacts) -> dict[str, Any]:
 def views(data: DataFacts, side: int, *, strong: bool) -> Mapping[str, Any]:
     """Returns the settings of the views for an input of a size, light or strong."""
     flips = {"augment.flip_rate": 0.0} if _is_one_sided(data) else {}
-    return {**(STRONG if strong else LIGHT), **_CROPS[data.side <= max(THUMBNAIL, side)], **flips}
+    crop = _CROP_OF_THUMBNAILS if data.side <= max(THUMBNAIL, side) else _CROP_OF_PHOTOS
+    return {**(STRONG if strong else LIGHT), "augment.crop_scale": crop, **flips}
 
 
 def _is_one_sided(data: DataFacts) -> bool:
