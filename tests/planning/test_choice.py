@@ -45,7 +45,8 @@ def planned(
 
 SITUATIONS = {
     "thumbnails on a CPU": (
-        {}, {"student": "deit-mini-distilled-patch4-32", "image_size": 32, "augment.crop_scale": (0.5, 1.0), "init": ""},
+        {},
+        {"student": "deit-mini-distilled-patch4-32", "image_size": 32, "augment.crop_scale": (0.5, 1.0), "init": ""},
     ),
     "thumbnails with time to spare": ({"speed": FAST}, {"student": "deit-micro-distilled-patch4-32"}),
     "thumbnails on a GPU": (
@@ -77,6 +78,10 @@ SITUATIONS = {
     "too few of them": ({"data": dataclasses.replace(THUMBNAILS, val_images=20)}, {"keep": "last"}),
     "few images": (
         {"data": dataclasses.replace(THUMBNAILS, labelled=40, val_images=10, smallest_class=5)}, {"batch_size": 8},
+    ),
+    "few thumbnails": (
+        {"data": dataclasses.replace(THUMBNAILS, labelled=80), "speed": dataclasses.replace(SPEED, step=0.1)},
+        {"student": "deit-digits-distilled-patch8-32"},
     ),
     "eighty images": ({"data": dataclasses.replace(THUMBNAILS, labelled=80, val_images=20)}, {"batch_size": 16}),
     "images like their mirror images": ({}, {"augment.flip_rate": 0.5, "initialization": "mimetic"}),
