@@ -16,7 +16,6 @@ GIVEN = Speed(step=2.99, light_view=0.001, strong_view=0.002, evaluation=0.0, me
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes plans small and independent of the machine."""
     monkeypatch.setattr(designs, "_THUMBNAILS", (STUDENT,))
-    monkeypatch.setattr(designs, "_FEW_THUMBNAILS", ())
     monkeypatch.setattr(designs, "_THUMBNAILS_GPU", (STUDENT,))
     monkeypatch.setattr(designs, "_TEACHER", TEACHER)
     monkeypatch.setattr(designs, "_TEACHER_GPU", TEACHER)

@@ -79,10 +79,6 @@ SITUATIONS = {
     "few images": (
         {"data": dataclasses.replace(THUMBNAILS, labelled=40, val_images=10, smallest_class=5)}, {"batch_size": 8},
     ),
-    "few thumbnails": (
-        {"data": dataclasses.replace(THUMBNAILS, labelled=80), "speed": dataclasses.replace(SPEED, step=0.1)},
-        {"student": "deit-digits-distilled-patch8-32"},
-    ),
     "eighty images": ({"data": dataclasses.replace(THUMBNAILS, labelled=80, val_images=20)}, {"batch_size": 16}),
     "images like their mirror images": ({}, {"augment.flip_rate": 0.5, "initialization": "mimetic"}),
     "images unlike them": ({"data": dataclasses.replace(THUMBNAILS, mirrored=0.05)}, {"augment.flip_rate": 0.0}),

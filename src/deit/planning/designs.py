@@ -12,8 +12,6 @@ from deit.planning.facts import DataFacts, MachineFacts, Reachable, Wishes
 
 THUMBNAIL = 48  # pixels; images up to this size are trained at 32, where a patch of 16 would see almost nothing
 _THUMBNAILS = ("deit-mini-distilled-patch4-32", "deit-micro-distilled-patch4-32")
-_FEW_THUMBNAILS = ("deit-digits-distilled-patch8-32",)  # for up to
-_FEW_LABELED = 300  # images: more steps of a smaller student teach more there (docs/results.md)
 _THUMBNAILS_GPU = ("deit-micro-distilled-patch4-32", "deit-tiny-distilled-patch4-32")
 _PHOTOS = ("deit-mini-distilled-patch8-64", "deit-micro-distilled-patch8-64")
 _PHOTOS_GPU = ("deit-tiny-distilled-patch16-224",)
@@ -122,8 +120,7 @@ def _published(data: DataFacts, reachable: Reachable, on_gpu: bool) -> list[str]
 
 def _scratch(data: DataFacts, on_gpu: bool) -> tuple[str, ...]:
     if data.side <= THUMBNAIL:
-        fewest = _FEW_THUMBNAILS if data.labelled <= _FEW_LABELED and not on_gpu else ()
-        return _THUMBNAILS_GPU if on_gpu else (*fewest, *_THUMBNAILS)
+        return _THUMBNAILS_GPU if on_gpu else _THUMBNAILS
     return _PHOTOS_GPU if on_gpu else _PHOTOS
 
 
