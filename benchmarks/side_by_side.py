@@ -16,11 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_PRELOAD = (
-    "torch",
-    "timm",
-    "few_labels_cells",
-)  # no job imports these again; none of them asks for a GPU when imported
+# No job imports these again. None of them asks for a GPU when imported.
+_PRELOAD = ("torch", "timm", "few_labels_cells")
 _LOG_LINES = 15
 _SECONDS_TO_SAVE = 30.0  # for a process that was asked to end
 

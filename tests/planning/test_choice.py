@@ -233,3 +233,12 @@ def test_a_plan_survives_json():
     assert Plan.from_dict(plan.to_dict()) == plan
     with pytest.raises(UserError, match="no plan of a training"):
         Plan.from_dict({"recipe": {}})
+
+
+def test_a_plan_speaks_of_missing_mirror_images_only_where_none_are_shown() -> None:
+    one_sided = dataclasses.replace(THUMBNAILS, mirrored=0.05)
+    told = [
+        any(reason.startswith("No mirror images: only 5 %") for reason in plan.reasons)
+        for plan in (planned(one_sided), planned(one_sided, augment__flip_rate=0.5), planned())
+    ]
+    assert told == [True, False, False]

@@ -268,6 +268,11 @@ def _student(
         f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else f'light ({light})'}, because "
         f"each image is shown {counted(epochs, 'time')}, in {counted(epochs * timing.steps_per_epoch, 'step')}.",
     ]
+    if _is_one_sided(data) and not recipe.augment.flip_rate:
+        reasons.append(
+            f"No mirror images: only {100 * data.mirrored:.0f} % of a sample resemble a mirrored image most, so left "
+            "and right mean something. --set augment.flip_rate=0.5 shows them."
+        )
     if uneven:
         reasons.append(
             f"Class weights: {uneven['class_weights']}, because classes have {data.smallest_class} to "
@@ -320,11 +325,6 @@ def _on_images(data: DataFacts) -> list[str]:
         told.append(
             f"Images without a label are of another kind: typically {data.unlabelled_side} pixels. They are brought to "
             "the same input size. --set data.labelled_share=0.5 shows them less."
-        )
-    if _is_one_sided(data):
-        told.append(
-            f"No mirror images: only {100 * data.mirrored:.0f} % of a sample resemble a mirrored image most, so left "
-            "and right mean something. --set augment.flip_rate=0.5 shows them."
         )
     if data.problem_type == SINGLE_LABEL and data.smallest_class < _FEW:
         told.append(f"The smallest class has {counted(data.smallest_class, 'training image')}: expect little of it.")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from deit.core.errors import UserError
 from deit.core.hub import HubOptions, local_path
@@ -84,14 +86,17 @@ def typical_side(source: Source, numbers: Any) -> int:
         source: The images.
         numbers: Of those that are meant; at least one.
     """
-    places = np.unique(np.linspace(0, len(numbers) - 1, _SAMPLE).round().astype(int))
-    sides = []
-    for number in numbers[places]:
+    sides = [min(image.size) for image in _sample(source, numbers, _SAMPLE)]
+    return int(np.median(sides)) if sides else 0
+
+
+def _sample(source: Source, numbers: Any, count: int) -> Iterator[Image.Image]:
+    """Yields evenly spaced images out of `numbers`, without those that cannot be read."""
+    for number in numbers[np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))]:
         try:
-            sides.append(min(source.image(int(number)).size))
+            yield source.image(int(number))
         except (ImageError, OSError) as error:
             logger.debug("%s", error)
-    return int(np.median(sides)) if sides else 0
 
 
 def mirrored_share(source: Source, numbers: Any) -> float:
@@ -108,15 +113,9 @@ def mirrored_share(source: Source, numbers: Any) -> float:
     Returns:
         The share; 0.5 where there are too few images to tell.
     """
-    places = np.unique(np.linspace(0, len(numbers) - 1, _MIRRORED_SAMPLE).round().astype(int))
     found = []
-    for number in numbers[places]:
-        try:
-            image = source.image(int(number)).convert("L").resize((_MIRRORED_SIDE, _MIRRORED_SIDE))
-        except (ImageError, OSError) as error:
-            logger.debug("%s", error)
-            continue
-        pixels = np.asarray(image, np.float32)
+    for image in _sample(source, numbers, _MIRRORED_SAMPLE):
+        pixels = np.asarray(image.convert("L").resize((_MIRRORED_SIDE, _MIRRORED_SIDE)), np.float32)
         if pixels.std() > 0:
             found.append((pixels - pixels.mean()) / (pixels.std() * _MIRRORED_SIDE))
     if len(found) < _LEAST_MIRRORED:

@@ -34,10 +34,8 @@ def command_line(context: typer.Context, without: Collection[str] = ()) -> str:
         elif value is True:
             words.append(parameter.opts[0])
         elif value != parameter.default and value is not None:
-            values = (
-                [f"{each:.12g}" for each in value] if isinstance(value, tuple) else [str(value)]
-            )  # a pair of numbers
-            words += [parameter.opts[0], *values]
+            pair = isinstance(value, tuple)
+            words += [parameter.opts[0], *([f"{each:.12g}" for each in value] if pair else [str(value)])]
     return shlex.join(words)
 
 
