@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from deit.planning import look
 from deit.planning.look import mirrored_share
 
 
@@ -47,3 +48,14 @@ def test_too_few_or_empty_pictures_tell_nothing(images: np.ndarray) -> None:
 def test_copies_do_not_count_as_neighbors() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (100, 16, 16))
     assert share(np.repeat(noise, 2, axis=0)) == pytest.approx(0.5, abs=0.15)
+
+
+def test_large_images_are_read_up_to_a_number_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    pictures = Pictures(load_digits().images[:200] * 15)
+    image = pictures.image
+    monkeypatch.setattr(pictures, "image", lambda index: [read.append(index), image(index)][1])
+    monkeypatch.setattr(look, "_MOST_PIXELS_READ", 64 * 50)
+    found = mirrored_share(pictures, np.arange(200))  # type: ignore[arg-type]
+    assert len(read) == 51
+    assert found < 0.15
