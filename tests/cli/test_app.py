@@ -156,7 +156,7 @@ def test_a_mistake_of_the_program_ends_it_as_python_does():
 
 def test_a_training_imports_no_library_that_it_may_not_need_before_its_inputs_are_read():
     code = (
-        "import sys; import deit.cli.train, deit.train.trial, deit.train.loop, deit.data.open_data; "
+        "import sys; import deit.cli.training.train, deit.train.trial, deit.train.loop, deit.data.open_data; "
         "from deit.train.recipes.recipe import Recipe; Recipe(); "
         "print(sorted({'timm', 'torchvision', 'torch._dynamo', 'matplotlib', 'transformers'} & set(sys.modules)))"
     )
@@ -174,9 +174,9 @@ def test_without_the_packages_of_the_command_it_says_how_to_install_them(name):
 
 
 def test_other_missing_modules_are_not_taken_for_those():
-    result = run_without("deit.cli.train")
+    result = run_without("deit.cli.training.train")
     assert result.returncode == 1
-    assert "ModuleNotFoundError: No module named 'deit.cli.train'" in result.stderr
+    assert "ModuleNotFoundError: No module named 'deit.cli.training.train'" in result.stderr
 
 
 def run_without(module: str) -> subprocess.CompletedProcess[str]:

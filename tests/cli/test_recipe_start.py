@@ -14,9 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import deit.cli.pretrain
 import deit.cli.terminal.planned
-import deit.cli.train
+import deit.cli.training.pretrain
+import deit.cli.training.train
 import deit.train.students.deit
 import deit.train.trial
 from deit.core.published import VARIANTS
@@ -67,10 +67,10 @@ def dry(monkeypatch, tmp_path) -> Any:
 
         for module in (deit.train.students.deit, deit.train.trial):
             monkeypatch.setattr(module, name, on_meta)
-    monkeypatch.setattr(deit.cli.train, "run_fit", stop)
+    monkeypatch.setattr(deit.cli.training.train, "run_fit", stop)
     monkeypatch.setattr(deit.cli.terminal.planned, "run_fit", stop)
     monkeypatch.setattr(make_plan, "measure", lambda *_, **__: FAST)
-    monkeypatch.setattr(deit.cli.pretrain, "run_fit", stop)
+    monkeypatch.setattr(deit.cli.training.pretrain, "run_fit", stop)
 
     def run(*arguments: object) -> dict[str, Any]:
         found.clear()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.readers.image_folder import ImageFolder
-from deit.inference.engine import open_engine
+from deit.inference.engines.opening import open_engine
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.state import load_state
 from deit.train.students.deit import build_student

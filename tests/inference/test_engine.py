@@ -15,8 +15,8 @@ from torch import nn
 import deit
 from deit.core.errors import UserError
 from deit.inference.contract import Contract
-from deit.inference.engine import ENGINES, open_engine
-from deit.inference.torch_engine import TorchEngine, open_torch_engine
+from deit.inference.engines.opening import ENGINES, open_engine
+from deit.inference.engines.torch_engine import TorchEngine, open_torch_engine
 from tests.inference.conftest import NAMES, PROCESSOR
 
 PIXELS = np.random.default_rng(0).normal(size=(3, 3, 16, 16)).astype(np.float32)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import deit
 from deit.cli.app import app
 from deit.core.processing.image_processor import DeiTImageProcessor
-from deit.inference.engine import open_engine
+from deit.inference.engines.opening import open_engine
 from deit.inference.predictor import Predictor
 
 

@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from deit.inference.engine import open_engine
+from deit.inference.engines.opening import open_engine
 from deit.models.timm.models import create_timm, open_published_timm, open_timm_folder
 from deit.train.teachers.teacher import open_teacher
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from deit.core.variants import IMAGENET_MEAN, IMAGENET_STD
-from deit.inference.engine import open_engine
+from deit.inference.engines.opening import open_engine
 from deit.models.timm.models import create_timm
 from deit.models.weights.torchvision import processor_from_torchvision
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble, match_teacher, open_teacher, open_teachers

@@ -7,19 +7,19 @@ import sys
 import typer
 
 import deit
-from deit.cli.calibrate import calibrate
-from deit.cli.classify import classify
-from deit.cli.convert import convert
 from deit.cli.demo import demo
-from deit.cli.embed import embed
-from deit.cli.evaluate import evaluate
-from deit.cli.inspect import inspect
-from deit.cli.pretrain import pretrain
-from deit.cli.push import push
-from deit.cli.recipes import recipes
+from deit.cli.prediction.calibrate import calibrate
+from deit.cli.prediction.classify import classify
+from deit.cli.prediction.embed import embed
+from deit.cli.prediction.evaluate import evaluate
+from deit.cli.release.convert import convert
+from deit.cli.release.push import push
 from deit.cli.terminal.console import say
 from deit.cli.terminal.launch import launch
-from deit.cli.train import train
+from deit.cli.training.inspect import inspect
+from deit.cli.training.pretrain import pretrain
+from deit.cli.training.recipes import recipes
+from deit.cli.training.train import train
 
 app = typer.Typer(
     name="deit",

@@ -20,7 +20,8 @@ from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import answered_rows
 from deit.inference.answers import Answers, Item, answers
 from deit.inference.contract import FEATURES, Array, Contract
-from deit.inference.engine import Engine, FunctionEngine, open_engine
+from deit.inference.engines.engine import Engine, FunctionEngine
+from deit.inference.engines.opening import open_engine
 from deit.inference.judgement import Judge, Judgement, has_calibration, open_calibration
 
 logger = logging.getLogger(__name__)

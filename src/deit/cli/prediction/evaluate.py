@@ -145,7 +145,7 @@ def _tell(
 
 
 def _score_features(context: typer.Context, known: str) -> None:
-    from deit.cli.embed import evaluate_features_of
+    from deit.cli.prediction.embed import evaluate_features_of
 
     given = context.params
     unused = [name for name in ("teacher", "head", "report", "held_out") if given[name]]

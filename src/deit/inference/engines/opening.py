@@ -1,4 +1,4 @@
-"""Defines what runs a model, and opens the right engine for the file of a model.
+"""Opens the right engine for the file of a model.
 
 A new engine is one file like `torch_engine` and one row of `ENGINES`.
 """
@@ -6,41 +6,13 @@ A new engine is one file like `torch_engine` and one row of `ENGINES`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from deit.core.errors import UserError
 from deit.core.model_directory import kind_of_model
-from deit.inference.contract import Array, Contract
-from deit.inference.torch_engine import open_torch_engine, open_torchvision_engine
-
-
-class Engine(Protocol):
-    """Runs a model on pixels.
-
-    Attributes:
-        contract: What the engine takes and what its answers mean.
-        device: Name of the device that computes: "cpu", "cuda", ...
-        precision: "fp32" or "bf16".
-    """
-
-    @property
-    def contract(self) -> Contract: ...  # noqa: D102
-
-    @property
-    def device(self) -> str: ...  # noqa: D102
-
-    @property
-    def precision(self) -> str: ...  # noqa: D102
-
-    def __call__(self, pixels: Array, /) -> Mapping[str, Array]:
-        """Returns the logits (B, K) of each head of `contract.head_names`.
-
-        Args:
-            pixels: (B, 3, H, W) float32, as `contract.processor` makes them.
-        """
-        ...
+from deit.inference.engines.engine import Engine
+from deit.inference.engines.torch_engine import open_torch_engine, open_torchvision_engine
 
 
 class OpenEngine(Protocol):
@@ -55,26 +27,6 @@ class OpenEngine(Protocol):
 ENGINES: dict[str, OpenEngine] = {
     "": open_torch_engine,
 }
-
-
-class FunctionEngine:
-    """Makes an engine of a function from pixels (B, 3, H, W) to logits (B, K).
-
-    Args:
-        function: The function.
-        contract: Its contract.
-    """
-
-    device = "cpu"
-    precision = "fp32"
-
-    def __init__(self, function: Callable[[Array], Array], contract: Contract) -> None:
-        self.function = function
-        self.contract = contract
-
-    def __call__(self, pixels: Array, /) -> dict[str, Array]:
-        """Returns the logits (B, K) of the one head."""
-        return {self.contract.head_names[0]: self.function(pixels)}
 
 
 def open_engine(

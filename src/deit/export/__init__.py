@@ -1,0 +1,1 @@
+"""Writes models that run without this package, and checks each against the original."""

@@ -1,0 +1,55 @@
+"""Defines what runs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from deit.inference.contract import Array, Contract
+
+
+class Engine(Protocol):
+    """Runs a model on pixels.
+
+    Attributes:
+        contract: What the engine takes and what its answers mean.
+        device: Name of the device that computes: "cpu", "cuda", ...
+        precision: "fp32" or "bf16".
+    """
+
+    @property
+    def contract(self) -> Contract: ...  # noqa: D102
+
+    @property
+    def device(self) -> str: ...  # noqa: D102
+
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+
+    def __call__(self, pixels: Array, /) -> Mapping[str, Array]:
+        """Returns the logits (B, K) of each head of `contract.head_names`.
+
+        Args:
+            pixels: (B, 3, H, W) float32, as `contract.processor` makes them.
+        """
+        ...
+
+
+class FunctionEngine:
+    """Makes an engine of a function from pixels (B, 3, H, W) to logits (B, K).
+
+    Args:
+        function: The function.
+        contract: Its contract.
+    """
+
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, function: Callable[[Array], Array], contract: Contract) -> None:
+        self.function = function
+        self.contract = contract
+
+    def __call__(self, pixels: Array, /) -> dict[str, Array]:
+        """Returns the logits (B, K) of the one head."""
+        return {self.contract.head_names[0]: self.function(pixels)}
