@@ -16,6 +16,9 @@ def command() -> None:
 
     What Python does after all exit handlers, it leaves out: taking PyTorch apart needs a second and 130 MB.
     """
+    from deit.runtime.threads import prepare_threads
+
+    prepare_threads()  # before PyTorch is loaded
     codes: list[int] = []
 
     def leave() -> None:
