@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import deit as package
-from deit.core.known_images import CALIBRATED, KnownImages
+from deit.core.images.known_images import CALIBRATED, KnownImages
 from deit.core.model_directory import published_files
 from deit.core.scores.calibration_file import read_calibration
 from deit.inference.predictor import Predictor

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deit.core.file_names import IMAGES_NAME
-from deit.core.known_images import KnownImages
+from deit.core.images.known_images import KnownImages
 from deit.data.open_data import open_labelled
 from deit.evaluate.evaluation import evaluate_model
 from deit.evaluate.features import evaluate_features

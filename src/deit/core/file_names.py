@@ -23,3 +23,21 @@ RECONSTRUCTION_NAME = "reconstruction.png"
 PLAN_NAME = "plan.json"  # why a planned training is as it is, and how long it takes
 TEACHER_NAME = "teacher"  # a folder: the run of the teacher that a planned training begins with
 PICTURES_NAME = "pictures"  # a folder of earlier reconstructions
+
+# Written by an export. Models take pixels, which is what engines run; classifiers take images.
+EXPORT_NAME = "export.json"  # what was exported, from what, and how it was checked
+ONNX_NAME = "model.onnx"  # pixels -> logits
+ONNX_CLASSIFIER_NAME = "classifier.onnx"  # images -> probabilities
+OPENVINO_NAME, OPENVINO_WEIGHTS_NAME = "openvino_model.xml", "openvino_model.bin"
+OPENVINO_CLASSIFIER_NAME, OPENVINO_CLASSIFIER_WEIGHTS_NAME = "openvino_classifier.xml", "openvino_classifier.bin"
+TORCH_NAME, TORCH_CLASSIFIER_NAME = "model.pt2", "classifier.pt2"
+EXPORTED_FILES = (
+    ONNX_NAME,
+    ONNX_CLASSIFIER_NAME,
+    OPENVINO_NAME,
+    OPENVINO_WEIGHTS_NAME,
+    OPENVINO_CLASSIFIER_NAME,
+    OPENVINO_CLASSIFIER_WEIGHTS_NAME,
+    TORCH_NAME,
+    TORCH_CLASSIFIER_NAME,
+)

@@ -15,6 +15,8 @@ from deit.core.file_names import (
     CLOUDS_NAME,
     CONFIG_NAME,
     CURVES_NAME,
+    EXPORT_NAME,
+    EXPORTED_FILES,
     HISTORY_NAME,
     HISTORY_TABLE_NAME,
     PICKLE_NAME,
@@ -26,15 +28,10 @@ from deit.core.file_names import (
     TRAINING_NAME,
     WEIGHTS_NAME,
 )
-from deit.core.known_images import KnownImages
+from deit.core.images.known_images import KnownImages
 from deit.core.processing.image_processor import DeiTImageProcessor, open_image_processor
 
-# What a model directory is made of, and so all that is uploaded of one: nothing that lies beside by chance (.env, .git,
-# notes), no training states, no hashes of the images. docs/architecture.md says what each is.
-PUBLISHED_FILES = (
-    CONFIG_NAME,
-    PREPROCESSOR_NAME,
-    PROCESSOR_NAME,
+_WEIGHT_FILES = (
     WEIGHTS_NAME,
     "model.*.safetensors",
     "model-*-of-*.safetensors",
@@ -43,6 +40,15 @@ PUBLISHED_FILES = (
     "pytorch_model.*.bin",
     "pytorch_model-*-of-*.bin",
     "pytorch_model.bin.index*.json",
+)
+
+# What a model directory is made of, and so all that is uploaded of one: nothing that lies beside by chance (.env, .git,
+# notes), no training states, no hashes of the images. docs/architecture.md says what each is.
+PUBLISHED_FILES = (
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    PROCESSOR_NAME,
+    *_WEIGHT_FILES,
     TRAINING_NAME,
     CARD_NAME,
     "LICENSE",
@@ -53,6 +59,8 @@ PUBLISHED_FILES = (
     RECONSTRUCTION_NAME,
     CALIBRATION_NAME,
     CLOUDS_NAME,
+    EXPORT_NAME,
+    *EXPORTED_FILES,
 )
 
 
@@ -68,8 +76,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Returns the files that the weights of a model directory are in: the one file, or all parts and their index."""
     if (folder / WEIGHTS_NAME).is_file():
         return [folder / WEIGHTS_NAME]
-    patterns = [p for p in PUBLISHED_FILES if p.startswith(("model", "pytorch_model"))]
-    names = (name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatchcase(name, p) for p in patterns))
+    names = (name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatchcase(name, p) for p in _WEIGHT_FILES))
     return [folder / name for name in names]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
-from deit.core.known_images import CALIBRATED, MEASURED, KnownImages
+from deit.core.images.known_images import CALIBRATED, MEASURED, KnownImages
 from deit.core.printable import counted, some_of
 from deit.core.scores.calibration import (
     TEMPERATURE_RANGE,

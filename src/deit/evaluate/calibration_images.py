@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deit.core.known_images import LEARNT
+from deit.core.images.known_images import LEARNT
 from deit.core.printable import counted
 from deit.core.scores.calibration_file import MOST_CALIBRATION_IMAGES
 from deit.core.scores.metrics import Array, Integers, answered_rows

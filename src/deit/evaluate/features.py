@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
+from deit.core.images.known_images import Overlap
 from deit.core.images.reading import ImageError
-from deit.core.known_images import Overlap
 from deit.data.sources import Source, Subset, contents_of, place_of
 from deit.evaluate.recorded_scores import overlap_of
 from deit.inference.contract import Array

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deit.core.errors import UserError
-from deit.core.known_images import LEARNT, MEASURED, KnownImages, Overlap
+from deit.core.images.known_images import LEARNT, MEASURED, KnownImages, Overlap
 from deit.core.model_directory import read_known_images, read_training_record
 from deit.core.scores.metrics import score_text, score_title
 from deit.data.divisions import split_indices

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deit.core.known_images import Overlap
+from deit.core.images.known_images import Overlap
 from deit.core.scores import metrics
 from deit.core.scores.calibration import ReliabilityBin, confidences, expected_calibration_error
 from deit.core.scores.intervals import score_intervals, share_interval

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deit.core.known_images import KnownImages
+from deit.core.images.known_images import KnownImages
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import SINGLE_LABEL
 

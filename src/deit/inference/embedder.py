@@ -14,7 +14,7 @@ import numpy as np
 from deit.core.errors import UserError
 from deit.core.files import replaced_file
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
-from deit.core.known_images import KnownImages
+from deit.core.images.known_images import KnownImages
 from deit.core.model_directory import kind_of_model, read_image_processor, read_known_images
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.inference.answers import Answers, Item, answers

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deit.core.errors import UserError
-from deit.core.known_images import INITIAL, LEARNT, TAUGHT, KnownImages
+from deit.core.images.known_images import INITIAL, LEARNT, TAUGHT, KnownImages
 from deit.core.printable import counted
 from deit.core.scores.calibration import fit_temperature
 from deit.core.scores.metrics import softmax

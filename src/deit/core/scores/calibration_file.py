@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from deit.core.config.file_fields import FileFields
 from deit.core.errors import DamagedFileError, parsing, read_bytes, read_json, shown
+from deit.core.export_file import read_export
 from deit.core.file_names import CALIBRATION_NAME, CLOUDS_NAME
 from deit.core.files import replaced_file, write_text_atomically
 from deit.core.model_directory import weight_files
@@ -79,7 +80,7 @@ class Identity:
 def identity_of(
     folder: Path | None, processor: ImageProcessor, classes: list[str], problem_type: str, head_average: str | None
 ) -> Identity:
-    """Returns the identity of an opened model.
+    """Returns the identity of an opened model. A folder of exports without weights has those that it was made from.
 
     Args:
         folder: The model directory, if there is one.
@@ -93,9 +94,13 @@ def identity_of(
     for file in files:
         with file.open("rb") as content:
             weights.update(hashlib.file_digest(content, "sha256").digest())
+    if not files and folder is not None and (export := read_export(folder)) is not None:
+        found = export.identity["weights"]
+    else:
+        found = weights.hexdigest() if files else ""
     settings = {k: v for k, v in processor.to_dict().items() if k not in ("value_range", "image_processor_type")}
     return Identity(
-        weights=weights.hexdigest() if files else "",
+        weights=found,
         preprocessing=hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
         classes=hashlib.sha256("\0".join([problem_type, *classes]).encode("utf-8", "surrogatepass")).hexdigest(),
         head_average=head_average or "",
@@ -201,7 +206,7 @@ def read_calibration(folder: Path) -> Calibration | None:
         raise DamagedFileError(
             f"{path} is of format {shown(values.get('format'))}; this version reads {_FORMAT}. Calibrate again."
         )
-    fields = _Fields(path)
+    fields = FileFields(path, advice="Calibrate again, or remove the file")
     with parsing(path, _KIND):
         found = _parsed(values, fields)
     told = values.get("outliers")
@@ -210,7 +215,7 @@ def read_calibration(folder: Path) -> Calibration | None:
     return replace(found, outliers=_read_outliers(folder, told, fields))
 
 
-def _parsed(values: Mapping[str, Any], fields: _Fields) -> Calibration:
+def _parsed(values: Mapping[str, Any], fields: FileFields) -> Calibration:
     kind = fields.text(values, "problem_type", PROBLEM_TYPES)
     classes = fields.listed(values, "classes", str, _MOST_CLASSES)
     images = fields.whole(values, "images", 1, MOST_CALIBRATION_IMAGES)
@@ -249,7 +254,7 @@ def _parsed(values: Mapping[str, Any], fields: _Fields) -> Calibration:
     )
 
 
-def _point(values: Mapping[str, Any], classes: list[str], fields: _Fields) -> OperatingPoint:
+def _point(values: Mapping[str, Any], classes: list[str], fields: FileFields) -> OperatingPoint:
     most = MOST_CALIBRATION_IMAGES
     return OperatingPoint(
         label=fields.text(values, "label", classes),
@@ -258,49 +263,6 @@ def _point(values: Mapping[str, Any], classes: list[str], fields: _Fields) -> Op
         threshold=fields.number(values, "threshold", 0, 1),
         **{name: fields.whole(values, name, 0, most) for name in ("positives", "named", "right")},
     )
-
-
-class _Fields:
-    """Takes values out of a table of unknown content; each error names the file and the field."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def require(self, is_so: bool, name: str, needed: str) -> None:
-        if not is_so:
-            raise DamagedFileError(
-                f"{self._path} is damaged: its {name} must be {needed}. Calibrate again, or remove the file."
-            )
-
-    def number(self, values: Mapping[str, Any], name: str, low: float, high: float) -> float:
-        value = values.get(name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        self.require(is_number and low <= value <= high, name, f"a number from {low:g} to {high:g}")  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
-
-    def whole(self, values: Mapping[str, Any], name: str, low: int, high: int) -> int:
-        value = values.get(name)
-        is_whole = isinstance(value, int) and not isinstance(value, bool)
-        self.require(is_whole and low <= value <= high, name, f"a whole number from {low} to {high}")  # type: ignore[operator]
-        return int(value)  # type: ignore[arg-type]
-
-    def text(self, values: Mapping[str, Any], name: str, known: Any = None) -> str:
-        value = values.get(name)
-        self.require(isinstance(value, str) and (known is None or value in known), name, "a known text")
-        return str(value)
-
-    def table(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
-        value = values.get(name)
-        self.require(isinstance(value, dict), name, "a table")
-        return dict(value)  # type: ignore[arg-type]
-
-    def listed(self, values: Mapping[str, Any], name: str, kind: type, most: int) -> list[Any]:
-        value = values.get(name) if isinstance(values, dict) else None
-        kinds = (int, float) if kind is float else (kind,)
-        ok = isinstance(value, list) and len(value) <= most and all(type(each) in kinds for each in value)
-        ok = ok and (kind is not float or all(math.isfinite(each) for each in value or ()))
-        self.require(ok, name, f"a list of at most {most} values of the type {kind.__name__}")
-        return list(value or ())
 
 
 def _write_clouds(path: Path, clouds: FeatureClouds) -> str:
@@ -312,7 +274,7 @@ def _write_clouds(path: Path, clouds: FeatureClouds) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_outliers(folder: Path, told: Any, fields: _Fields) -> Outliers:
+def _read_outliers(folder: Path, told: Any, fields: FileFields) -> Outliers:
     from safetensors.numpy import load
 
     path = folder / CLOUDS_NAME

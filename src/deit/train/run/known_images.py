@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit.core.known_images import INITIAL, LEARNT, MEASURED, TAUGHT, KnownImages, Overlap
+from deit.core.images.known_images import INITIAL, LEARNT, MEASURED, TAUGHT, KnownImages, Overlap
 from deit.core.model_directory import read_known_images
 from deit.data.sources import Data, contents_of
 from deit.train.tasks.task import Task
