@@ -16,7 +16,7 @@ from deit import (
 )
 from deit.models.trunk import cpu_kernels
 from deit.models.trunk.cpu_kernels import _packs, can_compute_prefix, linear, linear_activation, linear_rows, pack
-from deit.models.trunk.vision_transformer import _FORWARDS
+from deit.models.trunk.vision_transformer import BLOCK_FORWARDS
 from tests.conftest import TINY
 
 
@@ -88,8 +88,8 @@ def test_in_training_the_gradients_are_the_same(tiny_config, redraw, kind, field
 @pytest.mark.parametrize("rate", ["attention_probs_dropout_prob", "hidden_dropout_prob"])
 def test_a_block_with_dropout_is_computed_whole_in_training(tiny_config, redraw, rate) -> None:
     model = classifier(tiny_config, redraw, **{rate: 0.5})
-    assert can_compute_prefix(model.deit.trunk.blocks[-1], _FORWARDS)
-    assert not can_compute_prefix(model.train().deit.trunk.blocks[-1], _FORWARDS)
+    assert can_compute_prefix(model.deit.trunk.blocks[-1], BLOCK_FORWARDS)
+    assert not can_compute_prefix(model.train().deit.trunk.blocks[-1], BLOCK_FORWARDS)
 
 
 def test_whoever_watches_the_last_block_or_the_model_sees_every_token(tiny_config, redraw) -> None:

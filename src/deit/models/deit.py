@@ -430,11 +430,23 @@ def average_heads(first: Tensor, second: Tensor, config: VisionTransformerConfig
     Returns:
         The mean of the logits; or logits whose softmax (sigmoid) is the mean of the heads' softmax (sigmoid) outputs.
     """
-    if config.head_average == "logits" or config.problem_type == "regression":
+    kind = average_of_heads(config)
+    if kind == "logits":
         return (first + second) / 2
-    if config.problem_type is None and config.num_labels == 1:  # a regression, as its first loss will say
-        return (first + second) / 2
-    if config.problem_type == "multi_label_classification":
+    if kind == "sigmoid":
         yes = torch.logaddexp(F.logsigmoid(first), F.logsigmoid(second))
         return yes - torch.logaddexp(F.logsigmoid(-first), F.logsigmoid(-second))
     return torch.logaddexp(F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)) - math.log(2)
+
+
+def average_of_heads(config: VisionTransformerConfig) -> str:
+    """Returns what `average_heads` averages: "logits", or the heads' outputs after "softmax" or "sigmoid".
+
+    Args:
+        config: Of the model.
+    """
+    if config.head_average == "logits" or config.problem_type == "regression":
+        return "logits"
+    if config.problem_type is None and config.num_labels == 1:  # a regression, as its first loss will say
+        return "logits"
+    return "sigmoid" if config.problem_type == "multi_label_classification" else "softmax"

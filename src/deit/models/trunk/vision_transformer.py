@@ -209,7 +209,7 @@ class Block(Aliased):
 
 
 # The layers of a block with their forward functions. Shortcuts require exactly these; see `cpu_kernels`.
-_FORWARDS: Forwards = {
+BLOCK_FORWARDS: Forwards = {
     kind: kind.forward
     for kind in (Block, Attention, Mlp, LayerScale, DropPath, nn.LayerNorm, nn.Linear, nn.Dropout, nn.Identity)
 }
@@ -342,7 +342,7 @@ class VisionTransformer(nn.Module):
         hidden_states, attentions, tokens = [x], [], None
         for i, (block, mask) in enumerate(zip(self.blocks, plan.head_masks, strict=True)):
             if shortens and i == len(self.blocks) - 1:
-                tokens = first_tokens(block, self.norm, x, self.num_prefix_tokens, _FORWARDS)
+                tokens = first_tokens(block, self.norm, x, self.num_prefix_tokens, BLOCK_FORWARDS)
             if tokens is None:
                 x, probabilities = self._run(i, block, x, plan.implementation, plan.bias, mask)
             if need_hidden_states:
@@ -361,8 +361,8 @@ class VisionTransformer(nn.Module):
             return block(*arguments)
         run: Any = run_block
         if self.checkpointing is not None and number % self.checkpointing.every == 0:
-            return self.checkpointing(run, block, *arguments, _FORWARDS)
-        return run(block, *arguments, _FORWARDS)
+            return self.checkpointing(run, block, *arguments, BLOCK_FORWARDS)
+        return run(block, *arguments, BLOCK_FORWARDS)
 
     def embed(self, pixels: Tensor, patch_mask: Tensor | None = None, interpolate: bool = False) -> Tensor:
         """Returns the tokens that enter the first block, (B, N, D); arguments as in `forward`."""

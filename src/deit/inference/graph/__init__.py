@@ -1,0 +1,1 @@
+"""The network rewritten for inference, and its conversions."""
