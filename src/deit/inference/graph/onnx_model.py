@@ -58,7 +58,7 @@ def _built(graph: LeanClassifier, contract: Contract, takes_uint8: bool, opset: 
     assert contract.image_size is not None
     kind = TensorProto.UINT8 if takes_uint8 else TensorProto.FLOAT
     pixels = helper.make_tensor_value_info(INPUT_NAME, kind, ["batch", contract.num_channels, *contract.image_size])
-    ops = ONNXOperations(opset, {tensor.data_ptr(): name for name, tensor in graph.named_buffers()})
+    ops = _ONNXOperations(opset, {tensor.data_ptr(): name for name, tensor in graph.named_buffers()})
     found = graph.run(ops, INPUT_NAME)
     names = contract.head_names
     nodes = [*ops.nodes, *(helper.make_node("Identity", [f], [n]) for f, n in zip(found, names, strict=True))]
@@ -104,7 +104,7 @@ def _exported(graph: nn.Module, contract: Contract, takes_uint8: bool, opset: in
         return onnx.load(path)
 
 
-class ONNXOperations:
+class _ONNXOperations:
     """The operations in ONNX; see `Operations`. A value is the name of an output of a node.
 
     Args:
@@ -117,33 +117,33 @@ class ONNXOperations:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
 
-    def to_float(self, pixels: str) -> str:  # noqa: D102
+    def to_float(self, pixels: str) -> str:
         return self._node("Cast", pixels, to=1)
 
-    def cut_in_patches(self, pixels: str, weight: Tensor) -> str:  # noqa: D102
+    def cut_in_patches(self, pixels: str, weight: Tensor) -> str:
         size, width = list(weight.shape[2:]), weight.shape[0]
         patches = self._node("Conv", pixels, self._constant(weight), kernel_shape=size, strides=size)
         rows = self._node("Reshape", patches, self._whole(0, width, -1))
         return self._node("Transpose", rows, perm=[0, 2, 1])
 
-    def put_in_front(self, x: str, count: int) -> str:  # noqa: D102
+    def put_in_front(self, x: str, count: int) -> str:
         return self._node("Pad", x, self._whole(0, count, 0, 0, 0, 0))
 
-    def add(self, x: str, y: str | Tensor) -> str:  # noqa: D102
+    def add(self, x: str, y: str | Tensor) -> str:
         return self._node("Add", x, self._constant(y) if isinstance(y, Tensor) else y)
 
-    def first(self, x: str, count: int) -> str:  # noqa: D102
+    def first(self, x: str, count: int) -> str:
         return self._node("Slice", x, *(self._whole(number) for number in (0, count, 1)))
 
-    def normalize(self, x: str, width: int, epsilon: float) -> str:  # noqa: D102
+    def normalize(self, x: str, width: int, epsilon: float) -> str:
         ones = self._initializer(f"ones_{width}", np.ones(width, dtype=np.float32))
         return self._node("LayerNormalization", x, ones, axis=-1, epsilon=epsilon)
 
-    def linear(self, x: str, weight: Tensor, bias: Tensor | None) -> str:  # noqa: D102
+    def linear(self, x: str, weight: Tensor, bias: Tensor | None) -> str:
         product = self._node("MatMul", x, self._constant(weight, turned=True))
         return product if bias is None else self.add(product, bias)
 
-    def activate(self, x: str, name: str) -> str:  # noqa: D102
+    def activate(self, x: str, name: str) -> str:
         if name in ("gelu", "tanh_gelu") and self.opset >= 20:
             return self._node("Gelu", x, approximate="none" if name == "gelu" else "tanh")
         if name == "gelu":  # in the order that ONNX Runtime joins to one operator
@@ -157,7 +157,7 @@ class ONNXOperations:
             return self._node("Relu", x)
         return self._node("Mul", x, self._node("Sigmoid", self.scale(x, 1.702) if name == "sigmoid_gelu" else x))
 
-    def attend(self, query: str, key: str, value: str, heads: int) -> str:  # noqa: D102
+    def attend(self, query: str, key: str, value: str, heads: int) -> str:
         split = self._whole(0, 0, heads, -1)
         rows, columns, values = (self._node("Reshape", part, split) for part in (query, key, value))
         rows = self._node("Transpose", rows, perm=[0, 2, 1, 3])
@@ -166,27 +166,27 @@ class ONNXOperations:
         mixed = self._node("MatMul", self._node("Softmax", self._node("MatMul", rows, columns), axis=-1), values)
         return self._node("Reshape", self._node("Transpose", mixed, perm=[0, 2, 1, 3]), self._whole(0, 0, -1))
 
-    def linear_heads(self, x: str, weight: Tensor, bias: Tensor) -> str:  # noqa: D102
+    def linear_heads(self, x: str, weight: Tensor, bias: Tensor) -> str:
         product = self._node("MatMul", self._node("Transpose", x, perm=[1, 0, 2]), self._constant(weight))
         return self.add(product, bias)
 
-    def split_heads(self, x: str, count: int) -> tuple[str, ...]:  # noqa: D102
+    def split_heads(self, x: str, count: int) -> tuple[str, ...]:
         numbers = (self._scalar(i) for i in range(count))
         return tuple(self._node("Gather", x, number, axis=0) for number in numbers)
 
-    def scale(self, x: str, factor: float) -> str:  # noqa: D102
+    def scale(self, x: str, factor: float) -> str:
         return self._node("Mul", x, self._number(factor))
 
-    def log_softmax(self, x: str) -> str:  # noqa: D102
+    def log_softmax(self, x: str) -> str:
         return self._node("LogSoftmax", x, axis=-1)
 
-    def softplus(self, x: str) -> str:  # noqa: D102
+    def softplus(self, x: str) -> str:
         return self._node("Softplus", x)
 
-    def maximum(self, x: str, y: str) -> str:  # noqa: D102
+    def maximum(self, x: str, y: str) -> str:
         return self._node("Max", x, y)
 
-    def absolute(self, x: str) -> str:  # noqa: D102
+    def absolute(self, x: str) -> str:
         return self._node("Abs", x)
 
     def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:

@@ -59,7 +59,7 @@ def _built(graph: LeanClassifier, shape: Any, kind: Any) -> Any:
     from openvino import opset15
 
     pixels = opset15.parameter(shape, kind, name=INPUT_NAME)
-    ops = OpenVINOOperations()
+    ops = _OpenVINOOperations()
     outputs = graph.run(ops, pixels.output(0))
     return openvino.Model([opset15.result(output) for output in outputs], [pixels], "deit")
 
@@ -75,7 +75,7 @@ def _traced(graph: nn.Module, shape: Any, kind: Any) -> Any:
         return openvino.convert_model(graph.float(), example_input=example, input=[(shape, kind)])
 
 
-class OpenVINOOperations:
+class _OpenVINOOperations:
     """The operations in OpenVINO; see `Operations`. A value is an output of a node."""
 
     def __init__(self) -> None:
@@ -83,34 +83,34 @@ class OpenVINOOperations:
 
         self.opset: Any = opset15
 
-    def to_float(self, pixels: Any) -> Any:  # noqa: D102
+    def to_float(self, pixels: Any) -> Any:
         return self.opset.convert(pixels, "f32").output(0)
 
-    def cut_in_patches(self, pixels: Any, weight: Tensor) -> Any:  # noqa: D102
+    def cut_in_patches(self, pixels: Any, weight: Tensor) -> Any:
         size, width = list(weight.shape[2:]), weight.shape[0]
         node = self.opset.convolution(pixels, self._constant(weight), size, [0, 0], [0, 0], [1, 1])
         rows = self.opset.reshape(node, self._whole(0, width, -1), special_zero=True)
         return self._swap(rows, 0, 2, 1)
 
-    def put_in_front(self, x: Any, count: int) -> Any:  # noqa: D102
+    def put_in_front(self, x: Any, count: int) -> Any:
         zero = self._constant(torch.tensor(0.0))
         return self.opset.pad(x, self._whole(0, count, 0), self._whole(0, 0, 0), "constant", zero).output(0)
 
-    def add(self, x: Any, y: Any) -> Any:  # noqa: D102
+    def add(self, x: Any, y: Any) -> Any:
         return self.opset.add(x, self._constant(y) if isinstance(y, Tensor) else y).output(0)
 
-    def first(self, x: Any, count: int) -> Any:  # noqa: D102
+    def first(self, x: Any, count: int) -> Any:
         begin, end, step, axis = (self._whole(number) for number in (0, count, 1, 1))
         return self.opset.slice(x, begin, end, step, axis).output(0)
 
-    def normalize(self, x: Any, width: int, epsilon: float) -> Any:  # noqa: D102
+    def normalize(self, x: Any, width: int, epsilon: float) -> Any:
         return self.opset.mvn(x, self._whole(-1), True, epsilon, "inside_sqrt").output(0)
 
-    def linear(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:  # noqa: D102
+    def linear(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
         product = self.opset.matmul(x, self._constant(weight), False, True).output(0)
         return product if bias is None else self.add(product, bias[None, None])
 
-    def activate(self, x: Any, name: str) -> Any:  # noqa: D102
+    def activate(self, x: Any, name: str) -> Any:
         ops = self.opset
         if name == "gelu":
             return ops.gelu(x, "erf").output(0)
@@ -120,7 +120,7 @@ class OpenVINOOperations:
             return ops.swish(x, self._constant(torch.tensor(1.702))).output(0)
         return (ops.relu(x) if name == "relu" else ops.swish(x)).output(0)
 
-    def attend(self, query: Any, key: Any, value: Any, heads: int) -> Any:  # noqa: D102
+    def attend(self, query: Any, key: Any, value: Any, heads: int) -> Any:
         inner = query.get_partial_shape()[2].get_length()
         parts = []
         for part in (query, key, value):
@@ -134,27 +134,27 @@ class OpenVINOOperations:
         shape = self._whole(0, tokens, inner)
         return self.opset.reshape(self._swap(mixed, 0, 2, 1, 3), shape, special_zero=True).output(0)
 
-    def linear_heads(self, x: Any, weight: Tensor, bias: Tensor) -> Any:  # noqa: D102
+    def linear_heads(self, x: Any, weight: Tensor, bias: Tensor) -> Any:
         product = self.opset.matmul(self._swap(x, 1, 0, 2), self._constant(weight), False, False)
         return self.add(product.output(0), bias)
 
-    def split_heads(self, x: Any, count: int) -> tuple[Any, ...]:  # noqa: D102
+    def split_heads(self, x: Any, count: int) -> tuple[Any, ...]:
         parts = self.opset.split(x, self._whole_number(0), count).outputs()
         return tuple(self.opset.squeeze(part, self._whole(0)).output(0) for part in parts)
 
-    def scale(self, x: Any, factor: float) -> Any:  # noqa: D102
+    def scale(self, x: Any, factor: float) -> Any:
         return self.opset.multiply(x, self._constant(torch.tensor(factor))).output(0)
 
-    def log_softmax(self, x: Any) -> Any:  # noqa: D102
+    def log_softmax(self, x: Any) -> Any:
         return self.opset.log_softmax(x, -1).output(0)
 
-    def softplus(self, x: Any) -> Any:  # noqa: D102
+    def softplus(self, x: Any) -> Any:
         return self.opset.softplus(x).output(0)
 
-    def maximum(self, x: Any, y: Any) -> Any:  # noqa: D102
+    def maximum(self, x: Any, y: Any) -> Any:
         return self.opset.maximum(x, y).output(0)
 
-    def absolute(self, x: Any) -> Any:  # noqa: D102
+    def absolute(self, x: Any) -> Any:
         return self.opset.abs(x).output(0)
 
     def _swap(self, x: Any, *order: int) -> Any:

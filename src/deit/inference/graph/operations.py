@@ -1,6 +1,6 @@
 """The operations that the rewritten network is made of, once for each library that runs it.
 
-The network is written once, in `lean_classifier`. It runs in PyTorch with `TorchOperations`; with the operations of
+The network is written once, in `lean_classifier`. It runs in PyTorch as `TORCH`; with the operations of
 another library the same code builds a graph of that library instead. So no conversion traces anything.
 
 Letters in shape comments: B batch, N tokens, M some first tokens, D width, H heads, d width of a head, K classes.
@@ -84,57 +84,57 @@ class Operations(Protocol[Value]):
         """Returns numbers without their signs."""
 
 
-class TorchOperations:
+class _TorchOperations:
     """The operations in PyTorch; see `Operations`."""
 
-    def to_float(self, pixels: Tensor) -> Tensor:  # noqa: D102
+    def to_float(self, pixels: Tensor) -> Tensor:
         return pixels.float()
 
-    def cut_in_patches(self, pixels: Tensor, weight: Tensor) -> Tensor:  # noqa: D102
+    def cut_in_patches(self, pixels: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(pixels.to(weight.dtype), weight, stride=weight.shape[2:]).flatten(2).transpose(1, 2)
 
-    def put_in_front(self, x: Tensor, count: int) -> Tensor:  # noqa: D102
+    def put_in_front(self, x: Tensor, count: int) -> Tensor:
         return F.pad(x, (0, 0, count, 0))
 
-    def add(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
 
-    def first(self, x: Tensor, count: int) -> Tensor:  # noqa: D102
+    def first(self, x: Tensor, count: int) -> Tensor:
         return x[:, :count]
 
-    def normalize(self, x: Tensor, width: int, epsilon: float) -> Tensor:  # noqa: D102
+    def normalize(self, x: Tensor, width: int, epsilon: float) -> Tensor:
         return F.layer_norm(x, (width,), eps=epsilon)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def activate(self, x: Tensor, name: str) -> Tensor:  # noqa: D102
+    def activate(self, x: Tensor, name: str) -> Tensor:
         return ACTIVATIONS[name](x)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:  # noqa: D102
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         query, key, value = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)
 
-    def linear_heads(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: D102
+    def linear_heads(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.baddbmm(bias, x.transpose(0, 1), weight)
 
-    def split_heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:  # noqa: D102
+    def split_heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         return x.unbind(0)
 
-    def scale(self, x: Tensor, factor: float) -> Tensor:  # noqa: D102
+    def scale(self, x: Tensor, factor: float) -> Tensor:
         return x * factor
 
-    def log_softmax(self, x: Tensor) -> Tensor:  # noqa: D102
+    def log_softmax(self, x: Tensor) -> Tensor:
         return F.log_softmax(x, dim=-1)
 
-    def softplus(self, x: Tensor) -> Tensor:  # noqa: D102
+    def softplus(self, x: Tensor) -> Tensor:
         return torch.logaddexp(x, x.new_zeros(()))  # `softplus` of PyTorch returns x from 20 on
 
-    def maximum(self, x: Tensor, y: Tensor) -> Tensor:  # noqa: D102
+    def maximum(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.maximum(x, y)
 
-    def absolute(self, x: Tensor) -> Tensor:  # noqa: D102
+    def absolute(self, x: Tensor) -> Tensor:
         return x.abs()
 
 
-TORCH = TorchOperations()
+TORCH = _TorchOperations()
