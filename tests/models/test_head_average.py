@@ -94,7 +94,7 @@ def test_one_head_has_no_average(tiny_vit_config, redraw, tmp_path):
 
 
 def test_large_logits_do_not_overflow():
-    from deit.models.heads import average_heads
+    from deit.models.deit import average_heads
 
     config = deit.DeiTConfig(num_labels=2, head_average="probabilities")
     together = average_heads(torch.tensor([[1e4, 0.0]]), torch.tensor([[-1e4, 0.0]]), config)

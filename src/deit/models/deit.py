@@ -5,9 +5,11 @@ Names, arguments, outputs and numbers are those of Hugging Face transformers (>=
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit.core.config.config import DeiTConfig
@@ -16,7 +18,6 @@ from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.outputs import ModelOutput
 from deit.models.heads import (
-    average_heads,
     initialize_decoder,
     linear_classifier,
     pixel_decoder,
@@ -416,3 +417,32 @@ class DeiTForImageClassificationWithTeacher(ModelWithHeads, DeiTPreTrainedModel)
                 temperature=self.config.distillation_temperature,
             )
         return (1 - weight) * from_labels + weight * from_teacher
+
+
+def average_heads(first: Tensor, second: Tensor, config: VisionTransformerConfig) -> Tensor:
+    """Returns the logits (B, K) of two heads together, by `config.head_average`.
+
+    Args:
+        first: Logits (B, K) of the class head.
+        second: Logits (B, K) of the distillation head.
+        config: For several labels, "probabilities" averages the outputs of the sigmoid; for regression both are one.
+
+    Returns:
+        The mean of the logits; or logits whose softmax (sigmoid) is the mean of the heads' softmax (sigmoid) outputs.
+    """
+    kind = average_of_heads(config)
+    if kind == "logits":
+        return (first + second) / 2
+    if kind == "sigmoid":
+        yes = torch.logaddexp(F.logsigmoid(first), F.logsigmoid(second))
+        return yes - torch.logaddexp(F.logsigmoid(-first), F.logsigmoid(-second))
+    return torch.logaddexp(F.log_softmax(first, dim=-1), F.log_softmax(second, dim=-1)) - math.log(2)
+
+
+def average_of_heads(config: VisionTransformerConfig) -> str:
+    """Returns what `average_heads` averages: "logits", or the heads' outputs after "softmax" or "sigmoid"."""
+    if config.head_average == "logits" or config.problem_type == "regression":
+        return "logits"
+    if config.problem_type is None and config.num_labels == 1:  # a regression, as its first loss will say
+        return "logits"
+    return "sigmoid" if config.problem_type == "multi_label_classification" else "softmax"

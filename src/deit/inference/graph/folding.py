@@ -15,7 +15,7 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.processing.parts import is_replaced
 from deit.inference.graph.lean_classifier import LeanBlock, LeanClassifier
 from deit.inference.graph.operations import activation_name
-from deit.models.heads import average_of_heads
+from deit.models.deit import average_of_heads
 
 _STEPS = ("process_image", "rescale", "normalize", "rescale_and_normalize", "pad", "_preprocess")
 

@@ -118,7 +118,7 @@ class LeanClassifier(nn.Module):
         return heads if count == 1 else (self._average(ops, *heads), *heads)
 
     def _average(self, ops: Operations[Value], first: Value, second: Value) -> Value:
-        """Returns what `models.heads.average_heads` returns."""
+        """Returns what `models.deit.average_heads` returns."""
         if self.average == "logits":
             return ops.scale(ops.add(first, second), 0.5)
         if self.average == "softmax":
