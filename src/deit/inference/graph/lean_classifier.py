@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deit.inference.graph.operations import TORCH, Operations, Value
+from deit.inference.graph.operations import TORCH, Mlp, Operations, Value
 
 
 class LeanBlock(nn.Module):
@@ -50,17 +50,20 @@ class LeanBlock(nn.Module):
         """Maps tokens (B, N, D) to (B, N, D), or to the first (B, count, D)."""
         width = self.query_weight.shape[1]
         normed = ops.normalize(x, width, self.epsilons[0])
-        asking = normed
-        if count is not None:
-            x, asking = ops.first(x, count), ops.first(normed, count)
-        query = ops.linear(asking, self.query_weight, self.query_bias)
-        key = ops.linear(normed, self.key_weight, None)
-        value = ops.linear(normed, self.value_weight, None)
-        mixed = ops.attend(query, key, value, self.heads)
+        if count is None:
+            query = ops.linear(normed, self.query_weight, self.query_bias)
+            key, value = (ops.linear(normed, weight, None) for weight in (self.key_weight, self.value_weight))
+            mixed = ops.attend(query, key, value, self.heads)
+        else:
+            x = ops.first(x, count)
+            query = ops.linear(ops.first(normed, count), self.query_weight, self.query_bias)
+            key_weight, value_weight = (
+                weight.view(self.heads, -1, width) for weight in (self.key_weight, self.value_weight)
+            )
+            mixed = ops.attend_of_few(query, normed, key_weight, value_weight)
         x = ops.add(x, ops.linear(mixed, self.proj_weight, self.proj_bias))
-        hidden = ops.linear(ops.normalize(x, width, self.epsilons[1]), self.fc1_weight, self.fc1_bias)
-        hidden = ops.activate(hidden, self.activation)
-        return ops.add(x, ops.linear(hidden, self.fc2_weight, self.fc2_bias))
+        layers = Mlp(self.fc1_weight, self.fc1_bias, self.activation, self.fc2_weight, self.fc2_bias)
+        return ops.add(x, ops.feed_forward(ops.normalize(x, width, self.epsilons[1]), layers))
 
 
 class LeanClassifier(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deit.core.errors import MissingPackageError, UserError
 from deit.inference.contract import Contract
 from deit.inference.graph.lean_classifier import LeanClassifier
+from deit.inference.graph.operations import Mlp
 
 INPUT_NAME = "pixels"
 LOWEST_OPSET, HIGHEST_OPSET = 18, 23
@@ -143,7 +144,11 @@ class _ONNXOperations:
         product = self._node("MatMul", x, self._constant(weight, turned=True))
         return product if bias is None else self.add(product, bias)
 
-    def activate(self, x: str, name: str) -> str:
+    def feed_forward(self, x: str, layers: Mlp) -> str:
+        hidden = self._activated(self.linear(x, layers.weight, layers.bias), layers.activation)
+        return self.linear(hidden, layers.second_weight, layers.second_bias)
+
+    def _activated(self, x: str, name: str) -> str:
         if name in ("gelu", "tanh_gelu") and self.opset >= 20:
             return self._node("Gelu", x, approximate="none" if name == "gelu" else "tanh")
         if name == "gelu":  # in the order that ONNX Runtime joins to one operator
@@ -165,6 +170,22 @@ class _ONNXOperations:
         values = self._node("Transpose", values, perm=[0, 2, 1, 3])
         mixed = self._node("MatMul", self._node("Softmax", self._node("MatMul", rows, columns), axis=-1), values)
         return self._node("Reshape", self._node("Transpose", mixed, perm=[0, 2, 1, 3]), self._whole(0, 0, -1))
+
+    def attend_of_few(self, query: str, x: str, key_weight: Tensor, value_weight: Tensor) -> str:
+        heads, inner, width = key_weight.shape
+        query = self._node("Reshape", query, self._whole(0, 0, heads, inner))
+        query = self._node("Transpose", query, perm=[0, 2, 1, 3])
+        rows = self._node("MatMul", query, self._constant(key_weight))  # (B, H, M, D)
+        scores = self._node("MatMul", self._node("Reshape", rows, self._whole(0, -1, width)), self._turned(x))
+        mixed = self._node("MatMul", self._node("Softmax", scores, axis=-1), x)  # (B, H * M, D)
+        mixed = self._node("Reshape", mixed, self._whole(0, heads, -1, width))
+        mixed = self._node("MatMul", mixed, self._constant(value_weight, turned=True))  # (B, H, M, d)
+        return self._node(
+            "Reshape", self._node("Transpose", mixed, perm=[0, 2, 1, 3]), self._whole(0, 0, heads * inner)
+        )
+
+    def _turned(self, x: str) -> str:
+        return self._node("Transpose", x, perm=[0, 2, 1])
 
     def linear_heads(self, x: str, weight: Tensor, bias: Tensor) -> str:
         product = self._node("MatMul", self._node("Transpose", x, perm=[1, 0, 2]), self._constant(weight))
@@ -199,7 +220,7 @@ class _ONNXOperations:
     def _constant(self, tensor: Tensor, *, turned: bool = False) -> str:
         values = tensor.detach().float().cpu().numpy()
         name = self.names.get(tensor.data_ptr(), f"number_{float(values.flat[0])!r}")
-        return self._initializer(name, values.T if turned else values)
+        return self._initializer(name, np.swapaxes(values, -1, -2) if turned else values)
 
     def _number(self, number: float) -> str:
         return self._initializer(f"number_{number!r}", np.float32(number))

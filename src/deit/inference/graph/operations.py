@@ -8,7 +8,7 @@ Letters in shape comments: B batch, N tokens, M some first tokens, D width, H he
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,24 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 Value = TypeVar("Value")
+
+
+class Mlp(NamedTuple):
+    """Two linear layers with an activation between them.
+
+    Attributes:
+        weight: Of the first layer, (E, D).
+        bias: Of the first layer, (E,).
+        activation: One of `ACTIVATIONS`.
+        second_weight: Of the second layer, (D, E).
+        second_bias: Of the second layer, (D,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    activation: str
+    second_weight: Tensor
+    second_bias: Tensor
 
 
 def activation_name(function: Any) -> str:
@@ -56,11 +74,26 @@ class Operations(Protocol[Value]):
     def linear(self, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
         """Multiplies (B, N, D) with a weight (E, D): (B, N, E)."""
 
-    def activate(self, x: Value, name: str) -> Value:
-        """Applies one of `ACTIVATIONS`."""
+    def feed_forward(self, x: Value, layers: Mlp) -> Value:
+        """Maps (B, N, D) to (B, N, D) by two linear layers with an activation between them."""
 
     def attend(self, query: Value, key: Value, value: Value, heads: int) -> Value:
-        """Attends: query (B, M, H * d), key and value (B, N, H * d), to (B, M, H * d). Scores are not scaled."""
+        """Attends: query, key and value (B, N, H * d) to (B, N, H * d). Scores are not scaled."""
+
+    def attend_of_few(self, query: Value, x: Value, key_weight: Tensor, value_weight: Tensor) -> Value:
+        """Attends for a few queries, without keys and values of all tokens.
+
+        A score is q . (W_k x) = (W_k^T q) . x, and an answer is sum(p W_v x) = W_v sum(p x).
+
+        Args:
+            query: (B, M, H * d).
+            x: (B, N, D).
+            key_weight: (H, d, D).
+            value_weight: (H, d, D).
+
+        Returns:
+            (B, M, H * d).
+        """
 
     def linear_heads(self, x: Value, weight: Tensor, bias: Tensor) -> Value:
         """Multiplies each token (B, M, D) with a weight of its own (M, D, K) and adds a bias (M, 1, K): (M, B, K)."""
@@ -108,12 +141,19 @@ class _TorchOperations:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def activate(self, x: Tensor, name: str) -> Tensor:
-        return ACTIVATIONS[name](x)
+    def feed_forward(self, x: Tensor, layers: Mlp) -> Tensor:
+        hidden = ACTIVATIONS[layers.activation](F.linear(x, layers.weight, layers.bias))
+        return F.linear(hidden, layers.second_weight, layers.second_bias)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         query, key, value = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)
+
+    def attend_of_few(self, query: Tensor, x: Tensor, key_weight: Tensor, value_weight: Tensor) -> Tensor:
+        heads, width, _ = key_weight.shape
+        rows = query.unflatten(2, (heads, width)).transpose(1, 2) @ key_weight  # (B, H, M, D)
+        mixed = F.softmax(rows.flatten(1, 2) @ x.transpose(1, 2), dim=-1) @ x  # (B, H * M, D)
+        return (mixed.view_as(rows) @ value_weight.transpose(1, 2)).transpose(1, 2).flatten(2)
 
     def linear_heads(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.baddbmm(bias, x.transpose(0, 1), weight)
