@@ -1,7 +1,7 @@
 """An image processor as a TensorFlow graph: 8-bit images to pixels, bit for bit those of Pillow.
 
 `tf.image.resize` computes in floating point and differs from Pillow by several 8-bit levels. This module resizes as
-Pillow does: two passes with 22-bit integer coefficients.
+`deit.core.processing.resampling.resized` does: two passes with 22-bit integer coefficients, columns first.
 """
 
 from __future__ import annotations
@@ -112,28 +112,7 @@ def _resize(tf: Any, images: Any, size: tuple[Any, Any], resample: Image.Resampl
     height, width = size
     if resample == Image.Resampling.NEAREST:
         return _take_nearest(tf, _take_nearest(tf, images, 2, width), 1, height)
-
-    def columns_first() -> Any:
-        return _one_pass(tf, _one_pass(tf, images, 2, width, resample), 1, height, resample)
-
-    def rows_first() -> Any:
-        return _one_pass(tf, _one_pass(tf, images, 1, height, resample), 2, width, resample)
-
-    if not _rows_can_come_first():
-        return columns_first()
-    fewer_rows, fewer_columns = tf.shape(images)[1] - height, tf.shape(images)[2] - width
-    return tf.cond((fewer_rows > 0) & (fewer_rows > 2 * fewer_columns), rows_first, columns_first)
-
-
-def _rows_can_come_first() -> bool:
-    """Whether the installed Pillow resizes rows first where that is faster, as Pillow 13 does.
-
-    The order changes the result, because Pillow rounds between the two passes.
-    """
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 30), dtype=np.uint8))
-    rows_first = noise.resize((30, 20), Image.Resampling.BICUBIC).resize((20, 20), Image.Resampling.BICUBIC)
-    at_once = noise.resize((20, 20), Image.Resampling.BICUBIC)
-    return at_once.tobytes() == rows_first.tobytes()
+    return _one_pass(tf, _one_pass(tf, images, 2, width, resample), 1, height, resample)
 
 
 def _take_nearest(tf: Any, images: Any, axis: int, side: Any) -> Any:

@@ -1,6 +1,7 @@
 """Converts images to arrays, and resizes, crops, pads and normalizes them.
 
-Values are those of transformers' Pillow processor, bit for bit.
+Values are those of transformers' Pillow processor, bit for bit, with Pillow 12; newer versions change its order of
+passes for tall images, but not the one here (`resampling.resized`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from deit.core.errors import MissingPackageError, UserError
 from deit.core.images.image_inputs import is_file_object
 from deit.core.images.reading import MOST_PIXELS, ImageError, ValueRange, convert_image, load_image
 from deit.core.processing.options import CHANNELS_LAST
-from deit.core.processing.resampling import can_resize_part, resized_part
+from deit.core.processing.resampling import can_resize_part, resized, resized_part
 
 Array: TypeAlias = npt.NDArray[Any]
 # PIL image, path, bytes of a file, open file, base64 text, array or tensor (H, W), (H, W, C) or (C, H, W), or a
@@ -193,7 +194,7 @@ def resize(
     ):
         return _center_of_resized(image, size, resample, crop)
     if isinstance(image, Image.Image):
-        return _channels_first(image.resize((size[1], size[0]), resample=resample))
+        return _channels_first(resized(image, size, resample))
     from_unit_range = False
     if image.dtype != np.uint8:
         if np.allclose(image, image.astype(np.int64)):
@@ -209,8 +210,7 @@ def resize(
             )
         image = image.astype(np.uint8)
     squeezed = image[0] if image.shape[0] == 1 else np.ascontiguousarray(np.moveaxis(image, 0, -1))
-    resized = np.asarray(Image.fromarray(squeezed).resize((size[1], size[0]), resample=resample))
-    array = resized[None] if resized.ndim == 2 else np.moveaxis(resized, -1, 0)
+    array = _channels_first(resized(Image.fromarray(squeezed), size, resample))
     return (array.astype(np.float64) * (1 / 255)).astype(np.float32) if from_unit_range else array
 
 
