@@ -19,20 +19,21 @@ from deit.core.processing.batch_feature import BatchFeature
 from deit.core.processing.batches import prepared_batches
 from deit.core.processing.parts import is_replaced
 from deit.core.processing.settings import ImageProcessor
+from deit.inference.answers import answers
+from deit.inference.contract import Array
 from deit.inference.pipeline_inputs import apart, first_tensor, moved, opened, together
 from deit.models.weights.finiteness import refuse_non_finite_answers, refuse_non_finite_model
 from deit.runtime.devices import Placement, resolve
 
 Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
-_THREADS = 4  # each works with the threads of PyTorch
-
 
 class ImagePipeline(ABC):
     """Takes images through `preprocess`, batches of them through `forward`, and each answer through `postprocess`.
 
-    Each step can be called by itself, and a subclass may replace it: `pipeline(pipeline_class=...)`. Threads preprocess
-    files and arrays of a list ahead of the model, unless `preprocess` or a step of the processor is replaced.
+    Each step can be called by itself, and a subclass may replace it: `pipeline(pipeline_class=...)`. Images go through
+    the loop of `Predictor`, whose threads read and preprocess files and arrays of a list ahead of the model, unless
+    `preprocess` or a step of the processor is replaced, or pixels of different sizes are wanted.
 
     Args:
         model: A model of this package (or one that is called in the same way).
@@ -189,18 +190,37 @@ class ImagePipeline(ABC):
     def _results(
         self, items: Iterable[Any], size: int, process: dict[str, Any], ask: dict[str, Any], finish: dict[str, Any]
     ) -> Iterator[Any]:
-        own_step = type(self).preprocess is ImagePipeline.preprocess and "preprocess" not in vars(self)
-        processor = self.image_processor
-        pads = own_step and process.get("do_pad", getattr(processor, "do_pad", None))
         options = {k: v for k, v in process.items() if k != "timeout"}
-        is_ours = isinstance(processor, ImageProcessor) and not is_replaced(processor)
-        in_threads = own_step and is_ours and not pads and process.get("device", processor.device) is None
+        processor = _of_one_size(self.image_processor, options) if self._preprocess_is_own else None
+        if processor is None:
+            yield from self._step_by_step(items, size, process, ask, finish)
+            return
+
+        def model(pixels: Array) -> Any:
+            inputs = BatchFeature({"pixel_values": torch.from_numpy(pixels)}).to(self.dtype)
+            return self.forward(inputs, **ask)
+
+        for told in answers(model, processor, items, size, strict=True):
+            for output in apart(told.outputs, len(told.batch.items)):
+                yield self.postprocess(output, **finish)
+
+    @property
+    def _preprocess_is_own(self) -> bool:
+        """Whether `preprocess` is that of this class, which nothing replaced."""
+        return type(self).preprocess is ImagePipeline.preprocess and "preprocess" not in vars(self)
+
+    def _step_by_step(
+        self, items: Iterable[Any], size: int, process: dict[str, Any], ask: dict[str, Any], finish: dict[str, Any]
+    ) -> Iterator[Any]:
+        """Does the same in this thread, with steps that were replaced and images whose pixels differ in size."""
+        pads = self._preprocess_is_own and process.get("do_pad", getattr(self.image_processor, "do_pad", None))
+        options = {k: v for k, v in process.items() if k != "timeout"}
 
         def prepare(item: Any) -> Any:
             image = image_of(item)
             return image if pads else self.preprocess(image, **process)
 
-        for batch in prepared_batches(items, prepare, size, threads=_THREADS if in_threads else 0):
+        for batch in prepared_batches(items, prepare, size, threads=0):
             prepared = [result() for _, result in batch]
             # The padding of an image depends on the others.
             for inputs, count in together(self._pixels(prepared, options) if pads else prepared):
@@ -245,3 +265,14 @@ def at_least_one(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{name} must be a whole number of at least 1. Received: {value!r}.")
     return value
+
+
+def _of_one_size(processor: Any, options: Mapping[str, Any]) -> Any:
+    """Returns the processor with the options of a call, if the loop of `answers` can use it; else None."""
+    if not isinstance(processor, ImageProcessor) or is_replaced(processor):
+        return None
+    settings = processor._with(options)
+    if settings.device is not None or settings.do_pad:
+        return None
+    size = settings.crop_size if settings.do_center_crop else settings.size if settings.do_resize else {}
+    return settings if "height" in size else None

@@ -35,7 +35,7 @@ from deit.models.auto import (
 )
 from deit.models.auto_openers import AutoImageProcessor
 from deit.models.classifier import head_names
-from deit.runtime.devices import accelerator
+from deit.runtime.devices import accelerator, resolve
 
 if TYPE_CHECKING:
     from deit.core.processing.image_processor import DeiTImageProcessor
@@ -101,10 +101,10 @@ class ImageClassificationPipeline(ImagePipeline):
         function = given or function_name(config.problem_type, config.num_labels)
         if calibration is not None:
             logits = logits / np.float32(next(iter(calibration.heads.values())).temperature)
-        values = FUNCTIONS[function](logits).tolist()
+        scores = FUNCTIONS[function](logits)
         more = {} if calibration is None else {"calibrated": True}
-        scores = [{"label": config.id2label[i], "score": score, **more} for i, score in enumerate(values)]
-        return sorted(scores, key=lambda entry: entry["score"], reverse=True)[:top_k]
+        best = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        return [{"label": config.id2label[i], "score": float(scores[i]), **more} for i in best]
 
 
 class ImageFeatureExtractionPipeline(ImagePipeline):
@@ -221,10 +221,19 @@ def pipeline(
         arguments = {"dtype": dtype if torch_dtype is None else torch_dtype, **hub, **(model_kwargs or {})}
         arguments.update({k: v for k, v in (("config", config), ("device_map", device_map)) if v is not None})
         model, folder = auto.from_pretrained(model, **arguments), _calibrated_folder(model, hub)
-        device = accelerator() if device is None and device_map is None else device
+        device = _device_of(model, device, device_map)
     if isinstance(given, (str, os.PathLike)):
         given = AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **hub)
     return _with_calibration((pipeline_class or kind)(model, given, device=device, **options), folder)
+
+
+def _device_of(model: Any, device: Any, device_map: Any) -> Any:
+    """Returns the device of a model that was opened here. Packs the weights for the CPU, as `Predictor` does."""
+    device = accelerator() if device is None and device_map is None else device
+    place = model.device if device is None else resolve(device).device
+    if place.type == "cpu" and hasattr(model, "pack_weights"):
+        model.pack_weights()
+    return device
 
 
 def _calibrated_folder(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path | None:

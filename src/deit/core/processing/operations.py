@@ -287,7 +287,10 @@ def rescale_and_normalize(
         # 8-bit images have 256 values: work out each once, look the rest up. Same bits, a third of the time.
         levels = np.tile(np.arange(256, dtype=np.uint8), (len(image), 1))[:, None]
         table = to_float(levels)[:, 0]
-        return np.stack([np.take(table[c], image[c]) for c in range(len(image))])
+        pixels = np.empty(image.shape, table.dtype)
+        for channel, values, looked_up in zip(image, table, pixels, strict=True):
+            np.take(values, channel, out=looked_up, mode="clip")  # no value is out of range; "raise" copies the result
+        return pixels
     return to_float(image)
 
 
@@ -335,7 +338,8 @@ def stack(pixels: list[Array], return_tensors: str | None) -> Any:
     if return_tensors is None:
         return pixels
     refuse_different_sizes([p.shape for p in pixels])
-    batch = np.stack(pixels)
+    is_alone = len(pixels) == 1 and pixels[0].flags.owndata  # no view of an image
+    batch = pixels[0][None] if is_alone else np.stack(pixels)
     return batch if return_tensors == "np" else to_tensor(batch, return_tensors)
 
 
