@@ -15,7 +15,7 @@ from torch import nn
 import deit
 from deit.core.errors import UserError
 from deit.inference.contract import Contract
-from deit.inference.engines.opening import ENGINES, open_engine
+from deit.inference.engines.opening import open_engine
 from deit.inference.engines.torch_engine import TorchEngine, open_torch_engine
 from tests.inference.conftest import NAMES, PROCESSOR
 
@@ -83,14 +83,13 @@ def test_logits_do_not_depend_on_the_other_images_of_the_batch(deit_directory):
     assert np.allclose(engine(PIXELS)["both"], alone, atol=1e-5)
 
 
-def test_the_ending_of_a_file_chooses_the_engine(deit_directory, monkeypatch):
+def test_a_file_that_is_no_exported_model_is_refused(deit_directory):
     folder = deit_directory()
     with pytest.raises(
-        UserError, match=r"model\.safetensors cannot be opened as a model\. Pass one of: a model directory"
+        UserError,
+        match=r"model\.safetensors cannot be opened as a model\. Pass one of: a model directory, \*\.xml, \*\.onnx",
     ):
         open_engine(folder / "model.safetensors")
-    monkeypatch.setitem(ENGINES, ".safetensors", lambda path, device, **options: (path, device, options["precision"]))
-    assert open_engine(folder / "model.safetensors", precision="bf16") == (folder / "model.safetensors", "cpu", "bf16")
     assert isinstance(open_engine(folder), TorchEngine)
 
 

@@ -146,7 +146,8 @@ class Predictor:
         model_directory: str | os.PathLike[str],
         *,
         device: str = "cpu",
-        precision: str = "fp32",
+        engine: str = "torch",
+        precision: str | None = None,
         head_average: str | None = None,
         calibrated: bool = True,
     ) -> Predictor:
@@ -155,6 +156,7 @@ class Predictor:
         Args:
             model_directory: See `open_engine`.
             device: See `open_engine`.
+            engine: See `open_engine`.
             precision: See `open_engine`.
             head_average: See `open_engine`.
             calibrated: Use `calibration.json`, where the model has one. One that was made for other weights, another
@@ -163,7 +165,8 @@ class Predictor:
         Raises:
             DamagedFileError: `calibration.json` is damaged.
         """
-        opened = cls(open_engine(model_directory, device, precision=precision, head_average=head_average))
+        options: dict[str, Any] = {"engine": engine, "precision": precision, "head_average": head_average}
+        opened = cls(open_engine(model_directory, device, **options))
         if not calibrated:
             opened._why_raw = "The model was opened without its calibration."
             return opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from deit.core.errors import UserError
 from deit.inference.contract import Array, Contract
 
 
@@ -14,7 +15,8 @@ class Engine(Protocol):
     Attributes:
         contract: What the engine takes and what its answers mean.
         device: Name of the device that computes: "cpu", "cuda", ...
-        precision: "fp32" or "bf16".
+        precision: "fp32" or "bf16"; of an exported model also "int8" or "fp16".
+        name: "torch", "openvino", ...
     """
 
     @property
@@ -26,6 +28,9 @@ class Engine(Protocol):
     @property
     def precision(self) -> str: ...  # noqa: D102
 
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
     def __call__(self, pixels: Array, /) -> Mapping[str, Array]:
         """Returns the logits (B, K) of each head of `contract.head_names`.
 
@@ -33,6 +38,18 @@ class Engine(Protocol):
             pixels: (B, 3, H, W) float32, as `contract.processor` makes them.
         """
         ...
+
+
+def check_pixels(pixels: Array, contract: Contract) -> None:
+    """Refuses pixels of another size, which a converted model cannot take.
+
+    Raises:
+        UserError: The pixels are not (B, C, H, W) of the contract.
+    """
+    size = (*pixels.shape[-2:],) if contract.image_size is None else contract.image_size
+    if pixels.ndim != 4 or pixels.shape[1:] != (contract.num_channels, *size):
+        channels = contract.num_channels
+        raise UserError(f"The model takes pixels of (B, {channels}, {size[0]}, {size[1]}). Received: {pixels.shape}.")
 
 
 class FunctionEngine:
@@ -45,6 +62,7 @@ class FunctionEngine:
 
     device = "cpu"
     precision = "fp32"
+    name = "function"
 
     def __init__(self, function: Callable[[Array], Array], contract: Contract) -> None:
         self.function = function

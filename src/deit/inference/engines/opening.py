@@ -1,31 +1,79 @@
-"""Opens the right engine for the file of a model.
+"""Opens a model with the engine that is asked for, or with the one that its file belongs to.
 
-A new engine is one file like `torch_engine` and one row of `ENGINES`.
+A new engine is one file like `openvino_engine` and one row of `ENGINES`.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from deit.core.errors import UserError
+from deit.core.errors import UserError, shown
 from deit.core.model_directory import kind_of_model
 from deit.inference.engines.engine import Engine
-from deit.inference.engines.torch_engine import open_torch_engine, open_torchvision_engine
+from deit.inference.engines.exported import ENDINGS, ExportedModel, find_export
+from deit.inference.engines.torch_engine import TorchEngine, open_torch_engine, open_torchvision_engine
+from deit.runtime.devices import AUTO, resolve
+
+TORCH, COMPILED, OPENVINO, ONNXRUNTIME = "torch", "torch-compiled", "openvino", "onnxruntime"
 
 
-class OpenEngine(Protocol):
-    """Opens an engine; see `open_engine` for the arguments."""
+@dataclass(frozen=True, kw_only=True)
+class EngineKind:
+    """How one engine opens models.
 
-    def __call__(  # noqa: D102
-        self, path: Path, device: str, *, precision: str, head_average: str | None, published: bool
-    ) -> Engine: ...
+    Attributes:
+        weights: From a model that PyTorch has opened from its weights, and a precision.
+        export: From an exported model and a precision; None if the engine opens no files. The endings of these files
+            are in `ENDINGS`.
+        only_cpu: Whether the engine runs on no other device.
+    """
+
+    weights: Callable[[TorchEngine, str], Engine]
+    export: Callable[[ExportedModel, str], Engine] | None = None
+    only_cpu: bool = True
 
 
-# Ending of what is opened -> engine. A model directory counts as one without ending.
-ENGINES: dict[str, OpenEngine] = {
-    "": open_torch_engine,
+def _torch(opened: TorchEngine, precision: str) -> Engine:
+    return opened
+
+
+def _compiled(opened: TorchEngine, precision: str) -> Engine:
+    from deit.inference.engines.compiled_engine import CompiledEngine
+
+    return CompiledEngine(opened.model, opened.contract, opened.device, precision=precision)
+
+
+def _openvino(opened: TorchEngine, precision: str) -> Engine:
+    from deit.inference.engines.openvino_engine import rewritten_for_openvino
+
+    return rewritten_for_openvino(opened, precision=precision)
+
+
+def _openvino_export(exported: ExportedModel, precision: str) -> Engine:
+    from deit.inference.engines.openvino_engine import open_openvino_export
+
+    return open_openvino_export(exported, precision=precision)
+
+
+def _onnxruntime(opened: TorchEngine, precision: str) -> Engine:
+    from deit.inference.engines.onnxruntime_engine import rewritten_for_onnxruntime
+
+    return rewritten_for_onnxruntime(opened, precision=precision)
+
+
+def _onnxruntime_export(exported: ExportedModel, precision: str) -> Engine:
+    from deit.inference.engines.onnxruntime_engine import open_onnxruntime_export
+
+    return open_onnxruntime_export(exported, precision=precision)
+
+
+ENGINES: dict[str, EngineKind] = {
+    TORCH: EngineKind(weights=_torch, only_cpu=False),
+    COMPILED: EngineKind(weights=_compiled, only_cpu=False),
+    OPENVINO: EngineKind(weights=_openvino, export=_openvino_export),
+    ONNXRUNTIME: EngineKind(weights=_onnxruntime, export=_onnxruntime_export),
 }
 
 
@@ -33,35 +81,78 @@ def open_engine(
     name_or_path: str | os.PathLike[str],
     device: str = "cpu",
     *,
-    precision: str = "fp32",
+    engine: str = TORCH,
+    precision: str | None = None,
     head_average: str | None = None,
 ) -> Engine:
     """Opens a classifier by its path or name.
 
     Args:
         name_or_path: See `deit.models.weights.model_names.find_model`. The preprocessing of `timm/NAME` is timm's.
-            `torchvision/NAME` stands for the weights that torchvision publishes, with its preprocessing.
-        device: "cpu", "cuda", ..., or "auto" for a GPU if there is one.
-        precision: "fp32", or "bf16" to multiply in bfloat16 where PyTorch finds that safe (autocast); "auto" takes the
-            faster one, see `choose_precision`.
+            `torchvision/NAME` stands for the weights that torchvision publishes, with its preprocessing. The file of an
+            exported model (`openvino_model.xml`, `model.onnx`), and a directory with such files and no weights, open
+            with the engine that they belong to, whatever `engine` says.
+        device: "cpu", "cuda", ..., or "auto" for a GPU if there is one. OpenVINO and ONNX Runtime run on the CPU.
+        engine: "torch", "torch-compiled", "openvino" or "onnxruntime".
+        precision: "fp32", or "bf16" to multiply in bfloat16 where the engine finds that safe; "auto" takes the faster
+            one, see `choose_precision` and `OpenVinoEngine`. None is "fp32", and for an exported model its own.
         head_average: What two heads answer with together: "logits" (their mean, as the paper's code and transformers)
             or "probabilities" (the mean of their softmax outputs, as the paper's text). None follows the model's
             configuration, whose default is "logits".
 
     Raises:
         OSError: See `find_model`; or a file is missing.
-        UserError: A file is damaged or holds no classifier; there is no such device, precision or average; or the model
-            has one head, of which there is no average.
+        MissingPackageError: The package of the engine is not installed.
+        UserError: A file is damaged or holds no classifier; there is no such engine, device, precision or average; the
+            engine does not run on the device; or the model has one head, of which there is no average.
     """
     from deit.models.weights.model_names import find_model, timm_name
     from deit.models.weights.torchvision import torchvision_name
 
+    kind = _kind(engine)
+    by_torch = kind.export is None  # the other engines decide about their device and precision themselves
+    first = (precision or "fp32") if by_torch else "fp32"
     if torchvision_name(name_or_path):
-        return open_torchvision_engine(str(name_or_path), device, precision=precision, head_average=head_average)
+        place = _device(engine, device)
+        opened = open_torchvision_engine(str(name_or_path), place, precision=first, head_average=head_average)
+        return kind.weights(opened, precision or "fp32")
     path = find_model(name_or_path)
-    ending = "" if path.is_dir() else path.suffix.lower()
-    if ending not in ENGINES:
-        known = ", ".join(["a model directory", *(f"*{other}" for other in ENGINES if other)])
+    exported = find_export(path, engine)
+    if exported is not None:
+        return _open_export(exported, device, precision, head_average)
+    if not path.is_dir():
+        known = ", ".join(["a model directory", *(f"*{ending}" for ending in ENDINGS.values())])
         raise UserError(f"{path} cannot be opened as a model. Pass one of: {known}.")
     published = timm_name(name_or_path) is not None and kind_of_model(path) == "timm"
-    return ENGINES[ending](path, device, precision=precision, head_average=head_average, published=published)
+    opened = open_torch_engine(
+        path, _device(engine, device), precision=first, head_average=head_average, published=published
+    )
+    return kind.weights(opened, precision or "fp32")
+
+
+def _kind(engine: str) -> EngineKind:
+    if engine not in ENGINES:
+        raise UserError(f"Unknown engine {shown(engine)}. Known: {', '.join(ENGINES)}.")
+    return ENGINES[engine]
+
+
+def _device(engine: str, device: str) -> str:
+    """Returns the device that a model is opened on: for an engine of the CPU, "auto" is the CPU.
+
+    Raises:
+        UserError: The engine does not run on it.
+    """
+    if not ENGINES[engine].only_cpu:
+        return device
+    if device != AUTO and resolve(device).device.type != "cpu":
+        raise UserError(f"The engine {engine} runs on the CPU. Received the device {device!r}. Pass device='cpu'.")
+    return "cpu"
+
+
+def _open_export(exported: ExportedModel, device: str, precision: str | None, head_average: str | None) -> Engine:
+    _device(exported.engine, device)
+    if head_average is not None:
+        raise UserError(f"The average of heads is part of the exported model {exported.file}. Leave out the average.")
+    kind = ENGINES[exported.engine]
+    assert kind.export is not None
+    return kind.export(exported, precision or exported.precision)

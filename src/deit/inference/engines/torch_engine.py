@@ -31,6 +31,8 @@ class TorchEngine:
         UserError: There is no such device or precision.
     """
 
+    name = "torch"
+
     def __init__(self, model: Any, contract: Contract, device: str = "cpu", *, precision: str = "fp32") -> None:
         if precision not in PRECISIONS:
             raise UserError(f"The precision must be {' or '.join(PRECISIONS)}. Received: {precision!r}.")
