@@ -71,6 +71,7 @@ from .models.fast_image_processor import (
     DeiTImageProcessorFast as DeiTImageProcessorFast,
     ViTImageProcessorFast as ViTImageProcessorFast,
 )
+from .models.merging.switch import merge_tokens as merge_tokens
 from .models.outputs import DeiTForImageClassificationWithTeacherOutput as DeiTForImageClassificationWithTeacherOutput
 from .models.pretrained import DeiTPreTrainedModel as DeiTPreTrainedModel, ViTPreTrainedModel as ViTPreTrainedModel
 from .models.vit import (

@@ -50,7 +50,7 @@ def test_the_shortcut_is_really_taken(tiny_config, redraw, monkeypatch) -> None:
     monkeypatch.setattr(
         cpu_kernels,
         "compute_prefix",
-        lambda block, x, count: taken.append(count) or original(block, x, count),
+        lambda block, x, count, bias: taken.append(count) or original(block, x, count, bias),
     )
     model(PIXELS)
     assert taken == [2]

@@ -65,6 +65,11 @@ class KerasPreTrainedModel(FittedModel):
         if data_format not in DATA_FORMATS:
             raise UserError(f"data_format must be 'channels_first' or 'channels_last'. Received: {data_format!r}.")
         config.validate()
+        if config.token_merging:
+            raise UserError(
+                "The Keras models merge no tokens, so their answers would differ. Pass token_merging={} for the whole "
+                f"network with these weights, or use PyTorch. Received: {config.token_merging}."
+            )
         options["name"] = options.get("name") or _new_name(type(self).__name__)
         # Keras does not cast inputs: the layers do.
         super().__init__(**{"autocast": False, **options})

@@ -27,6 +27,7 @@ from deit.models.deit import (
     DeiTForMaskedImageModeling,
     DeiTModel,
 )
+from deit.models.merging.switch import merge_tokens
 from deit.models.pretrained import PreTrainedModel
 from deit.models.timm.preprocessing import processor_from_timm, says_preprocessing, timm_preprocessing
 from deit.models.vit import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
@@ -73,7 +74,12 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str], destination: Path, *, to: str = HUGGINGFACE, variant: str | None = None
+    source: str | os.PathLike[str],
+    destination: Path,
+    *,
+    to: str = HUGGINGFACE,
+    variant: str | None = None,
+    token_merging: int | None = None,
 ) -> Conversion:
     """Writes a checkpoint in another dialect and checks that outputs agree.
 
@@ -82,6 +88,8 @@ def convert(
         destination: Folder, or for "original" a file that ends in `.pth`; must not exist.
         to: "huggingface", "timm" or "original".
         variant: Short name of the architecture; None reads it off the source.
+        token_merging: Number of tokens that each block of the copy merges, see `merge_tokens`; 0 for none, None as the
+            source. Only "huggingface" has a place for it.
 
     Raises:
         FileExistsError: The destination exists.
@@ -97,6 +105,13 @@ def convert(
         raise UserError(f"The original dialect is one file: choose a name that ends in .pth. Received: {destination}.")
     checkpoint = open_checkpoint(source, FileOptions())
     model = _open_model(checkpoint, variant)
+    if token_merging is not None:
+        merge_tokens(model, token_merging)
+    if to != HUGGINGFACE and model.config.token_merging:
+        raise UserError(
+            f"{to} has no place for token merging, and would answer differently. Convert to huggingface, or pass "
+            "token_merging=0 (--token-merging 0)."
+        )
     processor, origin = _preprocessing(checkpoint, model, variant)
     if to != HUGGINGFACE and not _is_plain(model):
         raise UserError(f"{type(model).__name__} has tensors that {to} has no place for. Convert to huggingface.")

@@ -17,13 +17,9 @@ from deit.core.config.field_checks import require_equal_stride
 from deit.core.config.vision_transformer import VisionTransformerConfig
 from deit.core.errors import UserError, WrongTypeError
 from deit.core.outputs import ModelOutput
-from deit.models.heads import (
-    initialize_decoder,
-    linear_classifier,
-    pixel_decoder,
-    reconstruct,
-)
+from deit.models.heads import initialize_decoder, linear_classifier, pixel_decoder, reconstruct
 from deit.models.losses import classification_loss, distillation_loss
+from deit.models.merging.switch import TRUNK_FORWARDS, build_trunk
 from deit.models.outputs import (
     BaseModelOutputWithPooling,
     DeiTForImageClassificationWithTeacherOutput,
@@ -34,7 +30,6 @@ from deit.models.trunk.activations import find_activation
 from deit.models.trunk.aliases import Alias, Aliased, embeddings_of, encoder_of
 from deit.models.trunk.construction import construct
 from deit.models.trunk.cpu_kernels import Forwards, are_untouched, linear
-from deit.models.trunk.vision_transformer import VisionTransformer
 
 # --- one class for each task --------------------------------------------------------------------------
 
@@ -70,7 +65,7 @@ class BareModel(Aliased, PreTrainedModel):
     ) -> None:
         super().__init__(config)
         config = self.config
-        self.trunk = construct(lambda: VisionTransformer(config, use_mask_token=use_mask_token))
+        self.trunk = construct(lambda: build_trunk(config, use_mask_token=use_mask_token))
         self.pooler = Pooler(config) if add_pooling_layer else None
         self.initialize()
 
@@ -148,7 +143,7 @@ class ModelWithHeads(PreTrainedModel):
             prefix_suffices: Whether the head needs no patch tokens.
         """
         base_model = getattr(self, self.base_model_prefix)
-        forwards: Forwards = {self.base_class: _BARE_FORWARD, VisionTransformer: _TRUNK_FORWARD}
+        forwards: Forwards = {self.base_class: _BARE_FORWARD, **TRUNK_FORWARDS}
         if prefix_suffices and are_untouched((base_model, getattr(base_model, "trunk", None)), forwards):
             return base_model(pixel_values, *inputs, return_dict=True, prefix_only=True)
         return base_model(pixel_values, *inputs, return_dict=True)
@@ -261,7 +256,7 @@ class MaskedImageModel(ModelWithHeads):
         return _as_asked(output, return_dict, self.config)
 
 
-_BARE_FORWARD, _TRUNK_FORWARD = BareModel.forward, VisionTransformer.forward
+_BARE_FORWARD = BareModel.forward
 
 
 def _checked_pixels(pixel_values: Tensor | None, interpolate_pos_encoding: Any) -> Tensor:

@@ -35,11 +35,22 @@ def convert(
             show_default="read from the checkpoint",
         ),
     ] = None,
+    token_merging: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Similar patch tokens that each block of the copy merges, for speed; 0 for none. Answers change a "
+            "little: run deit evaluate on the copy. Only with --to huggingface.",
+            show_default="as the checkpoint",
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint to another format and compare the outputs."""
     from deit.models.conversion import convert as convert_checkpoint
 
-    result = convert_checkpoint(source, destination, to=to, variant=variant)
+    result = convert_checkpoint(source, destination, to=to, variant=variant, token_merging=token_merging)
     say(f"{result.model}, from {result.source_dialect} to {result.target}: {result.path}")
+    if token_merging:
+        say(f"The copy merges up to {token_merging} patch tokens in each block but the last. Calibrate it anew.")
     say(f"Preprocessing: {result.preprocessing}.")
     say(f"Largest difference on random pixels, opened with {result.checked_with}: {result.largest_difference:.2e}")

@@ -115,6 +115,20 @@ def check_fields(config: Any) -> None:
     check_choice("distillation_kind", config.distillation_kind, DISTILLATION_KINDS)
     if not isinstance(config.pruned_heads, Mapping):
         raise WrongTypeError(f"pruned_heads must be a dict of lists. Received: {shown(config.pruned_heads)}.")
+    _check_token_merging(config.token_merging)
+
+
+def _check_token_merging(value: Any) -> None:
+    if not isinstance(value, Mapping) or not set(value) <= {"r"}:
+        raise WrongTypeError(f'token_merging must be {{}} or {{"r": R}}. Received: {shown(value)}.')
+    numbers = value.get("r", 0)
+    for number in numbers if isinstance(numbers, (list, tuple)) else [numbers]:
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise WrongTypeError(
+                f"r of token_merging must be a whole number or a list of whole numbers. Received: {shown(numbers)}."
+            )
+        if not 0 <= number <= MOST_PATCHES:
+            raise UserError(f"r of token_merging must lie between 0 and {MOST_PATCHES}. Received: {shown(number)}.")
 
 
 def check_label_count(config: Any) -> None:
@@ -154,6 +168,12 @@ def check_agreement(config: Any) -> None:
             raise UserError(f"pruned_heads must name blocks from 0 to {blocks[-1]}. Received: {shown(block)}.")
         if len(set(pruned)) == len(heads):
             raise UserError(f"pruned_heads would leave block {block} without attention heads. Keep at least one.")
+    merged = config.token_merging.get("r", 0)
+    if not isinstance(merged, int) and len(merged) != config.num_hidden_layers - 1:
+        raise UserError(
+            f"r of token_merging must be one number, or {config.num_hidden_layers - 1}: one for each block but the "
+            f"last. Received: {len(merged)} numbers."
+        )
 
 
 def require_equal_stride(config: Any) -> None:

@@ -28,6 +28,7 @@ OPTIONAL_FIELDS: dict[str, Any] = {
     "pos_embed_prefix": True,
     "head_average": "logits",
     "decoder_init": "normal",
+    "token_merging": {},
 }
 
 

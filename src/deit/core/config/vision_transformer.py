@@ -80,6 +80,8 @@ class VisionTransformerConfig:
         decoder_init: What the decoder of masked images starts with: "normal", as in transformers, normal values of
             `initializer_range` and zeros as bias; or "simmim", as SimMIM's code, PyTorch's own for a convolution.
         pos_embed_prefix: Whether class and distillation token have position embeddings of their own (DeiT III: False).
+        token_merging: {"r": R}: each block merges R patch tokens, or a list of numbers for all blocks but the last; {}
+            merges none. PyTorch only; transformers does not know the field. See `deit.merge_tokens`.
         **kwargs: Further keys of the transformers base configuration, or any other inert data.
 
     Raises:
@@ -111,6 +113,7 @@ class VisionTransformerConfig:
     problem_type: str | None
     pruned_heads: dict[int, list[int]]
     return_dict: bool
+    token_merging: dict[str, Any]
 
     def __init__(
         self,
@@ -389,10 +392,8 @@ class VisionTransformerConfig:
     def field_names(cls) -> set[str]:
         """Returns the names of all fields that this package uses."""
         own = set(VisionTransformerConfig.__init__.__annotations__) - {"kwargs", "return"}
-        return own | set(OPTIONAL_FIELDS) | {
-            "num_labels", "id2label", "label2id", "torch_dtype", "attn_implementation", "name_or_path",
-            "fused_qkv", "qkv_names",
-        }  # fmt: skip
+        elsewhere = {*_PROPERTIES, "id2label", "label2id", "attn_implementation", "fused_qkv", "qkv_names"}
+        return own | set(OPTIONAL_FIELDS) | elsewhere
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Sets several fields, all or none. A model checks their consistency when it is built.

@@ -215,20 +215,22 @@ def attend(
     return mixed.transpose(1, 2).flatten(2), None
 
 
-def attend_of_few(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of a few queries, such as those of the class and the distillation token, without masks or dropout.
+def attend_of_few(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of a few queries, such as those of the class and the distillation token, without dropout.
 
     Args:
         query: (B, H, M, d), M much less than N.
         key: (B, H, N, d).
         value: (B, H, N, d).
+        bias: Added to the scores before softmax, broadcast to (B, H, M, N).
 
     Returns:
         (B, H, M, d).
     """
     if query.dtype == torch.bfloat16 and backward_by_hand(query):  # PyTorch's backward takes several times as long
-        return F.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1) @ value
-    return F.scaled_dot_product_attention(query, key, value)
+        scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        return F.softmax(scores if bias is None else scores + bias, dim=-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 def backward_by_hand(x: Tensor) -> bool:
@@ -316,8 +318,10 @@ def _add_kept(block: Any, x: Tensor, branch: Callable[[Tensor], Tensor], scale: 
     return x.index_add(0, kept, y.to(x.dtype), alpha=factor)
 
 
-def first_tokens(block: Any, norm: nn.Module, x: Tensor, count: int, forwards: Forwards) -> Tensor | None:
-    """Computes the last block and the final norm for the first tokens alone, without masks.
+def first_tokens(
+    block: Any, norm: nn.Module, x: Tensor, count: int, forwards: Forwards, bias: Tensor | None = None
+) -> Tensor | None:
+    """Computes the last block and the final norm for the first tokens alone.
 
     Args:
         block: A `Block`, or what a user has put in its place.
@@ -325,13 +329,14 @@ def first_tokens(block: Any, norm: nn.Module, x: Tensor, count: int, forwards: F
         x: (B, N, D).
         count: Number of first tokens; all N are attended to.
         forwards: What an untouched block is made of; see `is_untouched`.
+        bias: Added to the scores before softmax, broadcast to (B, H, N, N), the same for all N rows.
 
     Returns:
         (B, count, D), the first rows of `norm(block(x))`; None where the block must be called as it is.
     """
     if not can_compute_prefix(block, forwards) or not is_untouched(norm, forwards):
         return None
-    result: Tensor = norm(compute_prefix(block, x, count))
+    result: Tensor = norm(compute_prefix(block, x, count, bias))
     return result
 
 
@@ -340,18 +345,19 @@ def can_compute_prefix(block: nn.Module, forwards: Forwards) -> bool:
     return is_untouched(block, forwards) and not _has_dropout(block)
 
 
-def compute_prefix(block: Any, x: Tensor, count: int) -> Tensor:
-    """Computes an untouched block for its first tokens alone, without masks.
+def compute_prefix(block: Any, x: Tensor, count: int, bias: Tensor | None = None) -> Tensor:
+    """Computes an untouched block for its first tokens alone.
 
     Args:
         block: A `Block`.
         x: (B, N, D).
         count: Number of first tokens; all N are attended to.
+        bias: See `first_tokens`.
 
     Returns:
         (B, count, D), the first rows of what `Block.forward` would return.
     """
-    mixed = _attend_of_first(block.attn, block.norm1(x), count)
+    mixed = _attend_of_first(block.attn, block.norm1(x), count, bias)
     x = x[:, :count] + _drop_path(block, block.ls1(mixed)).to(x.dtype)
     hidden = linear_activation(block.mlp.fc1, block.mlp.activation, block.norm2(x))
     return x + _drop_path(block, block.ls2(linear(block.mlp.fc2, hidden))).to(x.dtype)
@@ -362,7 +368,7 @@ def _drop_path(block: Any, branch: Tensor) -> Tensor:
     return dropped
 
 
-def _attend_of_first(attention: Any, x: Tensor, count: int) -> Tensor:
+def _attend_of_first(attention: Any, x: Tensor, count: int, bias: Tensor | None) -> Tensor:
     batch, tokens, _ = x.shape
     heads = len(attention.heads)
     inner = heads * attention.head_width
@@ -375,5 +381,5 @@ def _attend_of_first(attention: Any, x: Tensor, count: int) -> Tensor:
     query = queries.view(batch, count, heads, -1).transpose(1, 2)
     both = both.view(batch, tokens, 2, heads, -1)
     key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, d)
-    mixed = attend_of_few(query, key, value)
+    mixed = attend_of_few(query, key, value, None if bias is None else bias.to(query.dtype))
     return linear(attention.proj, mixed.transpose(1, 2).reshape(batch, count, -1))

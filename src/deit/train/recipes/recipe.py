@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from deit.core.config.field_checks import MOST_PATCHES
 from deit.core.config.following_defaults import CLASSIFICATION_LOSSES, FOLLOWS, following
 from deit.core.files import write_text_atomically
 from deit.core.scores.comparing import all_score_names
@@ -72,6 +73,9 @@ class Recipe:
         drop_path_rate: Drop path rate of a student that `build_student` makes. Other students keep their own.
         drop_path_shape: "linear" rises from 0 in the first block to the full rate in the last (DeiT); "constant" uses
             the full rate in all blocks (DeiT III).
+        token_merging: Number of similar patch tokens that each block but the last merges, so that training and the
+            model are faster; 0 for none. A block merges at most half of its patch tokens. Not for masked images or
+            students of timm. The model's `config.json` keeps it; see docs/token-merging.md.
         student_mode: "train", or "eval" to train without drop path and dropout, as the paper's code fine-tuned.
         freeze: Part of the student that is not trained and stays in evaluation mode: "trunk" (a linear probe),
             "blocks:N" (embeddings and the first N blocks) or empty for none; see `deit.train.students.freezing`.
@@ -116,6 +120,7 @@ class Recipe:
     class_weights: str = "none"
     drop_path_rate: float = 0.1
     drop_path_shape: str = "linear"
+    token_merging: int = 0
     student_mode: str = "train"
     freeze: str = ""
     ema_decay: float = 0.0
@@ -149,6 +154,8 @@ class Recipe:
         require_one_of("loss", self.loss, CLASSIFICATION_LOSSES)
         object.__setattr__(self, "label_smoothing", following("label_smoothing", self.label_smoothing, self.loss))
         require_one_of("drop_path_shape", self.drop_path_shape, DROP_PATH_SHAPES)
+        most = MOST_PATCHES
+        require(0 <= self.token_merging <= most, f"token_merging must lie between 0 and {most}", self.token_merging)
         require_one_of("student_mode", self.student_mode, STUDENT_MODES)
         require_one_of("ema_use", self.ema_use, EMA_USES)
         require_one_of("keep", self.keep, KEPT)

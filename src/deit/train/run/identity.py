@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deit.core.config.field_values import OPTIONAL_FIELDS
 from deit.core.errors import UserError
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
@@ -49,7 +50,13 @@ def check_identity(identity: dict[str, Any], state: dict[str, Any], data: Data, 
 def _is_same(name: str, value: Any, state: dict[str, Any], data: Data) -> bool:
     if name in _IMAGES and name not in state:
         return name == "validation images"  # not recorded by older versions
-    if state.get(name) == value:
+    found = state.get(name)
+    if name == "student" and isinstance(found, dict) and isinstance(value, dict):
+        found = {
+            **{key: OPTIONAL_FIELDS[key] for key in value if key in OPTIONAL_FIELDS},
+            **found,
+        }  # of an older version
+    if found == value:
         return True
     return name in _IMAGES and state[name] == former_fingerprint(getattr(data, _IMAGES[name]))
 

@@ -47,6 +47,7 @@ def model_card(
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {markdown_text(name)}",
         f"{markdown_code(what)}, {size}. {_origin(record, classes)}",
+        _merging(student),
         _classes(classes) if classes else "",
         f"## Scores\n\n{_scores(record, classes)}",
         f"## Use\n\n{_use(name, own, classes)}",
@@ -76,6 +77,16 @@ def _origin(record: dict[str, Any], classes: list[str]) -> str:
 def _beginning(record: dict[str, Any]) -> str:
     init = record["recipe"].get("init")
     return f"It began with the weights {markdown_code(init)}. " if init else ""
+
+
+def _merging(student: Any) -> str:
+    merged = student.config.token_merging if isinstance(student, PreTrainedModel) else {}
+    if not merged:
+        return ""
+    return (
+        f"It merges similar patch tokens (`token_merging` of `config.json`: `{json.dumps(merged)}`); the scores are "
+        "those with merging. transformers ignores the field: there it is slower, and its answers differ a little."
+    )
 
 
 def _classes(classes: list[str]) -> str:

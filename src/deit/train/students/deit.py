@@ -99,6 +99,7 @@ def build_student(
     recipe, size = _with_choices(recipe, name, init, image_size)
     name, init = recipe.student or None, recipe.init or None
     library, _, architecture = (name or "").partition("/")
+    _refuse_merging(recipe, of_timm=library == "timm")
     _warn_of_unused(recipe, random=init is None and library != "timm")
     with random_state_kept():
         torch.manual_seed(recipe.seed)
@@ -114,6 +115,7 @@ def build_student(
         checkpoint = open_checkpoint(init, FileOptions())
         other = timm_architecture(checkpoint) if variant is None else None
         if other is not None:
+            _refuse_merging(recipe, of_timm=True)
             return Student(**build_timm(other, classes, recipe, size, init), classes=tuple(classes))
         return _start_from(checkpoint, name, variant, classes, recipe, size)
 
@@ -141,6 +143,7 @@ def build_masked_student(
     """
     recipe, size = _with_choices(recipe, name, init, image_size)
     name, init, overrides = recipe.student or None, recipe.init or None, overrides or recipe.config
+    _refuse_merging(recipe, masked=True)
     if overrides and init is not None:
         raise UserError(f"A checkpoint has its own architecture. Received: init and {overrides!r}. Pass one of them.")
     _warn_of_unused(recipe, random=init is None)
@@ -197,6 +200,12 @@ def _build(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
     return DeiTForImageClassificationWithTeacher(config)
 
 
+def _refuse_merging(recipe: Recipe, *, of_timm: bool = False, masked: bool = False) -> None:
+    if recipe.token_merging and (of_timm or masked):
+        what = "A student of timm" if of_timm else "A training with masked images"
+        raise UserError(f"{what} cannot merge tokens. Set token_merging=0. Received: {recipe.token_merging}.")
+
+
 def _warn_of_unused(recipe: Recipe, *, random: bool) -> None:
     if recipe.initialization != "normal" and not random:
         start = recipe.init or recipe.student
@@ -221,6 +230,7 @@ def _configured(
     if size is not None:
         fields["image_size"] = size[0] if size[0] == size[1] else size
     fields["drop_path_rate"] = recipe.drop_path_rate
+    fields["token_merging"] = {"r": recipe.token_merging} if recipe.token_merging else {}
     if classes is not None:
         fields["id2label"] = id2label_from_names(classes)
         fields["problem_type"] = recipe.data.problem_type
@@ -248,6 +258,11 @@ def _start_from(
     found = config_of(checkpoint)
     refuse_larger_than_file(found, checkpoint.source.shapes, checkpoint.name)
     notes: list[str] = []
+    if found.token_merging and found.token_merging != {"r": recipe.token_merging}:
+        notes.append(
+            f"The checkpoint merges tokens ({found.token_merging}), but this training has "
+            f"token_merging={recipe.token_merging}."
+        )
     config = found
     if name is not None and variant is not None:
         notes += require_architecture(found, variant_config(name), name, checkpoint.name)

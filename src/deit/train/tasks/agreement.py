@@ -21,8 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def with_student(recipe: Recipe, student: nn.Module) -> Recipe:
-    """Returns a recipe that names a student of this package: its variant, size and initial weights."""
-    if not isinstance(student, PreTrainedModel) or recipe.config or recipe.partial_patches:
+    """Returns a recipe that names a student of this package: its variant, size, token merging and initial weights."""
+    if not isinstance(student, PreTrainedModel):
+        return recipe
+    merged = student.config.token_merging.get("r", 0)
+    if isinstance(merged, int) and merged != recipe.token_merging:  # a list is in the configuration alone
+        recipe = _recorded(recipe, {"token_merging": merged})
+    if recipe.config or recipe.partial_patches:
         return recipe
     begun_with = "" if recipe.init else student.name_or_path
     if begun_with or (recipe.init and not recipe.student):  # the architecture is that of the weights
@@ -78,6 +83,8 @@ def unused_settings(recipe: Recipe, student: nn.Module, processor: DeiTImageProc
     """
     ours = isinstance(student, PreTrainedModel)
     unused = [] if ours else ["drop_path_rate", "drop_path_shape"]
+    if recipe.token_merging and not ours:
+        unused.append("token_merging")
     if recipe.init or not ours:
         unused.append("initialization")
     expected = evaluation_processor(

@@ -135,6 +135,8 @@ class Teacher:
         config = getattr(self.model, "config", None)
         settings["architecture"] = _timm_architecture(self.model)
         settings |= {name: str(getattr(config, name)) for name in _BEYOND_TENSORS if hasattr(config, name)}
+        if getattr(config, "token_merging", None):  # only then, so that other fingerprints stay as they were
+            settings["token_merging"] = config.token_merging  # type: ignore[union-attr]
         if isinstance(self.model, nn.Module):
             if self._tensors_hash is None:
                 self._tensors_hash = _hash_of_tensors(self.model)
