@@ -28,7 +28,7 @@ def test_every_public_name_is_shown_once_and_no_other() -> None:
 
 def test_the_navigation_lists_every_page() -> None:
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    listed = re.findall(r"[\w/]+\.md", yaml.safe_dump(navigation))
+    listed = re.findall(r"[\w/-]+\.md", yaml.safe_dump(navigation))
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 

@@ -100,3 +100,19 @@ def test_the_preprocessing_of_a_published_architecture_is_the_papers(tmp_path, r
     assert TWO_HEADED.from_pretrained(tmp_path / "hf").config.layer_norm_eps == 1e-6
     wrong = deit("convert", tmp_path / "a.pth", tmp_path / "y", "--variant", "deit-small-distilled-patch16-224")
     is_refused(wrong, "another shape")
+
+
+def test_a_copy_can_merge_tokens_and_stop_it_again(folder, tmp_path):
+    result = succeeds("convert", folder, tmp_path / "merged", "--token-merging", "1")
+    assert "merges up to 1 patch tokens in each block but the last" in result.stdout
+    assert difference_in(result.stdout) == 0.0  # opened again it answers as the model that was written
+    assert '"token_merging"' in (tmp_path / "merged" / "config.json").read_text()
+    assert "1 patch" not in succeeds("convert", tmp_path / "merged", tmp_path / "copy").stdout
+    assert '"token_merging"' in (tmp_path / "copy" / "config.json").read_text()
+    succeeds("convert", tmp_path / "merged", tmp_path / "plain", "--token-merging", "0")
+    assert (tmp_path / "plain" / "config.json").read_text() == (folder / "config.json").read_text()
+    is_refused(
+        deit("convert", tmp_path / "merged", tmp_path / "a.pth", "--to", "original"), "no place for token merging"
+    )
+    is_refused(deit("convert", folder, tmp_path / "wrong", "--token-merging", "-1"), "must lie between 0 and")
+    assert not (tmp_path / "wrong").exists()

@@ -16,6 +16,7 @@ from keras import ops
 
 import deit
 from tests.keras.model_cases import MODELS, TINY, pixels
+from tests.keras.tiny_models import tiny
 
 CASES = Path(os.environ["DEIT_KERAS_CASES"])
 SAVED = Path(os.environ["DEIT_KERAS_SAVED"])  # read by PyTorch afterwards
@@ -192,3 +193,13 @@ np.save({str(tmp_path / "y.npy")!r}, np.stack([keras.ops.convert_to_numpy(t) for
     assert result.returncode == 0, result.stderr
     for found in np.load(tmp_path / "y.npy"):
         np.testing.assert_allclose(found, logits_of_pytorch(), atol=2e-5)
+
+
+def test_a_model_that_merges_tokens_is_refused_and_opens_without_merging(tmp_path):
+    folder = tmp_path / "model"
+    tiny().save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "token_merging": {"r": 1}}))
+    with pytest.raises(ValueError, match="The Keras models merge no tokens"):
+        deit.TFDeiTForImageClassification.from_pretrained(folder)
+    assert deit.TFDeiTForImageClassification.from_pretrained(folder, token_merging={}).config.token_merging == {}
