@@ -107,14 +107,9 @@ def convert(
     model = _open_model(checkpoint, variant)
     if token_merging is not None:
         merge_tokens(model, token_merging)
-    if to != HUGGINGFACE and model.config.token_merging:
-        raise UserError(
-            f"{to} has no place for token merging, and would answer differently. Convert to huggingface, or pass "
-            "token_merging=0 (--token-merging 0)."
-        )
     processor, origin = _preprocessing(checkpoint, model, variant)
-    if to != HUGGINGFACE and not _is_plain(model):
-        raise UserError(f"{type(model).__name__} has tensors that {to} has no place for. Convert to huggingface.")
+    if to != HUGGINGFACE:
+        _refuse_inexpressible(model, to)
     holder = destination if to != ORIGINAL else destination.with_name(f".{destination.name}.converting")
     with replace_folder_content(holder) as temporary:
         _write(model, processor, temporary, to)
@@ -186,6 +181,16 @@ def _open_model(checkpoint: Checkpoint, variant: str | None) -> PreTrainedModel:
         raise UserError(f"{checkpoint.name} does not fit {model_class.__name__} whole, because of {lost!r}.")
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _refuse_inexpressible(model: PreTrainedModel, to: str) -> None:
+    if model.config.token_merging:
+        raise UserError(
+            f"{to} has no place for token merging, and would answer differently. Convert to huggingface, or pass "
+            "token_merging=0 (--token-merging 0)."
+        )
+    if not _is_plain(model):
+        raise UserError(f"{type(model).__name__} has tensors that {to} has no place for. Convert to huggingface.")
 
 
 def _is_plain(model: PreTrainedModel) -> bool:
