@@ -25,6 +25,29 @@ def classifier(tiny_config, redraw, kind=DeiTForImageClassificationWithTeacher, 
     return redraw(kind(config)).eval()
 
 
+PACKS_TYPE = cpu_kernels._packs_type
+
+
+@pytest.fixture(autouse=True)
+def packs_float32(monkeypatch):
+    """Packs float32 even where that is no faster."""
+
+    monkeypatch.setattr(
+        cpu_kernels,
+        "_packs_type",
+        lambda dtype: PACKS_TYPE(dtype) or (dtype == torch.float32 and torch.backends.mkldnn.is_available()),
+    )
+
+
+def test_float32_is_packed_only_where_that_is_faster(monkeypatch) -> None:
+    packs = PACKS_TYPE
+    for capability, expected in (("AVX2", not torch.backends.mkl.is_available()), ("AVX512", True)):
+        packs.cache_clear()
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        assert packs(torch.float32) == expected
+    packs.cache_clear()
+
+
 PIXELS = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 KINDS = (DeiTForImageClassification, DeiTForImageClassificationWithTeacher, ViTForImageClassification)
 

@@ -23,6 +23,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pruned": ("DeiTForImageClassification", {"pruned_heads": {0: [1], 1: [0, 2]}}),
     "three layers": ("ViTForImageClassification", {"fused_qkv": False}),
     "not square": ("ViTForImageClassification", {"image_size": (16, 24), "patch_size": (4, 8)}),
+    "pixels left over": ("ViTForImageClassification", {"image_size": (18, 19)}),
     "gray": ("ViTForImageClassification", {"num_channels": 1}),
     "tanh GELU": ("ViTForImageClassification", {"hidden_act": "gelu_new"}),
     "quick GELU": ("ViTForImageClassification", {"hidden_act": "quick_gelu"}),

@@ -58,6 +58,7 @@ def fold(model: Any, processor: DeiTImageProcessor, *, takes_uint8: bool) -> Lea
         weights,
         blocks,
         trunk.norm.eps,
+        grid=trunk.grid_size,
         num_prefix_tokens=trunk.num_prefix_tokens,
         takes_uint8=takes_uint8,
         average=average,

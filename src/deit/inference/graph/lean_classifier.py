@@ -75,6 +75,7 @@ class LeanClassifier(nn.Module):
         weights: Tensors by the names that `run` uses.
         blocks: From the first to the last.
         epsilon: Of the final norm.
+        grid: Rows and columns of patches.
         num_prefix_tokens: Tokens before those of the patches; the first ones have a head.
         takes_uint8: Whether pixels are integers from 0 to 255, before rescaling and normalizing.
         average: Result of `average_of_heads`.
@@ -91,6 +92,7 @@ class LeanClassifier(nn.Module):
         blocks: list[LeanBlock],
         epsilon: float,
         *,
+        grid: tuple[int, int],
         num_prefix_tokens: int,
         takes_uint8: bool,
         average: str,
@@ -99,7 +101,7 @@ class LeanClassifier(nn.Module):
         for name, tensor in weights.items():
             self.register_buffer(name, tensor)
         self.blocks = nn.ModuleList(blocks)
-        self.epsilon, self.num_prefix_tokens = epsilon, num_prefix_tokens
+        self.epsilon, self.grid, self.num_prefix_tokens = epsilon, grid, num_prefix_tokens
         self.takes_uint8, self.average = takes_uint8, average
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -111,7 +113,7 @@ class LeanClassifier(nn.Module):
         count = self.head_weight.shape[0]
         if self.takes_uint8:
             pixels = ops.to_float(pixels)
-        x = ops.put_in_front(ops.cut_in_patches(pixels, self.patch_weight), self.num_prefix_tokens)
+        x = ops.put_in_front(ops.cut_in_patches(pixels, self.patch_weight, self.grid), self.num_prefix_tokens)
         x = ops.add(x, self.start)
         for i, block in enumerate(self.blocks):
             lean: Any = block

@@ -30,7 +30,7 @@ def to_onnx(graph: nn.Module, contract: Contract, *, takes_uint8: bool = False, 
         graph: Result of `classifier_graph`.
         contract: Of the model.
         takes_uint8: As in the call of `classifier_graph`.
-        opset: Version of the operators, 18 to 23. 18 is what most programs read.
+        opset: Version of the operators, 18 to 23. 18 is what most programs read; 23 has an operator for attention.
 
     Returns:
         A model with the input "pixels", (B, C, H, W), and an output for each head, with its name.
@@ -59,7 +59,9 @@ def _built(graph: LeanClassifier, contract: Contract, takes_uint8: bool, opset: 
     assert contract.image_size is not None
     kind = TensorProto.UINT8 if takes_uint8 else TensorProto.FLOAT
     pixels = helper.make_tensor_value_info(INPUT_NAME, kind, ["batch", contract.num_channels, *contract.image_size])
-    ops = _ONNXOperations(opset, {tensor.data_ptr(): name for name, tensor in graph.named_buffers()})
+    ops = _ONNXOperations(
+        opset, contract.image_size, {tensor.data_ptr(): name for name, tensor in graph.named_buffers()}
+    )
     found = graph.run(ops, INPUT_NAME)
     names = contract.head_names
     nodes = [*ops.nodes, *(helper.make_node("Identity", [f], [n]) for f, n in zip(found, names, strict=True))]
@@ -110,22 +112,27 @@ class _ONNXOperations:
 
     Args:
         opset: Version of the operators.
+        image_size: (height, width) of the pixels.
         names: Address of a tensor -> its name.
     """
 
-    def __init__(self, opset: int, names: dict[int, str]) -> None:
-        self.opset, self.names = opset, names
+    def __init__(self, opset: int, image_size: tuple[int, int], names: dict[int, str]) -> None:
+        self.opset, self.image_size, self.names = opset, image_size, names
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
 
     def to_float(self, pixels: str) -> str:
         return self._node("Cast", pixels, to=1)
 
-    def cut_in_patches(self, pixels: str, weight: Tensor) -> str:
-        size, width = list(weight.shape[2:]), weight.shape[0]
-        patches = self._node("Conv", pixels, self._constant(weight), kernel_shape=size, strides=size)
-        rows = self._node("Reshape", patches, self._whole(0, width, -1))
-        return self._node("Transpose", rows, perm=[0, 2, 1])
+    def cut_in_patches(self, pixels: str, weight: Tensor, grid: tuple[int, int]) -> str:
+        (_, channels, high, wide), (rows, columns) = weight.shape, grid
+        if (rows * high, columns * wide) != self.image_size:
+            ends = self._whole(rows * high, columns * wide)
+            pixels = self._node("Slice", pixels, self._whole(0, 0), ends, self._whole(2, 3))
+        cut = self._node("Reshape", pixels, self._whole(0, channels, rows, high, columns, wide))
+        cut = self._node("Transpose", cut, perm=[0, 2, 4, 1, 3, 5])
+        cut = self._node("Reshape", cut, self._whole(0, rows * columns, channels * high * wide))
+        return self._node("MatMul", cut, self._constant(weight.flatten(1), turned=True))
 
     def put_in_front(self, x: str, count: int) -> str:
         return self._node("Pad", x, self._whole(0, count, 0, 0, 0, 0))
@@ -163,6 +170,8 @@ class _ONNXOperations:
         return self._node("Mul", x, self._node("Sigmoid", self.scale(x, 1.702) if name == "sigmoid_gelu" else x))
 
     def attend(self, query: str, key: str, value: str, heads: int) -> str:
+        if self.opset >= 23:
+            return self._node("Attention", query, key, value, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
         split = self._whole(0, 0, heads, -1)
         rows, columns, values = (self._node("Reshape", part, split) for part in (query, key, value))
         rows = self._node("Transpose", rows, perm=[0, 2, 1, 3])
@@ -219,7 +228,7 @@ class _ONNXOperations:
 
     def _constant(self, tensor: Tensor, *, turned: bool = False) -> str:
         values = tensor.detach().float().cpu().numpy()
-        name = self.names.get(tensor.data_ptr(), f"number_{float(values.flat[0])!r}")
+        name = self.names[tensor.data_ptr()] if tensor.ndim else f"number_{float(values)!r}"
         return self._initializer(name, np.swapaxes(values, -1, -2) if turned else values)
 
     def _number(self, number: float) -> str:

@@ -102,9 +102,12 @@ class _OpenVINOOperations:
     def to_float(self, pixels: Any) -> Any:
         return self.opset.convert(pixels, "f32").output(0)
 
-    def cut_in_patches(self, pixels: Any, weight: Tensor) -> Any:
-        _, channels, high, wide = weight.shape
-        rows, columns = (pixels.get_partial_shape()[axis].get_length() // size for axis, size in ((2, high), (3, wide)))
+    def cut_in_patches(self, pixels: Any, weight: Tensor, grid: tuple[int, int]) -> Any:
+        (_, channels, high, wide), (rows, columns) = weight.shape, grid
+        ends = (rows * high, columns * wide)
+        for axis, end in zip((2, 3), ends, strict=True):
+            if pixels.get_partial_shape()[axis].get_length() != end:
+                pixels = self._beginning(pixels, end, axis)
         cut = self._swap(self._shaped(pixels, 0, channels, rows, high, columns, wide), 0, 2, 4, 1, 3, 5)
         return self.linear(self._shaped(cut, 0, rows * columns, channels * high * wide), weight.flatten(1), None)
 
@@ -116,8 +119,10 @@ class _OpenVINOOperations:
         return self.opset.add(x, self._constant(y) if isinstance(y, Tensor) else y).output(0)
 
     def first(self, x: Any, count: int) -> Any:
-        begin, end, step, axis = (self._whole(number) for number in (0, count, 1, 1))
-        return self.opset.slice(x, begin, end, step, axis).output(0)
+        return self._beginning(x, count, 1)
+
+    def _beginning(self, x: Any, count: int, axis: int) -> Any:
+        return self.opset.slice(x, *(self._whole(number) for number in (0, count, 1, axis))).output(0)
 
     def normalize(self, x: Any, width: int, epsilon: float) -> Any:
         return self.opset.mvn(x, self._whole(-1), True, epsilon, "inside_sqrt").output(0)

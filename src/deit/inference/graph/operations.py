@@ -56,8 +56,11 @@ class Operations(Protocol[Value]):
     def to_float(self, pixels: Value) -> Value:
         """Converts uint8 to the type of the network."""
 
-    def cut_in_patches(self, pixels: Value, weight: Tensor) -> Value:
-        """Maps (B, C, H, W) to (B, P, D), each patch by the weight (D, C, h, w), without a bias."""
+    def cut_in_patches(self, pixels: Value, weight: Tensor, grid: tuple[int, int]) -> Value:
+        """Maps (B, C, H, W) to (B, P, D), each patch by the weight (D, C, h, w), without a bias.
+
+        The grid says how many rows and columns of patches there are; pixels that fill no patch are left out.
+        """
 
     def put_in_front(self, x: Value, count: int) -> Value:
         """Puts rows of zeros before the tokens (B, N, D)."""
@@ -123,7 +126,7 @@ class _TorchOperations:
     def to_float(self, pixels: Tensor) -> Tensor:
         return pixels.float()
 
-    def cut_in_patches(self, pixels: Tensor, weight: Tensor) -> Tensor:
+    def cut_in_patches(self, pixels: Tensor, weight: Tensor, grid: tuple[int, int]) -> Tensor:
         return F.conv2d(pixels.to(weight.dtype), weight, stride=weight.shape[2:]).flatten(2).transpose(1, 2)
 
     def put_in_front(self, x: Tensor, count: int) -> Tensor:
