@@ -18,10 +18,11 @@ from deit.core.model_directory import published_files
 from deit.core.processing.batch_feature import BatchFeature
 from deit.core.processing.batches import prepared_batches
 from deit.core.processing.parts import is_replaced
+from deit.core.processing.reduced_reading import ReducedReader, wants_exact_decoding
 from deit.core.processing.settings import ImageProcessor
 from deit.inference.answers import answers
 from deit.inference.contract import Array
-from deit.inference.pipeline_inputs import apart, first_tensor, moved, opened, together
+from deit.inference.pipeline_inputs import apart, first_tensor, moved, together
 from deit.models.weights.finiteness import refuse_non_finite_answers, refuse_non_finite_model
 from deit.runtime.devices import Placement, resolve
 
@@ -43,6 +44,9 @@ class ImagePipeline(ABC):
         batch_size: Images that go through the model together.
         num_workers: Without effect: threads read the images.
         **parameters: Those of a call, which a call can override.
+
+    Attributes:
+        exact_decoding: Decode large JPEG files whole, see `ReducedReader`; false unless `DEIT_EXACT_DECODING` is set.
 
     Raises:
         ValueError: There is no such device, the batch size is smaller than 1, or the model is of another kind.
@@ -74,6 +78,7 @@ class ImagePipeline(ABC):
         self.model = (model if model.device == self.device else Placement(self.device).move(model)).eval()
         self.image_processor = image_processor
         self.batch_size = at_least_one("batch_size", batch_size)
+        self.exact_decoding = wants_exact_decoding()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,9 +110,11 @@ class ImagePipeline(ABC):
         return self._pixels([image], process)[0]
 
     def _pixels(self, images: list[Any], process: Mapping[str, Any]) -> list[BatchFeature]:
-        value_range = process.get("value_range", getattr(self.image_processor, "value_range", None))
-        read = [opened(image_of(image), value_range) for image in images]
-        pixels = self.image_processor(read, **process)["pixel_values"]
+        processor, options = self.image_processor, dict(process)
+        if isinstance(processor, ImageProcessor):  # of others, and with steps that were replaced, it reads whole images
+            processor, options = processor._with(options), {}
+        reader = ReducedReader(processor, exact=self.exact_decoding)
+        pixels = processor([reader(image) for image in images], **options)["pixel_values"]
         return [BatchFeature({"pixel_values": torch.as_tensor(p)[None]}).to(self.dtype) for p in pixels]
 
     def _forward(self, model_inputs: Any) -> Any:
@@ -200,7 +207,8 @@ class ImagePipeline(ABC):
             inputs = BatchFeature({"pixel_values": torch.from_numpy(pixels)}).to(self.dtype)
             return self.forward(inputs, **ask)
 
-        for told in answers(model, processor, items, size, strict=True):
+        reader = ReducedReader(processor, exact=self.exact_decoding)
+        for told in answers(model, processor, items, size, read=reader, strict=True):
             for output in apart(told.outputs, len(told.batch.items)):
                 yield self.postprocess(output, **finish)
 

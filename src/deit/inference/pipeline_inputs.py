@@ -1,4 +1,4 @@
-"""Opens the inputs of pipelines, joins them into batches and splits the outputs of batches."""
+"""Joins the inputs of pipelines into batches and splits the outputs of batches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from deit.core.images.image_inputs import is_array
-from deit.core.images.reading import load_image
-
-
-def opened(item: Any, value_range: Any) -> Any:
-    """Returns an array as it is, everything else as `load_image` reads it."""
-    return item if is_array(item) else load_image(item, value_range=value_range)
 
 
 def together(prepared: Sequence[Any]) -> list[tuple[Any, int]]:

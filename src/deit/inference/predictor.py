@@ -14,6 +14,7 @@ from deit.core.errors import UserError
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
 from deit.core.labels import distinct_names
 from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.core.processing.reduced_reading import ReducedReader, wants_exact_decoding
 from deit.core.scores.calibration_file import Calibration
 from deit.core.scores.conformal import Coverage
 from deit.core.scores.functions import FUNCTIONS, function_name
@@ -118,6 +119,8 @@ class Predictor:
         processor: The preprocessing in use.
         label_names: Class names, each followed by its number where several classes share it.
         calibration: The calibration in use, or None.
+        exact_decoding: Decode large JPEG files whole, see `ReducedReader`; false unless `DEIT_EXACT_DECODING` is set.
+        reduced_images: Number of images that were decoded at a reduced size.
 
     Examples:
         >>> predictor = Predictor(lambda pixels: pixels.mean((2, 3)), DeiTImageProcessor(), ["red", "green", "blue"])
@@ -138,6 +141,8 @@ class Predictor:
         self.processor = contract.processor if processor is None else processor
         self.label_names = distinct_names(contract.label_names if label_names is None else label_names)
         self.calibration = calibration
+        self.exact_decoding = wants_exact_decoding()
+        self.reduced_images = 0
         self._why_raw = "The model has no calibration. Pass calibration=, a result of deit.calibrate."
 
     @classmethod
@@ -274,7 +279,9 @@ class Predictor:
             raise UserError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
         judge = self.judge() if judge is None else judge
         with_features = judge is not None and judge.needs_features
-        for told in self.answers(images, batch_size, strict=strict, with_features=with_features):
+        reader = ReducedReader(self.processor, exact=self.exact_decoding)
+        for told in self.answers(images, batch_size, read=reader, strict=strict, with_features=with_features):
+            self.reduced_images += reader.taken()
             rows = iter(next(iter(told.outputs.values()), ()))
             features = iter(told.outputs.get(FEATURES, ()))
             for image, error in zip(told.batch.items, told.batch.errors, strict=True):

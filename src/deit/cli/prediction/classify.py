@@ -20,6 +20,7 @@ from deit.core.printable import some_of
 
 if TYPE_CHECKING:
     from deit.core.scores.conformal import Coverage
+    from deit.data.storage.image_search import FoundFiles
     from deit.inference.judgement import Judge
     from deit.inference.predictor import Classified, Predictor
 
@@ -85,7 +86,7 @@ def classify(
     Uses the calibration of deit calibrate. Skips and reports unreadable files, and exits with code 3 if there were any.
     """
     from deit.core.images.image_files import MOST_FILE_BYTES
-    from deit.data.storage.image_search import SkippedFile, find_images
+    from deit.data.storage.image_search import find_images
     from deit.inference.predictor import Predictor
 
     if out is not None:
@@ -104,7 +105,7 @@ def classify(
             used, broken = _tell(results, len(sources), [*write, *show], shown=out is not None or _is_file(sys.stdout))
         if not used:
             raise UserError(f"None of {len(sources)} file(s) could be classified.")
-    report_found(used, found.skipped, found.ignored, others=[SkippedFile(path=r.name, reason=r.error) for r in broken])
+    _report(found, used, broken, predictor.reduced_images)
     if out is not None:
         say(f"Predictions of {counted(used, 'image')}: {out}", err=as_json)
     if broken:
@@ -145,6 +146,17 @@ def _judge(predictor: Predictor, wanted: Coverage | None, *, abstain: bool) -> J
     if sharing := classes_sharing(calibration.labels, calibration.classes, wanted):
         say(f"With too few held-out images for that, these share one threshold: {some_of(sharing, 5)}.", err=True)
     return judge
+
+
+def _report(found: FoundFiles, used: int, broken: list[Classified], reduced: int) -> None:
+    """Prints, on standard error, what became of the files, and how many photos were decoded at a reduced size."""
+    from deit.core.processing.reduced_reading import EXACT_VARIABLE
+    from deit.data.storage.image_search import SkippedFile
+
+    report_found(used, found.skipped, found.ignored, others=[SkippedFile(path=r.name, reason=r.error) for r in broken])
+    if reduced:
+        photos = counted(reduced, "large photo")
+        say(f"Decoded at a reduced size: {photos}. To decode them whole: {EXACT_VARIABLE}=1.", err=True)
 
 
 def _is_file(stream: TextIO) -> bool:

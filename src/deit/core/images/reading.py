@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeAlias, cast
 
@@ -45,6 +46,8 @@ _STRIP_PIXELS = 1 << 22  # pixels that are composited on white at a time
 # First bytes of the formats above. Text that decodes to other bytes is treated as a path that does not exist.
 IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*", b"P4", b"P5", b"P6")
 _WORK_OF_HEIF = 2  # its decoder uses twice the memory of others
+_REDUCIBLE = ("JPEG", "MPO")  # formats whose decoder can leave out pixels
+_LYING = (5, 6, 7, 8)  # orientations that swap width and height
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -87,7 +90,51 @@ def load_image(
         source.load()  # this rotates a TIFF
         orientation = _orientation(source)
         return _turned(_converted(source, samples, mode, value_range), orientation)
-    return _read(source, mode, value_range, small=False)
+    return _read(source, mode, value_range)
+
+
+def load_reduced(
+    source: ImageFile,
+    size_of: Callable[[int, int], tuple[int, int]],
+    resample: int,
+    *,
+    value_range: ValueRange | None = None,
+) -> tuple[Image.Image, int]:
+    """Reads an image for a resize; decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is twice the result or more.
+
+    The decoder then computes fewer pixels of each block of 8 x 8 (scaled inverse DCT). The result is resized already,
+    by the geometry of the whole image. All other images are those of `load_image`, at their full size.
+
+    Args:
+        source: See `load_image`.
+        size_of: Returns the (height, width) to resize an upright image of (height, width) to.
+        resample: Filter of Pillow for the resize.
+        value_range: See `load_image`.
+
+    Returns:
+        The RGB image, and the divisor of its decoding: 1, 2, 4 or 8. If it is 1, the image is not resized.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: See `load_image`.
+        ValueRangeError: See `load_image`.
+    """
+    divisor = 1
+
+    def reduce(image: Image.Image, orientation: int) -> Callable[[Image.Image], Image.Image] | None:
+        nonlocal divisor
+        lies = orientation in _LYING
+        upright = image.size if lies else image.size[::-1]
+        size = size_of(*upright) if lies else size_of(*upright)[::-1]  # (width, height) as stored
+        whole = image.size
+        drafted = image.draft(None, (2 * size[0], 2 * size[1]))
+        if drafted is None or image.size == whole:
+            return None
+        divisor = next(d for d in (2, 4, 8) if -(-whole[0] // d) == image.width)
+        box = drafted[1]
+        return lambda decoded: decoded.resize(size, resample, box)
+
+    return _read(source, "RGB", value_range, reduce=reduce), divisor
 
 
 def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> None:
@@ -176,20 +223,31 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 # --- files --------------------------------------------------------------------------------------------
 
 
-def _read(source: ImageFile, mode: str | None, value_range: ValueRange | None, *, small: bool) -> Image.Image:
+def _read(
+    source: ImageFile, mode: str | None, value_range: ValueRange | None, *, small: bool = False, reduce: Any = None
+) -> Image.Image:
+    """Reads a file; `small` decodes a JPEG as small as possible, and `reduce` as `load_reduced` says."""
     source, name = _resolved(source)
     found = read_image_bytes(source, name)
     with _opened(found, name) as image:
         samples = samples_of(image)  # before decoding
-        if small and not found.kind and not image.info.get("progressive"):  # decoded whole anyway
+        is_stepwise = bool(image.info.get("progressive"))  # decoded whole anyway
+        pixels = image.width * image.height
+        resized = None
+        if image.format in _REDUCIBLE:
             with _pillow_errors(name):
-                image.draft(None, (1, 1))
-        with DECODING.of(image.width * image.height * (_WORK_OF_HEIF if found.kind else 1)):
+                if small and not is_stepwise:
+                    image.draft(None, (1, 1))
+                elif reduce is not None:
+                    resized = reduce(image, found.orientation)
+            pixels = pixels if is_stepwise else image.width * image.height
+        with DECODING.of(pixels * (_WORK_OF_HEIF if found.kind else 1)):
             with _pillow_errors(name):
                 image.load()
             try:
                 turn = found.orientation or _orientation(image)
-                return _turned(_converted(image, samples, mode, value_range), turn)
+                converted = _converted(image, samples, mode, value_range)
+                return _turned(converted if resized is None else resized(converted), turn)
             except ImageError as error:
                 text = str(error)
                 raise type(error)(f"{name} cannot be read: {text[:1].lower()}{text[1:]}") from error
@@ -241,7 +299,11 @@ def _pillow_errors(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image (known: {', '.join(KNOWN_FORMATS)}).") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} claims more pixels than are safe to decode ({error}).") from error
+        claimed = re.search(r"\d+", str(error))  # Pillow's own limit comes before the size is known here
+        found = f"{claimed[0]} pixels, " if claimed else ""
+        raise ImageError(
+            f"{name} claims more pixels than are safe to decode: {found}the limit is {MOST_PIXELS}. Reduce its size."
+        ) from error
     except Exception as error:  # decoders raise nearly any exception on hostile bytes
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise ImageError(f"{name} cannot be read as an image ({reason}). It may be truncated.") from error
