@@ -142,6 +142,12 @@ def test_a_merging_is_that_of_the_paper(count: int, r: int) -> None:
     assert new.sum(1).tolist() == sizes.sum(1).tolist()
 
 
+def test_of_equal_tokens_the_earlier_ones_are_merged() -> None:
+    matching = match(torch.ones(1, 10, 2, 4), 2, 3)
+    assert matching.order.tolist() == [[0, 1, 3, 5, 7, 8, 9, 2, 4, 6]]
+    assert matching.targets.argmax(2).tolist() == [[2, 2, 2]]
+
+
 def test_sizes_sum_to_the_number_of_tokens_in_every_block() -> None:
     made = merge_tokens(model(), 5)
     seen = []

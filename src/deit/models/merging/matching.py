@@ -50,10 +50,12 @@ def match(keys: Tensor, prefix: int, r: int) -> Matching:
     kept = count - r
     scores = _similarities(keys[:, prefix:].detach())
     similarity, partner = scores.max(dim=2)  # (B, P / 2)
-    chosen = similarity.sort(dim=1, descending=True, stable=True).indices[:, :r]  # (B, r)
     numbers = torch.arange(count, device=keys.device)
-    removed = (numbers[:, None] == (prefix + 2 * chosen)[:, None]).any(dim=2)  # (B, N)
-    order = (numbers + count * removed).sort(dim=1).values % count  # of different numbers, so that ties cannot matter
+    first = numbers[prefix::2]
+    # Removed tokens get numbers behind all others. All are different, so every program sorts them in the same way.
+    moved = first + count * (_ranks(similarity) < r)
+    others = torch.cat((numbers[:prefix], numbers[prefix + 1 :: 2])).expand(keys.shape[0], -1)
+    order = torch.cat((others, moved), dim=1).sort(dim=1).values % count
     sources = (order[:, kept:] - prefix) // 2  # (B, r), in the order of the tokens
     targets = prefix + 1 + 2 * partner.gather(1, sources)
     return Matching(order=order, targets=(order[:, None, :kept] == targets[:, :, None]).float())
@@ -64,6 +66,17 @@ def _similarities(keys: Tensor) -> Tensor:
     with torch.autocast(keys.device.type, enabled=False):
         metric = F.normalize(keys.float().sum(dim=2), dim=-1)  # the sum has the direction of the mean
         return metric[:, 0::2] @ metric[:, 1::2].transpose(1, 2)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Returns how many values of a row (B, K) come before each one: the larger ones, and equal ones further left.
+
+    Sorting would leave the order of equal values to the library that does it.
+    """
+    numbers = torch.arange(values.shape[1], device=values.device)
+    other, own = values[:, None], values[:, :, None]
+    before = (other > own) | ((other == own) & (numbers < numbers[:, None]))
+    return before.sum(dim=2)
 
 
 def merge(x: Tensor, sizes: Tensor | None, matching: Matching) -> tuple[Tensor, Tensor]:
