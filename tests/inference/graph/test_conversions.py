@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from deit.core.errors import UserError
-from deit.inference.graph.classifier_graph import PlainClassifier, classifier_graph
+from deit.inference.graph.classifier_graph import classifier_graph
 from deit.inference.graph.onnx_model import to_onnx
 from deit.inference.graph.openvino_model import to_openvino
 from tests.inference.graph.graph_cases import CASES, answers_of, contract_of, model_of, pixels_of
@@ -70,13 +69,10 @@ def test_an_opset_out_of_range_is_refused(opset: int, redraw: Any) -> None:
         to_onnx(classifier_graph(model, contract_of(model)), contract_of(model), opset=opset)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_integers_in_give_the_same_answers_in_every_library(plain: bool, redraw: Any) -> None:
+def test_integers_in_give_the_same_answers_in_every_library(redraw: Any) -> None:
     model = model_of("two heads", redraw, torch.float32)
     contract = contract_of(model)
-    graph: nn.Module = classifier_graph(model, contract, takes_uint8=True)
-    if plain:
-        graph = PlainClassifier(model, contract, takes_uint8=True).eval()
+    graph = classifier_graph(model, contract, takes_uint8=True)
     images = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     pixels = contract.processor(list(images.numpy()), do_resize=False, return_tensors="pt").pixel_values
     expected = 2 * [logits.numpy() for logits in answers_of(model, pixels)]
@@ -95,14 +91,15 @@ def test_a_model_of_timm_is_converted_with_names_and_batches_of_any_size(redraw:
 
     model = timm.create_model("test_vit", num_classes=5).eval()
     contract = contract_of(model_of("one head", redraw), head_names=("class",), image_size=(160, 160))
-    graph = classifier_graph(model, contract)
-    pixels = torch.randn(3, 3, 160, 160)
+    graph = classifier_graph(model, contract, takes_uint8=True)
+    images = torch.randint(0, 256, (3, 3, 160, 160), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    pixels = contract.processor(list(images.numpy()), do_resize=False, do_center_crop=False).pixel_values
     with torch.no_grad():
-        expected = model(pixels).numpy()
-    found = openvino_answers(to_openvino(graph, contract), pixels.numpy(), ("class",))
-    found += onnx_session(to_onnx(graph, contract)).run(["class"], {"pixels": pixels.numpy()})
+        expected = model(torch.from_numpy(np.stack(pixels))).numpy()
+    found = openvino_answers(to_openvino(graph, contract, takes_uint8=True), images.numpy(), ("class",))
+    found += onnx_session(to_onnx(graph, contract, takes_uint8=True)).run(["class"], {"pixels": images.numpy()})
     for one in found:
-        np.testing.assert_allclose(one, expected, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(one, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_the_graphs_hold_no_clutter_and_no_numbers_but_float32(redraw: Any) -> None:
