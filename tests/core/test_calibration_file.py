@@ -141,3 +141,16 @@ def test_an_identity_changes_with_weights_preprocessing_classes_and_average(tmp_
     assert identity_of(tmp_path, processor, ["a", "b"], "single_label_classification", None).weights != first.weights
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
     assert identity_of(tmp_path, processor, ["a", "b"], "single_label_classification", None).weights
+
+
+def test_the_same_weights_that_merge_tokens_are_another_model(tmp_path):
+    def weights(**fields):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **fields}))
+        return identity_of(tmp_path, DeiTImageProcessor(), ["ant"], "single_label_classification", None).weights
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    plain = weights()
+    assert weights(token_merging={}) == plain
+    (tmp_path / "config.json").unlink()
+    assert identity_of(tmp_path, DeiTImageProcessor(), ["ant"], "single_label_classification", None).weights == plain
+    assert len({plain, weights(token_merging={"r": 3}), weights(token_merging={"r": 4})}) == 3

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from deit.core.config.config_file import read_config
 from deit.core.config.file_fields import FileFields
 from deit.core.errors import DamagedFileError, parsing, read_bytes, read_json, shown
 from deit.core.export_file import read_export
-from deit.core.file_names import CALIBRATION_NAME, CLOUDS_NAME
+from deit.core.file_names import CALIBRATION_NAME, CLOUDS_NAME, CONFIG_NAME
 from deit.core.files import replaced_file, write_text_atomically
 from deit.core.model_directory import weight_files
 from deit.core.printable import counted
@@ -69,7 +70,7 @@ class Identity:
     def difference(self, other: Identity) -> str:
         """Returns what differs in words; empty if nothing does."""
         names = {
-            "weights": "other weights",
+            "weights": "other weights or another merging of tokens",
             "preprocessing": "another preprocessing",
             "classes": "other classes",
             "head_average": "another average of the heads",
@@ -80,7 +81,9 @@ class Identity:
 def identity_of(
     folder: Path | None, processor: ImageProcessor, classes: list[str], problem_type: str, head_average: str | None
 ) -> Identity:
-    """Returns the identity of an opened model. A folder of exports without weights has those that it was made from.
+    """Returns the identity of an opened model: its weights with how it merges tokens, if it does.
+
+    A folder of exports without weights has those that it was made from.
 
     Args:
         folder: The model directory, if there is one.
@@ -94,6 +97,10 @@ def identity_of(
     for file in files:
         with file.open("rb") as content:
             weights.update(hashlib.file_digest(content, "sha256").digest())
+    if files and folder is not None and (folder / CONFIG_NAME).is_file():
+        merging = read_config(folder).get("token_merging")
+        if merging:  # only then, so that other identities stay as they were: the same weights, but other answers
+            weights.update(json.dumps(merging, sort_keys=True).encode())
     if not files and folder is not None and (export := read_export(folder)) is not None:
         found = export.identity["weights"]
     else:
