@@ -154,6 +154,8 @@ def run_command(words: list[str]) -> None:
     if ">" in words:
         words, target = words[: words.index(">")], words[-1]
     words = [NAMES.get(word, word.replace("photos/new", "new")) for word in words[1:]]
+    if words[0] == "benchmark":
+        words += ["--engines", "torch", "--batch-sizes", "1", "--seconds", "1"]
     if words[0] in ("train", "pretrain"):
         recipe = words[words.index("--recipe") + 1] if "--recipe" in words else ""
         words += [] if "--teacher" in words else FETCHED.get(recipe, [])

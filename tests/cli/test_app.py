@@ -45,6 +45,10 @@ OPTIONS = {
     ],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],
     "convert": ["--to", "--variant"],
+    "benchmark": [
+        "--engines", "--precisions", "--batch-sizes", "--seconds", "--noisy", "--threads", "--device", "--out",
+        "--json",
+    ],
     "push": ["--private", "--message", "--branch", "--propose"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
@@ -58,6 +62,7 @@ ARGUMENTS = {
     "classify": ["model", "images"],
     "embed": ["model", "images"],
     "convert": ["source", "destination"],
+    "benchmark": ["model"],
     "push": ["model", "name"],
     "demo": [],
 }

@@ -12,6 +12,7 @@ from deit.cli.prediction.calibrate import calibrate
 from deit.cli.prediction.classify import classify
 from deit.cli.prediction.embed import embed
 from deit.cli.prediction.evaluate import evaluate
+from deit.cli.release.benchmark import benchmark
 from deit.cli.release.convert import convert
 from deit.cli.release.push import push
 from deit.cli.terminal.console import say
@@ -29,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, push, demo):
+for command in (
+    inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, benchmark, push, demo,
+):  # fmt: skip
     app.command()(command)
 
 
