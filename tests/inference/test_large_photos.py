@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import struct
+import weakref
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import deit
+from deit.core.processing.batches import usable_cores
 from deit.inference.predictor import Predictor
 from tests.core.test_reduced_reading import jpeg, photo
 from tests.data.pictures import fill, picture
@@ -29,7 +33,8 @@ def test_predictor_and_pipeline_reduce_large_photos_alike_and_say_how_many(deit_
     pipe = deit.pipeline(model=deit_directory(), device="cpu", use_fast=False)
     told = predictor.classify([large, large])
     assert predictor.reduced_images == 2
-    assert [(e["label"], e["score"]) for e in pipe(str(large))] == [(p.label, p.score) for p in told[0]]
+    both = pipe([str(large)] * 2, batch_size=2)
+    assert [[(e["label"], e["score"]) for e in row] for row in both] == [[(p.label, p.score) for p in r] for r in told]
     step_by_step = pipe.postprocess(pipe.forward(pipe.preprocess(large)))
     assert step_by_step == pipe(large)
 
@@ -91,3 +96,38 @@ def test_a_folder_that_changes_while_it_is_read_costs_only_the_files_that_change
     assert told[5].error == f"{files[5]} is not there."
     assert "truncated" in told[6].error
     assert "it is a folder" in told[7].error
+
+
+class Frames(Sequence):
+    """A sequence that makes its arrays when it is asked, and knows how many of them are still in use."""
+
+    def __init__(self, count):
+        self.count, self.alive, self.most = count, weakref.WeakSet(), 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        if number >= self.count:
+            raise IndexError(number)
+        frame = Frame((8, 8, 3), np.uint8)
+        frame[:] = number % 256
+        self.alive.add(frame)
+        self.most = max(self.most, len(self.alive))
+        return frame
+
+
+class Frame(np.ndarray):
+    """An array that can be in a set."""
+
+    def __hash__(self):
+        return id(self)
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    frames = Frames(400)
+    processor = deit.DeiTImageProcessor(size=8, do_center_crop=False)
+    predictor = Predictor(lambda pixels: pixels.mean((2, 3)), processor, ["a", "b", "c"])
+    assert sum(1 for _ in predictor.classify_each(frames, batch_size=4)) == 400
+    ahead = -(-usable_cores() // 4)
+    assert frames.most <= 4 * (ahead + 3), "images of the batch in work, those ahead, and one about to go"

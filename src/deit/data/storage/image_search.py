@@ -181,9 +181,12 @@ def find_image_files(root: Path, *, beside: Collection[Path] = ()) -> FoundFiles
     return found
 
 
-def _parts(path: str | None) -> list[str]:
-    """Returns a sort key equal to that of `Path`, five times as fast."""
-    return os.path.normcase(path or "").split(os.sep)
+def _parts(path: str | None) -> str:
+    """Returns a sort key with the order of `Path`: the separator comes before every character that a name can have.
+
+    It is one text, because a list of parts for each of a million files needs more memory than their paths.
+    """
+    return os.path.normcase(path or "").replace(os.sep, "\0")
 
 
 def find_loose_files(root: Path) -> FoundFiles:
