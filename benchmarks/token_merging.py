@@ -7,7 +7,8 @@ Speed: DeiT-small distilled, 224 pixels, random weights, packed, on the CPU, in 
 
 Accuracy: FOLDER holds CIFAR-10 as Parquet in the Hugging Face layout. For each seed it trains a convnet on a part of
 the training images, then a student with the recorded answers of the convnet, without merging and with each number of
-merged tokens. It scores every student, and the plain one with merging but without training for it.
+merged tokens. It scores every student, and the plain one with merging but without training for it. Unfinished runs in
+`--out` go on.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def run_seed(data: Data, seed: int, merged: list[int], options: argparse.Namespa
     on_step = functools.partial(tells, every=100)
     run = fit(
         ClassificationTask(convnet.model, convnet.processor), data, for_teacher, out=out / "teacher",
-        on_step=on_step(f"seed {seed}, teacher"),
+        resume=(out / "teacher").exists(), on_step=on_step(f"seed {seed}, teacher"),
     )  # fmt: skip
     rows = [{"seed": seed, "what": "teacher", "top1": top1(run.scores)}]
     for r in (0, *merged):
@@ -123,13 +124,15 @@ def run_seed(data: Data, seed: int, merged: list[int], options: argparse.Namespa
         teacher = match_teacher(open_teacher(out / "teacher"), classes, student.processor.output_size)
         task = DistillationTask(student.model, teacher, student.processor, distillation=settings.distillation)
         run = fit(
-            task, data, settings, out=out / f"r-{r}", teacher_cache=out / "cache",
+            task, data, settings, out=out / f"r-{r}", teacher_cache=out / "cache", resume=(out / f"r-{r}").exists(),
             on_step=on_step(f"seed {seed}, r={r}"),
         )  # fmt: skip
         rows.append({"seed": seed, "what": f"trained with r={r}", "top1": top1(run.scores)})
     for r in merged:
-        convert(out / "r-0", out / f"r-0-run-with-{r}", token_merging=r)
-        found = evaluate_model(deit.Predictor.open(out / f"r-0-run-with-{r}"), data.val)
+        copy_with_merging = out / f"r-0-run-with-{r}"
+        if not copy_with_merging.exists():
+            convert(out / "r-0", copy_with_merging, token_merging=r)
+        found = evaluate_model(deit.Predictor.open(copy_with_merging), data.val)
         assert found is not None  # one process
         scores = {head: result.scores for head, result in found.heads.items()}
         rows.append({"seed": seed, "what": f"trained without, run with r={r}", "top1": top1(scores)})

@@ -61,7 +61,7 @@ def test_the_recipe_decides_about_a_checkpoint_and_says_so(tmp_path: Path) -> No
 
 def test_what_cannot_merge_is_refused_early() -> None:
     recipe = Recipe(token_merging=3)
-    with pytest.raises(UserError, match=r"A training with masked images cannot merge tokens\. Set token_merging=0"):
+    with pytest.raises(UserError, match=r"A training with masked images cannot merge tokens\. Pass token_merging=0"):
         build_masked_student(NAME, recipe)
     with pytest.raises(UserError, match="A student of timm cannot merge tokens"):
         build_student("timm/resnet18", ["a", "b"], recipe)

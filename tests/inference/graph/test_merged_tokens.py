@@ -10,6 +10,7 @@ import torch
 
 import deit
 from deit.inference.graph.classifier_graph import PlainClassifier, classifier_graph
+from deit.inference.graph.known_models import why_unknown
 from deit.inference.graph.onnx_model import to_onnx
 from deit.inference.graph.openvino_model import to_openvino
 from deit.models.classifier import head_logits
@@ -32,6 +33,7 @@ def test_converted_models_merge_the_same_tokens(redraw: Any) -> None:
     assert all((expected[name] - whole[name]).abs().max() > 1e-3 for name in whole)
     contract = contract_of(model)
     graph = classifier_graph(model, contract)
+    assert why_unknown(model) == "it merges tokens"
     assert isinstance(graph, PlainClassifier)  # never the rewriting of a model that does not merge
     names = contract.head_names
     session = onnx_session(to_onnx(graph, contract))

@@ -29,6 +29,8 @@ def why_unknown(model: nn.Module) -> str | None:
     """
     if type(model) not in _CLASSIFIERS:
         return f"it is of the class {type(model).__name__}"
+    if getattr(model.config, "token_merging", None):
+        return "it merges tokens"
     if not is_untouched(model, _FORWARDS):
         return "a module in it was replaced or watched by a hook"
     for module in model.modules():

@@ -203,7 +203,7 @@ def _build(config: VisionTransformerConfig, recipe: Recipe) -> PreTrainedModel:
 def _refuse_merging(recipe: Recipe, *, of_timm: bool = False, masked: bool = False) -> None:
     if recipe.token_merging and (of_timm or masked):
         what = "A student of timm" if of_timm else "A training with masked images"
-        raise UserError(f"{what} cannot merge tokens. Set token_merging=0. Received: {recipe.token_merging}.")
+        raise UserError(f"{what} cannot merge tokens. Pass token_merging=0. Received: {recipe.token_merging}.")
 
 
 def _warn_of_unused(recipe: Recipe, *, random: bool) -> None:
