@@ -261,8 +261,8 @@ class ConfiguredModel(nn.Module):
         """Prepares for answering on the CPU: linear layers keep a copy of their weights in the processor's layout.
 
         Calls without gradients are then faster (`benchmarks/models.py`), for as much memory again. Numbers differ
-        by rounding alone. Training mode gives the copies up. Weights that are changed behind PyTorch's back
-        (`weight.data[...] = ...`) need another call.
+        by rounding alone. Without AVX-512, MKL is faster with plain float32 weights, which then stay so. Training mode
+        gives the copies up. Weights that are changed behind PyTorch's back (`weight.data[...] = ...`) need another call.
 
         Returns:
             The model.
