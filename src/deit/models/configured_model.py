@@ -262,7 +262,8 @@ class ConfiguredModel(nn.Module):
 
         Calls without gradients are then faster (`benchmarks/models.py`), for as much memory again. Numbers differ
         by rounding alone. Without AVX-512, MKL is faster with plain float32 weights, which then stay so. Training mode
-        gives the copies up. Weights that are changed behind PyTorch's back (`weight.data[...] = ...`) need another call.
+        gives the copies up. Weights that are changed behind PyTorch's back (`weight.data[...] = ...`) need another
+        call.
 
         Returns:
             The model.
