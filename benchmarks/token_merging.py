@@ -87,7 +87,6 @@ def recipes(seed: int, epochs: int, teacher_epochs: int) -> tuple[Recipe, Recipe
         drop_path_rate=0.0,
         crop_ratio=1.0,
         eval_epochs=1000,
-        keep_state=False,
         augment=Augmentation(crop="padded", rand_augment="", erase_rate=0.0, mixup_alpha=0.0, mix_rate=0.5),
         optimizer=Optimizer(lr=2e-3, reference_batch_size=0),
         schedule=Schedule(epochs=teacher_epochs, warmup_epochs=1),

@@ -319,6 +319,17 @@ def test_checkpointing_and_drop_path_train() -> None:
     torch.testing.assert_close(losses[0][1], losses[1][1], rtol=1e-3, atol=1e-6)
 
 
+def test_autocast_and_bfloat16_merge_the_same_tokens_nearly() -> None:
+    made = merge_tokens(model(), 6)
+    expected = logits(made)
+    with torch.autocast("cpu", torch.bfloat16):
+        x = made.deit.trunk.embed(pixels())
+        assert made.deit.trunk.blocks[0](x, "sdpa", None, 2, 6)[0].dtype == torch.float32
+        received = logits(made)
+    assert (received.float() - expected).abs().max() < 0.2
+    assert (logits(made.bfloat16()).float() - expected).abs().max() < 0.2
+
+
 # --- export -------------------------------------------------------------------------------------------
 
 

@@ -22,8 +22,8 @@ from deit.models.trunk.vision_transformer import BLOCK_FORWARDS, Attention, Bloc
 class MergingAttention(Attention):
     """Attention to tokens of several sizes: one that stands for s patches counts as s tokens (section 3, equation 1).
 
-    The logarithm of the size is added to the scores. PyTorch's fused attention for the CPU takes such a bias at no cost
-    that could be measured.
+    The logarithm of the size is added to the scores. PyTorch's fused attention for the CPU takes such a bias, so it is
+    used as without sizes.
     """
 
     def forward(  # type: ignore[override]

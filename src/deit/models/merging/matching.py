@@ -99,8 +99,8 @@ def merge(x: Tensor, sizes: Tensor | None, matching: Matching) -> tuple[Tensor, 
     new = old[:, :-merged] + into.sum(dim=1)
     # The mean, as a change of the few tokens that others are merged into: x_j + sum of s_i (x_i - x_j) / s_j.
     weights, choice = (into / new[:, None]).to(x.dtype), targets.to(x.dtype)
-    changes = sources - choice @ kept  # (B, r, D)
-    return torch.baddbmm(kept, weights.transpose(1, 2), changes.to(kept.dtype)), new
+    with torch.autocast(x.device.type, enabled=False):  # tokens keep their type, as in every sum of a block
+        return torch.baddbmm(kept, weights.transpose(1, 2), sources - choice @ kept), new
 
 
 def take_rows(x: Tensor, numbers: Tensor) -> Tensor:
