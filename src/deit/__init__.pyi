@@ -19,6 +19,7 @@ from .data.open_data import open_data as open_data, open_labelled as open_labell
 from .data.readers.image_folder import ImageFolder as ImageFolder
 from .data.sources import ArraySource as ArraySource, Data as Data
 from .evaluate.calibrating import calibrate as calibrate
+from .export.exporting import export_model as export_model
 from .inference.measuring.benchmark import benchmark as benchmark
 from .inference.pipelines import (
     ImageClassificationPipeline as ImageClassificationPipeline,

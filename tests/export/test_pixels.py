@@ -13,7 +13,7 @@ from PIL import Image
 from deit import DeiTImageProcessor
 from deit.core.errors import UserError
 from deit.core.processing import resampling
-from deit.export.geometry import Geometry, geometry_of
+from deit.export.pixels.geometry import Geometry, geometry_of
 
 # Recorded with Pillow 12.2, whose order of passes docs/export.md defines. Pillow 13 resizes tall images otherwise.
 HASHES = {
@@ -53,7 +53,7 @@ def with_pillow(processor: DeiTImageProcessor, geometry: Geometry) -> Callable[[
 
 def with_torch(processor: DeiTImageProcessor, geometry: Geometry) -> Callable[[np.ndarray], np.ndarray]:
     torch = pytest.importorskip("torch")
-    from deit.export.torch_preprocessing import Preprocessing
+    from deit.export.pixels.torch_preprocessing import Preprocessing
 
     module = Preprocessing(geometry)
     return lambda image: module(torch.from_numpy(image)[None]).numpy()
@@ -61,7 +61,7 @@ def with_torch(processor: DeiTImageProcessor, geometry: Geometry) -> Callable[[n
 
 def with_onnx(processor: DeiTImageProcessor, geometry: Geometry) -> Callable[[np.ndarray], np.ndarray]:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    from deit.export.onnx_graph import preprocessing_graph
+    from deit.export.pixels.onnx_graph import preprocessing_graph
 
     opsets = [onnx.helper.make_opsetid("", 18)]
     model = onnx.helper.make_model(preprocessing_graph(geometry), opset_imports=opsets, ir_version=9)
@@ -72,7 +72,7 @@ def with_onnx(processor: DeiTImageProcessor, geometry: Geometry) -> Callable[[np
 
 def with_openvino(processor: DeiTImageProcessor, geometry: Geometry) -> Callable[[np.ndarray], np.ndarray]:
     openvino = pytest.importorskip("openvino")
-    from deit.export.openvino_graph import preprocessing_nodes
+    from deit.export.pixels.openvino_graph import preprocessing_nodes
 
     images, pixels = preprocessing_nodes(geometry)
     model = openvino.Model([openvino.opset15.result(pixels)], [images], "preprocessing")

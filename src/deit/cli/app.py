@@ -14,6 +14,7 @@ from deit.cli.prediction.embed import embed
 from deit.cli.prediction.evaluate import evaluate
 from deit.cli.release.benchmark import benchmark
 from deit.cli.release.convert import convert
+from deit.cli.release.export import export
 from deit.cli.release.push import push
 from deit.cli.terminal.console import say
 from deit.cli.terminal.launch import launch
@@ -30,31 +31,3 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (
-    inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, benchmark, push, demo,
-):  # fmt: skip
-    app.command()(command)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        say(f"deit {deit.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    context: typer.Context,
-    version: bool = typer.Option(
-        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-    ),
-    processes: int | None = typer.Option(
-        None,
-        metavar="N",
-        help="Run train, pretrain or evaluate in N processes on this machine, one per GPU if there are GPUs.",
-    ),
-) -> None:
-    if processes is None:
-        return
-    verb = context.invoked_subcommand or ""
-    raise typer.Exit(launch(processes, sys.argv[sys.argv.index(verb) :]))

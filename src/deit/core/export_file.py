@@ -32,12 +32,16 @@ class Check:
         largest_difference: Of any logit.
         agreement: Share of images with the same answer, between 0 and 1.
         tolerance: Largest difference that was allowed.
+        largest_score_difference: Of any probability, from images; 0 if the preprocessing was not exported.
+        equal_pixels: Share of pixels that are equal to those of the image processor; None likewise.
     """
 
     images: int
     largest_difference: float
     agreement: float
     tolerance: float
+    largest_score_difference: float = 0.0
+    equal_pixels: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +156,7 @@ def _format(values: Mapping[str, Any], fields: FileFields) -> ExportedFormat:
     fields.require(bool(files) and set(files) <= set(EXPORTED_FILES), "files", "names of exported files")
     told = fields.table(values, "check")
     versions = fields.table(values, "versions")
-    opset = values.get("opset")
+    opset, equal = values.get("opset"), told.get("equal_pixels")
     return ExportedFormat(
         precision=fields.text(values, "precision", PRECISIONS),
         model=fields.text(values, "model", files),
@@ -164,6 +168,8 @@ def _format(values: Mapping[str, Any], fields: FileFields) -> ExportedFormat:
             largest_difference=fields.number(told, "largest_difference", 0, 1e30),
             agreement=fields.number(told, "agreement", 0, 1),
             tolerance=fields.number(told, "tolerance", 0, 1e30),
+            largest_score_difference=fields.number(told, "largest_score_difference", 0, 1e30),
+            equal_pixels=None if equal is None else fields.number(told, "equal_pixels", 0, 1),
         ),
         opset=None if opset is None else fields.whole(values, "opset", 1, 1000),
         versions={name: fields.text(versions, name) for name in versions},

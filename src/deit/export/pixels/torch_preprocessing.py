@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deit.export.geometry import Geometry
-from deit.export.preprocessing import preprocess
+from deit.export.pixels.geometry import Geometry
+from deit.export.pixels.preprocessing import preprocess
 
 
 class Preprocessing(nn.Module):
@@ -30,7 +30,7 @@ class Preprocessing(nn.Module):
 
 
 class _TorchOperations:
-    """See `deit.export.preprocessing.Operations`. Lengths are numbers of Python, symbols while a program is traced."""
+    """See `Operations`. Lengths are numbers of Python, and symbols while a program is traced."""
 
     is_double = True
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from deit.export.geometry import CHANNELS, Geometry
-from deit.export.graph_values import SINGLE, Value, operations_of
-from deit.export.preprocessing import preprocess
+from deit.export.pixels.geometry import CHANNELS, Geometry
+from deit.export.pixels.graph_values import SINGLE, Value, operations_of, scored
+from deit.export.pixels.preprocessing import preprocess
 
 IMAGES = "images"
 
@@ -84,3 +84,8 @@ def preprocessing_nodes(geometry: Geometry) -> tuple[Any, Any]:
     graph = OpenVINOGraph()
     pixels = preprocess(operations_of(graph, SINGLE), geometry, Value(graph, images.output(0), "uint8"))
     return images, pixels.handle
+
+
+def scores_node(logits: Any, function: str, temperature: float | None) -> Any:
+    """Returns scores of logits (B, K); see `scored`."""
+    return scored(Value(OpenVINOGraph(), logits, SINGLE), function, temperature).handle

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from deit.export.geometry import CHANNELS, Geometry
-from deit.export.graph_values import DOUBLE, Value, operations_of
-from deit.export.preprocessing import preprocess
+from deit.export.pixels.geometry import CHANNELS, Geometry
+from deit.export.pixels.graph_values import DOUBLE, SINGLE, Value, operations_of, scored
+from deit.export.pixels.preprocessing import preprocess
 
 IMAGES, PIXELS = "images", "pixels"
 
@@ -58,3 +58,34 @@ def preprocessing_graph(geometry: Geometry) -> Any:
     given = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", "height", "width", CHANNELS])
     made = helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, ["batch", CHANNELS, *geometry.output])
     return helper.make_graph(nodes, "deit_preprocessing", [given], [made], graph.constants)
+
+
+def preprocessing_model(geometry: Geometry, opset: int) -> bytes:
+    """Returns the preprocessing alone as a file of ONNX."""
+    from onnx import helper
+
+    opsets = [helper.make_opsetid("", opset)]
+    version = helper.find_min_ir_version_for(opsets)
+    model = helper.make_model(preprocessing_graph(geometry), opset_imports=opsets, ir_version=version)
+    return bytes(model.SerializeToString())
+
+
+def scores_graph(function: str, temperature: float | None, prefix: str, name: str, classes: int) -> Any:
+    """Returns an `onnx.GraphProto` from "logits", float32 (B, K), to scores (B, K).
+
+    Args:
+        function: A name of `FUNCTIONS`.
+        temperature: What logits are divided by; None leaves that out.
+        prefix: Begins all names.
+        name: Of the result.
+        classes: K.
+    """
+    from onnx import TensorProto, helper
+
+    graph = ONNXGraph(f"{prefix}_scores_")
+    logits = Value(graph, "logits", SINGLE)
+    scores = scored(logits, function, temperature)
+    nodes = [*graph.nodes, helper.make_node("Identity", [scores.handle], [name])]
+    ends = (helper.make_tensor_value_info(each, TensorProto.FLOAT, ["batch", classes]) for each in ("logits", name))
+    given, made = ends
+    return helper.make_graph(nodes, "deit_scores", [given], [made], graph.constants)

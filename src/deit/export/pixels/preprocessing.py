@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from deit.export.geometry import CHANNELS, LEVELS, Geometry
+from deit.export.pixels.geometry import CHANNELS, LEVELS, Geometry
 
 _BITS = 22
 _LOW_BITS = 8

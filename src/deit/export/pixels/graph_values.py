@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from deit.export.preprocessing import Operations
+from deit.export.pixels.preprocessing import Operations
 
 WHOLE, SINGLE, DOUBLE = "int64", "float32", "float64"
 
@@ -163,3 +163,18 @@ class _GraphOperations:
 
     def look_up(self, table: Any, places: Value) -> Value:
         return self._constant(table, SINGLE).changed("Gather", places, axis=0)
+
+
+def scored(logits: Value, function: str, temperature: float | None) -> Value:
+    """Returns scores of logits (B, K).
+
+    Args:
+        logits: The logits.
+        function: A name of `deit.core.scores.functions.FUNCTIONS`.
+        temperature: What logits are divided by first; None leaves that out.
+    """
+    if temperature is not None:
+        logits = logits / temperature
+    if function == "none":
+        return logits
+    return logits.changed("Softmax", axis=1) if function == "softmax" else logits.changed("Sigmoid")

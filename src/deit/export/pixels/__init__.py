@@ -1,0 +1,1 @@
+"""The preprocessing inside an export, written once and built for each library."""
