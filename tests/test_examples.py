@@ -24,8 +24,11 @@ SMALL: dict[str, tuple[list[str], str]] = {
 BACKENDS = [name for name in ("tensorflow", "jax") if find_spec(name)]
 
 
+ELSEWHERE = ["exported_python.py"]  # tests/export/test_fresh_process.py
+
+
 def test_every_example_is_tested():
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(SMALL)
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted([*SMALL, *ELSEWHERE])
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ OPTIONS = {
         "--engines", "--precisions", "--batch-sizes", "--seconds", "--noisy", "--threads", "--device", "--out",
         "--json",
     ],
+    "export": ["--out", "--to", "--precision", "--check", "--opset", "--tolerance", "--pixels"],
     "push": ["--private", "--message", "--branch", "--propose"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
@@ -63,6 +64,7 @@ ARGUMENTS = {
     "embed": ["model", "images"],
     "convert": ["source", "destination"],
     "benchmark": ["model"],
+    "export": ["model"],
     "push": ["model", "name"],
     "demo": [],
 }

@@ -105,7 +105,7 @@ def _compare(original: Original, opened: Opened, image: Any, tally: _Tally) -> N
     scores = original.predictor.scores(wanted[answer])
     same = _same_answer(original, wanted[answer], found[answer])
     if opened.pixels is not None and opened.scores is not None:
-        levels = np.asarray(image.convert("RGB"))[None]
+        levels = np.array(image.convert("RGB"))[None]  # writable, as PyTorch wants it
         step = original.geometry.step if original.geometry is not None else 1.0
         made = opened.pixels(levels)
         tally.level = _larger(tally.level, made / step, pixels / step)

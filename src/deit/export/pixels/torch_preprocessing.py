@@ -44,6 +44,10 @@ class _TorchOperations:
         return torch.from_numpy(np.array(numbers, np.int64)).to(self.device)
 
     def count(self, length: Any) -> Tensor:
+        if isinstance(length, torch.SymInt):
+            # A symbol of its own: else its long expression is in all shapes, and a program takes a minute to load.
+            length = torch.scalar_tensor(length, dtype=torch.int64).item()
+            torch._check(length >= 6)
         return torch.arange(length, device=self.device)
 
     def real(self, x: Any) -> Any:
