@@ -76,9 +76,8 @@ def export_model(
 ) -> Exported:
     """Exports a model to run without this package, and compares the result with the model on images.
 
-    Writes two files: one from pixels to logits, which the engines of this package run as well, and one from 8-bit
-    images of any size to calibrated probabilities, which contains the preprocessing. docs/export.md describes both.
-    If they disagree with the model, nothing is written.
+    Writes a file from pixels to logits, and one from 8-bit images of any size to calibrated probabilities, which
+    docs/export.md describes. If they disagree with the model, nothing is written.
 
     Args:
         model: A model directory, or a name; see `Predictor.open`.
@@ -105,14 +104,12 @@ def export_model(
         >>> deit.export_model("runs/pets", "exported", to="onnx", check=["cat.jpg"])  # doctest: +SKIP
     """
     kind, wanted = _format(to), Wanted(precision=precision, opset=opset)
-    if tolerance is not None and not 0 <= tolerance < float("inf"):
-        raise UserError(f"The tolerance must be a number of at least 0. Received: {tolerance}.")
+    _refuse_tolerance(tolerance)
     kind.require(wanted)
     folder = Path(out)
     before = _before(folder, kind, preprocessing=preprocessing, model=model)
     original = open_original(model, preprocessing=preprocessing)
-    if before is not None and (difference := _difference(before, original.described({}))):
-        raise FileExistsError(f"{folder} holds exports of another model ({difference}). Pass a new folder.")
+    _refuse_other_model(folder, before, original)
     images = sample_photos(CHECKED_IMAGES) if check is None else _images(check)
     with replace_folder_content(folder) as temporary:
         kind.write(original, wanted, temporary)
@@ -124,11 +121,19 @@ def export_model(
         told = original.described({**(before.formats if before is not None else {}), to: written})
         _add_calibration(original, folder, temporary)
         told.write(temporary)
-    if unreadable:
-        logger.warning(
-            "%s left out of the check: %s", counted(len(unreadable), "image was", "images were"), some_of(unreadable, 5)
-        )
+    _warn_of(unreadable)
     return Exported(folder=folder, told=told, written=written, unreadable=tuple(unreadable))
+
+
+def _refuse_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 <= tolerance < float("inf"):
+        raise UserError(f"The tolerance must be a number of at least 0. Received: {tolerance}.")
+
+
+def _warn_of(unreadable: list[str]) -> None:
+    if unreadable:
+        left = counted(len(unreadable), "image was", "images were")
+        logger.warning("%s left out of the check: %s", left, some_of(unreadable, 5))
 
 
 def _format(name: str) -> Format:
@@ -160,12 +165,21 @@ def _before(folder: Path, kind: Format, *, preprocessing: bool, model: Any) -> E
     return before
 
 
-def _difference(before: Export, now: Export) -> str:
+def _refuse_other_model(folder: Path, before: Export | None, original: Original) -> None:
+    """Raises an error if a folder holds exports of another model.
+
+    Raises:
+        FileExistsError: It does.
+    """
+    if before is None:
+        return
+    now = original.described({})
     names = {"weights": "other weights", "preprocessing": "another preprocessing", "classes": "other classes"}
     differs = [words for name, words in names.items() if before.identity[name] != now.identity[name]]
     if not differs and before.temperature != now.temperature:
-        return "another calibration"
-    return ", ".join(differs)
+        differs = ["another calibration"]
+    if differs:
+        raise FileExistsError(f"{folder} holds exports of another model ({', '.join(differs)}). Pass a new folder.")
 
 
 def _images(check: Any) -> Iterable[Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deit.cli.terminal.console import counted, progress_bar, reports_errors, say
 from deit.cli.terminal.parameters import Model, path, place
+
+if TYPE_CHECKING:
+    from deit.export.exporting import Exported
 
 
 @reports_errors
@@ -71,8 +74,11 @@ def export(
             preprocessing=not pixels,
             on_image=lambda number: update(number, total),
         )
+    _tell(done, "your images" if images else "made pictures; --check compares with your own photos")
+
+
+def _tell(done: Exported, kind: str) -> None:
     written, compared = done.written, done.check
-    kind = "made pictures; --check compares with your own photos" if images is None else "your images"
     say(f"Compared on {counted(compared.images, 'image')} ({kind}), run with {written.checked_with}:")
     say(
         f"  same answer: {100 * compared.agreement:.2f} %, "
