@@ -31,3 +31,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+for command in (
+    inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, export, benchmark, push, demo,
+):  # fmt: skip
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"deit {deit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+    processes: int | None = typer.Option(
+        None,
+        metavar="N",
+        help="Run train, pretrain or evaluate in N processes on this machine, one per GPU if there are GPUs.",
+    ),
+) -> None:
+    if processes is None:
+        return
+    verb = context.invoked_subcommand or ""
+    raise typer.Exit(launch(processes, sys.argv[sys.argv.index(verb) :]))
