@@ -84,8 +84,7 @@ def export_model(
         out: A new or empty folder; the model directory itself; or a folder with another format of the same model.
         to: "onnx", "openvino" or "torch" (a program of `torch.export`).
         precision: "fp32"; "fp16" for half the size; "bf16" for PyTorch, and for OpenVINO on processors that have it.
-        check: Images to compare on: paths, PIL images, or anything else that `Predictor.classify` takes. None takes 100
-            pictures that are made for it; photos of the kind that the model will see say more.
+        check: Images to compare on: paths or PIL images. None takes 100 pictures that are made for it; photos say more.
         opset: Version of ONNX's operators, 18 to 23.
         tolerance: Largest difference of a logit; None is 0.001 in fp32, 0.05 in fp16 and 0.3 in bf16.
         preprocessing: Whether to write the file that takes images.
