@@ -31,6 +31,7 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 import deit
+from deit.cli.prediction.classify import classify
 from deit.core.processing.batches import pixel_batches
 from deit.core.processing.reduced_reading import ReducedReader
 from deit.inference.predictor import Predictor
@@ -117,7 +118,8 @@ def ways(model: Path, width: int, files: list[str], batches: list[int], engine: 
 
 
 def command(model: Path, folder: Path, engine: str | None) -> Callable[[], Any]:
-    options = ["--engine", engine] if engine else []
+    known = inspect.signature(classify).parameters
+    options = ["--engine", engine] if engine and "engine" in known else []
     line = [sys.executable, "-m", "deit", "classify", str(model), str(folder), "--json", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return lambda: subprocess.run(line, check=True, capture_output=True, env=environment)
