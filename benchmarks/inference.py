@@ -25,6 +25,7 @@ from harness import compare, report, take_turns
 # Set before any library loads OpenMP.
 SLEEPING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 MOST_ROUNDS, FEWEST_ROUNDS = 15, 3
+LONG = 30.0  # seconds of a round, after which two are enough
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -41,9 +42,12 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 print(f"{precision}: this CPU or this script has no contender", flush=True)
                 continue
             functions |= products(precision, options.threads)
-            warm = take_turns(functions, rounds=1, warm_up=1)
-            rounds = min(max(int(options.seconds / sum(s[0] for s in warm.values())), FEWEST_ROUNDS), MOST_ROUNDS)
-            seconds = take_turns(functions, rounds=rounds, warm_up=0)
+            # Each has answered once already, to be compared.
+            seconds = take_turns(functions, rounds=1, warm_up=0)
+            spent = sum(values[0] for values in seconds.values())
+            rounds = min(max(int(options.seconds / spent), FEWEST_ROUNDS if spent < LONG else 2), MOST_ROUNDS)
+            for name, values in take_turns(functions, rounds=rounds - 1, warm_up=0).items():
+                seconds[name] += values
             row = {"model": size.name, "batch": batch, "precision": precision, "rounds": rounds}
             rows.append(row | summary(seconds, batch, useful_work(size)))
             print(json.dumps(rows[-1]), flush=True)
@@ -120,9 +124,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "int8"])
     parser.add_argument("--threads", type=int, default=min(os.cpu_count() or 1, 2))
-    parser.add_argument("--seconds", type=float, default=12.0, help="of measuring for each cell")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of measuring for each cell")
     parser.add_argument(
-        "--compile-batches", nargs="*", type=int, default=[1, 8], help="of compiled timm, which is slow"
+        "--compile-batches", nargs="*", type=int, default=[8], help="of compiled timm, half a minute each"
     )
     parser.add_argument("--quick", action="store_true", help="tiny and small, batch 1 and 8, without compiled timm")
     parser.add_argument("--steps", action="store_true", help="measures each step of the rewriting alone")
