@@ -31,6 +31,7 @@ _EXTRAS = {
     "deit.data": "train",
     "deit.train": "train",
     "deit.evaluate": "train",
+    "deit.export": "train",
     "deit.train.transformers_trainer": "transformers",
 }
 _WITHOUT_PYTORCH = ("deit.core.", "deit.keras.", "deit.models.auto_openers")

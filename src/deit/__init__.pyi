@@ -20,6 +20,7 @@ from .data.readers.image_folder import ImageFolder as ImageFolder
 from .data.sources import ArraySource as ArraySource, Data as Data
 from .evaluate.calibrating import calibrate as calibrate
 from .export.exporting import export_model as export_model
+from .export.quantization.quantizing import quantize as quantize
 from .inference.measuring.benchmark import benchmark as benchmark
 from .inference.pipelines import (
     ImageClassificationPipeline as ImageClassificationPipeline,

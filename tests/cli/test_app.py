@@ -45,6 +45,7 @@ OPTIONS = {
     ],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],
     "convert": ["--to", "--variant"],
+    "quantize": ["--calibrate", "--out", "--engine", "--agreement", "--allow-slower"],
     "benchmark": [
         "--engines", "--precisions", "--batch-sizes", "--seconds", "--noisy", "--threads", "--device", "--out",
         "--json",
@@ -63,6 +64,7 @@ ARGUMENTS = {
     "classify": ["model", "images"],
     "embed": ["model", "images"],
     "convert": ["source", "destination"],
+    "quantize": ["model"],
     "benchmark": ["model"],
     "export": ["model"],
     "push": ["model", "name"],

@@ -16,6 +16,7 @@ from deit.cli.release.benchmark import benchmark
 from deit.cli.release.convert import convert
 from deit.cli.release.export import export
 from deit.cli.release.push import push
+from deit.cli.release.quantize import quantize
 from deit.cli.terminal.console import say
 from deit.cli.terminal.launch import launch
 from deit.cli.training.inspect import inspect
@@ -32,7 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, export, benchmark, push, demo,
+    inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, export, quantize, benchmark,
+    push, demo,
 ):  # fmt: skip
     app.command()(command)
 

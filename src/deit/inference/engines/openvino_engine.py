@@ -21,6 +21,8 @@ from deit.runtime.threads import inference_threads
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
+REST_OF_INT8 = ["deit_quantize", "rest"]  # where a quantized model says what its other operations were checked in
+
 _ROUNDS = 5  # of the measurement that precision="auto" makes
 
 _of_parents: list[Any] = []  # compiled models that a forked process cannot use, and must not end
@@ -161,14 +163,18 @@ def open_openvino_export(exported: ExportedModel, *, precision: str) -> OpenVino
 
     Args:
         exported: The model.
-        precision: See `OpenVinoEngine`. "int8" and "fp16", in which weights are stored, compute all else in fp32; so
-            does "bf16" of an export on a CPU without instructions for it.
+        precision: See `OpenVinoEngine`. "fp16", in which weights are stored, computes all else in fp32; so does "bf16"
+            of an export on a CPU without instructions for it. "int8" computes all else as it was checked: the file says
+            so (`REST_OF_INT8`), and a CPU without bf16 takes fp32.
 
     Raises:
         UserError: See `OpenVinoEngine`.
     """
     model = read_openvino_model(exported.file)
-    if precision in ("int8", "fp16") and precision == exported.precision:
+    if precision == "int8" == exported.precision:
+        in_bf16 = model.has_rt_info(REST_OF_INT8) and model.get_rt_info(REST_OF_INT8).astype(str) == "bf16"
+        precision = "bf16" if in_bf16 and computes_in_bf16() else "fp32"
+    if precision == "fp16" == exported.precision:
         precision = "fp32"
     if precision == "bf16" == exported.precision and not computes_in_bf16():
         precision = "fp32"
