@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from deit.inference.graph.onnx_model import to_onnx
 from deit.inference.graph.openvino_model import to_openvino
 
 Call = Callable[[], Any]
+PATIENCE = 120.0  # seconds for the choice of an engine
 PRODUCT_SIDE = 2048
 PRODUCT_WORK = 2 * PRODUCT_SIDE**3
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.2, "int8": 2.0}
@@ -205,8 +207,9 @@ def _of_pytorch(
 def _default(folder: Path, pixels: Any) -> Call:
     """What a user gets who names no engine and no precision, after its measurements."""
     engine: Any = deit.Predictor.open(folder).engine
-    if hasattr(engine, "wait"):
-        engine.wait()
+    last = time.monotonic() + PATIENCE
+    while not getattr(engine, "is_decided", True) and time.monotonic() < last:
+        engine(pixels[:8])
     return lambda: engine(pixels)["both"]
 
 
