@@ -44,13 +44,13 @@ OPTIONS = {
         "--coverage", "--sets", "--per-class", "--abstain", "--raw",
     ],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],
-    "convert": ["--to", "--variant"],
+    "convert": ["--to", "--variant", "--token-merging"],
+    "export": ["--out", "--to", "--precision", "--check", "--opset", "--tolerance", "--pixels"],
     "quantize": ["--calibrate", "--out", "--engine", "--agreement", "--allow-slower"],
     "benchmark": [
         "--engines", "--precisions", "--batch-sizes", "--seconds", "--noisy", "--threads", "--device", "--out",
         "--json",
     ],
-    "export": ["--out", "--to", "--precision", "--check", "--opset", "--tolerance", "--pixels"],
     "push": ["--private", "--message", "--branch", "--propose"],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
@@ -64,9 +64,9 @@ ARGUMENTS = {
     "classify": ["model", "images"],
     "embed": ["model", "images"],
     "convert": ["source", "destination"],
+    "export": ["model"],
     "quantize": ["model"],
     "benchmark": ["model"],
-    "export": ["model"],
     "push": ["model", "name"],
     "demo": [],
 }

@@ -25,13 +25,14 @@ class Attempt:
 
     Attributes:
         words: What is left in higher precision, in words.
-        left: Names of products to leave as they are.
+        left: Numbers of the products to leave as they are, in the order of the model. A library may name its nodes anew
+            in each conversion.
         smoothing: Exponent of SmoothQuant (Xiao et al. 2022, equation 4): how much of the range of activations moves
             to the weights.
     """
 
     words: str
-    left: tuple[str, ...] = ()
+    left: tuple[int, ...] = ()
     smoothing: float = 0.95
 
 
@@ -41,9 +42,9 @@ def attempts(products: Sequence[Product]) -> list[Attempt]:
     Args:
         products: Those of the model in its order: patch embedding, blocks, heads.
     """
-    ends = (products[0].name, products[-1].name) if len(products) > 1 else ()
+    ends = (0, len(products) - 1) if len(products) > 1 else ()
     most = max((each.inputs for each in products), default=0)
-    second = tuple(each.name for each in products if each.inputs == most)
+    second = tuple(i for i, each in enumerate(products) if each.inputs == most)
     return [
         Attempt(words="every product in 8 bits"),
         Attempt(words="patch embedding and heads in higher precision", left=ends, smoothing=0.5),

@@ -68,7 +68,7 @@ def write_quantized(model: Any, attempt: Attempt, calibration: Array, folder: Pa
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    wanted = [each.name for each in products(model) if each.name not in attempt.left]
+    wanted = [each.name for number, each in enumerate(products(model)) if number not in attempt.left]
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "model.onnx"
         onnx.save(model, source)

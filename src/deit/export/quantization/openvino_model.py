@@ -72,6 +72,8 @@ def write_quantized(model: Any, attempt: Attempt, calibration: Array, folder: Pa
     import openvino
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
 
+    weighted = products(model)
+    left = [weighted[number].name for number in attempt.left]
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
         quantized = nncf.quantize(
@@ -80,7 +82,7 @@ def write_quantized(model: Any, attempt: Attempt, calibration: Array, folder: Pa
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration),
-            ignored_scope=nncf.IgnoredScope(names=list(attempt.left)) if attempt.left else None,
+            ignored_scope=nncf.IgnoredScope(names=left) if left else None,
             advanced_parameters=AdvancedQuantizationParameters(
                 smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=attempt.smoothing)
             ),
