@@ -32,15 +32,15 @@ OPTIONS = {
     ],
     "recipes": ["--yaml", "--json"],
     "evaluate": [
-        "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--precision", "--held-out",
-        "--image-column", "--label-column", "--knn", "--value-range", "--average", "--strict",
+        "--teacher", "--head", "--report", "--json", "--batch-size", "--device", "--engine", "--precision",
+        "--held-out", "--image-column", "--label-column", "--knn", "--value-range", "--average", "--strict",
     ],
     "calibrate": [
         "--training-images", "--precision", "--recall", "--positive", "--json", "--batch-size", "--device",
         "--image-column", "--label-column", "--value-range", "--average", "--strict",
     ],
     "classify": [
-        "--top-k", "--out", "--batch-size", "--device", "--json", "--value-range", "--average", "--strict",
+        "--top-k", "--out", "--batch-size", "--device", "--engine", "--json", "--value-range", "--average", "--strict",
         "--coverage", "--sets", "--per-class", "--abstain", "--raw",
     ],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],

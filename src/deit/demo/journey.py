@@ -151,7 +151,7 @@ def run_journey(
     distilled = train("student-distilled", recipe, build_student(STUDENT, classes, recipe), open_teacher(taught.out))
 
     held_out, label = _save_held_out(data, out, seed)
-    answer = next(iter(Predictor.open(distilled.out).classify_each([held_out], top_k=3)))
+    answer = next(iter(Predictor.open(distilled.out, engine="torch").classify_each([held_out], top_k=3)))
     return Journey(
         out=out,
         data=data,

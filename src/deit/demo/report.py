@@ -27,7 +27,7 @@ def write_report(journey: Journey) -> Path:
     It shows the table, the learning curves, test images with what the distilled student says of them (mistakes
     marked), and where its two tokens look.
     """
-    predictor = Predictor.open(journey.distilled.out)
+    predictor = Predictor.open(journey.distilled.out, engine="torch")
     curves = journey.out / CURVES_NAME
     draw_curves(
         {

@@ -138,7 +138,7 @@ def calibrate(
         1.41
     """
     aim = Aim(precision=precision, recall=recall, positive=positive)
-    predictor = model if isinstance(model, Predictor) else Predictor.open(model, device=device, calibrated=False)
+    predictor = model if isinstance(model, Predictor) else _opened(model, device)
     notes: list[str] = []
     part, learnt = _held_out(predictor, data, aim, notes)
     seen = answers_to(predictor, part, batch_size, on_batch)
@@ -153,6 +153,10 @@ def calibrate(
         found.write(folder)
         _record(folder, contents_of(held))
     return found
+
+
+def _opened(model: Any, device: str) -> Predictor:
+    return Predictor.open(model, device=device, engine="torch", calibrated=False)  # the same bits in every run
 
 
 def _held_out(predictor: Predictor, data: Any, aim: Aim, notes: list[str]) -> tuple[Source, Source | None]:

@@ -21,6 +21,7 @@ from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import answered_rows
 from deit.inference.answers import Answers, Item, answers
 from deit.inference.contract import FEATURES, Array, Contract
+from deit.inference.engines.auto_engine import held
 from deit.inference.engines.engine import Engine, FunctionEngine
 from deit.inference.engines.opening import open_engine
 from deit.inference.judgement import Judge, Judgement, has_calibration, open_calibration
@@ -151,7 +152,7 @@ class Predictor:
         model_directory: str | os.PathLike[str],
         *,
         device: str = "cpu",
-        engine: str = "torch",
+        engine: str | None = None,
         precision: str | None = None,
         head_average: str | None = None,
         calibrated: bool = True,
@@ -161,7 +162,7 @@ class Predictor:
         Args:
             model_directory: See `open_engine`.
             device: See `open_engine`.
-            engine: See `open_engine`.
+            engine: See `open_engine`. None is "auto": what needs the same bits in every run should pass "torch".
             precision: See `open_engine`.
             head_average: See `open_engine`.
             calibrated: Use `calibration.json`, where the model has one. One that was made for other weights, another
@@ -170,12 +171,14 @@ class Predictor:
         Raises:
             DamagedFileError: `calibration.json` is damaged.
         """
-        options: dict[str, Any] = {"engine": engine, "precision": precision, "head_average": head_average}
+        options: dict[str, Any] = {"engine": engine or "auto", "precision": precision, "head_average": head_average}
         opened = cls(open_engine(model_directory, device, **options))
         if not calibrated:
             opened._why_raw = "The model was opened without its calibration."
             return opened
         opened.calibration, opened._why_raw = open_calibration(opened.engine.contract, opened.processor)
+        if opened.calibration is not None and opened.calibration.outliers is not None:
+            _warn_without_features(opened.engine)
         if opened.calibration is None and has_calibration(opened.engine.contract):
             logger.warning("%s", opened._why_raw)
         return opened
@@ -236,11 +239,10 @@ class Predictor:
                 infinity, or there is no calibration for the coverage.
         """
         judge = self.judge(coverage, abstain=abstain)
+        engine = held(self.engine)  # results of one call are compared with each other
         if is_one_image(images):
-            told = self.classify_each([images], top_k=top_k, batch_size=batch_size, strict=True, judge=judge)
-            return Predictions(next(told))
-        each = self.classify_each(items_of(images), top_k=top_k, batch_size=batch_size, strict=strict, judge=judge)
-        results = list(each)
+            return Predictions(next(self._each([images], engine, top_k, batch_size, strict=True, judge=judge)))
+        results = list(self._each(items_of(images), engine, top_k, batch_size, strict=strict, judge=judge))
         for result in results:
             if result.error.endswith(_NO_NUMBER):
                 raise UserError(result.error)
@@ -258,7 +260,8 @@ class Predictor:
         """Classifies images batch after batch; an unreadable image has an error in its place.
 
         Threads decode the images. Those of a list are decoded while the model works on the batch before; an iterator is
-        asked for a batch only after the results of the one before were taken.
+        asked for a batch only after the results of the one before were taken. The engine "auto" may change between two
+        batches, which the log says (`classify` keeps one for a whole call).
 
         Args:
             images: See `classify`.
@@ -275,12 +278,18 @@ class Predictor:
             ImageError: An image cannot be read, and `strict` is on.
             UserError: `top_k` or `batch_size` is smaller than 1.
         """
+        judge = self.judge() if judge is None else judge
+        yield from self._each(images, self.engine, top_k, batch_size, strict=strict, judge=judge)
+
+    def _each(
+        self, images: Iterable[Any], engine: Engine, top_k: int, batch_size: int, *, strict: bool, judge: Judge | None
+    ) -> Iterator[Classified]:
         if top_k < 1 or batch_size < 1:
             raise UserError(f"top_k and batch_size must be at least 1. Received: {top_k} and {batch_size}.")
-        judge = self.judge() if judge is None else judge
         with_features = judge is not None and judge.needs_features
         reader = ReducedReader(self.processor, exact=self.exact_decoding)
-        for told in self.answers(images, batch_size, read=reader, strict=strict, with_features=with_features):
+        options: dict[str, Any] = {"strict": strict, "with_features": with_features, "engine": engine}
+        for told in self.answers(images, batch_size, read=reader, **options):
             self.reduced_images += reader.taken()
             rows = iter(next(iter(told.outputs.values()), ()))
             features = iter(told.outputs.get(FEATURES, ()))
@@ -305,12 +314,15 @@ class Predictor:
         strict: bool = False,
         ahead: bool = True,
         with_features: bool = False,
+        engine: Engine | None = None,
     ) -> Iterator[Answers[Item]]:
         """Yields the logits of every head, batch after batch; see `deit.inference.answers.answers`.
 
-        With `with_features`, what the class head is given follows as `FEATURES`, where the engine knows it.
+        With `with_features`, what the class head is given follows as `FEATURES`, where the engine knows it. `engine`
+        takes the place of the predictor's.
         """
-        model = getattr(self.engine, "with_features", self.engine) if with_features else self.engine
+        engine = self.engine if engine is None else engine
+        model = getattr(engine, "with_features", engine) if with_features else engine
         return answers(model, self.processor, images, batch_size, read=read, name=name, strict=strict, ahead=ahead)
 
     def _classified(
@@ -332,6 +344,15 @@ class Predictor:
             logits = logits / np.float32(self.calibration.temperature(self.engine.contract.head_names[0]))
         result: Array = FUNCTIONS[function_name(self.problem_type, logits.shape[1])](logits)
         return result
+
+
+def _warn_without_features(engine: Engine) -> None:
+    if not getattr(engine, "gives_features", True):
+        logger.warning(
+            "The model gives no features in the engine %s, so images unlike the training images are not found. Open "
+            "the model directory with engine='torch' for that.",
+            engine.name,
+        )
 
 
 def _as_engine(

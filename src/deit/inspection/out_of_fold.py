@@ -159,7 +159,7 @@ def ask_model(
         batch_size: Images that go through the model together.
         progress: Called with (images done, images in all).
     """
-    predictor = Predictor.open(model, device=device, calibrated=False)
+    predictor = Predictor.open(model, device=device, engine="torch", calibrated=False)
     rows, labels = labelled_rows(opened, facts)
     logits = _logits(predictor, rows, opened, facts, batch_size, progress)
     answered = np.isfinite(logits).all(axis=1)

@@ -157,16 +157,19 @@ def _choice(speedup: float, seconds: float, source: str) -> PrecisionChoice:
 
 
 def _key(purpose: str) -> dict[str, Any]:
+    return {"purpose": purpose, **machine_facts(), "rule": 1}  # a change of what is measured takes the next number
+
+
+def machine_facts() -> dict[str, Any]:
+    """Returns what a measured speed depends on: CPU, instructions, number of threads, version of PyTorch."""
     import torch
 
     return {
-        "purpose": purpose,
         "cpu": _cpu_model(),
         "features": sorted(cpu_features()),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "limits": {name: os.environ[name] for name in _LIMITS if name in os.environ},
-        "rule": 1,  # a change of what is measured takes the next number
     }
 
 

@@ -84,6 +84,8 @@ def test_what_pytorch_compiles_answers_as_transformers_does(deit_directory, capl
         found = opened(batch)
         for head, logits in answers_of_transformers(folder).items():
             np.testing.assert_allclose(found[head], logits[: len(batch)], atol=2e-5, rtol=1e-4)
+    expected = open_engine(folder).with_features(PIXELS)["features"]
+    np.testing.assert_allclose(opened.with_features(PIXELS)["features"], expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ON_THE_CPU)
@@ -116,6 +118,17 @@ def test_openvino_answers_in_a_forked_process(deit_directory):
         os._exit(0 if np.array_equal(opened(PIXELS)["both"], expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
     np.testing.assert_array_equal(opened(PIXELS)["both"], expected)
+
+
+@pytest.mark.parametrize("name", ["DeiTForImageClassificationWithTeacher", "DeiTForImageClassification"])
+@pytest.mark.parametrize("engine", ON_THE_CPU)
+def test_features_are_those_of_pytorch(deit_directory, engine, name):
+    folder = deit_directory(name)
+    expected = open_engine(folder).with_features(PIXELS)
+    found = open_engine(folder, engine=engine).with_features(PIXELS)
+    assert list(found) == list(expected)
+    np.testing.assert_allclose(found["features"], expected["features"], atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(found["class"], expected["class"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("engine", ON_THE_CPU)

@@ -79,7 +79,7 @@ def calibrate(
 
     aims: dict[str, Any] = {"precision": precision, "recall": recall, "positive": positive}
     Aim(**aims)  # refuses bad ones before anything is opened
-    predictor = Predictor.open(model, device=device, head_average=average, calibrated=False)
+    predictor = Predictor.open(model, device=device, engine="torch", head_average=average, calibrated=False)
     contract = predictor.engine.contract
     options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "strict": strict}
     options |= {"classes": contract.label_names, "problem_type": contract.problem_type}

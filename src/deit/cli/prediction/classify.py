@@ -14,7 +14,17 @@ import typer
 
 from deit.cli.terminal.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
 from deit.cli.terminal.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
-from deit.cli.terminal.parameters import Average, Device, InferenceBatchSize, Model, Strict, ValueRange, path, place
+from deit.cli.terminal.parameters import (
+    Average,
+    Device,
+    Engine,
+    InferenceBatchSize,
+    Model,
+    Strict,
+    ValueRange,
+    path,
+    place,
+)
 from deit.core.errors import UserError
 from deit.core.printable import some_of
 
@@ -71,6 +81,7 @@ def classify(
     ] = None,
     batch_size: InferenceBatchSize = 32,
     device: Device = "auto",
+    engine: Engine = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     value_range: ValueRange = None,
     average: Average = None,
@@ -94,7 +105,7 @@ def classify(
     wanted = _coverage(coverage, sets, per_class=per_class, abstain=abstain, raw=raw)
     found = find_images(images, strict=strict)
     sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if source is None else source for source in found.paths]
-    predictor = Predictor.open(model, device=device, head_average=average, calibrated=not raw)
+    predictor = Predictor.open(model, device=device, engine=engine, head_average=average, calibrated=not raw)
     judge = _judge(predictor, wanted, abstain=abstain)
     if value_range is not None:
         predictor.processor.value_range = value_range
@@ -105,9 +116,7 @@ def classify(
             used, broken = _tell(results, len(sources), [*write, *show], shown=out is not None or _is_file(sys.stdout))
         if not used:
             raise UserError(f"None of {len(sources)} file(s) could be classified.")
-    _report(found, used, broken, predictor.reduced_images)
-    if out is not None:
-        say(f"Predictions of {counted(used, 'image')}: {out}", err=as_json)
+    _report(found, used, broken, predictor, out, err=as_json)
     if broken:
         raise typer.Exit(PARTLY)
 
@@ -148,15 +157,27 @@ def _judge(predictor: Predictor, wanted: Coverage | None, *, abstain: bool) -> J
     return judge
 
 
-def _report(found: FoundFiles, used: int, broken: list[Classified], reduced: int) -> None:
-    """Prints, on standard error, what became of the files, and how many photos were decoded at a reduced size."""
+def _report(
+    found: FoundFiles, used: int, broken: list[Classified], predictor: Predictor, out: Path | None, *, err: bool
+) -> None:
+    """Prints, on standard error, what became of the files, which engine answered and how large photos were decoded."""
     from deit.core.processing.reduced_reading import EXACT_VARIABLE
     from deit.data.storage.image_search import SkippedFile
 
     report_found(used, found.skipped, found.ignored, others=[SkippedFile(path=r.name, reason=r.error) for r in broken])
-    if reduced:
+    _tell_engine(predictor)
+    if reduced := predictor.reduced_images:
         photos = counted(reduced, "large photo")
         say(f"Decoded at a reduced size: {photos}. To decode them whole: {EXACT_VARIABLE}=1.", err=True)
+    if out is not None:
+        say(f"Predictions of {counted(used, 'image')}: {out}", err=err)
+
+
+def _tell_engine(predictor: Predictor) -> None:
+    """Prints, on standard error, which engine "auto" took, if it took another one."""
+    choice = getattr(predictor.engine, "choice", None)
+    if choice is not None and choice.speedup is not None:
+        say(choice.describe(), err=True)
 
 
 def _is_file(stream: TextIO) -> bool:

@@ -13,6 +13,7 @@ from deit.cli.terminal.console import counted, print_table, progress_bar, report
 from deit.cli.terminal.parameters import (
     Average,
     Device,
+    Engine,
     ImageColumn,
     InferenceBatchSize,
     LabelColumn,
@@ -72,6 +73,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     batch_size: InferenceBatchSize = 64,
     device: Device = "auto",
+    engine: Engine = "torch",
     precision: Annotated[
         str, typer.Option(metavar="TYPE", help="Number format: fp32, bf16 or auto (the faster).")
     ] = "fp32",
@@ -96,15 +98,13 @@ def evaluate(
     from deit.evaluate.evaluation import evaluate_model
     from deit.evaluate.report import check_report_path
     from deit.inference.predictor import Predictor
-    from deit.runtime.auto_precision import INFERENCE, choose_precision
-    from deit.runtime.devices import resolve
     from deit.runtime.processes import process_group
 
     if report is not None:
         check_report_path(report)
     with process_group(device) as processes:
-        precision = processes.on_first(lambda: choose_precision(precision, resolve(device).device, INFERENCE).precision)
-        placed: dict[str, Any] = {"device": device, "precision": precision}
+        precision = processes.on_first(lambda: _precision(context))
+        placed: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
         predictor = Predictor.open(model, head_average=average, **placed)
         folder = predictor.engine.contract.folder or Path(model)
         opinion = None if teacher is None else Predictor.open(teacher, calibrated=False, **placed)
@@ -120,6 +120,18 @@ def evaluate(
     if result is not None:  # the first process speaks for all
         source = _readable(source, result)
         _tell(result, source, context, _notes(result, folder, source), folder, skipped)
+
+
+def _precision(context: typer.Context) -> str:
+    """Returns what --precision stands for in PyTorch; other engines decide by themselves what "auto" is."""
+    from deit.runtime.auto_precision import INFERENCE, choose_precision
+    from deit.runtime.devices import resolve
+
+    given = context.params
+    precision = str(given["precision"])
+    if given["engine"] != "torch":
+        return precision
+    return choose_precision(precision, resolve(given["device"]).device, INFERENCE).precision
 
 
 def _tell(
@@ -151,6 +163,8 @@ def _score_features(context: typer.Context, known: str) -> None:
     unused = [name for name in ("teacher", "head", "report", "held_out") if given[name]]
     if given["precision"] != "fp32":
         unused.append("precision")
+    if given["engine"] != "torch":
+        unused.append("engine")
     if unused:
         options = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise UserError(f"--knn scores features, not answers. Received also: {options}. Leave out one of them.")

@@ -68,6 +68,13 @@ Device = Annotated[
         metavar="DEVICE", help="Device to run on: auto, cpu, cuda, cuda:1, ... auto uses a GPU if there is one."
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What runs the model: torch, torch-compiled, openvino, onnxruntime, or auto (the fastest one).",
+    ),
+]
 InferenceBatchSize = Annotated[int, typer.Option(metavar="N", help="Number of images per forward pass.")]
 ImageColumn = Annotated[
     str, typer.Option(metavar="NAME", help="Column of a table that holds the images.", show_default="found by its type")

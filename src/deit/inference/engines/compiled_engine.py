@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from deit.core.errors import UserError
-from deit.inference.contract import Array, Contract
+from deit.inference.contract import FEATURES, Array, Contract
 from deit.inference.engines.torch_engine import TorchEngine
 
 logger = logging.getLogger(__name__)
@@ -35,14 +35,28 @@ class CompiledEngine(TorchEngine):
         import torch
 
         from deit.inference.graph.classifier_graph import classifier_graph
+        from deit.inference.graph.lean_classifier import output_names
 
-        self.graph = classifier_graph(self.model, contract)
+        self.graph = classifier_graph(self.model, contract, with_features=True)
+        self._names = output_names(self.graph, contract)
         options: dict[str, Any] = {"freezing": True} if self.placement.device.type == "cpu" else {}
         self._compiled = torch.compile(self.graph, options=options)
         logger.warning("torch-compiled compiles the model at the first batch, which can take a minute.")
 
     def __call__(self, pixels: Array, /) -> dict[str, Array]:
         """Returns the logits (B, K) of each head; the first one is the answer of the model.
+
+        Args:
+            pixels: (B, 3, H, W), float32.
+
+        Raises:
+            UserError: There is no compiler of C++.
+        """
+        answers = self.with_features(pixels)
+        return {name: answers[name] for name in self.contract.head_names}
+
+    def with_features(self, pixels: Array, /) -> dict[str, Array]:
+        """Returns the logits of each head, and as `FEATURES` what the class head is given, (B, D), if the model says.
 
         Args:
             pixels: (B, 3, H, W), float32.
@@ -65,5 +79,9 @@ class CompiledEngine(TorchEngine):
                     "The engine torch-compiled needs a C++ compiler, such as g++. None was found."
                 ) from error
             raise
-        names = self.contract.head_names
-        return {name: logits.float().cpu().numpy() for name, logits in zip(names, outputs, strict=True)}
+        return {name: values.float().cpu().numpy() for name, values in zip(self._names, outputs, strict=True)}
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether `with_features` returns features."""
+        return FEATURES in self._names

@@ -86,7 +86,7 @@ def rewritten_for_onnxruntime(opened: TorchEngine, *, precision: str = "fp32") -
     from deit.inference.graph.classifier_graph import classifier_graph
     from deit.inference.graph.onnx_model import to_onnx
 
-    model = to_onnx(classifier_graph(opened.model, opened.contract), opened.contract)
+    model = to_onnx(classifier_graph(opened.model, opened.contract, with_features=True), opened.contract)
     return OnnxRuntimeEngine(model.SerializeToString(), opened.contract, precision=precision)
 
 

@@ -14,7 +14,10 @@ from deit.core.model_directory import kind_of_model
 from deit.inference.engines.engine import Engine
 from deit.inference.engines.exported import ENDINGS, ExportedModel, find_export
 from deit.inference.engines.torch_engine import TorchEngine, open_torch_engine, open_torchvision_engine
+from deit.runtime.auto_precision import VARIABLE as AUTO_PRECISION
 from deit.runtime.devices import AUTO, resolve
+
+VARIABLE = "DEIT_ENGINE"  # of the environment: what "auto" stands for
 
 TORCH, COMPILED, OPENVINO, ONNXRUNTIME = "torch", "torch-compiled", "openvino", "onnxruntime"
 
@@ -43,6 +46,12 @@ def _compiled(opened: TorchEngine, precision: str) -> Engine:
     from deit.inference.engines.compiled_engine import CompiledEngine
 
     return CompiledEngine(opened.model, opened.contract, opened.device, precision=precision)
+
+
+def _auto(opened: TorchEngine, precision: str) -> Engine:
+    from deit.inference.engines.auto_engine import AutoEngine
+
+    return AutoEngine(opened, precision)
 
 
 def _openvino(opened: TorchEngine, precision: str) -> Engine:
@@ -77,6 +86,23 @@ ENGINES: dict[str, EngineKind] = {
 }
 
 
+_AUTO = EngineKind(weights=_auto, only_cpu=False)
+
+
+def chosen_engine(engine: str | None) -> str:
+    """Returns what the engine None or "auto" stands for: DEIT_ENGINE of the environment, else "auto".
+
+    Raises:
+        UserError: DEIT_ENGINE names no engine.
+    """
+    if engine not in (None, AUTO):
+        return str(engine)
+    pinned = os.environ.get(VARIABLE) or AUTO
+    if pinned not in (AUTO, *ENGINES):
+        raise UserError(f"{VARIABLE} must be one of {', '.join((AUTO, *ENGINES))}. Received: {shown(pinned)}.")
+    return pinned
+
+
 def open_engine(
     name_or_path: str | os.PathLike[str],
     device: str = "cpu",
@@ -93,9 +119,11 @@ def open_engine(
             exported model (`openvino_model.xml`, `model.onnx`), and a directory with such files and no weights, open
             with the engine that they belong to, whatever `engine` says.
         device: "cpu", "cuda", ..., or "auto" for a GPU if there is one. OpenVINO and ONNX Runtime run on the CPU.
-        engine: "torch", "torch-compiled", "openvino" or "onnxruntime".
+        engine: "torch", "torch-compiled", "openvino" or "onnxruntime"; "auto" takes the fastest one while PyTorch
+            answers, see `AutoEngine`, or what DEIT_ENGINE says.
         precision: "fp32", or "bf16" to multiply in bfloat16 where the engine finds that safe; "auto" takes the faster
-            one, see `choose_precision` and `OpenVinoEngine`. None is "fp32", and for an exported model its own.
+            one, see `choose_precision` and `OpenVinoEngine`. None is "fp32", for the engine "auto" it is "auto", and
+            for an exported model its own.
         head_average: What two heads answer with together: "logits" (their mean, as the paper's code and transformers)
             or "probabilities" (the mean of their softmax outputs, as the paper's text). None follows the model's
             configuration, whose default is "logits".
@@ -109,13 +137,13 @@ def open_engine(
     from deit.models.weights.model_names import find_model, timm_name
     from deit.models.weights.torchvision import torchvision_name
 
+    engine = chosen_engine(engine)
     kind = _kind(engine)
-    by_torch = kind.export is None  # the other engines decide about their device and precision themselves
-    first = (precision or "fp32") if by_torch else "fp32"
+    place = _device(engine, device)
+    first, second = _precisions(engine, place, precision)
     if torchvision_name(name_or_path):
-        place = _device(engine, device)
         opened = open_torchvision_engine(str(name_or_path), place, precision=first, head_average=head_average)
-        return kind.weights(opened, precision or "fp32")
+        return kind.weights(opened, second)
     path = find_model(name_or_path)
     exported = find_export(path, engine)
     if exported is not None:
@@ -124,16 +152,30 @@ def open_engine(
         known = ", ".join(["a model directory", *(f"*{ending}" for ending in ENDINGS.values())])
         raise UserError(f"{path} cannot be opened as a model. Pass one of: {known}.")
     published = timm_name(name_or_path) is not None and kind_of_model(path) == "timm"
-    opened = open_torch_engine(
-        path, _device(engine, device), precision=first, head_average=head_average, published=published
-    )
-    return kind.weights(opened, precision or "fp32")
+    opened = open_torch_engine(path, place, precision=first, head_average=head_average, published=published)
+    return kind.weights(opened, second)
 
 
 def _kind(engine: str) -> EngineKind:
+    if engine == AUTO:
+        return _AUTO
     if engine not in ENGINES:
-        raise UserError(f"Unknown engine {shown(engine)}. Known: {', '.join(ENGINES)}.")
+        raise UserError(f"Unknown engine {shown(engine)}. Known: {', '.join((AUTO, *ENGINES))}.")
     return ENGINES[engine]
+
+
+def _precisions(engine: str, device: str, precision: str | None) -> tuple[str, str]:
+    """Returns the precision in which PyTorch opens a model, and that which its engine is given."""
+    if engine in (OPENVINO, ONNXRUNTIME):
+        return "fp32", precision or "fp32"
+    if engine != AUTO:
+        return precision or "fp32", precision or "fp32"
+    if resolve(device).device.type != "cpu":  # PyTorch has no rival there
+        return precision or "fp32", precision or "fp32"
+    asked = precision or AUTO
+    if asked == AUTO and os.environ.get(AUTO_PRECISION) in ("fp32", "bf16"):
+        asked = os.environ[AUTO_PRECISION]
+    return "fp32" if asked == AUTO else asked, asked
 
 
 def _device(engine: str, device: str) -> str:
@@ -142,7 +184,7 @@ def _device(engine: str, device: str) -> str:
     Raises:
         UserError: The engine does not run on it.
     """
-    if not ENGINES[engine].only_cpu:
+    if not _kind(engine).only_cpu:
         return device
     if device != AUTO and resolve(device).device.type != "cpu":
         raise UserError(f"The engine {engine} runs on the CPU. Received the device {device!r}. Pass device='cpu'.")

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -25,7 +26,20 @@ REST_OF_INT8 = ["deit_quantize", "rest"]  # where a quantized model says what it
 
 _ROUNDS = 5  # of the measurement that precision="auto" makes
 
+_engines: WeakSet[OpenVinoEngine] = WeakSet()
 _of_parents: list[Any] = []  # compiled models that a forked process cannot use, and must not end
+
+
+def _leave_to_parent() -> None:
+    """Makes the engines of a forked process compile their models anew.
+
+    The threads of the old ones stayed in the parent, and ending them would wait for these. Another thread of the parent
+    may have had the lock.
+    """
+    for engine in list(_engines):
+        if engine._request is not None:
+            _of_parents.append(engine._request)
+        engine._request, engine._lock = None, threading.Lock()
 
 
 class OpenVinoEngine:
@@ -57,11 +71,13 @@ class OpenVinoEngine:
         self.threads = inference_threads()
         self._model, self._cache = model, cache
         self._lock = threading.Lock()
-        self._process = os.getpid()
         self._names = _output_names(model, contract)
         self.precision = self._choose(precision)
         self._computes = self.precision
-        self._request = self._compile(self._computes)
+        self._request: Any = self._compile(self._computes)
+        if not _engines and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_leave_to_parent)
+        _engines.add(self)
 
     def __call__(self, pixels: Array, /) -> dict[str, Array]:
         """Returns the logits (B, K) of each head; the first one is the answer of the model.
@@ -83,9 +99,8 @@ class OpenVinoEngine:
         """
         check_pixels(pixels, self.contract)
         with self._lock:
-            if self._process != os.getpid():
-                _of_parents.append(self._request)  # to end it would end the process: it waits for threads of the parent
-                self._request, self._process = self._compile(self._computes), os.getpid()
+            if self._request is None:  # after a fork
+                self._request = self._compile(self._computes)
             found = self._request.infer({0: np.ascontiguousarray(pixels)})
             # The arrays lie in memory of OpenVINO, which the next call writes to.
             return {name: np.array(found[number], np.float32) for name, number in self._names.items()}
@@ -153,7 +168,7 @@ def rewritten_for_openvino(
     from deit.inference.graph.classifier_graph import classifier_graph
     from deit.inference.graph.openvino_model import to_openvino
 
-    graph = classifier_graph(opened.model, opened.contract)
+    graph = classifier_graph(opened.model, opened.contract, with_features=True)
     model = to_openvino(graph, opened.contract, fast_here=True)
     return OpenVinoEngine(model, opened.contract, precision=precision, cache=cache)
 

@@ -43,7 +43,9 @@ class PlainClassifier(nn.Module):
         return tuple(heads[name] for name in self.head_names)
 
 
-def classifier_graph(model: nn.Module, contract: Contract, *, takes_uint8: bool = False) -> nn.Module:
+def classifier_graph(
+    model: nn.Module, contract: Contract, *, takes_uint8: bool = False, with_features: bool = False
+) -> nn.Module:
     """Rewrites a classifier for inference and for other engines.
 
     A classifier of this package becomes a `LeanClassifier`: equal up to rounding, with weights of its own, so later
@@ -55,6 +57,7 @@ def classifier_graph(model: nn.Module, contract: Contract, *, takes_uint8: bool 
         contract: Of the model.
         takes_uint8: Whether the pixels are integers from 0 to 255, before rescaling and normalizing; else they are what
             `contract.processor` makes.
+        with_features: Adds a last output, (B, D): what the class head is given. A model that stays as it is has none.
 
     Returns:
         A module from pixels (B, C, H, W) to a tuple of logits (B, K), in the order of `contract.head_names`.
@@ -64,6 +67,6 @@ def classifier_graph(model: nn.Module, contract: Contract, *, takes_uint8: bool 
     """
     reason = why_unknown(model)
     if reason is None:
-        return fold(model, contract.processor, takes_uint8=takes_uint8)
+        return fold(model, contract.processor, takes_uint8=takes_uint8, with_features=with_features)
     logger.info("The model is run as it is, because %s.", reason)
     return PlainClassifier(model, contract, takes_uint8=takes_uint8).eval()

@@ -23,13 +23,16 @@ Folded = tuple[Tensor, Tensor]  # weight and bias
 
 
 @torch.no_grad()
-def fold(model: Any, processor: DeiTImageProcessor, *, takes_uint8: bool) -> LeanClassifier:
+def fold(
+    model: Any, processor: DeiTImageProcessor, *, takes_uint8: bool, with_features: bool = False
+) -> LeanClassifier:
     """Rewrites a classifier.
 
     Args:
         model: A classifier for which `known_models.why_unknown` returns None.
         processor: Rescales and normalizes, if the pixels are to be integers.
         takes_uint8: Whether that is part of the result.
+        with_features: See `classifier_graph`.
 
     Returns:
         The result, in the type of the model's weights and on its device.
@@ -51,6 +54,9 @@ def fold(model: Any, processor: DeiTImageProcessor, *, takes_uint8: bool) -> Lea
         "head_weight": torch.stack([head.T for head, _ in heads]),
         "head_bias": torch.stack([bias[None] for _, bias in heads]),
     }
+    if with_features:
+        weights["feature_weight"] = torch.diag(_double(trunk.norm.weight))[None]
+        weights["feature_bias"] = _double(trunk.norm.bias)[None, None]
     blocks = [_fold_block(block) for block in trunk.blocks]
     dtype = projection.weight.dtype
     average = average_of_heads(model.config)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deit.inference.contract import FEATURES, Contract
 from deit.inference.graph.operations import TORCH, Mlp, Operations, Value
 
 
@@ -79,12 +80,18 @@ class LeanClassifier(nn.Module):
         num_prefix_tokens: Tokens before those of the patches; the first ones have a head.
         takes_uint8: Whether pixels are integers from 0 to 255, before rescaling and normalizing.
         average: Result of `average_of_heads`.
+
+    Attributes:
+        gives_features: Whether the last output is what the class head of the original model is given: `weights` has
+            "feature_weight" and "feature_bias".
     """
 
     patch_weight: Tensor  # (D, C, h, w)
     start: Tensor  # (1, N, D): position of each token, and what else is the same for all images
     head_weight: Tensor  # (M, D, K)
     head_bias: Tensor  # (M, 1, K)
+    feature_weight: Tensor  # (1, D, D)
+    feature_bias: Tensor  # (1, 1, D)
 
     def __init__(
         self,
@@ -103,9 +110,10 @@ class LeanClassifier(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.epsilon, self.grid, self.num_prefix_tokens = epsilon, grid, num_prefix_tokens
         self.takes_uint8, self.average = takes_uint8, average
+        self.gives_features = "feature_weight" in weights
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Returns the logits (B, K) of each head; of two heads, their mean first."""
+        """Returns the logits (B, K) of each head, of two heads their mean first; then the features (B, D), if asked."""
         return self.run(TORCH, pixels)
 
     def run(self, ops: Operations[Value], pixels: Value) -> tuple[Value, ...]:
@@ -120,7 +128,11 @@ class LeanClassifier(nn.Module):
             x = lean.run(ops, x, count if i == len(self.blocks) - 1 else None)
         x = ops.normalize(x, self.head_weight.shape[1], self.epsilon)
         heads = ops.split_heads(ops.linear_heads(x, self.head_weight, self.head_bias), count)
-        return heads if count == 1 else (self._average(ops, *heads), *heads)
+        outputs = heads if count == 1 else (self._average(ops, *heads), *heads)
+        if not self.gives_features:
+            return outputs
+        features = ops.linear_heads(ops.first(x, 1), self.feature_weight, self.feature_bias)
+        return (*outputs, *ops.split_heads(features, 1))
 
     def _average(self, ops: Operations[Value], first: Value, second: Value) -> Value:
         """Returns what `models.deit.average_heads` returns."""
@@ -132,6 +144,12 @@ class LeanClassifier(nn.Module):
         yes = _log_add(ops, *(_log_sigmoid(ops, logits) for logits in (first, second)))
         no = _log_add(ops, *(_log_sigmoid(ops, ops.scale(logits, -1.0)) for logits in (first, second)))
         return ops.add(yes, ops.scale(no, -1.0))
+
+
+def output_names(graph: nn.Module, contract: Contract) -> tuple[str, ...]:
+    """Returns the names of a classifier graph's outputs."""
+    features = (FEATURES,) if isinstance(graph, LeanClassifier) and graph.gives_features else ()
+    return (*contract.head_names, *features)
 
 
 def _log_add(ops: Operations[Value], x: Value, y: Value) -> Value:

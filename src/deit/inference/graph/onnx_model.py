@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deit.core.errors import MissingPackageError, UserError
 from deit.inference.contract import Contract
-from deit.inference.graph.lean_classifier import LeanClassifier
+from deit.inference.graph.lean_classifier import LeanClassifier, output_names
 from deit.inference.graph.operations import Mlp
 
 INPUT_NAME = "pixels"
@@ -33,7 +33,8 @@ def to_onnx(graph: nn.Module, contract: Contract, *, takes_uint8: bool = False, 
         opset: Version of the operators, 18 to 23. 18 is what most programs read; 23 has an operator for attention.
 
     Returns:
-        A model with the input "pixels", (B, C, H, W), and an output for each head, with its name.
+        A model with the input "pixels", (B, C, H, W), and an output for each head, with its name; of a graph that
+        gives features also "features".
 
     Raises:
         ImportError: onnx is not installed.
@@ -63,10 +64,13 @@ def _built(graph: LeanClassifier, contract: Contract, takes_uint8: bool, opset: 
         opset, contract.image_size, {tensor.data_ptr(): name for name, tensor in graph.named_buffers()}
     )
     found = graph.run(ops, INPUT_NAME)
-    names = contract.head_names
+    names = output_names(graph, contract)
     nodes = [*ops.nodes, *(helper.make_node("Identity", [f], [n]) for f, n in zip(found, names, strict=True))]
-    classes = graph.head_weight.shape[2]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes]) for name in names]
+    widths = [*[graph.head_weight.shape[2]] * len(contract.head_names), graph.head_weight.shape[1]]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+        for name, width in zip(names, widths, strict=False)  # the last one is that of the features
+    ]
     network = helper.make_graph(nodes, "deit", [pixels], outputs, list(ops.constants.values()))
     return _model(network, opset)
 

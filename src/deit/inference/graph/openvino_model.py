@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deit.core.errors import MissingPackageError
 from deit.inference.contract import Contract
-from deit.inference.graph.lean_classifier import LeanClassifier
+from deit.inference.graph.lean_classifier import LeanClassifier, output_names
 from deit.inference.graph.operations import Mlp
 
 INPUT_NAME = "pixels"
@@ -40,7 +40,8 @@ def to_openvino(
             files, which are opened elsewhere or quantized.
 
     Returns:
-        A model with the input "pixels", (B, C, H, W), and an output for each head, with its name.
+        A model with the input "pixels", (B, C, H, W), and an output for each head, with its name; of a graph that
+        gives features also "features".
 
     Raises:
         ImportError: OpenVINO is not installed.
@@ -56,7 +57,7 @@ def to_openvino(
     model = _built(graph, shape, kind, fast_here) if isinstance(graph, LeanClassifier) else _traced(graph, shape, kind)
     model.inputs[0].get_node().set_friendly_name(INPUT_NAME)
     model.inputs[0].get_tensor().set_names({INPUT_NAME})
-    for output, name in zip(model.outputs, contract.head_names, strict=True):
+    for output, name in zip(model.outputs, output_names(graph, contract), strict=True):
         output.get_tensor().set_names({name})
         output.get_node().set_friendly_name(name)
     model.validate_nodes_and_infer_types()
