@@ -71,10 +71,11 @@ def _tell(result: Quantized) -> None:
         left = counted(len(result.unreadable), "image")
         say(f"Left out {left} that cannot be read; the first: {result.unreadable[0]}", err=True)
     say(result.describe_images())
+    which = "The best" if result.refusal and result.speed is None else "Taken"
     for words, share in result.tried:
         say(f"Tried: {words}: {share:.2f} % of the answers are the same.")
     say(
-        f"Taken: {result.kept}: {result.agreement:.2f} % of the answers are the same, "
+        f"{which}: {result.kept}: {result.agreement:.2f} % of the answers are the same, "
         f"largest difference of a logit {result.largest_difference:.3g}."
     )
     if result.speed is not None:
