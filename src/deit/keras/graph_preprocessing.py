@@ -18,6 +18,9 @@ from deit.core.processing.operations import rescale_and_normalize
 
 _BITS = 22  # of Pillow's coefficients: 32, minus 8 for the pixel and 2 for sums
 
+# Pillow's source has these two of the Hamming filter as single-precision constants.
+_054, _046 = float(np.float32(0.54)), float(np.float32(0.46))
+
 # Radius of each filter at scale 1, in pixels.
 _REACH = {
     Image.Resampling.BOX: 0.5,
@@ -171,7 +174,7 @@ def _filter(tf: Any, resample: Image.Resampling, x: Any) -> Any:
         far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
         return tf.where(x < 1.0, near, tf.where(x < 2.0, far, zero))
     if resample == Image.Resampling.HAMMING:
-        return tf.where(x < 1.0, _sinc(tf, x) * (0.54 + 0.46 * tf.cos(x * math.pi)), zero)
+        return tf.where(x < 1.0, _sinc(tf, x) * (_054 + _046 * tf.cos(x * math.pi)), zero)
     return tf.where((inside >= -3.0) & (inside < 3.0), _sinc(tf, inside) * _sinc(tf, inside / 3.0), zero)
 
 
