@@ -115,7 +115,7 @@ def open_original(model: str | os.PathLike[str], *, preprocessing: bool) -> Orig
     """
     from deit.inference.graph.classifier_graph import classifier_graph
 
-    predictor = Predictor.open(model, device="cpu", precision="fp32")
+    predictor = Predictor.open(model, device="cpu", engine="torch", precision="fp32")
     engine = predictor.engine
     if not isinstance(engine, TorchEngine):
         raise UserError(f"{model} is an export already. Export the model that it was made from.")

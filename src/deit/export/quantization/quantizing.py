@@ -190,7 +190,7 @@ def _check_arguments(folder: Path, engine: str, agreement: float) -> None:
 
 
 def _opened(model: str | os.PathLike[str]) -> Predictor:
-    predictor = Predictor.open(model, device="cpu", precision="fp32", calibrated=False)
+    predictor = Predictor.open(model, device="cpu", engine="torch", precision="fp32", calibrated=False)
     contract = predictor.engine.contract
     if not isinstance(predictor.engine, TorchEngine):
         raise UserError(f"{model} is an export already. Quantize the model that it was made from.")
