@@ -162,7 +162,7 @@ def test_a_slower_model_is_refused_unless_that_is_allowed(model, photos, tmp_pat
     refused = deit("quantize", model, *options)
     assert refused.exit_code == 2
     assert "is not faster here, so it was not written: 0.80 x (batch 1)" in refused.stderr
-    assert "Pass --allow-slower" in refused.stderr
+    assert "Pass --allow-slower to keep it" in refused.stderr
     assert not (tmp_path / "out").exists()
     result = succeeds("quantize", model, *options, "--allow-slower")
     assert "Calibrated with 40 images, compared with the original on other 100 images." in result.stdout
