@@ -1,6 +1,7 @@
 """Shortcuts of inference: packed weights and a last block for the prefix tokens alone give the same numbers."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -15,7 +16,15 @@ from deit import (
     ViTForImageClassification,
 )
 from deit.models.trunk import cpu_kernels
-from deit.models.trunk.cpu_kernels import _packs, can_compute_prefix, linear, linear_activation, linear_rows, pack
+from deit.models.trunk.cpu_kernels import (
+    METHODS,
+    _packs,
+    can_compute_prefix,
+    linear,
+    linear_activation,
+    linear_rows,
+    pack,
+)
 from deit.models.trunk.vision_transformer import BLOCK_FORWARDS
 from tests.conftest import TINY
 
@@ -123,6 +132,25 @@ def test_whoever_watches_the_last_block_or_the_model_sees_every_token(tiny_confi
         with torch.no_grad():
             model(PIXELS)
     assert [getattr(r, "last_hidden_state", r[0] if isinstance(r, tuple) else r).shape[1] for r in seen] == [18, 18, 18]
+
+
+@pytest.mark.parametrize(
+    "part", [lambda b: b.attn, lambda b: b.mlp.fc1, lambda b: b.norm1], ids=["attention", "layer", "norm"]
+)
+def test_a_method_that_an_instance_replaces_is_called_in_the_last_block(tiny_config, redraw, part) -> None:
+    model, called = classifier(tiny_config, redraw), []
+    changed = part(model.deit.trunk.blocks[-1])
+    name = "project" if hasattr(changed, "project") else "_call_impl"  # what calls a layer
+    method = getattr(changed, name)
+    setattr(changed, name, lambda *arguments: called.append(name) or method(*arguments))
+    with torch.no_grad():
+        model(PIXELS)
+    assert called == [name]
+
+
+def test_every_method_of_a_layer_in_a_block_is_known_to_be_replaceable() -> None:
+    ours = {name for kind in BLOCK_FORWARDS for name, value in vars(kind).items() if inspect.isfunction(value)}
+    assert ours <= METHODS | {"extra_repr", "reset_parameters"}
 
 
 def test_a_base_model_of_the_users_own_is_called_as_ever(tiny_config, redraw) -> None:

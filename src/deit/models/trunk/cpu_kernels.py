@@ -33,6 +33,9 @@ Forwards = Mapping[type[nn.Module], Callable[..., Any]]
 # Attention by hand keeps its probabilities (B, H, N, N) for the backward pass; above this N it is too much memory.
 MAX_TOKENS = 640
 
+# What an instance of a layer in a block can replace: the methods of every module, and those of our layers.
+METHODS = frozenset(name for name in dir(nn.Module) if callable(getattr(nn.Module, name))) | {"draw", "project"}
+
 _LINEAR: Forwards = {nn.Linear: nn.Linear.forward}
 
 # Layer -> (first output, after the last one) -> what identifies the weight's values, and the copy. Kept outside of the
@@ -43,8 +46,9 @@ _packs: WeakKeyDictionary[nn.Module, dict[tuple[int, int], tuple[Any, Tensor]]] 
 def is_untouched(module: nn.Module, forwards: Forwards, *, inside: bool = True) -> bool:
     """Whether a module computes exactly what its class says, so that a shortcut may stand for it unnoticed.
 
-    False for another class (a subclass, a swapped `__class__`), a replaced `forward` of the class or of the instance
-    (which is how accelerate offloads weights), a compiled module, and a hook of any kind, global ones included.
+    False for another class (a subclass, a swapped `__class__`), a replaced `forward` of the class, a replaced method of
+    the instance (accelerate offloads weights by its `forward`), a compiled module, and a hook of any kind, global ones
+    included.
 
     Args:
         module: The module.
@@ -72,7 +76,7 @@ def _is_untouched(module: nn.Module, forwards: Forwards) -> bool:
     return (
         kind in forwards
         and kind.forward is forwards[kind]
-        and "forward" not in module.__dict__
+        and not any(name in METHODS for name in module.__dict__)
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and not module._backward_hooks
