@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import deit
@@ -64,6 +65,20 @@ def save_model(folder: Path, *, side: int, classes: list[str]) -> None:
     deit.DeiTImageProcessor(size=side, crop_size=side).save_pretrained(folder)
 
 
+@torch.no_grad()
+def give_several_answers(folder: Path, images: Path) -> None:
+    """Shifts the logits of a model with random weights, so that each class is the answer to half of some images."""
+    model = deit.DeiTForImageClassificationWithTeacher.from_pretrained(folder)
+    processor = deit.DeiTImageProcessor.from_pretrained(folder)
+    pixels = processor([Image.open(path) for path in sorted(images.iterdir())], return_tensors="pt")["pixel_values"]
+    told = model(pixels)
+    for head, logits in (
+        (model.cls_classifier, told.cls_logits), (model.distillation_classifier, told.distillation_logits)
+    ):  # fmt: skip
+        head.bias -= logits.median(dim=0).values
+    model.save_pretrained(folder)
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with photos of cats and dogs, and models that know them."""
@@ -79,13 +94,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / "held-out" / name).mkdir(parents=True, exist_ok=True)
             picture.save(tmp_path / "held-out" / name / f"{i}.png")
     (tmp_path / "varied").mkdir()
-    for i in range(100):  # a pattern of its own each, so that any model has several answers
+    for i in range(100):
         levels = random.integers(0, 256, (8, 8, 3)).astype(np.uint8)
         Image.fromarray(levels).resize((48, 40), Image.Resampling.NEAREST).save(tmp_path / "varied" / f"{i}.png")
     (tmp_path / "new").mkdir()
     picture.save(tmp_path / "new" / "1.png")
     for name, side in (("student", 32), ("teacher", 32), ("runs/distilled", 32), ("path/to/model", 32)):
         save_model(tmp_path / name, side=side, classes=["cat", "dog"])
+    give_several_answers(tmp_path / "path/to/model", tmp_path / "varied")
     save_model(tmp_path / "my-model", side=224, classes=["cat", "dog"])
     monkeypatch.chdir(tmp_path)
     return tmp_path

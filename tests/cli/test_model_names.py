@@ -50,7 +50,7 @@ def content(folder: Path) -> dict[str, bytes]:
 NO_PATHS = {  # texts that name nothing on a disk
     "student", "labels", "freeze", "set_", "device", "config", "head", "precision", "image_column", "label_column",
     "average", "token", "to", "variant", "message", "branch", "name", "problem_type", "log",
-    "positive", "sets",
+    "positive", "sets", "engine", "engines", "precisions", "batch_sizes",
 }  # fmt: skip
 
 

@@ -503,7 +503,7 @@ def fields_of(config: Any) -> dict[str, Any]:
     names = deit.DeiTConfig.field_names() - {"num_labels", "attn_implementation", "torch_dtype", "name_or_path"}
     ours_alone = {"drop_path_rate", "distillation_kind", "distillation_temperature", "distillation_weight"}
     ours_alone |= {"layer_scale_init", "pos_embed_prefix", "pruned_heads", "head_average", "decoder_init"}
-    ours_alone |= {"fused_qkv", "qkv_names"}
+    ours_alone |= {"fused_qkv", "qkv_names", "token_merging"}
     return {**{n: values[n] for n in names - ours_alone}, "num_labels": config.num_labels}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deit.core.errors import UserError, read_json
+from deit.core.errors import UserError, WrongTypeError, read_json
 from deit.core.files import write_json_atomically
 from deit.core.model_directory import weight_files
 from deit.core.scores.functions import FUNCTIONS, function_name
@@ -222,7 +222,7 @@ def remember(key: Mapping[str, Any], verdict: Verdict) -> None:
 
 def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise TypeError
+        raise WrongTypeError(f"Not a {kind.__name__}: {value!r}.")
     return value
 
 

@@ -36,6 +36,10 @@ class CellError(UserError):
     """A process could not measure its cell."""
 
 
+class WorkerBugError(Exception):
+    """A bug that a process met; nothing that its user did wrong."""
+
+
 class MeasuringProcess:
     """A process that measures one cell.
 
@@ -89,7 +93,7 @@ class MeasuringProcess:
 
         Raises:
             CellError: There is no answer in that time, the process has ended, or it says what is wrong.
-            RuntimeError: It met a bug.
+            WorkerBugError: It met a bug.
         """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
@@ -103,7 +107,7 @@ class MeasuringProcess:
             raise CellError(self._ended())
         told: dict[str, Any] = json.loads(line)
         if "traceback" in told:
-            raise RuntimeError(f"A measuring process failed:\n{told['traceback']}")
+            raise WorkerBugError(f"A measuring process failed:\n{told['traceback']}")
         if "error" in told:
             raise CellError(str(told["error"]))
         return told

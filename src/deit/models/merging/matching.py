@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deit.runtime.devices import Placement
+
 
 def most_merged(r: int, patches: int) -> int:
     """Returns how many of the patch tokens are merged where r are asked for: at most half of them."""
@@ -63,7 +65,7 @@ def match(keys: Tensor, prefix: int, r: int) -> Matching:
 
 def _similarities(keys: Tensor) -> Tensor:
     """Returns the cosines (B, P / 2 rounded up, P / 2 rounded down) of keys (B, P, H, d), in float32 always."""
-    with torch.autocast(keys.device.type, enabled=False):
+    with Placement(keys.device).autocast():  # that is, without
         metric = F.normalize(keys.float().sum(dim=2), dim=-1)  # the sum has the direction of the mean
         return metric[:, 0::2] @ metric[:, 1::2].transpose(1, 2)
 
@@ -99,7 +101,7 @@ def merge(x: Tensor, sizes: Tensor | None, matching: Matching) -> tuple[Tensor, 
     new = old[:, :-merged] + into.sum(dim=1)
     # The mean, as a change of the few tokens that others are merged into: x_j + sum of s_i (x_i - x_j) / s_j.
     weights, choice = (into / new[:, None]).to(x.dtype), targets.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):  # tokens keep their type, as in every sum of a block
+    with Placement(x.device).autocast():  # none: tokens keep their type, as in every sum of a block
         return torch.baddbmm(kept, weights.transpose(1, 2), sources - choice @ kept), new
 
 
