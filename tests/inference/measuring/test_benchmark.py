@@ -219,7 +219,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_process(measured):
     def interrupt(what: str, done: int, total: int) -> None:
         seen.append(what)
         if seen.count("torch fp32, batch 1") == 2:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt  # as Python does on SIGINT
 
     answers.append(
         deit.benchmark(folder, engines=["torch"], batch_sizes=[1], seconds=30, threads=1, progress=interrupt)
