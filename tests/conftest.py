@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from deit.core.config.config import DeiTConfig, ViTConfig
+from deit.runtime.telemetry import refuse_telemetry
+
+refuse_telemetry()  # before any test imports OpenVINO
 
 with contextlib.suppress(ModuleNotFoundError):  # the tests of the core run without PyTorch
     import torch

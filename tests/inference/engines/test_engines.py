@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -293,3 +294,13 @@ def test_a_model_with_unknown_outputs_is_refused():
 
 def test_names_that_were_public_still_open_models(deit_directory):
     assert deit.Predictor.open(deit_directory(), engine="torch").engine.name == "torch"
+
+
+def test_openvino_is_imported_without_its_telemetry(deit_directory) -> None:
+    code = (
+        "import sys; from deit import Predictor\n"
+        f"Predictor.open({str(deit_directory())!r}, engine='openvino')\n"
+        "assert 'openvino' in sys.modules\n"
+        "assert not any(name.startswith('openvino_telemetry') and module for name, module in sys.modules.items())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,7 @@ from deit.core.errors import MissingPackageError, UserError
 from deit.core.file_names import OPENVINO_CLASSIFIER_NAME as CLASSIFIER, OPENVINO_NAME as MODEL
 from deit.export.formats.written_format import Array, Images, Opened, Wanted, refuse_precision, same_metadata
 from deit.export.original import Original
+from deit.runtime.telemetry import refuse_telemetry
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 PACKAGES = ("openvino", "torch")
@@ -25,6 +26,7 @@ _ROUNDED = {"INFERENCE_PRECISION_HINT": "bf16"}
 def require(wanted: Wanted) -> None:
     """See `Format`."""
     refuse_precision(wanted.precision, PRECISIONS, "an export for OpenVINO")
+    refuse_telemetry()
     try:
         import openvino
     except ImportError as error:

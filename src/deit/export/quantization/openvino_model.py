@@ -14,6 +14,7 @@ from deit.export.quantization.attempts import Attempt, Product
 from deit.export.quantization.pictures import Array
 from deit.inference.contract import Contract
 from deit.inference.engines.openvino_engine import REST_OF_INT8, computes_in_bf16
+from deit.runtime.telemetry import refuse_telemetry
 
 MODEL = OPENVINO_NAME
 PACKAGES = ("openvino", "nncf")
@@ -27,6 +28,7 @@ def require() -> None:
     """
     # What NNCF imports of PyTorch warns of a missing GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    refuse_telemetry()
     try:
         import nncf
         import openvino

@@ -18,6 +18,7 @@ from deit.inference.engines.engine import check_pixels
 from deit.inference.engines.exported import ExportedModel
 from deit.inference.engines.torch_engine import TorchEngine
 from deit.runtime.auto_precision import LEAST_SPEEDUP, VARIABLE
+from deit.runtime.telemetry import refuse_telemetry
 from deit.runtime.threads import inference_threads
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -214,6 +215,7 @@ def import_openvino() -> Any:
     Raises:
         MissingPackageError: It is not installed.
     """
+    refuse_telemetry()
     try:
         import openvino
     except ModuleNotFoundError as error:

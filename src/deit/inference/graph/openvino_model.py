@@ -14,6 +14,7 @@ from deit.core.errors import MissingPackageError
 from deit.inference.contract import Contract
 from deit.inference.graph.lean_classifier import LeanClassifier, output_names
 from deit.inference.graph.operations import Mlp
+from deit.runtime.telemetry import refuse_telemetry
 
 INPUT_NAME = "pixels"
 
@@ -46,6 +47,7 @@ def to_openvino(
     Raises:
         ImportError: OpenVINO is not installed.
     """
+    refuse_telemetry()
     try:
         import openvino
     except ImportError as error:
