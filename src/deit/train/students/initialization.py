@@ -30,8 +30,10 @@ def initialize_mimetic(trunk: VisionTransformer) -> None:
     layers" (arXiv 2305.09828), section 4; the amplitude of the positions was chosen here.
 
     Args:
-        trunk: A new trunk with weights on the CPU.
+        trunk: A new trunk. On the device "meta", where weights have no values, nothing is done.
     """
+    if trunk.pos_embed.is_meta:
+        return
     grid = trunk.pos_embed[0, trunk.num_prefix_positions :]
     grid.copy_(_AMPLITUDE * sine_positions(trunk.grid_size, grid.shape[1]))
     for block in trunk.blocks:
