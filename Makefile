@@ -11,8 +11,13 @@ demo: $(VENV)/.demo
 	rm -rf build/demo
 	$(BIN)/deit demo --out build/demo
 
+# Tests that load OpenVINO, ONNX Runtime and NNCF have processes of their own: in processes that had also run most of the
+# other tests, some crashed (SIGSEGV) when they started another program.
+ENGINE_TESTS := tests/inference tests/export tests/test_inference_benchmark.py tests/test_docs_pages.py
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(if $(ARGS),$(ARGS),$(addprefix --ignore=,$(ENGINE_TESTS)))
+	$(if $(ARGS),,$(PYTEST) $(ENGINE_TESTS))
 
 # Some of the tests, of every part, with the lowest version of each dependency that pyproject.toml allows, in an
 # environment of its own. The first of them checks that these are the versions installed.
