@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deit.core.config.config import DeiTConfig, ViTConfig
-from deit.runtime.telemetry import refuse_telemetry
+from deit.runtime.packages import refuse_telemetry
 
 refuse_telemetry()  # before any test imports OpenVINO
 

@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock
 
 from deit.core.errors import DamagedFileError, UserError, read_json
-from deit.core.files import sync_file, write_json_atomically
+from deit.core.files import sha256_of_file, sync_file, write_json_atomically
 from deit.core.printable import printable
 from deit.data.sources import Progress
 from deit.runtime.cache_folder import cache_folder
@@ -117,7 +117,12 @@ def _record_of(path: Path) -> Path:
 
 def _keep_record(path: Path, address: str) -> None:
     stat = path.stat()
-    record = {"address": _shown(address), "bytes": stat.st_size, "sha256": _hash(path), "mtime_ns": stat.st_mtime_ns}
+    record = {
+        "address": _shown(address),
+        "bytes": stat.st_size,
+        "sha256": sha256_of_file(path),
+        "mtime_ns": stat.st_mtime_ns,
+    }
     write_json_atomically(_record_of(path), record)
 
 
@@ -131,16 +136,11 @@ def _is_whole(path: Path) -> bool:
         record = {}
     stat = path.stat()
     same_time = record.get("mtime_ns") == stat.st_mtime_ns
-    if record.get("bytes") == stat.st_size and (same_time or record.get("sha256") == _hash(path)):
+    if record.get("bytes") == stat.st_size and (same_time or record.get("sha256") == sha256_of_file(path)):
         return True
     logger.warning("The cached shard %s has changed. It is downloaded again.", path)
     path.unlink()
     return False
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- the web ------------------------------------------------------------------------------------------

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
 from deit.core.errors import UserError, shown
 from deit.core.export_file import ONNX, OPENVINO, TORCH, Check, Export, ExportedFormat, read_export
 from deit.core.file_names import CALIBRATION_NAME, CLOUDS_NAME
-from deit.core.files import replace_folder_content
+from deit.core.files import replace_folder_content, sha256_of_file
 from deit.core.images.image_inputs import items_of
 from deit.core.model_directory import is_model_directory
 from deit.core.printable import counted, some_of
@@ -24,6 +22,7 @@ from deit.export.checking import checked
 from deit.export.formats.written_format import Format, Wanted
 from deit.export.original import Original, open_original
 from deit.export.sample_photos import sample_photos
+from deit.runtime.packages import installed_versions
 
 logger = logging.getLogger(__name__)
 
@@ -189,10 +188,7 @@ def _images(check: Any) -> Iterable[Any]:
 def _described(
     kind: Format, wanted: Wanted, folder: Path, checked_with: str, check: Check, *, is_onnx: bool
 ) -> ExportedFormat:
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
     return ExportedFormat(
         precision=wanted.precision,
         model=kind.MODEL,
@@ -201,15 +197,8 @@ def _described(
         checked_with=checked_with,
         check=check,
         opset=wanted.opset if is_onnx else None,
-        versions={name: found for name in ("deit", *kind.PACKAGES) if (found := _version(name))},
+        versions=installed_versions(("deit", *kind.PACKAGES)),
     )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 def _add_calibration(original: Original, folder: Path, temporary: Path) -> None:

@@ -16,7 +16,7 @@ from deit.core.config.file_fields import FileFields
 from deit.core.errors import DamagedFileError, parsing, read_bytes, read_json, shown
 from deit.core.export_file import read_export
 from deit.core.file_names import CALIBRATION_NAME, CLOUDS_NAME, CONFIG_NAME
-from deit.core.files import replaced_file, write_text_atomically
+from deit.core.files import replaced_file, sha256_of_file, write_text_atomically
 from deit.core.model_directory import weight_files
 from deit.core.printable import counted
 from deit.core.processing.settings import ImageProcessor
@@ -81,9 +81,7 @@ class Identity:
 def identity_of(
     folder: Path | None, processor: ImageProcessor, classes: list[str], problem_type: str, head_average: str | None
 ) -> Identity:
-    """Returns the identity of an opened model: its weights with how it merges tokens, if it does.
-
-    A folder of exports without weights has those that it was made from.
+    """Returns the identity of an opened model; see `identity_of_weights`.
 
     Args:
         folder: The model directory, if there is one.
@@ -92,26 +90,32 @@ def identity_of(
         problem_type: One of `PROBLEM_TYPES`.
         head_average: See `Contract`.
     """
-    weights = hashlib.sha256()
-    files = weight_files(folder) if folder is not None and folder.is_dir() else []
-    for file in files:
-        with file.open("rb") as content:
-            weights.update(hashlib.file_digest(content, "sha256").digest())
-    if files and folder is not None and (folder / CONFIG_NAME).is_file():
-        merging = read_config(folder).get("token_merging")
-        if merging:  # only then, so that other identities stay as they were: the same weights, but other answers
-            weights.update(json.dumps(merging, sort_keys=True).encode())
-    if not files and folder is not None and (export := read_export(folder)) is not None:
-        found = export.identity["weights"]
-    else:
-        found = weights.hexdigest() if files else ""
     settings = {k: v for k, v in processor.to_dict().items() if k not in ("value_range", "image_processor_type")}
     return Identity(
-        weights=found,
+        weights="" if folder is None else identity_of_weights(folder),
         preprocessing=hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest(),
         classes=hashlib.sha256("\0".join([problem_type, *classes]).encode("utf-8", "surrogatepass")).hexdigest(),
         head_average=head_average or "",
     )
+
+
+def identity_of_weights(folder: Path) -> str:
+    """Returns the hash of the weights of a model directory, with how it merges tokens; empty without weights.
+
+    A folder of exports without weights has those that it was made from.
+
+    Args:
+        folder: The model directory.
+    """
+    files = weight_files(folder) if folder.is_dir() else []
+    if not files:
+        export = read_export(folder)
+        return "" if export is None else export.identity["weights"]
+    weights = hashlib.sha256(b"".join(bytes.fromhex(sha256_of_file(file)) for file in files))
+    merging = read_config(folder).get("token_merging") if (folder / CONFIG_NAME).is_file() else None
+    if merging:  # only then, so that other identities stay as they were: the same weights, but other answers
+        weights.update(json.dumps(merging, sort_keys=True).encode())
+    return weights.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -277,8 +281,7 @@ def _write_clouds(path: Path, clouds: FeatureClouds) -> str:
 
     with replaced_file(path) as temporary:
         save_file({"means": clouds.means, "whitening": clouds.whitening}, temporary)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_file(path)
 
 
 def _read_outliers(folder: Path, told: Any, fields: FileFields) -> Outliers:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from deit.core.errors import MissingPackageError, UserError
+from deit.core.errors import UserError
 from deit.core.file_names import ONNX_CLASSIFIER_NAME as CLASSIFIER, ONNX_NAME as MODEL
 from deit.export.formats.written_format import Array, Images, Opened, Wanted, refuse_precision, same_metadata
 from deit.export.original import Original
+from deit.runtime.packages import require_packages
 
 PRECISIONS = ("fp32", "fp16")
 PACKAGES = ("onnx", "onnxruntime", "torch")
@@ -27,14 +28,7 @@ def require(wanted: Wanted) -> None:
     refuse_precision(wanted.precision, PRECISIONS, "an ONNX export")
     if not LOWEST_OPSET <= wanted.opset <= HIGHEST_OPSET:
         raise UserError(f"The opset must lie between {LOWEST_OPSET} and {HIGHEST_OPSET}. Received: {wanted.opset}.")
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError(
-            'An ONNX export needs onnx and onnxruntime. Install them with: pip install "deit[onnx]"', name=error.name
-        ) from error
-    del onnx, onnxruntime
+    require_packages("An ONNX export", "onnx", "onnxruntime", extra="onnx")
 
 
 def write(original: Original, wanted: Wanted, folder: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from deit.core.errors import MissingPackageError, UserError
+from deit.core.errors import UserError
 from deit.core.file_names import OPENVINO_CLASSIFIER_NAME as CLASSIFIER, OPENVINO_NAME as MODEL
 from deit.export.formats.written_format import Array, Images, Opened, Wanted, refuse_precision, same_metadata
 from deit.export.original import Original
-from deit.runtime.telemetry import refuse_telemetry
+from deit.inference.engines.openvino_engine import computes_in_bf16
+from deit.runtime.packages import require_packages
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 PACKAGES = ("openvino", "torch")
@@ -26,14 +27,8 @@ _ROUNDED = {"INFERENCE_PRECISION_HINT": "bf16"}
 def require(wanted: Wanted) -> None:
     """See `Format`."""
     refuse_precision(wanted.precision, PRECISIONS, "an export for OpenVINO")
-    refuse_telemetry()
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingPackageError(
-            'An export for OpenVINO needs openvino. Install it with: pip install "deit[openvino]"', name="openvino"
-        ) from error
-    if wanted.precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    require_packages("An export for OpenVINO", "openvino", extra="openvino")
+    if wanted.precision == "bf16" and not computes_in_bf16():
         raise UserError("This processor does not compute in bf16, so an export for it cannot be checked here.")
 
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deit.core.errors import MissingPackageError
 from deit.core.file_names import ONNX_NAME
 from deit.export.quantization.attempts import Attempt, Product
 from deit.export.quantization.pictures import Array
 from deit.inference.contract import Contract
+from deit.runtime.packages import require_packages
 
 MODEL = ONNX_NAME
 PACKAGES = ("onnx", "onnxruntime")
@@ -25,15 +25,7 @@ def require() -> None:
     Raises:
         MissingPackageError: One is not.
     """
-    try:
-        import onnx
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f'Quantizing for ONNX Runtime needs the {error.name} package. Install it: pip install "deit[quantize]"',
-            name=error.name,
-        ) from error
-    del onnx, onnxruntime
+    require_packages("Quantizing for ONNX Runtime", *PACKAGES, extra="quantize")
 
 
 def converted(graph: Any, contract: Contract) -> Any:

@@ -8,13 +8,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from deit.core.errors import MissingPackageError
 from deit.core.file_names import OPENVINO_NAME
 from deit.export.quantization.attempts import Attempt, Product
 from deit.export.quantization.pictures import Array
 from deit.inference.contract import Contract
 from deit.inference.engines.openvino_engine import REST_OF_INT8, computes_in_bf16
-from deit.runtime.telemetry import refuse_telemetry
+from deit.runtime.packages import require_packages
 
 MODEL = OPENVINO_NAME
 PACKAGES = ("openvino", "nncf")
@@ -28,16 +27,7 @@ def require() -> None:
     """
     # What NNCF imports of PyTorch warns of a missing GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    refuse_telemetry()
-    try:
-        import nncf
-        import openvino
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f'Quantizing for OpenVINO needs the {error.name} package. Install it: pip install "deit[quantize]"',
-            name=error.name,
-        ) from error
-    del nncf, openvino
+    require_packages("Quantizing for OpenVINO", *PACKAGES, extra="quantize")
 
 
 def converted(graph: Any, contract: Contract) -> Any:

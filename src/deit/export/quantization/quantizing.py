@@ -20,7 +20,7 @@ import numpy as np
 from deit.core.errors import UserError
 from deit.core.export_file import ONNX, OPENVINO, Check, Export, ExportedFormat
 from deit.core.file_names import CONFIG_NAME
-from deit.core.files import replace_folder_content
+from deit.core.files import replace_folder_content, sha256_of_file
 from deit.core.printable import counted
 from deit.core.scores.calibration_file import identity_of
 from deit.core.scores.functions import FUNCTIONS, function_name
@@ -307,7 +307,7 @@ class _Work:
         contract, processor = self.contract, self.predictor.processor
         assert contract.image_size is not None
         names = [self.kind.MODEL, *([Path(self.kind.MODEL).stem + ".bin"] if self.format == OPENVINO else [])]
-        files = {name: _digest(folder / name) for name in names}
+        files = {name: sha256_of_file(folder / name) for name in names}
         identity = asdict(
             identity_of(contract.folder, processor, contract.label_names, contract.problem_type, contract.head_average)
         )
@@ -364,11 +364,6 @@ def _write_flips(path: Path, flips: Sequence[Flip]) -> None:
         for flip in flips:
             scores = f"{flip.original_score:.6f}", f"{flip.quantized_score:.6f}"
             table.writerow([flip.image, flip.original, scores[0], flip.quantized, scores[1]])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fields(result: Quantized) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ import numpy as np
 
 from deit.core.errors import UserError, WrongTypeError, read_json
 from deit.core.files import write_json_atomically
-from deit.core.model_directory import weight_files
+from deit.core.scores.calibration_file import identity_of_weights
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL, answered_rows
 from deit.inference.contract import Array, Contract
 from deit.runtime.auto_precision import LEAST_SPEEDUP, machine_facts
 from deit.runtime.cache_folder import cache_folder
+from deit.runtime.packages import installed_versions
 
 # How far an answer may be from that of PyTorch in fp32. First a probability, or a share of a regression's value:
 # rounding in another order changes it by some millionths; bfloat16, which keeps 8 bits, by up to a few hundredths for
@@ -175,16 +175,12 @@ def verdict_key(contract: Contract, precision: str, packages: tuple[str, ...]) -
         packages: Of the candidates.
     """
     assert contract.folder is not None
-    weights = hashlib.sha256()
-    for file in weight_files(contract.folder):
-        with file.open("rb") as content:
-            weights.update(hashlib.file_digest(content, "sha256").digest())
     return {
-        "weights": weights.hexdigest(),
+        "weights": identity_of_weights(contract.folder),
         "image_size": contract.image_size,
         "head_average": contract.head_average,
         "asked": precision,
-        "versions": {name: _version(name) for name in ("deit", *packages)},
+        "versions": installed_versions(("deit", *packages)),
         **machine_facts(),
         "format": _FORMAT,
     }
@@ -232,10 +228,3 @@ def _file(key: Mapping[str, Any]) -> Path | None:
         return cache_folder() / "engines" / f"{name}.json"
     except RuntimeError:  # there is no home folder
         return None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

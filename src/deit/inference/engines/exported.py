@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from deit.core.errors import DamagedFileError, UserError
 from deit.core.export_file import ONNX, OPENVINO, Export, read_export
 from deit.core.file_names import CONFIG_NAME, EXPORT_NAME, PREPROCESSOR_NAME
+from deit.core.files import sha256_of_file
 from deit.core.labels import names_in_order
 from deit.core.model_directory import is_model_directory, read_image_processor, read_known_images
 from deit.core.processing.image_processor import DeiTImageProcessor
@@ -81,9 +81,7 @@ def _opened(folder: Path, engine: str, file: Path) -> ExportedModel:
 
 def _compare_hashes(folder: Path, files: Mapping[str, str]) -> None:
     for name, expected in files.items():
-        with (folder / name).open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != expected:
+        if sha256_of_file(folder / name) != expected:
             raise DamagedFileError(
                 f"{folder / name} is damaged or was changed after the export: its SHA-256 differs from that in "
                 f"{EXPORT_NAME}. Export again."

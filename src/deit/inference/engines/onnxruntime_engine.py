@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from deit.core.errors import MissingPackageError, UserError, parsing
+from deit.core.errors import UserError, parsing
 from deit.inference.contract import FEATURES, Array, Contract
 from deit.inference.engines.engine import check_pixels
 from deit.inference.engines.exported import ExportedModel
 from deit.inference.engines.torch_engine import TorchEngine
+from deit.runtime.packages import require_packages
 from deit.runtime.threads import inference_threads
 
 _SILENT = 3  # only errors
@@ -123,11 +124,7 @@ def import_onnxruntime() -> Any:
     Raises:
         MissingPackageError: It is not installed.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            'The engine onnxruntime needs the onnxruntime package. Install it: pip install "deit[onnx]"',
-            name="onnxruntime",
-        ) from error
+    require_packages("The engine onnxruntime", "onnxruntime", extra="onnx")
+    import onnxruntime
+
     return onnxruntime

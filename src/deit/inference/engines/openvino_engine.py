@@ -12,13 +12,13 @@ from weakref import WeakSet
 
 import numpy as np
 
-from deit.core.errors import MissingPackageError, UserError, parsing
+from deit.core.errors import UserError, parsing
 from deit.inference.contract import FEATURES, Array, Contract
 from deit.inference.engines.engine import check_pixels
 from deit.inference.engines.exported import ExportedModel
 from deit.inference.engines.torch_engine import TorchEngine
 from deit.runtime.auto_precision import LEAST_SPEEDUP, VARIABLE
-from deit.runtime.telemetry import refuse_telemetry
+from deit.runtime.packages import require_packages
 from deit.runtime.threads import inference_threads
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -215,13 +215,9 @@ def import_openvino() -> Any:
     Raises:
         MissingPackageError: It is not installed.
     """
-    refuse_telemetry()
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            'The engine openvino needs the openvino package. Install it: pip install "deit[openvino]"', name="openvino"
-        ) from error
+    require_packages("The engine openvino", "openvino", extra="openvino")
+    import openvino
+
     return openvino
 
 

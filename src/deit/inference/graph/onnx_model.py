@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deit.core.errors import MissingPackageError, UserError
+from deit.core.errors import UserError
 from deit.inference.contract import Contract
 from deit.inference.graph.lean_classifier import LeanClassifier, output_names
 from deit.inference.graph.operations import Mlp
+from deit.runtime.packages import require_packages
 
 INPUT_NAME = "pixels"
 LOWEST_OPSET, HIGHEST_OPSET = 18, 23
@@ -37,13 +38,12 @@ def to_onnx(graph: nn.Module, contract: Contract, *, takes_uint8: bool = False, 
         gives features also "features".
 
     Raises:
-        ImportError: onnx is not installed.
+        MissingPackageError: onnx is not installed.
         UserError: The opset is out of range.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingPackageError('onnx is not installed. Install it with: pip install "deit[onnx]"') from error
+    require_packages("A conversion to ONNX", "onnx", extra="onnx")
+    import onnx
+
     if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
         raise UserError(f"The opset must lie between {LOWEST_OPSET} and {HIGHEST_OPSET}. Received: {opset}.")
     if isinstance(graph, LeanClassifier):

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deit.core.errors import MissingPackageError
 from deit.inference.contract import Contract
 from deit.inference.graph.lean_classifier import LeanClassifier, output_names
 from deit.inference.graph.operations import Mlp
-from deit.runtime.telemetry import refuse_telemetry
+from deit.runtime.packages import require_packages
 
 INPUT_NAME = "pixels"
 
@@ -45,13 +44,11 @@ def to_openvino(
         gives features also "features".
 
     Raises:
-        ImportError: OpenVINO is not installed.
+        MissingPackageError: OpenVINO is not installed.
     """
-    refuse_telemetry()
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingPackageError('OpenVINO is not installed. Install it with: pip install "deit[openvino]"') from error
+    require_packages("A conversion to OpenVINO", "openvino", extra="openvino")
+    import openvino
+
     batch = -1 if batch_size is None else batch_size
     height, width = contract.image_size or (-1, -1)
     shape = openvino.PartialShape([batch, contract.num_channels, height, width])

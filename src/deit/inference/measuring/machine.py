@@ -7,9 +7,9 @@ import platform
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from deit.runtime.packages import installed_versions
 from deit.runtime.threads import usable_cores
 
 PACKAGES = ("deit", "torch", "openvino", "onnxruntime", "timm", "numpy")
@@ -60,17 +60,13 @@ def this_machine(threads: int) -> Machine:
     Args:
         threads: Threads of each engine.
     """
-    versions = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
     return Machine(
         cpu=_cpu_name(),
         cores=usable_cores(),
         threads=threads,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        versions=versions,
+        versions=installed_versions(PACKAGES),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deit.core.errors import DamagedFileError, UserError, parsing, read_json
-from deit.core.files import replace_folder_content
+from deit.core.files import replace_folder_content, sha256_of_file
 from deit.core.weights.files import read_header
 from deit.core.writing import writing
 from deit.runtime.processes import Processes, current_processes
@@ -174,5 +173,4 @@ def _step_folders(folder: Path) -> list[Path]:
 def _hash(path: Path) -> str:
     if path.exists() and not path.is_file():  # reading a pipe blocks, and a device never ends
         raise DamagedFileError(f"{path} is a folder, a pipe or a device, not a file.")
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return sha256_of_file(path)
