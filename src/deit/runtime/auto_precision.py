@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import threading
@@ -13,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit.core.errors import UserError, read_json
-from deit.core.files import write_json_atomically
-from deit.runtime.cache_folder import cache_folder
+from deit.core.errors import UserError
+from deit.runtime.cache_folder import digest_of, keep, recall
 from deit.runtime.devices import AUTO, bf16_instructions, cpu_features, multiplies_bf16
 
 if TYPE_CHECKING:
@@ -120,11 +117,10 @@ def _by_rule(device: torch.device) -> PrecisionChoice:
 
 def _measured_choice(purpose: str) -> PrecisionChoice:
     key = _key(purpose)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = digest_of(key)
     if name in _measured:
         return _measured[name]
-    file = _cache_file(f"{purpose}-{name}.json")
-    choice = None if file is None else _remembered(file, key)
+    choice = _remembered(recall("precision", key, name=f"{purpose}-"))
     if choice is None:
         from deit.runtime.precision_speed import measure_speedup
 
@@ -132,8 +128,7 @@ def _measured_choice(purpose: str) -> PrecisionChoice:
         speedup = measure_speedup(trains=purpose == TRAINING)
         seconds = time.perf_counter() - started
         choice = _choice(speedup, seconds, "measured")
-        if file is not None:
-            _remember(file, {"key": key, "speedup": speedup, "seconds": seconds})
+        keep("precision", key, {"speedup": speedup, "seconds": seconds}, name=f"{purpose}-")
     _measured[name] = choice
     return choice
 
@@ -186,26 +181,9 @@ def _cpu_model() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _cache_file(name: str) -> Path | None:
-    try:
-        return cache_folder() / "precision" / name
-    except RuntimeError:  # there is no home folder
-        return None
-
-
-def _remembered(file: Path, key: dict[str, Any]) -> PrecisionChoice | None:
-    try:
-        values = read_json(file, "a measured speed", 2**16)
-    except (OSError, UserError):
-        return None
-    speedup, seconds = values.get("speedup"), values.get("seconds")
-    if not (isinstance(speedup, float) and isinstance(seconds, float) and values.get("key") == key):
+def _remembered(values: dict[str, Any] | None) -> PrecisionChoice | None:
+    speedup, seconds = (values or {}).get("speedup"), (values or {}).get("seconds")
+    if not (isinstance(speedup, float) and isinstance(seconds, float)):
         return None
     is_sane = 0 < speedup < _MOST and 0 < seconds < _MOST
     return _choice(speedup, seconds, "remembered") if is_sane else None
-
-
-def _remember(file: Path, values: dict[str, Any]) -> None:
-    with suppress(OSError, UserError):  # without it the next process measures again
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(file, values)

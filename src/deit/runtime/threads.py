@@ -6,8 +6,9 @@ import math
 import os
 import sys
 from collections.abc import MutableMapping
-from contextlib import suppress
 from pathlib import Path
+
+from deit.core.processing.batches import usable_cores
 
 # What keeps waiting threads of OpenMP asleep: for every runtime, for that of GCC (PyTorch's wheels), for that of LLVM
 # and Intel.
@@ -32,30 +33,23 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.update(_ASLEEP)
     quota = cpu_quota()
     if quota is not None and quota < usable_cores() and "OMP_NUM_THREADS" not in environment:
-        environment["OMP_NUM_THREADS"] = str(max(math.ceil(quota), 1))
+        environment["OMP_NUM_THREADS"] = str(usable_threads())
 
 
 def inference_threads() -> int:
     """Returns the number of threads for a model on the CPU: every engine asks here.
 
-    It is PyTorch's number, which follows OMP_NUM_THREADS and `torch.set_num_threads`, but at most the cores that this
-    process may use, and at most its CPU quota, rounded up.
+    It is PyTorch's number, which follows OMP_NUM_THREADS and `torch.set_num_threads`, but at most `usable_threads`.
     """
     import torch
 
-    most = [torch.get_num_threads(), usable_cores()]
+    return max(min(torch.get_num_threads(), usable_threads()), 1)
+
+
+def usable_threads() -> int:
+    """Returns how many threads can compute at once: the cores of this process, at most its CPU quota, rounded up."""
     quota = cpu_quota()
-    if quota is not None:
-        most.append(math.ceil(quota))
-    return max(min(most), 1)
-
-
-def usable_cores() -> int:
-    """Returns the number of logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        with suppress(OSError):
-            return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
+    return usable_cores() if quota is None else max(min(usable_cores(), math.ceil(quota)), 1)
 
 
 def cpu_quota(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> float | None:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deit.core.errors import UserError, WrongTypeError, read_json
-from deit.core.files import write_json_atomically
 from deit.core.scores.calibration_file import identity_of_weights
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import REGRESSION, SINGLE_LABEL, answered_rows
 from deit.inference.contract import Array, Contract
 from deit.runtime.auto_precision import LEAST_SPEEDUP, machine_facts
-from deit.runtime.cache_folder import cache_folder
+from deit.runtime.cache_folder import keep, recall
 from deit.runtime.packages import installed_versions
 
 # How far an answer may be from that of PyTorch in fp32. First a probability, or a share of a regression's value:
@@ -34,6 +28,7 @@ LEAST_ROUNDS = 3  # batches that are measured
 TRIAL_SECONDS = 10.0  # in all candidates together
 
 _FORMAT = 1
+_CACHE = "engines"  # folder in the cache folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,43 +183,15 @@ def verdict_key(contract: Contract, precision: str, packages: tuple[str, ...]) -
 
 def remembered(key: Mapping[str, Any]) -> Verdict | None:
     """Returns the verdict of an earlier process; None without one, and for a file that is damaged or of another key."""
-    file = _file(key)
-    if file is None:
+    values = recall(_CACHE, key) or {}
+    kinds = {"engine": str, "precision": str, "speedup": float, "difference": float, "images": int}
+    if any(type(values.get(name)) is not kind for name, kind in kinds.items()):
         return None
-    try:
-        values = read_json(file, "a chosen engine", 2**16)
-    except (OSError, UserError):
-        return None
-    if values.get("key") != json.loads(json.dumps(key)):
-        return None
-    try:
-        names = {"engine": str, "precision": str, "speedup": float, "difference": float, "images": int}
-        found = Verdict(**{name: _typed(values[name], kind) for name, kind in names.items()})
-    except (KeyError, TypeError):
-        return None
+    found = Verdict(**{name: values[name] for name in kinds})
     is_sane = found.precision in TOLERANCES and 0 <= found.speedup < 1e4 and 0 <= found.difference < 1e4
     return found if is_sane else None
 
 
 def remember(key: Mapping[str, Any], verdict: Verdict) -> None:
     """Keeps a verdict for later processes. Where the cache cannot be written, they measure again."""
-    file = _file(key)
-    if file is None:
-        return
-    with suppress(OSError, UserError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(file, {"key": dict(key), **asdict(verdict)})
-
-
-def _typed(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise WrongTypeError(f"Not a {kind.__name__}: {value!r}.")
-    return value
-
-
-def _file(key: Mapping[str, Any]) -> Path | None:
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    try:
-        return cache_folder() / "engines" / f"{name}.json"
-    except RuntimeError:  # there is no home folder
-        return None
+    keep(_CACHE, key, asdict(verdict))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import tempfile
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.errors import UserError
+from deit.core.processing.batches import usable_cores
 from deit.inference.measuring.cells import BATCH_SIZES, BF16, cells_of, check_seconds
 from deit.inference.measuring.machine import OtherWork, available_memory, this_machine
 from deit.inference.measuring.processes import CellError, MeasuringProcess, fair_share, spinning_neighbor
 from deit.inference.measuring.result import Benchmark, CellResult, Timing
 from deit.runtime.devices import multiplies_bf16, resolve
-from deit.runtime.threads import cpu_quota, usable_cores
+from deit.runtime.threads import usable_threads
 
 DEFAULT_VARIANT = "deit-small-distilled-patch16-224"
 
@@ -256,9 +256,7 @@ class _Measurement:
 def _threads(threads: int | None) -> int:
     if threads is None:
         named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-        quota = cpu_quota()
-        most = usable_cores() if quota is None else min(usable_cores(), math.ceil(quota))
-        threads = int(named) if named.isdigit() and int(named) else most
+        threads = int(named) if named.isdigit() and int(named) else usable_threads()
     if threads < 1:
         raise UserError(f"threads must be at least 1. Received: {threads}.")
     return threads

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from deit.core.processing.batches import usable_cores
 from deit.runtime.packages import installed_versions
-from deit.runtime.threads import usable_cores
 
 PACKAGES = ("deit", "torch", "openvino", "onnxruntime", "timm", "numpy")
 BUSY_SHARE = 0.1  # of the cores: from here on figures are not those of a quiet machine
