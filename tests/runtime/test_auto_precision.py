@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from deit.core.errors import UserError
-from deit.runtime import auto_precision, devices, precision_speed
+from deit.runtime import auto_precision, cache_folder, devices, precision_speed
 from deit.runtime.auto_precision import INFERENCE, TRAINING, choose_precision
 from deit.runtime.devices import autocast_type, bf16_instructions, resolve
 
@@ -248,15 +249,15 @@ def test_a_cache_that_cannot_be_written_or_found_is_no_error(monkeypatch, cache,
 def test_several_that_fill_the_cache_at_once_leave_one_whole_file(monkeypatch, cache):
     monkeypatch.setattr(precision_speed, "measure_speedup", lambda *, trains: 2.0)
     key = auto_precision._key(TRAINING)
-    values = {"key": key, "speedup": 2.0, "seconds": 1.0}
-    file = cache / "training-one.json"
-    writers = [threading.Thread(target=auto_precision._remember, args=(file, values)) for _ in range(8)]
+    values = {"speedup": 2.0, "seconds": 1.0}
+    write = functools.partial(cache_folder.keep, "precision", key, values, name="training-")
+    writers = [threading.Thread(target=write) for _ in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert [path.name for path in cache.iterdir()] == ["training-one.json"]
-    remembered = auto_precision._remembered(file, key)
+    assert [path.name for path in cache.iterdir()] == [f"training-{cache_folder.digest_of(key)}.json"]
+    remembered = auto_precision._remembered(cache_folder.recall("precision", key, name="training-"))
     assert remembered is not None
     assert remembered.speedup == 2.0
 

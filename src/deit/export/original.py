@@ -21,6 +21,7 @@ from deit.inference.engines.torch_engine import TorchEngine
 from deit.inference.predictor import Predictor
 
 PROBABILITIES, VALUES = "probabilities", "values"
+_DONE = {"export": "exported", "quantize": "quantized"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,19 +71,25 @@ class Original:
         kinds = contract.problem_type, contract.head_average
         return asdict(identity_of(contract.folder, processor, contract.label_names, *kinds))
 
-    def described(self, formats: dict[str, ExportedFormat]) -> Export:
-        """Returns the content of `export.json`."""
+    def described(self, formats: dict[str, ExportedFormat], *, weights: str | None = None) -> Export:
+        """Returns the content of `export.json`.
+
+        Args:
+            formats: Format -> what there is of it.
+            weights: Identity of weights that answer otherwise than those of the model, to which no calibration of the
+                model belongs; None for the same answers.
+        """
         contract = self.contract
         assert contract.image_size is not None
         return Export(
-            identity=self._identity,
+            identity=self._identity if weights is None else {**self._identity, "weights": weights},
             preprocessing=self.predictor.processor.to_dict(),
             classes=list(contract.label_names),
             heads=contract.head_names,
             problem_type=contract.problem_type,
             image_size=contract.image_size,
             num_channels=contract.num_channels,
-            temperature=self.temperature,
+            temperature=self.temperature if weights is None else None,
             formats=formats,
         )
 
@@ -102,12 +109,16 @@ class Original:
         }
 
 
-def open_original(model: str | os.PathLike[str], *, preprocessing: bool) -> Original:
-    """Opens a model to be exported.
+def open_original(
+    model: str | os.PathLike[str], *, preprocessing: bool, calibrated: bool = True, verb: str = "export"
+) -> Original:
+    """Opens a model to be exported or quantized.
 
     Args:
         model: A model directory, or a name; see `open_engine`.
         preprocessing: Whether the export shall contain the preprocessing.
+        calibrated: Whether to open the calibration too.
+        verb: What is done to it, for errors: "export" or "quantize".
 
     Raises:
         OSError: See `open_engine`.
@@ -115,13 +126,13 @@ def open_original(model: str | os.PathLike[str], *, preprocessing: bool) -> Orig
     """
     from deit.inference.graph.classifier_graph import classifier_graph
 
-    predictor = Predictor.open(model, device="cpu", engine="torch", precision="fp32")
+    predictor = Predictor.open(model, device="cpu", engine="torch", precision="fp32", calibrated=calibrated)
     engine = predictor.engine
     if not isinstance(engine, TorchEngine):
-        raise UserError(f"{model} is an export already. Export the model that it was made from.")
+        raise UserError(f"{model} is an export already. {verb.capitalize()} the model that it was made from.")
     contract = engine.contract
     if contract.image_size is None:
-        raise UserError(f"{model} takes pixels of any size. A model with a fixed size can be exported.")
+        raise UserError(f"{model} takes pixels of any size. A model with a fixed size can be {_DONE[verb]}.")
     geometry = None
     if preprocessing:
         geometry = geometry_of(predictor.processor, contract.image_size, contract.num_channels)

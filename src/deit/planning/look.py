@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from deit.models.weights.model_names import published_place
 from deit.planning.facts import DataFacts, MachineFacts, Reachable
 from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.devices import resolve
+from deit.runtime.memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +150,7 @@ def look_at_machine(
     if on_gpu:
         name, memory = torch.cuda.get_device_name(found), torch.cuda.mem_get_info(found)[0]
     else:
-        name, memory = platform.processor() or platform.machine(), _free_memory()
+        name, memory = platform.processor() or platform.machine(), free_memory()
     return MachineFacts(
         device=found.type,
         name=name,
@@ -161,28 +160,6 @@ def look_at_machine(
         precision=choose_precision(precision, found, TRAINING).precision,
         processes=processes,
     )
-
-
-def _free_memory() -> int:
-    """Returns the bytes of main memory that can be had, or 0 where the system does not say."""
-    limits = [_cgroup_memory()]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError):
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return min((limit for limit in limits if limit > 0), default=0)
-
-
-def _cgroup_memory() -> int:
-    """Returns the bytes that a container leaves, or 0 where it sets no limit."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = int((folder / "memory.max").read_text(encoding="ascii"))
-        return max(limit - int((folder / "memory.current").read_text(encoding="ascii")), 1)
-    except (OSError, ValueError):  # no such file; "max"
-        return 0
 
 
 def look_for_weights() -> Reachable:

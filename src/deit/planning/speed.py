@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from deit.data.sources import Data, Source, Subset
 from deit.planning.facts import Speed
 from deit.planning.look import labelled_part
 from deit.runtime.devices import resolve
+from deit.runtime.memory import peak_memory
 from deit.runtime.processes import Processes
 from deit.train.build_task import build_task
 from deit.train.recipes.recipe import Recipe
@@ -152,9 +152,4 @@ def _saving(step: TrainStep) -> float:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_memory()

@@ -66,7 +66,7 @@ def write_quantized(model: Any, attempt: Attempt, calibration: Array, folder: Pa
 
     weighted = products(model)
     left = [weighted[number].name for number in attempt.left]
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # `nncf.set_log_level` reaches the handlers of others too
     with contextlib.redirect_stdout(io.StringIO()):  # bars of its own
         quantized = nncf.quantize(
             model,

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 
 from deit.core.errors import UserError
-from deit.core.export_file import ONNX, OPENVINO, Check, Export, ExportedFormat
+from deit.core.export_file import ONNX, OPENVINO, Check, ExportedFormat
 from deit.core.file_names import CONFIG_NAME
 from deit.core.files import replace_folder_content, sha256_of_file
 from deit.core.printable import counted
-from deit.core.scores.calibration_file import identity_of
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import REGRESSION
+from deit.export.original import Original, open_original
 from deit.export.quantization.attempts import Attempt, attempts
 from deit.export.quantization.pictures import Pictures, answers_of, read_pictures
 from deit.export.quantization.speed import Speed, compare_speed
 from deit.inference.contract import Contract
 from deit.inference.engines.engine import Engine
 from deit.inference.engines.opening import open_engine
-from deit.inference.engines.torch_engine import TorchEngine
 from deit.inference.predictor import Predictor
+from deit.runtime.packages import installed_versions
 
 FLIPS_NAME = "label_flips.csv"
 DEFAULT_AGREEMENT = 99.0  # percent
@@ -162,12 +162,13 @@ def quantize(
     """
     folder = Path(out)
     _check_arguments(folder, engine, agreement)
-    predictor = _opened(model)
+    original = _opened(model)
+    predictor = original.predictor
     said = progress or (lambda *_: None)
     with read_pictures(
         predictor, calibrate, agreement, lambda done, all_: said("reading images", done, all_)
     ) as pictures:
-        work = _Work(predictor, pictures, engine, agreement, said)
+        work = _Work(original, pictures, engine, agreement, said)
         with TemporaryDirectory(prefix="deit-quantize-") as place:
             result, written = work.best(Path(place))
             if not result.refusal:
@@ -176,7 +177,7 @@ def quantize(
             if result.refusal:
                 raise QuantizationRefusedError(result)
             _keep(result, written, folder)
-    return Quantized(**{**_fields(result), "folder": folder})
+    return replace(result, folder=folder)
 
 
 def _check_arguments(folder: Path, engine: str, agreement: float) -> None:
@@ -189,24 +190,19 @@ def _check_arguments(folder: Path, engine: str, agreement: float) -> None:
     import_module(_KINDS[engine][1]).require()
 
 
-def _opened(model: str | os.PathLike[str]) -> Predictor:
-    predictor = Predictor.open(model, device="cpu", engine="torch", precision="fp32", calibrated=False)
-    contract = predictor.engine.contract
-    if not isinstance(predictor.engine, TorchEngine):
-        raise UserError(f"{model} is an export already. Quantize the model that it was made from.")
-    if contract.image_size is None:
-        raise UserError(f"{model} takes pixels of any size. A model with a fixed size can be quantized.")
-    if contract.problem_type == REGRESSION:
+def _opened(model: str | os.PathLike[str]) -> Original:
+    original = open_original(model, preprocessing=False, calibrated=False, verb="quantize")
+    if original.contract.problem_type == REGRESSION:
         raise UserError(f"{model} answers with numbers, not classes, so an agreement of answers means nothing.")
-    return predictor
+    return original
 
 
 class _Work:
     """Tries ways to quantize a model."""
 
-    def __init__(self, predictor: Predictor, pictures: Pictures, engine: str, agreement: float, said: Progress) -> None:
-        self.predictor = predictor
-        self.contract: Contract = predictor.engine.contract
+    def __init__(self, original: Original, pictures: Pictures, engine: str, agreement: float, said: Progress) -> None:
+        self.original = original
+        self.contract: Contract = original.contract
         self.pictures = pictures
         self.engine = engine
         self.wanted = agreement
@@ -216,10 +212,7 @@ class _Work:
 
     def best(self, place: Path) -> tuple[Quantized, Path]:
         """Returns the first result with the wanted agreement, else the best one, and its folder."""
-        from deit.inference.graph.classifier_graph import classifier_graph
-
-        engine: Any = self.predictor.engine
-        graph = classifier_graph(engine.model, self.contract)
+        graph = self.original.graph
         ways = attempts(self.kind.products(self.kind.converted(graph, self.contract)))
         found: list[tuple[Quantized, Path]] = []
         began = time.monotonic()
@@ -242,7 +235,7 @@ class _Work:
             f"{self.wanted:g} % must stay, so it was not written. Tried: {tried}. Pass more images like those that the "
             "model will see, another engine, or a lower agreement."
         )
-        return Quantized(**{**_fields(best[0]), "refusal": why}), best[1]
+        return replace(best[0], refusal=why), best[1]
 
     def _calibration(self) -> Any:
         return np.array(self.pictures.pixels[: self.pictures.calibrated])
@@ -297,21 +290,15 @@ class _Work:
         ]
 
     def _named(self, answer: Any) -> str:
-        labels = self.predictor.label_names
+        labels = self.original.predictor.label_names
         if np.ndim(answer):
             return "; ".join(label for label, given in zip(labels, answer, strict=False) if given)
         return labels[int(answer)]
 
     def _describe(self, folder: Path, check: Check) -> None:
         """Writes `export.json`. Its identity is of its own: a calibration of the original's scores is refused."""
-        contract, processor = self.contract, self.predictor.processor
-        assert contract.image_size is not None
         names = [self.kind.MODEL, *([Path(self.kind.MODEL).stem + ".bin"] if self.format == OPENVINO else [])]
         files = {name: sha256_of_file(folder / name) for name in names}
-        identity = asdict(
-            identity_of(contract.folder, processor, contract.label_names, contract.problem_type, contract.head_average)
-        )
-        identity["weights"] = hashlib.sha256("".join(files.values()).encode()).hexdigest()
         described = ExportedFormat(
             precision="int8",
             model=self.kind.MODEL,
@@ -319,22 +306,14 @@ class _Work:
             files=files,
             checked_with=f"{self.kind.PACKAGES[0]} {version(self.kind.PACKAGES[0])}",
             check=check,
-            versions={name: version(name) for name in ("deit", *self.kind.PACKAGES)},
+            versions=installed_versions(("deit", *self.kind.PACKAGES)),
         )
-        Export(
-            identity=identity,
-            preprocessing=processor.to_dict(),
-            classes=list(contract.label_names),
-            heads=contract.head_names,
-            problem_type=contract.problem_type,
-            image_size=contract.image_size,
-            num_channels=contract.num_channels,
-            temperature=None,
-            formats={self.format: described},
-        ).write(folder)
-        processor.save_pretrained(folder)
-        if contract.folder is not None and (contract.folder / CONFIG_NAME).is_file():
-            shutil.copyfile(contract.folder / CONFIG_NAME, folder / CONFIG_NAME)
+        weights = hashlib.sha256("".join(files.values()).encode()).hexdigest()
+        self.original.described({self.format: described}, weights=weights).write(folder)
+        self.original.predictor.processor.save_pretrained(folder)
+        source = self.contract.folder
+        if source is not None and (source / CONFIG_NAME).is_file():
+            shutil.copyfile(source / CONFIG_NAME, folder / CONFIG_NAME)
 
 
 def _with_speed(
@@ -342,13 +321,13 @@ def _with_speed(
 ) -> Quantized:
     others = {"torch fp32": predictor.engine, f"{result.engine} fp32": open_engine(model, engine=result.engine)}
     speed = compare_speed(opened, others, _SPEED_SECONDS)
-    fields = {**_fields(result), "speed": speed}
+    refusal = ""
     if speed.speedup <= 1 and not allow_slower:
-        fields["refusal"] = (
+        refusal = (
             f"The quantized model keeps {result.agreement:.2f} % of the answers but is not faster here, so it was not "
             f"written: {speed.describe()}. Pass allow_slower= to keep it for another machine."
         )
-    return Quantized(**fields)
+    return replace(result, speed=speed, refusal=refusal)
 
 
 def _keep(result: Quantized, written: Path, folder: Path) -> None:
@@ -364,7 +343,3 @@ def _write_flips(path: Path, flips: Sequence[Flip]) -> None:
         for flip in flips:
             scores = f"{flip.original_score:.6f}", f"{flip.quantized_score:.6f}"
             table.writerow([flip.image, flip.original, scores[0], flip.quantized, scores[1]])
-
-
-def _fields(result: Quantized) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in result.__dataclass_fields__}

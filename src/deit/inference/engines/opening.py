@@ -31,11 +31,15 @@ class EngineKind:
         export: From an exported model and a precision; None if the engine opens no files. The endings of these files
             are in `ENDINGS`.
         only_cpu: Whether the engine runs on no other device.
+        precisions: Those that it computes a model directory in, beside "auto".
+        package: What must be installed.
     """
 
     weights: Callable[[TorchEngine, str], Engine]
     export: Callable[[ExportedModel, str], Engine] | None = None
     only_cpu: bool = True
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    package: str = "torch"
 
 
 def _torch(opened: TorchEngine, precision: str) -> Engine:
@@ -81,8 +85,10 @@ def _onnxruntime_export(exported: ExportedModel, precision: str) -> Engine:
 ENGINES: dict[str, EngineKind] = {
     TORCH: EngineKind(weights=_torch, only_cpu=False),
     COMPILED: EngineKind(weights=_compiled, only_cpu=False),
-    OPENVINO: EngineKind(weights=_openvino, export=_openvino_export),
-    ONNXRUNTIME: EngineKind(weights=_onnxruntime, export=_onnxruntime_export),
+    OPENVINO: EngineKind(weights=_openvino, export=_openvino_export, package="openvino"),
+    ONNXRUNTIME: EngineKind(
+        weights=_onnxruntime, export=_onnxruntime_export, precisions=("fp32",), package="onnxruntime"
+    ),
 }
 
 

@@ -14,10 +14,11 @@ from typing import Any
 from deit.core.errors import UserError
 from deit.core.processing.batches import usable_cores
 from deit.inference.measuring.cells import BATCH_SIZES, BF16, cells_of, check_seconds
-from deit.inference.measuring.machine import OtherWork, available_memory, this_machine
+from deit.inference.measuring.machine import OtherWork, this_machine
 from deit.inference.measuring.processes import CellError, MeasuringProcess, fair_share, spinning_neighbor
 from deit.inference.measuring.result import Benchmark, CellResult, Timing
 from deit.runtime.devices import multiplies_bf16, resolve
+from deit.runtime.memory import free_memory
 from deit.runtime.threads import usable_threads
 
 DEFAULT_VARIANT = "deit-small-distilled-patch16-224"
@@ -171,8 +172,8 @@ class _Measurement:
         largest = 0
         for done, number in enumerate(waiting):
             result = self.result.cells[number]
-            free = available_memory()
-            if self._open and free is not None and free < _SPARE_MEMORY * largest:
+            free = free_memory()
+            if self._open and free and free < _SPARE_MEMORY * largest:
                 return done
             self.progress(f"opening {result.cell.describe()}", number, len(self.result.cells))
             cell = result.cell

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from deit.core.errors import UserError
-from deit.inference.engines.opening import COMPILED, ENGINES, ONNXRUNTIME, OPENVINO, TORCH
+from deit.inference.engines.opening import COMPILED, ENGINES
 
-FP32, BF16 = "fp32", "bf16"
-_PRECISIONS = {TORCH: (FP32, BF16), COMPILED: (FP32, BF16), OPENVINO: (FP32, BF16), ONNXRUNTIME: (FP32,)}
-_PACKAGES = {OPENVINO: "openvino", ONNXRUNTIME: "onnxruntime"}
-_NAMED_ONLY = (COMPILED, "auto")  # a compiler that needs a minute for each cell; one of the others
+BF16 = "bf16"
 BATCH_SIZES = (1, 8, 32)
 
 
@@ -38,7 +35,7 @@ class Cell:
 
 def default_engines() -> list[str]:
     """Returns the engines whose packages are installed, without PyTorch's compiler."""
-    return [name for name in ENGINES if name not in _NAMED_ONLY and find_spec(_PACKAGES.get(name, "torch")) is not None]
+    return [name for name, kind in ENGINES.items() if name != COMPILED and find_spec(kind.package) is not None]
 
 
 def cells_of(
@@ -59,7 +56,7 @@ def cells_of(
     Raises:
         UserError: A name is unknown, or nothing is left.
     """
-    known = {name: _PRECISIONS.get(name, (FP32,)) for name in ENGINES}
+    known = {name: kind.precisions for name, kind in ENGINES.items()}
     for name in engines or ():
         if name not in known:
             raise UserError(f"Unknown engine {name!r}. Known: {', '.join(known)}.")

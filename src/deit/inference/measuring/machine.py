@@ -19,15 +19,6 @@ _IDLE = slice(3, 5)  # the columns idle and iowait of /proc/stat
 _VIRTUAL = slice(8, 10)  # guest and guest_nice, which user and nice hold already
 
 
-def available_memory() -> int | None:
-    """Returns the bytes of memory that processes can still take; None where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """What ran a measurement.

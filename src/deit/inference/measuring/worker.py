@@ -12,11 +12,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from deit.core.errors import UserError
+from deit.runtime.memory import peak_memory
 
 Order = dict[str, Any]
 Run = Callable[[float], Order]
@@ -39,24 +38,9 @@ def main() -> None:
             told = {"error": str(error) or type(error).__name__}
             if not isinstance(error, _OF_USER):
                 told["traceback"] = traceback.format_exc()
-        channel.write(json.dumps(told | {"peak_bytes": peak_bytes()}) + "\n")
+        channel.write(json.dumps(told | {"peak_bytes": peak_memory()}) + "\n")
         channel.flush()
     os._exit(0)
-
-
-def peak_bytes() -> int:
-    """Returns the most memory that this process has had, in bytes; 0 where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return 0
-    # Linux hands this value on to a new program, so there it can be that of the process that started this one.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _prepared(order: Order) -> tuple[Order, Run]:
