@@ -17,6 +17,7 @@ from deit.cli.release.convert import convert
 from deit.cli.release.export import export
 from deit.cli.release.push import push
 from deit.cli.release.quantize import quantize
+from deit.cli.release.serve import serve
 from deit.cli.terminal.console import say
 from deit.cli.terminal.launch import launch
 from deit.cli.training.inspect import inspect
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 for command in (
     inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, export, quantize, benchmark,
-    push, demo,
+    push, serve, demo,
 ):  # fmt: skip
     app.command()(command)
 

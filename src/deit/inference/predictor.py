@@ -298,7 +298,7 @@ class Predictor:
                 found = (
                     Classified(name=name, error=error)
                     if error
-                    else self._classified(name, next(rows)[None], next(features, None), top_k, judge)
+                    else self.classified(name, next(rows)[None], next(features, None), top_k, judge)
                 )
                 if strict and found.error:
                     raise UserError(found.error)
@@ -325,10 +325,18 @@ class Predictor:
         model = getattr(engine, "with_features", engine) if with_features else engine
         return answers(model, self.processor, images, batch_size, read=read, name=name, strict=strict, ahead=ahead)
 
-    def _classified(
+    def classified(
         self, name: str, logits: Array, features: Array | None, top_k: int, judge: Judge | None
     ) -> Classified:
-        """Returns the result for logits (1, K) of one image; an error when these are not numbers."""
+        """Returns the result for the logits of one image; an error when these are not numbers.
+
+        Args:
+            name: Of the image.
+            logits: (1, K), of the first head.
+            features: (D,), what the class head was given; None without.
+            top_k: See `classify`.
+            judge: Result of `judge`.
+        """
         if not answered_rows(logits, self.problem_type).all():
             return Classified(name=name, error=f"{name}: {_NO_NUMBER}")
         scores = self.scores(logits)[0]

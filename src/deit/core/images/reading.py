@@ -65,7 +65,11 @@ def begins_like_an_image(head: bytes) -> bool:
 
 
 def load_image(
-    source: ImageFile | Image.Image, *, mode: str | None = "RGB", value_range: ValueRange | None = None
+    source: ImageFile | Image.Image,
+    *,
+    mode: str | None = "RGB",
+    value_range: ValueRange | None = None,
+    limit: int | None = None,
 ) -> Image.Image:
     """Reads an image upright and converts it to a color mode.
 
@@ -79,6 +83,7 @@ def load_image(
             this computer send requests.
         mode: "RGB", "L" for one channel, or None: "L" for gray images and "RGB" for all others.
         value_range: The values that become black and white in gray images of more than 8 bits.
+        limit: Pixels of a file at most; None for what is safe to decode.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -90,7 +95,7 @@ def load_image(
         source.load()  # this rotates a TIFF
         orientation = _orientation(source)
         return _turned(_converted(source, samples, mode, value_range), orientation)
-    return _read(source, mode, value_range)
+    return _read(source, mode, value_range, limit=limit)
 
 
 def load_reduced(
@@ -99,6 +104,7 @@ def load_reduced(
     resample: int,
     *,
     value_range: ValueRange | None = None,
+    limit: int | None = None,
 ) -> tuple[Image.Image, int]:
     """Reads an image for a resize; decodes a JPEG at 1/2, 1/4 or 1/8 of its size if that is twice the result or more.
 
@@ -110,6 +116,7 @@ def load_reduced(
         size_of: Returns the (height, width) to resize an upright image of (height, width) to.
         resample: Filter of Pillow for the resize.
         value_range: See `load_image`.
+        limit: See `load_image`.
 
     Returns:
         The RGB image, and the divisor of its decoding: 1, 2, 4 or 8. If it is 1, the image is not resized.
@@ -134,7 +141,7 @@ def load_reduced(
         box = drafted[1]
         return lambda decoded: decoded.resize(size, resample, box)
 
-    return _read(source, "RGB", value_range, reduce=reduce), divisor
+    return _read(source, "RGB", value_range, reduce=reduce, limit=limit), divisor
 
 
 def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> None:
@@ -224,12 +231,18 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _read(
-    source: ImageFile, mode: str | None, value_range: ValueRange | None, *, small: bool = False, reduce: Any = None
+    source: ImageFile,
+    mode: str | None,
+    value_range: ValueRange | None,
+    *,
+    small: bool = False,
+    reduce: Any = None,
+    limit: int | None = None,
 ) -> Image.Image:
     """Reads a file; `small` decodes a JPEG as small as possible, and `reduce` as `load_reduced` says."""
     source, name = _resolved(source)
     found = read_image_bytes(source, name)
-    with _opened(found, name) as image:
+    with _opened(found, name, limit) as image:
         samples = samples_of(image)  # before decoding
         is_stepwise = bool(image.info.get("progressive"))  # decoded whole anyway
         pixels = image.width * image.height
@@ -254,14 +267,14 @@ def _read(
 
 
 @contextmanager
-def _opened(found: ImageBytes, name: str) -> Iterator[Image.Image]:
+def _opened(found: ImageBytes, name: str, most: int | None = None) -> Iterator[Image.Image]:
     if found.kind:
         image, limit = _opened_heif(found, name), MOST_HEIF_PIXELS
     else:
         with _pillow_errors(name):
             image = Image.open(found.file, formats=IMAGE_FORMATS)
         limit = MOST_PIXELS_IN_PYTHON if any(tile[0] in _SLOW_DECODERS for tile in image.tile) else MOST_PIXELS
-    limit = min(limit, Image.MAX_IMAGE_PIXELS or limit)  # Pillow only warns above its own limit
+    limit = min(limit, most or limit, Image.MAX_IMAGE_PIXELS or limit)  # Pillow only warns above its own limit
     with image:
         if image.width * image.height > limit:
             raise ImageError(

@@ -136,14 +136,11 @@ def pixel_batches(
     """
     open_image = read or partial(_opened, value_range=processor.value_range)
 
-    def processed(images: Any) -> npt.NDArray[np.float32]:
-        return np.asarray(processor(images, return_tensors="np").pixel_values, np.float32)
-
     def prepare(item: Item) -> Any:
+        if not processor.do_pad:
+            return read_pixels(item, processor, open_image)
         with DECODING.kept():
-            image = open_image(item)
-            # Padding depends on the other images of the batch.
-            return image if processor.do_pad else processed(image)
+            return open_image(item)  # padding depends on the other images of the batch
 
     for batch in prepared_batches(items, prepare, batch_size, ahead=ahead):
         parts, errors = [], []
@@ -157,8 +154,30 @@ def pixel_batches(
                 errors.append(_reason(name(item), error))
         pixels = None
         if parts:
-            pixels = processed(parts) if processor.do_pad else np.concatenate(parts)
+            pixels = _processed(parts, processor) if processor.do_pad else np.concatenate(parts)
         yield PixelBatch(items=[item for item, _ in batch], errors=errors, pixels=pixels)
+
+
+def read_pixels(item: Item, processor: DeiTImageProcessor, read: Callable[[Item], Any]) -> npt.NDArray[np.float32]:
+    """Reads one image and preprocesses it, within the share of memory that all threads have (`DECODING`).
+
+    Args:
+        item: What `read` takes.
+        processor: The preprocessing. One that pads does so for this image alone.
+        read: Returns the PIL image or array of an item.
+
+    Returns:
+        (1, 3, H, W) float32.
+
+    Raises:
+        ImageError: The image cannot be read.
+    """
+    with DECODING.kept():
+        return _processed(read(item), processor)
+
+
+def _processed(images: Any, processor: DeiTImageProcessor) -> npt.NDArray[np.float32]:
+    return np.asarray(processor(images, return_tensors="np").pixel_values, np.float32)
 
 
 def _opened(given: Any, value_range: Any) -> Any:

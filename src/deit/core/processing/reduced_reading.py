@@ -32,10 +32,12 @@ class ReducedReader:
     Args:
         processor: The preprocessing. One with a replaced step, or without a resize, gets whole images.
         exact: Read every image whole.
+        limit: Pixels of an image file at most; None for what is safe to decode.
     """
 
-    def __init__(self, processor: Any, *, exact: bool = False) -> None:
+    def __init__(self, processor: Any, *, exact: bool = False, limit: int | None = None) -> None:
         self._processor = processor
+        self._limit = limit
         self._whole = exact or not _may_reduce(processor)
         self._lock = threading.Lock()
         self._reduced = 0
@@ -48,8 +50,9 @@ class ReducedReader:
         processor = self._processor
         value_range = getattr(processor, "value_range", None)
         if self._whole or isinstance(image, Image.Image):
-            return load_image(image, value_range=value_range)
-        read, divisor = load_reduced(image, self._size, int(processor.resample), value_range=value_range)
+            return load_image(image, value_range=value_range, limit=self._limit)
+        resample = int(processor.resample)
+        read, divisor = load_reduced(image, self._size, resample, value_range=value_range, limit=self._limit)
         if divisor > 1:
             with self._lock:
                 self._reduced += 1

@@ -1,0 +1,1 @@
+"""Answers over HTTP: `deit serve`, dynamic batching, limits, and routes (starlette, uvicorn)."""

@@ -1,0 +1,263 @@
+"""Makes batches of images across requests, by size or deadline, and gives them to the model in one thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from deit.inference.contract import Array
+from deit.serve.refusals import Refusal
+from deit.serve.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+Model = Callable[[Array, bool], Mapping[str, Array]]  # of pixels, and whether features are wanted beside the logits
+
+
+class Measures(Protocol):
+    """What takes measurements of batches; seconds and counts."""
+
+    def queued(self, model: str, seconds: float) -> None: ...  # noqa: D102
+
+    def batched(self, model: str, images: int) -> None: ...  # noqa: D102
+
+    def computed(self, model: str, seconds: float) -> None: ...  # noqa: D102
+
+    def decoded(self, model: str, seconds: float) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Computed:
+    """What the model said of one image.
+
+    Attributes:
+        outputs: Name -> (1, ...).
+        queued: Seconds that it waited for its batch.
+        seconds: Seconds that the model took for the batch.
+        merged: Tokens merged by each block; 0 for the whole model.
+    """
+
+    outputs: Mapping[str, Array]
+    queued: float
+    seconds: float
+    merged: int = 0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Waiting:
+    pixels: Array
+    features: bool
+    whole: bool
+    taken: Callable[[], None]
+    future: asyncio.Future[Computed]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Gathers images until a batch is full or its first image has waited long enough, and asks the model.
+
+    Images count, not requests: a batch never has more than `max_batch` of them, and a request with more is in several.
+    All calls of the model are made in one thread, one after another. An image whose task was canceled (its client is
+    gone, its deadline is over) is dropped before it is computed. A batch that the model fails on is computed once more
+    image by image, so that one bad image fails alone.
+
+    Args:
+        model: From pixels (n, 3, H, W), and whether features are wanted, to outputs of n rows.
+        settings: Size of batches, times.
+        name: Of the model, for measurements and the log.
+        measures: Takes the measurements.
+        merged_model: The model that merges tokens, for times of overload; None without.
+        is_overloaded: Whether to use it now.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: ServeSettings,
+        *,
+        name: str,
+        measures: Measures,
+        merged_model: Model | None = None,
+        is_overloaded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._model, self._merged_model = model, merged_model
+        self._settings, self._name, self._measures = settings, name, measures
+        self._is_overloaded = is_overloaded
+        self._queue: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-model")
+        self._loop: asyncio.Task[None] | None = None
+        self._busy_since = 0.0
+
+    def start(self) -> None:
+        """Begins to make batches, in the running event loop."""
+        self._loop = asyncio.get_running_loop().create_task(self._run(), name="deit-batcher")
+
+    @property
+    def waiting(self) -> int:
+        """Number of decoded images that wait for a batch."""
+        return len(self._queue)
+
+    def problem(self) -> str:
+        """Returns why the model does not answer any more; empty if it does."""
+        busy = self._busy_since
+        if busy and (passed := time.monotonic() - busy) > self._settings.stuck_seconds:
+            return f"one call of the model has been running for {passed:.0f} s"
+        if self._loop is None or self._loop.done():
+            return "no batches are made any more"
+        return ""
+
+    async def submit(
+        self,
+        pixels: Array,
+        *,
+        features: bool = False,
+        whole: bool = True,
+        first: bool = False,
+        taken: Callable[[], None] = lambda: None,
+    ) -> Computed:
+        """Waits for a batch and returns the answer of the model to one image.
+
+        Args:
+            pixels: (1, 3, H, W) float32.
+            features: Whether the answer must hold features.
+            whole: Whether the model must not merge tokens.
+            first: Whether to go in front of all others.
+            taken: Called when the image waits no longer.
+
+        Raises:
+            Refusal: The model failed on this image.
+        """
+        future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
+        entry = _Waiting(pixels=pixels, features=features, whole=whole, taken=taken, future=future)
+        (self._queue.appendleft if first else self._queue.append)(entry)
+        self._arrived.set()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                self._queue.remove(entry)
+            raise
+
+    async def close(self) -> None:
+        """Ends the batches; who still waits is refused."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._loop
+        gone = Refusal(503, "draining", "The model was closed before the image was computed.", 1.0)
+        self._fail((self._queue.popleft() for _ in range(len(self._queue))), gone)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # --- batches -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._until_due()
+            batch, merged = self._take()
+            if batch:
+                await self._answer(batch, merged)
+
+    async def _until_due(self) -> None:
+        """Waits until a batch is full, or its first image has waited long enough."""
+        while not self._queue:
+            self._arrived.clear()
+            await self._arrived.wait()
+        due = self._queue[0].since + self._settings.max_wait_ms / 1000
+        while 0 < len(self._queue) < self._settings.max_batch and (left := due - time.monotonic()) > 0:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+
+    def _take(self) -> tuple[list[_Waiting], bool]:
+        """Takes the next batch: images of one size, all for the whole model or all for the one that merges tokens."""
+        merging = self._merged_model is not None and self._is_overloaded()
+        batch: list[_Waiting] = []
+        others: list[_Waiting] = []
+        while self._queue and len(batch) < self._settings.max_batch:
+            entry = self._queue.popleft()
+            if entry.future.done():
+                continue
+            alike = not batch or (entry.pixels.shape, merging and not entry.whole) == (
+                batch[0].pixels.shape,
+                merging and not batch[0].whole,
+            )
+            (batch if alike else others).append(entry)
+        self._queue.extendleft(reversed(others))
+        return batch, bool(batch) and merging and not batch[0].whole
+
+    async def _answer(self, batch: list[_Waiting], merged: bool) -> None:
+        began = time.monotonic()
+        for entry in batch:
+            entry.taken()
+            self._measures.queued(self._name, began - entry.since)
+        self._measures.batched(self._name, len(batch))
+        model = self._merged_model if merged and self._merged_model is not None else self._model
+        features = any(entry.features for entry in batch)
+        pixels = [entry.pixels for entry in batch]
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._compute, model, pixels, features)
+        try:
+            results = await work
+        except asyncio.CancelledError:
+            self._fail(batch, Refusal(503, "draining", "The model was closed before the image was computed.", 1.0))
+            raise
+        seconds = time.monotonic() - began
+        self._measures.computed(self._name, seconds)
+        for entry, result in zip(batch, results, strict=True):
+            if entry.future.done():
+                continue
+            if isinstance(result, Refusal):
+                entry.future.set_exception(result)
+            else:
+                facts = {"queued": began - entry.since, "seconds": seconds}
+                degree = self._settings.degrade if merged else 0
+                entry.future.set_result(Computed(outputs=result, merged=degree, **facts))
+
+    def _compute(self, model: Model, pixels: list[Array], features: bool) -> list[Mapping[str, Array] | Refusal]:
+        """Asks the model about a batch, and after a failure about each of its images; in the thread of the model."""
+        self._busy_since = time.monotonic()
+        try:
+            return list(_rows(model, pixels, features))
+        except Exception as error:  # noqa: BLE001  # whatever a model raises, the other images have answers
+            if len(pixels) == 1:
+                return [self._failed(error)]
+            logger.warning("%s failed on a batch of %d images (%s).", self._name, len(pixels), type(error).__name__)
+            return [result for each in pixels for result in self._compute(model, [each], features)]
+        finally:
+            self._busy_since = 0.0
+
+    def _failed(self, error: Exception) -> Refusal:
+        reference = uuid.uuid4().hex[:12]
+        logger.error("%s failed on an image, reference %s.", self._name, reference, exc_info=error)
+        return Refusal(
+            500,
+            "model_failed",
+            f"The model failed on this image. The log of the server says why: reference {reference}.",
+        )
+
+    def _fail(self, entries: Iterable[_Waiting], refusal: Refusal) -> None:
+        for entry in entries:
+            if not entry.future.done():
+                entry.future.set_exception(refusal)
+
+
+def _rows(model: Model, pixels: list[Array], features: bool) -> Iterable[Mapping[str, Array]]:
+    """Returns the outputs (1, ...) of each image.
+
+    Raises:
+        RuntimeError: The model returns another number of rows; which belongs to which image is unknown then.
+    """
+    outputs = model(np.concatenate(pixels), features)
+    if wrong := {name: len(values) for name, values in outputs.items() if len(values) != len(pixels)}:
+        raise RuntimeError(f"The model was given {len(pixels)} images and returned rows: {wrong}.")
+    return [{name: values[i : i + 1] for name, values in outputs.items()} for i in range(len(pixels))]

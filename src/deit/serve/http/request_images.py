@@ -1,0 +1,153 @@
+"""Turns the body of a request into image files and options. Never opens a path or an address."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from deit.core.errors import shown
+from deit.core.printable import printable
+from deit.serve.decoding import DecodingPool
+from deit.serve.refusals import Refusal
+from deit.serve.settings import ServeSettings
+
+_RAW = ("application/octet-stream", "")
+_OPTION_BYTES = 4096  # of one field of a form
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestImages:
+    """What a request holds.
+
+    Attributes:
+        names: What the client calls the images.
+        images: The files.
+        options: Name -> value as it was sent: text from an address or a form, JSON values from JSON.
+    """
+
+    names: list[str]
+    images: list[bytes]
+    options: Mapping[str, Any]
+
+
+async def read_request(request: Request, settings: ServeSettings, pool: DecodingPool) -> RequestImages:
+    """Reads a body of any of the three kinds: a form with files, JSON with base64, or the bytes of one image.
+
+    Raises:
+        Refusal: It is none of them, is damaged, or is over a limit.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    options = _query(request)
+    if kind == "multipart/form-data":
+        found = await _form(request, settings)
+    elif kind == "application/json":
+        found = await pool.run(partial(_json, await request.body()))
+    elif kind in _RAW or kind.startswith("image/"):
+        body = await request.body()
+        found = RequestImages(names=["image"] if body else [], images=[body] if body else [], options={})
+    else:
+        raise Refusal(
+            415,
+            "unknown_content_type",
+            "Send an image (Content-Type: image/jpeg or application/octet-stream), multipart/form-data with files, or "
+            f"application/json. Received: {printable(kind, 100)}.",
+        )
+    if not found.images:
+        raise Refusal(400, "no_image", "The request holds no image.")
+    if twice := sorted(options.keys() & found.options.keys()):
+        raise Refusal(400, "bad_option", f"An option is given twice: {twice[0]}.")
+    return RequestImages(names=found.names, images=found.images, options={**options, **found.options})
+
+
+def _query(request: Request) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in options:
+            raise Refusal(400, "bad_option", f"An option is given twice: {printable(name, 100)}.")
+        options[name] = value
+    return options
+
+
+async def _form(request: Request, settings: ServeSettings) -> RequestImages:
+    parser = MultiPartParser(
+        request.headers,
+        request.stream(),
+        max_files=settings.max_images,
+        max_fields=32,
+        max_part_size=_OPTION_BYTES,
+    )
+    parser.spool_max_size = settings.max_request_bytes  # nothing is written to the disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        too_many = error.message.startswith("Too many files")
+        raise Refusal(
+            413 if too_many else 400, "too_many_images" if too_many else "bad_form", printable(error.message, 300)
+        ) from error
+    try:
+        return await _parts(form)
+    finally:
+        await form.close()
+
+
+async def _parts(form: FormData) -> RequestImages:
+    names: list[str] = []
+    images: list[bytes] = []
+    options: dict[str, Any] = {}
+    for field, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            names.append(printable(value.filename or field, 200))
+            images.append(await value.read())
+        elif field in options:
+            raise Refusal(400, "bad_option", f"An option is given twice: {printable(field, 100)}.")
+        else:
+            options[field] = value
+    return RequestImages(names=names, images=images, options=options)
+
+
+def _json(body: bytes) -> RequestImages:
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "bad_json", f"The body is not JSON ({printable(error, 200)}).") from error
+    if not isinstance(values, dict):
+        raise Refusal(400, "bad_json", f"The body must be a JSON object. Received: a {type(values).__name__}.")
+    items = values.pop("images", None)
+    if not isinstance(items, list):
+        raise Refusal(400, "no_image", 'The body needs "images": [{"name": "a.jpg", "data": "<base64>"}].')
+    names, images = [], []
+    for number, item in enumerate(items):
+        name, image = _item(item, number)
+        names.append(name)
+        images.append(image)
+    return RequestImages(names=names, images=images, options=values)
+
+
+def _item(item: Any, number: int) -> tuple[str, bytes]:
+    if not isinstance(item, dict) or item.keys() - {"name", "data"} or not isinstance(item.get("data"), str):
+        raise Refusal(
+            400, "bad_json", 'An image must be {"name": "a.jpg", "data": "<base64>"}, and nothing else. '
+            f"Received: {printable(shown(item), 200)}. Paths and addresses are not opened."
+        )  # fmt: skip
+    name = item.get("name", f"image {number + 1}")
+    if not isinstance(name, str):
+        raise Refusal(400, "bad_json", "The name of an image must be a text.")
+    header, comma, rest = item["data"].partition(",")
+    text = rest if comma and header.startswith("data:image/") and header.endswith(";base64") else item["data"]
+    try:
+        return printable(name, 200), base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refusal(
+            400,
+            "bad_base64",
+            f"The data of image {number + 1} is not base64 ({error}). Paths and addresses are not opened.",
+        ) from error

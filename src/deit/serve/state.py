@@ -1,0 +1,142 @@
+"""Holds what all requests share: the models, the settings, the measurements, and whether the server takes requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from deit.serve.batcher import Measures
+from deit.serve.decoding import DecodingPool
+from deit.serve.refusals import Refusal
+from deit.serve.served_model import ServedModel
+from deit.serve.settings import ServeSettings
+
+STARTING, SERVING, DRAINING = "starting", "serving", "draining"
+
+
+class ServerMeasures(Measures, Protocol):
+    """What takes the measurements of the server."""
+
+    def refused(self, model: str, reason: str) -> None: ...  # noqa: D102
+
+    def answered(self, route: str, status: int, seconds: float) -> None: ...  # noqa: D102
+
+
+class NoMeasures:
+    """Takes no measurements."""
+
+    def queued(self, model: str, seconds: float) -> None:
+        """Does nothing."""
+
+    def batched(self, model: str, images: int) -> None:
+        """Does nothing."""
+
+    def computed(self, model: str, seconds: float) -> None:
+        """Does nothing."""
+
+    def decoded(self, model: str, seconds: float) -> None:
+        """Does nothing."""
+
+    def refused(self, model: str, reason: str) -> None:
+        """Does nothing."""
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Does nothing."""
+
+
+class Named(Protocol):
+    """A model by name and version."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def version(self) -> str: ...  # noqa: D102
+
+
+class ServedModels(Protocol):
+    """The models by name and version."""
+
+    def borrow(self, name: str | None = None, version: str | None = None) -> AbstractContextManager[ServedModel]:
+        """Lends a model for the time of a request: until then it is not closed, even if another takes its place.
+
+        Args:
+            name: None for the first one.
+            version: None for the newest.
+
+        Raises:
+            Refusal: There is no such model, with status 404.
+        """
+        ...
+
+    def sources(self) -> Sequence[Named]:
+        """Returns the names and versions of all models."""
+        ...
+
+    async def start(self) -> None:
+        """Opens all models and warms them up, in the running event loop."""
+        ...
+
+    async def close(self) -> None:
+        """Ends all models."""
+        ...
+
+
+class FixedModels:
+    """Models that stay as they are.
+
+    Args:
+        models: At least one; the first one answers who names none.
+    """
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = list(models)
+
+    @contextmanager
+    def borrow(self, name: str | None = None, version: str | None = None) -> Iterator[ServedModel]:
+        """See `ServedModels`."""
+        for model in self._models:
+            if name in (None, model.name) and version in (None, model.version):
+                yield model
+                return
+        known = ", ".join(model.name for model in self._models)
+        raise Refusal(404, "unknown_model", f"There is no such model or version. Known: {known}.")
+
+    def sources(self) -> Sequence[Named]:
+        """See `ServedModels`."""
+        return self._models
+
+    async def start(self) -> None:
+        """See `ServedModels`."""
+        for model in self._models:
+            await model.warm_up()
+
+    async def close(self) -> None:
+        """See `ServedModels`."""
+        for model in self._models:
+            await model.close()
+
+
+@dataclass(kw_only=True)
+class State:
+    """What all requests share.
+
+    Attributes:
+        models: The models.
+        settings: The settings.
+        pool: Threads that decode.
+        measures: Takes the measurements.
+        phase: `STARTING`, `SERVING` or `DRAINING`.
+        in_flight: Requests that were accepted and have no answer yet.
+        facts: What the server says of itself at /readyz beside "ready".
+    """
+
+    models: ServedModels
+    settings: ServeSettings
+    pool: DecodingPool
+    measures: ServerMeasures = field(default_factory=NoMeasures)
+    phase: str = STARTING
+    in_flight: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
