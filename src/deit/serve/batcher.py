@@ -27,13 +27,21 @@ Model = Callable[[Array, bool], Mapping[str, Array]]  # of pixels, and whether f
 class Measures(Protocol):
     """What takes measurements of batches; seconds and counts."""
 
-    def queued(self, model: str, seconds: float) -> None: ...  # noqa: D102
+    def queued(self, model: str, seconds: float) -> None:
+        """Notes the seconds that an image waited for its batch."""
+        ...
 
-    def batched(self, model: str, images: int) -> None: ...  # noqa: D102
+    def batched(self, model: str, images: int) -> None:
+        """Notes the images of a batch."""
+        ...
 
-    def computed(self, model: str, seconds: float) -> None: ...  # noqa: D102
+    def computed(self, model: str, seconds: float) -> None:
+        """Notes the seconds of a batch in the model."""
+        ...
 
-    def decoded(self, model: str, seconds: float) -> None: ...  # noqa: D102
+    def decoded(self, model: str, seconds: float) -> None:
+        """Notes the seconds that an image was decoded."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,9 +19,13 @@ STARTING, SERVING, DRAINING = "starting", "serving", "draining"
 class ServerMeasures(Measures, Protocol):
     """What takes the measurements of the server."""
 
-    def refused(self, model: str, reason: str) -> None: ...  # noqa: D102
+    def refused(self, model: str, reason: str) -> None:
+        """Counts a refusal."""
+        ...
 
-    def answered(self, route: str, status: int, seconds: float) -> None: ...  # noqa: D102
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Counts an answer."""
+        ...
 
 
 class NoMeasures:
@@ -50,10 +54,14 @@ class Named(Protocol):
     """A model by name and version."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """The name of the model."""
+        ...
 
     @property
-    def version(self) -> str: ...  # noqa: D102
+    def version(self) -> str:
+        """The version of the model."""
+        ...
 
 
 class ServedModels(Protocol):
