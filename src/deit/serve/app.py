@@ -17,9 +17,11 @@ from deit.serve.decoding import DecodingPool
 from deit.serve.http.authorization import Token
 from deit.serve.http.guard import Guard
 from deit.serve.refusals import Refusal
-from deit.serve.routes import classify, health, models as models_route
+from deit.serve.routes import classify, health, metrics, models as models_route, openapi
+from deit.serve.routes.v2 import infer, repository, server
 from deit.serve.settings import ServeSettings
 from deit.serve.state import DRAINING, SERVING, NoMeasures, ServedModels, ServerMeasures, State
+from deit.serve.tracing import Traced, open_tracer
 
 
 def make_app(
@@ -56,15 +58,18 @@ def make_app(
 
     found = _routes(state)
     paths = {route.endpoint: route.path for route in found if isinstance(route, Route)}
-    guard = Middleware(Guard, state=state, token=token, paths=paths)
-    app = Starlette(routes=found, lifespan=lifespan, middleware=[guard])
+    middleware = [Middleware(Guard, state=state, token=token, paths=paths)]
+    if (tracer := open_tracer()) is not None:
+        middleware.insert(0, Middleware(Traced, tracer=tracer, paths=paths))
+    app = Starlette(routes=found, lifespan=lifespan, middleware=middleware)
     app.add_exception_handler(HTTPException, _not_found)
     app.state.deit = state
     return app
 
 
 def _routes(state: State) -> list[BaseRoute]:
-    return [route for module in (classify, models_route, health) for route in module.routes(state)]
+    modules = (classify, models_route, health, metrics, openapi, server, infer, repository)
+    return [route for module in modules for route in module.routes(state)]
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

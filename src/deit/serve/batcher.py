@@ -43,6 +43,8 @@ class Measures(Protocol):
         """Notes the seconds that an image was decoded."""
         ...
 
+    def waiting(self, model: str, images: int) -> None: ...  # noqa: D102
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Computed:

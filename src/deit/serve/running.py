@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from deit.core.errors import UserError
 from deit.inference.predictor import Predictor
 from deit.runtime.packages import require_packages
 from deit.serve.settings import ServeSettings
+
+if TYPE_CHECKING:  # needs what `require_serving` asks for
+    from deit.serve.models import ModelSource
 
 
 def require_serving() -> None:
@@ -18,7 +22,9 @@ def require_serving() -> None:
     Raises:
         MissingPackageError: One is not.
     """
-    require_packages("Serving", "starlette", "uvicorn", "httptools", "python_multipart", extra="serve")
+    require_packages(
+        "Serving", "starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client", extra="serve"
+    )
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -46,11 +52,17 @@ def bind(settings: ServeSettings) -> socket.socket:
     return bound
 
 
-def listen(predictors: Mapping[str, Predictor], settings: ServeSettings, bound: socket.socket) -> None:
-    """Answers until a signal ends the server.
+def listen(
+    sources: Sequence[ModelSource],
+    open_predictor: Callable[[str], Predictor],
+    settings: ServeSettings,
+    bound: socket.socket,
+) -> None:
+    """Opens models and answers until a signal ends the server.
 
     Args:
-        predictors: Name -> opened model.
+        sources: The models.
+        open_predictor: Opens one from its path.
         settings: Limits.
         bound: Result of `bind`.
     """
@@ -58,21 +70,30 @@ def listen(predictors: Mapping[str, Predictor], settings: ServeSettings, bound: 
 
     from deit.serve.app import make_app
     from deit.serve.decoding import DecodingPool
+    from deit.serve.metrics import Metrics
+    from deit.serve.models import Models, reload_on_hangup
     from deit.serve.served_model import ServedModel
-    from deit.serve.state import FixedModels, NoMeasures
 
-    pool = DecodingPool(settings.decode_threads)
-    models = [
-        ServedModel(predictor, settings, pool=pool, measures=NoMeasures(), name=name)
-        for name, predictor in predictors.items()
-    ]
-    served = FixedModels(models)
-    app = make_app(served, settings, pool=pool)
+    pool, metrics = DecodingPool(settings.decode_threads), Metrics()
+
+    def open_model(source: ModelSource) -> ServedModel:
+        opened = open_predictor(source.path)
+        name, version = source.name, source.version
+        return ServedModel(opened, settings, pool=pool, measures=metrics, name=name, version=version)
+
+    served = Models(sources, open_model, metrics)
+    app = make_app(served, settings, pool=pool, measures=metrics)
     config = uvicorn.Config(app, log_config=None, access_log=False, http="httptools", ws="none")
     server = uvicorn.Server(config)
 
     async def run() -> None:
         await served.start()
-        await server.serve([bound])
+        end_reloading = reload_on_hangup(served)
+        watching = asyncio.create_task(served.watch())
+        try:
+            await server.serve([bound])
+        finally:
+            watching.cancel()
+            end_reloading()
 
     asyncio.run(run())

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from deit.core.errors import ImageError, UserError
 from deit.core.processing.batches import read_pixels
@@ -23,6 +25,9 @@ from deit.serve.batcher import Batcher, Computed, Measures
 from deit.serve.decoding import DecodingPool
 from deit.serve.refusals import Refusal
 from deit.serve.settings import ServeSettings
+from deit.serve.tracing import record
+
+Pixels = npt.NDArray[np.uint8] | Array
 
 _RATE_SHARE = 0.2  # of the newest batch in the running mean of the speed
 
@@ -140,14 +145,14 @@ class ServedModel:
     # --- answers -------------------------------------------------------------------------------------
 
     async def answer(
-        self, images: Sequence[bytes | Array], wants: Wants, deadline: float | None = None
+        self, images: Sequence[bytes | Pixels], wants: Wants, deadline: float | None = None
     ) -> list[Answer]:
         """Answers a request.
 
         Whoever awaits this may be canceled, because the client is gone: what was not computed yet is dropped.
 
         Args:
-            images: Files; or pixels (1, 3, H, W) float32 that are preprocessed already.
+            images: Files; RGB arrays (1, H, W, 3) uint8; or pixels (1, 3, H, W) float32 that are preprocessed already.
             wants: What to answer.
             deadline: Of `time.monotonic`, after which nobody needs the answer; None for `request_seconds` from now.
 
@@ -193,22 +198,26 @@ class ServedModel:
                 1.0,
             )
         left = count
-        self._admitted += count
+        self._enter(count)
 
         def leave() -> None:
             nonlocal left
             left -= 1
-            self._admitted -= 1
+            self._enter(-1)
 
         try:
             yield leave
         finally:
-            self._admitted -= left
+            self._enter(-left)
+
+    def _enter(self, count: int) -> None:
+        self._admitted += count
+        self._measures.waiting(self.label, self._admitted)
 
     def _is_overloaded(self) -> bool:
         return self._admitted >= self.settings.degrade_at * self.settings.max_queue
 
-    async def _one(self, image: bytes | Array, wants: Wants, judge: Judge | None, leave: Callable[[], None]) -> Answer:
+    async def _one(self, image: bytes | Pixels, wants: Wants, judge: Judge | None, leave: Callable[[], None]) -> Answer:
         await self._decoded_ahead.acquire()
         holds = True
 
@@ -220,19 +229,22 @@ class ServedModel:
 
         try:
             started = time.monotonic()
-            pixels = await self._pixels(image) if isinstance(image, bytes) else image
-            decode = time.monotonic() - started
+            pixels = await self._pixels(image)
+            decoded = time.monotonic()
             features = wants.embedding or (judge is not None and judge.needs_features)
             computed = await self._batcher.submit(pixels, features=features, whole=wants.is_promise, taken=taken)
-            return self._told(computed, wants, judge, decode)
+            _trace(started, decoded, computed)
+            return self._told(computed, wants, judge, decoded - started)
         except Refusal as refusal:
             return Answer(error=refusal)
         finally:
             if holds:
                 self._decoded_ahead.release()
 
-    async def _pixels(self, image: bytes) -> Array:
-        if len(image) > self.settings.max_image_bytes:
+    async def _pixels(self, image: bytes | Pixels) -> Array:
+        if not isinstance(image, bytes) and image.dtype == np.float32:
+            return image.astype(np.float32, copy=False)
+        if isinstance(image, bytes) and len(image) > self.settings.max_image_bytes:
             raise Refusal(
                 413, "image_too_large", f"The image has {len(image)} bytes, and {self.settings.max_image_bytes} may be."
             )
@@ -241,9 +253,10 @@ class ServedModel:
         except ImageError as error:
             raise Refusal(422, "unreadable_image", str(error)) from error
 
-    def _read(self, image: bytes) -> Array:
+    def _read(self, image: bytes | Pixels) -> Array:
         started = time.monotonic()
-        pixels = read_pixels(image, self.predictor.processor, self._reader)
+        source = image if isinstance(image, bytes) else Image.fromarray(image[0])
+        pixels = read_pixels(source, self.predictor.processor, self._reader)
         self._measures.decoded(self.label, time.monotonic() - started)
         return pixels
 
@@ -265,6 +278,13 @@ class ServedModel:
             merged=computed.merged,
             timing=Timing(decode=decode, queue=computed.queued, compute=computed.seconds),
         )
+
+
+def _trace(started: float, decoded: float, computed: Computed) -> None:
+    begun = decoded + computed.queued
+    record("decode", started, decoded)
+    record("queue", decoded, begun)
+    record("compute", begun, begun + computed.seconds)
 
 
 def _ask(predictor: Predictor, pixels: Array, features: bool) -> Mapping[str, Array]:

@@ -45,6 +45,7 @@ class ServeSettings:
         degrade: Tokens that each block merges when the server is overloaded (docs/token-merging.md); 0 for never.
         degrade_at: Share of `max_queue` that must wait before tokens are merged.
         explain_queue: Requests for explanations that wait or are computed at most.
+        allow_unload: Whether a request may unload a model, which then answers nobody.
     """
 
     host: str = "127.0.0.1"
@@ -72,6 +73,7 @@ class ServeSettings:
     degrade: int = 0
     degrade_at: float = 0.5
     explain_queue: int = 4
+    allow_unload: bool = False
 
     def __post_init__(self) -> None:
         """Checks every value.
@@ -81,7 +83,7 @@ class ServeSettings:
         """
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("host", "decode_threads"):
+            if field.name in ("host", "decode_threads", "allow_unload"):
                 continue
             least = 0 if field.name in _MAY_BE_ZERO else 1 if isinstance(field.default, int) else None
             if isinstance(field.default, int) and not (isinstance(value, int) and not isinstance(value, bool)):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from deit.cli.terminal.console import reports_errors, say
-from deit.cli.terminal.parameters import Device, Engine, place
+from deit.cli.terminal.parameters import Device, Engine
 
 
 @reports_errors
@@ -16,9 +16,9 @@ def serve(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
-            help="Model directory, name on the Hugging Face Hub, or timm/NAME.",
-            parser=place,
+            metavar="[NAME[@VERSION]=]MODEL...",
+            help="Model directory, exported file, name on the Hugging Face Hub, or timm/NAME. The first one answers "
+            "requests that name none; a model without a name is called after its path.",
         ),
     ],
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
@@ -32,9 +32,11 @@ def serve(
     from deit.serve.settings import ServeSettings
 
     require_serving()
+    from deit.serve.models import read_sources
+
+    sources = read_sources(models)
     settings = ServeSettings(host=host, port=port)
     bound = bind(settings)
-    predictors = {Path(name).name: Predictor.open(name, device=device, engine=engine) for name in models}
     address = bound.getsockname()
     say(f"Listening on http://{address[0]}:{address[1]}", err=True)
-    listen(predictors, settings, bound)
+    listen(sources, partial(Predictor.open, device=device, engine=engine), settings, bound)

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol v2: what KServe, Triton and their clients speak."""
