@@ -48,11 +48,11 @@ def test_each_phase_has_a_histogram_of_its_own(metrics, phase):
 
 def test_batches_are_counted_in_images_and_in_seconds(metrics):
     metrics.batched("birds", 3, 0.002)
-    metrics.batched("birds", 8)
+    metrics.batched("birds", 8, 0.004)
     labels = {"model": "birds", "version": "1"}
     assert value(metrics, "deit_batch_images_sum", **labels) == 11
     assert value(metrics, "deit_batch_images_bucket", le="4.0", **labels) == 1
-    assert value(metrics, "deit_batch_assembly_seconds_count", **labels) == 1
+    assert value(metrics, "deit_batch_assembly_seconds_count", **labels) == 2
 
 
 def test_the_queue_and_the_ready_models_are_gauges(metrics):

@@ -106,7 +106,7 @@ def test_arrays_go_through_the_preprocessing_and_pixels_do_not(server):
     for answer in (as_bytes, as_json):
         np.testing.assert_allclose(scores_in(answer["outputs"]), expected_scores(RED, BLUE), atol=1e-5)
     logits = np.array(as_json["outputs"][1]["data"]).reshape(2, 3)
-    np.testing.assert_allclose(logits, 10 * colors / 255, atol=1e-4)
+    np.testing.assert_allclose(logits, colors / 25.5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
@@ -131,6 +131,7 @@ def test_the_classification_extension_names_the_best_classes(server):
 
 # --- hostile ---------------------------------------------------------------------------------------
 
+BOMB = gzip.compress(b" " * 70_000_000, 1)
 HUGE = {"Inference-Header-Content-Length": "99999999999"}
 GOOD, GOOD_HEADERS = binary_request(packed(solid(RED), solid(BLUE)), IMAGES)
 
@@ -142,14 +143,14 @@ GOOD, GOOD_HEADERS = binary_request(packed(solid(RED), solid(BLUE)), IMAGES)
         (b"[" * 10_000_000, {}, 400, "bad_json"),
         (b'{"inputs":' + b"[" * 10_000_000, {}, 400, "bad_json"),
         (b'{"inputs":' + b'{"a":' * 2_000_000, {}, 400, "bad_json"),
-        (b"{" + b" " * 17_000_000, {}, 413, "json_too_large"),
+        (gzip.compress(b"{" + b" " * 17_000_000, 1), {"Content-Encoding": "gzip"}, 413, "json_too_large"),
         (GOOD, {}, 400, "Inference-Header-Content-Length"),
         (GOOD, HUGE, 400, "bad_header_length"),
         (GOOD[:-1], GOOD_HEADERS, 400, "wrong_size"),
         (GOOD + b"x", GOOD_HEADERS, 400, "wrong_size"),
         (GOOD, {**GOOD_HEADERS, "Content-Encoding": "gzip"}, 400, "damaged_body"),
         (GOOD, {**GOOD_HEADERS, "Content-Encoding": "br"}, 415, "unsupported_encoding"),
-        (gzip.compress(b" " * 80_000_000), {"Content-Encoding": "gzip"}, 413, "too_large"),
+        (BOMB, {"Content-Encoding": "gzip"}, 413, "too_large"),
         (GOOD, {**GOOD_HEADERS, "X-Deadline-Ms": "soon"}, 400, "bad_deadline"),
         (
             b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["bm8="]}]}',
@@ -177,7 +178,7 @@ def test_random_changes_of_a_request_never_are_a_bug(server):
     """Bytes of a good request are changed at random: an answer or a reason, and the server goes on."""
     random = np.random.default_rng(0)
     seen = set()
-    for _ in range(300):
+    for _ in range(150):
         body = bytearray(GOOD)
         for place in random.integers(0, len(GOOD) if random.random() < 0.3 else 120, random.integers(1, 4)):
             body[place] = random.integers(0, 256)

@@ -31,8 +31,8 @@ class Measures(Protocol):
         """Notes the seconds that an image waited for its batch."""
         ...
 
-    def batched(self, model: str, images: int) -> None:
-        """Notes the images of a batch."""
+    def batched(self, model: str, images: int, seconds: float) -> None:
+        """Notes the images of a batch, and the seconds from the first of them to the begin of the batch."""
         ...
 
     def computed(self, model: str, seconds: float) -> None:
@@ -43,7 +43,9 @@ class Measures(Protocol):
         """Notes the seconds that an image was decoded."""
         ...
 
-    def waiting(self, model: str, images: int) -> None: ...  # noqa: D102
+    def waiting(self, model: str, images: int) -> None:
+        """Notes how many images wait now."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,7 +213,7 @@ class Batcher:
         for entry in batch:
             entry.taken()
             self._measures.queued(self._name, began - entry.since)
-        self._measures.batched(self._name, len(batch))
+        self._measures.batched(self._name, len(batch), began - min(entry.since for entry in batch))
         model = self._merged_model if merged and self._merged_model is not None else self._model
         features = any(entry.features for entry in batch)
         pixels = [entry.pixels for entry in batch]

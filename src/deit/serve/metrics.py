@@ -68,7 +68,9 @@ class Metrics:
         model = ("model", "version")
         self._decoding = seconds("deit_decode_seconds", "Time in which the images of a request are decoded.", *model)
         self._queueing = seconds("deit_queue_seconds", "Time that images wait for their batch to begin.", *model)
-        self._assembling = seconds("deit_batch_assembly_seconds", "Time in which a batch is put together.", *model)
+        self._assembling = seconds(
+            "deit_batch_assembly_seconds", "Time from the first image of a batch to its begin.", *model
+        )
         self._computing = seconds("deit_compute_seconds", "Time of a batch in the model.", *model)
         self._answering = seconds("deit_request_seconds", "Time from a request's head to its answer.", "route")
         self._sizes = Histogram(
@@ -106,11 +108,10 @@ class Metrics:
         """Records how long images waited until their batch began."""
         self._queueing.labels(*self._model(model)).observe(seconds)
 
-    def batched(self, model: str, images: int, seconds: float | None = None) -> None:
-        """Records a batch: its images and, where it is known, the time in which it was put together."""
+    def batched(self, model: str, images: int, seconds: float) -> None:
+        """Records a batch: its images, and the time from the first of them to the begin of the batch."""
         self._sizes.labels(*self._model(model)).observe(images)
-        if seconds is not None:
-            self._assembling.labels(*self._model(model)).observe(seconds)
+        self._assembling.labels(*self._model(model)).observe(seconds)
 
     def computed(self, model: str, seconds: float) -> None:
         """Records how long the model computed a batch."""

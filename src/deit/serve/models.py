@@ -155,12 +155,12 @@ class Models:
                 opened.idle.set()
 
     def sources(self, name: str | None = None, version: str | None = None) -> list[ModelSource]:
-        """Returns the names and versions that the server knows, the highest version of a name first.
+        """Returns the names and versions that are not unloaded, the highest version of a name first.
 
         Raises:
             Refusal: There is none of this name and version.
         """
-        return [slot.source for slot in self._known(name, version)]
+        return [slot.source for slot in self._known(name, version) if slot.state != "UNAVAILABLE"]
 
     def is_ready(self, name: str | None = None, version: str | None = None) -> bool:
         """Whether a model answers; without a name, whether all do that were not unloaded on purpose.

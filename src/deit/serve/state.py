@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -34,7 +34,10 @@ class NoMeasures:
     def queued(self, model: str, seconds: float) -> None:
         """Does nothing."""
 
-    def batched(self, model: str, images: int) -> None:
+    def batched(self, model: str, images: int, seconds: float) -> None:
+        """Does nothing."""
+
+    def waiting(self, model: str, images: int) -> None:
         """Does nothing."""
 
     def computed(self, model: str, seconds: float) -> None:
@@ -83,6 +86,10 @@ class ServedModels(Protocol):
         """Returns the names and versions of all models."""
         ...
 
+    def troubles(self) -> Mapping[str, str]:
+        """Returns what operators should know, by model."""
+        ...
+
     async def start(self) -> None:
         """Opens all models and warms them up, in the running event loop."""
         ...
@@ -115,6 +122,10 @@ class FixedModels:
     def sources(self) -> Sequence[Named]:
         """See `ServedModels`."""
         return self._models
+
+    def troubles(self) -> Mapping[str, str]:
+        """See `ServedModels`."""
+        return {}
 
     async def start(self) -> None:
         """See `ServedModels`."""

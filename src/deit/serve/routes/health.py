@@ -22,6 +22,8 @@ def routes(state: State) -> list[BaseRoute]:
     async def ready(request: Request) -> JSONResponse:
         problem = await readiness.problem()
         values = {"ready": not problem, **state.facts}
+        if troubles := state.models.troubles():  # the models answer all the same
+            values["warnings"] = troubles
         return JSONResponse({**values, "reason": problem} if problem else values, 503 if problem else 200)
 
     async def healthy(request: Request) -> JSONResponse:

@@ -14,6 +14,7 @@ from deit.serve.refusals import Refusal
 # Of the binary tensor data extension: how many bytes of the body are JSON.
 HEADER_LENGTH = "inference-header-content-length"
 
+_HINT = " Before binary tensors, the header Inference-Header-Content-Length must say how many bytes are JSON."
 _WINDOW = {"gzip": 31, "deflate": 15}  # of zlib: which header it expects
 
 
@@ -51,7 +52,7 @@ def split(content: bytes, headers: Mapping[str, str]) -> Body:
             413, "json_too_large", f"The JSON has {length} bytes, more than {MOST_JSON_BYTES}. Send binary tensors."
         )
     parts = memoryview(content)
-    return Body(header=json_object(bytes(parts[:length])), binary=parts[length:])
+    return Body(header=json_object(bytes(parts[:length]), hint=_HINT), binary=parts[length:])
 
 
 def inflated(body: bytes, encoding: str, most: int) -> bytes:
@@ -102,12 +103,13 @@ def _header_length(text: str | None, size: int) -> int:
     return int(text)
 
 
-def json_object(content: bytes, *, empty: bool = False) -> dict[str, Any]:
+def json_object(content: bytes, *, empty: bool = False, hint: str = "") -> dict[str, Any]:
     """Parses a JSON object.
 
     Args:
         content: UTF-8 text.
         empty: Whether no text at all stands for {}.
+        hint: What may be wrong if it is not JSON.
 
     Raises:
         Refusal: It is something else, or nested too deeply.
@@ -119,7 +121,6 @@ def json_object(content: bytes, *, empty: bool = False) -> dict[str, Any]:
     except RecursionError:
         refuse("bad_json", "The JSON is nested too deeply.")
     except ValueError as error:
-        hint = "" if content[:1] == b"{" else f" Binary tensors need the header {HEADER_LENGTH.title()}."
         refuse("bad_json", f"The request is not JSON: {str(error)[:200]}.{hint}")
     if not isinstance(values, dict):
         refuse("bad_json", f"The request must be a JSON object. Received: {shown(values)}.")
