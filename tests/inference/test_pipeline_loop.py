@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
+import torch
 
 import deit
+from deit.inference.engines.auto_engine import AutoEngine
 from deit.inference.image_pipeline import ImagePipeline
 from deit.inference.pipelines import ImageClassificationPipeline
 from deit.inference.predictor import Predictor
@@ -78,3 +81,71 @@ def test_the_best_classes_come_first_and_equal_ones_in_their_order(deit_director
     told = pipe.postprocess({"logits": logits}, top_k=4)
     names = [pipe.model.config.id2label[i] for i in (1, 3, 0, 2)]
     assert [entry["label"] for entry in told] == names
+
+
+class Fixed:
+    """An engine whose answers can be told from those of the model."""
+
+    device, precision, name = "cpu", "fp32", "fixed"
+    contract = None
+
+    def __call__(self, pixels):
+        return {"average": np.tile(np.array([0, 0, 0, 9, 0], np.float32), (len(pixels), 1))}
+
+
+@pytest.fixture
+def beside_an_engine(deit_directory, monkeypatch):
+    """A pipeline with another engine."""
+    monkeypatch.delenv("DEIT_ENGINE", raising=False)
+    pipe = deit.pipeline("image-classification", deit_directory(), device="cpu", batch_size=2)
+    assert isinstance(pipe._engine, AutoEngine)
+    pipe._engine = Fixed()
+    return pipe
+
+
+def best_of(pipe, files):
+    third = pipe._model.config.id2label[3]
+    return [row[0]["label"] == third and row[0]["score"] > 0.99 for row in pipe(files)]
+
+
+def test_a_classifier_opened_by_its_path_is_answered_for_by_an_engine(beside_an_engine, files):
+    assert all(best_of(beside_an_engine, files))
+    assert beside_an_engine(files[0])[0]["score"] > 0.99, "one image too"
+
+
+def take_the_model(pipe):
+    return pipe.model
+
+
+def set_a_model(pipe):
+    pipe.model = pipe._model
+
+
+def replace_a_step(pipe):
+    own = pipe.forward
+    pipe.forward = lambda *given, **more: own(*given, **more)
+
+
+@pytest.mark.parametrize("change", [take_the_model, set_a_model, replace_a_step])
+def test_the_engine_steps_aside_for_whoever_may_change_an_answer(beside_an_engine, files, change):
+    change(beside_an_engine)
+    assert not any(best_of(beside_an_engine, files))
+
+
+def test_only_a_float32_classifier_that_the_pipeline_opens_has_an_engine(deit_directory, monkeypatch):
+    class Own(ImageClassificationPipeline):
+        pass
+
+    monkeypatch.delenv("DEIT_ENGINE", raising=False)
+    folder = deit_directory()
+    pipe = deit.pipeline(model=folder, device="cpu")
+    assert pipe._engine is not None
+    others = [
+        deit.pipeline(model=folder, device="cpu", dtype=torch.bfloat16),
+        deit.pipeline(model=folder, device="cpu", pipeline_class=Own),
+        deit.pipeline("image-feature-extraction", folder, device="cpu"),
+        deit.pipeline("image-classification", pipe.model, image_processor=pipe.image_processor),
+    ]
+    monkeypatch.setenv("DEIT_ENGINE", "torch")
+    others.append(deit.pipeline(model=folder, device="cpu"))
+    assert [other._engine for other in others] == [None] * 5

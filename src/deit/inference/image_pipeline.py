@@ -22,6 +22,8 @@ from deit.core.processing.reduced_reading import ReducedReader, wants_exact_deco
 from deit.core.processing.settings import ImageProcessor
 from deit.inference.answers import answers
 from deit.inference.contract import Array
+from deit.inference.engines.auto_engine import held
+from deit.inference.engines.engine import Engine
 from deit.inference.pipeline_inputs import apart, first_tensor, moved, together
 from deit.models.weights.finiteness import refuse_non_finite_answers, refuse_non_finite_model
 from deit.runtime.devices import Placement, resolve
@@ -46,6 +48,7 @@ class ImagePipeline(ABC):
         **parameters: Those of a call, which a call can override.
 
     Attributes:
+        model: The model.
         exact_decoding: Decode large JPEG files whole, see `ReducedReader`; false unless `DEIT_EXACT_DECODING` is set.
 
     Raises:
@@ -75,15 +78,26 @@ class ImagePipeline(ABC):
         self._parameters: Parameters = self._sanitize_parameters(**parameters)
         self.device = model.device if device is None else resolve(device).device
         refuse_non_finite_model(model, "The model")
-        self.model = (model if model.device == self.device else Placement(self.device).move(model)).eval()
+        self._model = (model if model.device == self.device else Placement(self.device).move(model)).eval()
+        self._engine: Engine | None = None  # answers in place of the model, see `model`
         self.image_processor = image_processor
         self.batch_size = at_least_one("batch_size", batch_size)
         self.exact_decoding = wants_exact_decoding()
 
     @property
+    def model(self) -> Any:
+        """The model. Whoever asks for it may change it, so that no faster engine answers in its place from then on."""
+        self._engine = None
+        return self._model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._engine, self._model = None, model
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the model's parameters, which pixels are converted to."""
-        dtype: torch.dtype = self.model.dtype
+        dtype: torch.dtype = self._model.dtype
         return dtype
 
     # --- the steps -----------------------------------------------------------------------------------
@@ -119,7 +133,7 @@ class ImagePipeline(ABC):
 
     def _forward(self, model_inputs: Any) -> Any:
         """Asks the model."""
-        return self.model(**model_inputs, return_dict=True)
+        return self._model(**model_inputs, return_dict=True)
 
     def forward(self, model_inputs: Any, **parameters: Any) -> Any:
         """Asks the model without gradients, on its device.
@@ -203,7 +217,13 @@ class ImagePipeline(ABC):
             yield from self._step_by_step(items, size, process, ask, finish)
             return
 
+        engine = self._engine_in_use()
+
         def model(pixels: Array) -> Any:
+            if engine is not None:
+                logits = torch.from_numpy(next(iter(engine(pixels).values())))
+                refuse_non_finite_answers(logits, "The model")
+                return {"logits": logits}
             inputs = BatchFeature({"pixel_values": torch.from_numpy(pixels)}).to(self.dtype)
             return self.forward(inputs, **ask)
 
@@ -211,6 +231,11 @@ class ImagePipeline(ABC):
         for told in answers(model, processor, items, size, read=reader, strict=True):
             for output in apart(told.outputs, len(told.batch.items)):
                 yield self.postprocess(output, **finish)
+
+    def _engine_in_use(self) -> Engine | None:
+        """Returns what answers a call in place of the model: one engine, since its results are compared."""
+        replaced = any(step in vars(self) for step in ("_forward", "forward", "postprocess"))
+        return None if self._engine is None or replaced else held(self._engine)
 
     @property
     def _preprocess_is_own(self) -> bool:
@@ -251,7 +276,7 @@ class ImagePipeline(ABC):
             NotADirectoryError: There is a file of that name.
             TypeError: An argument is unknown, or a step of the processor was replaced on this instance.
         """
-        self.model.save_pretrained(save_directory, safe_serialization=safe_serialization, **saving)
+        self._model.save_pretrained(save_directory, safe_serialization=safe_serialization, **saving)
         self.image_processor.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload pipeline", **upload: Any) -> str:

@@ -14,7 +14,6 @@ import torch
 
 from deit.core.config.config_file import read_config
 from deit.core.errors import UserError
-from deit.core.file_names import CALIBRATION_NAME
 from deit.core.hub import HubOptions, local_path
 from deit.core.labels import names_in_order
 from deit.core.processing.settings import ImageProcessor
@@ -22,8 +21,11 @@ from deit.core.scores.calibration_file import Calibration
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.inference.contract import Contract
+from deit.inference.engines.auto_engine import AutoEngine
+from deit.inference.engines.opening import chosen_engine
+from deit.inference.engines.torch_engine import TorchEngine
 from deit.inference.image_pipeline import ImagePipeline, Parameters, at_least_one
-from deit.inference.judgement import open_calibration
+from deit.inference.judgement import has_calibration, open_calibration
 from deit.models.auto import (
     CLASSIFICATION,
     FEATURES,
@@ -35,7 +37,7 @@ from deit.models.auto import (
 )
 from deit.models.auto_openers import AutoImageProcessor
 from deit.models.classifier import head_names
-from deit.runtime.devices import accelerator, resolve
+from deit.runtime.devices import AUTO, accelerator, resolve
 
 if TYPE_CHECKING:
     from deit.core.processing.image_processor import DeiTImageProcessor
@@ -48,7 +50,8 @@ class ImageClassificationPipeline(ImagePipeline):
 
     Returns for one image a list of {"label", "score"} in descending order of the scores. The other arguments are
     those of `ImagePipeline`. With a calibration, logits are divided by its temperature, and each entry also holds
-    "calibrated": True.
+    "calibrated": True. The engine "auto" answers for a float32 classifier that `pipeline` opened on the CPU by its
+    path or name, until `model` is asked for or a step is replaced.
 
     Args:
         model: A classifier.
@@ -93,7 +96,7 @@ class ImageClassificationPipeline(ImagePipeline):
         Returns:
             A list of {"label", "score"} in descending order of the scores.
         """
-        config = self.model.config
+        config = self._model.config
         logits = model_outputs["logits"][0].detach().float().numpy()
         given, calibration = _check_function(function_to_apply), self.calibration
         if given is not None:
@@ -154,7 +157,7 @@ class ImageFeatureExtractionPipeline(ImagePipeline):
             ValueError: There is no pooled output.
         """
         if pool and model_outputs.get("pooler_output") is None:
-            raise UserError(f"{type(self.model).__name__} has no pooled output. Leave pool=True out.")
+            raise UserError(f"{type(self._model).__name__} has no pooled output. Leave pool=True out.")
         features = model_outputs["pooler_output"] if pool else model_outputs[0]
         return features if return_tensors else features.tolist()
 
@@ -220,11 +223,11 @@ def pipeline(
         given = model if given is None else given
         arguments = {"dtype": dtype if torch_dtype is None else torch_dtype, **hub, **(model_kwargs or {})}
         arguments.update({k: v for k, v in (("config", config), ("device_map", device_map)) if v is not None})
-        model, folder = auto.from_pretrained(model, **arguments), _calibrated_folder(model, hub)
+        model, folder = auto.from_pretrained(model, **arguments), _folder_of(model, hub)
         device = _device_of(model, device, device_map)
     if isinstance(given, (str, os.PathLike)):
         given = AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **hub)
-    return _with_calibration((pipeline_class or kind)(model, given, device=device, **options), folder)
+    return _with_folder((pipeline_class or kind)(model, given, device=device, **options), folder)
 
 
 def _device_of(model: Any, device: Any, device_map: Any) -> Any:
@@ -236,42 +239,59 @@ def _device_of(model: Any, device: Any, device_map: Any) -> Any:
     return device
 
 
-def _calibrated_folder(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path | None:
-    """Returns the model directory that was opened, if it holds a calibration."""
+def _folder_of(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path:
+    """Returns the model directory that was opened."""
     options = replace(
         HubOptions.take_from(dict(hub)), local_files_only=True, force_download=False
     )  # it is in the cache by now
     place = local_path(model, need="config", options=options)
-    folder = place if place.is_dir() else place.parent
-    return folder if (folder / CALIBRATION_NAME).is_file() else None
+    return place if place.is_dir() else place.parent
 
 
-def _with_calibration(opened: Any, folder: Path | None) -> Any:
-    """Gives a pipeline of classes the calibration of the model directory that it was opened from."""
+def _with_folder(opened: Any, folder: Path | None) -> Any:
+    """Gives a pipeline of classes what the model directory that it was opened from allows: calibration and engine."""
     if isinstance(opened, ImageClassificationPipeline) and folder is not None:
-        opened.calibration = _calibration(folder, opened)
+        contract = _contract(folder, opened)
+        opened.calibration = _calibration(contract)
+        if type(opened) is ImageClassificationPipeline:
+            opened._engine = _engine(opened, contract)
     return opened
 
 
-def _calibration(folder: Path, opened: ImageClassificationPipeline) -> Calibration | None:
-    """Returns the calibration of a model directory, unless it was made for something else, which the log says."""
-    config, processor = opened.model.config, opened.image_processor
-    if not isinstance(processor, ImageProcessor):
-        logger.warning("%s is not used: the image processor is another one.", folder / CALIBRATION_NAME)
-        return None
-    contract = Contract(
-        processor=cast("DeiTImageProcessor", processor),  # of any class with these settings
-        label_names=names_in_order(config.id2label),
-        head_names=head_names(opened.model),
-        problem_type=config.problem_type or SINGLE_LABEL,
+def _contract(folder: Path, opened: ImageClassificationPipeline) -> Contract:
+    model = opened._model
+    heads = head_names(model)
+    return Contract(
+        processor=cast("DeiTImageProcessor", opened.image_processor),  # of any class with these settings
+        label_names=names_in_order(model.config.id2label),
+        head_names=heads,
+        problem_type=model.config.problem_type or SINGLE_LABEL,
+        image_size=model.config.grid_image_size,
+        num_channels=model.config.num_channels,
         folder=folder,
-        head_average=config.head_average if len(head_names(opened.model)) > 1 else None,
+        head_average=model.config.head_average if len(heads) > 1 else None,
     )
-    found, reason = open_calibration(contract, processor)
+
+
+def _calibration(contract: Contract) -> Calibration | None:
+    """Returns the calibration of a model directory, unless it was made for something else, which the log says."""
+    if not has_calibration(contract):
+        return None
+    if not isinstance(contract.processor, ImageProcessor):
+        logger.warning("The calibration of %s is not used: the image processor is another one.", contract.folder)
+        return None
+    found, reason = open_calibration(contract, contract.processor)
     if found is None:
         logger.warning("%s", reason)
         return None
     return found if found.heads else None
+
+
+def _engine(opened: ImageClassificationPipeline, contract: Contract) -> AutoEngine | None:
+    """Returns what may answer faster than the model, in the precision of its weights."""
+    if chosen_engine(None) != AUTO or opened.device.type != "cpu" or opened.dtype != torch.float32:
+        return None
+    return AutoEngine(TorchEngine(opened._model, contract), "fp32")
 
 
 def _check_choices(model: Any, framework: str | None, pipeline_class: type[Any] | None) -> None:
