@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 # Tests that load OpenVINO, ONNX Runtime and NNCF have processes of their own: in processes that had also run most of the
 # other tests, some crashed (SIGSEGV) when they started another program.
 ENGINE_TESTS := tests/inference tests/export tests/test_inference_benchmark.py tests/test_docs_pages.py
-PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: $(VENV)/.dev
 	$(PYTEST) $(if $(ARGS),$(ARGS),$(addprefix --ignore=,$(ENGINE_TESTS)))
 	$(if $(ARGS),,$(PYTEST) $(ENGINE_TESTS))
@@ -29,7 +29,7 @@ LOWEST_TESTS := tests/lowest_versions.py tests/core $(addprefix tests/,$(addsuff
 	evaluate/test_report inference/test_predictor cli/test_classify cli/test_train)) \
 	"tests/models/test_keras.py::test_the_contract_holds_on[jax]"
 test-lowest: $(LOWEST)/.lowest
-	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS) $(LOWEST_TESTS)
+	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS) $(LOWEST_TESTS)
 
 # uv alone resolves to the lowest versions; it is needed here and nowhere else. Click and pyparsing as typer 0.16
 # and matplotlib 3.10 knew them: today's warn of what those import, and warnings are errors. From nothing each time,

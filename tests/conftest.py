@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,8 +12,13 @@ import pytest
 
 from deit.core.config.config import DeiTConfig, ViTConfig
 from deit.runtime.packages import refuse_telemetry
+from deit.train.run import history
+from tests.blank_curves import write_blank
+
+pytest_plugins = ["tests.crashes"]
 
 refuse_telemetry()  # before any test imports OpenVINO
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start: several run at a time already
 
 with contextlib.suppress(ModuleNotFoundError):  # the tests of the core run without PyTorch
     import torch
@@ -49,6 +55,14 @@ def caches_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("DEIT_ENGINE", "torch")  # tests compare bits; those of the other engines name them
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def blank_curves() -> Iterator[None]:
+    """Saves the time of drawing: test_curves.py, `student` of tests/cli and commands in their own process draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "draw_curves", write_blank)
         yield
 
 

@@ -79,9 +79,10 @@ def give_several_answers(folder: Path, images: Path) -> None:
     model.save_pretrained(folder)
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with photos of cats and dogs, and models that know them."""
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos of cats and dogs, and models that know them."""
+    tmp_path = tmp_path_factory.mktemp("furnished")
     random = np.random.default_rng(0)
     for name, color in (("cat", (200, 120, 40)), ("dog", (60, 120, 200))):
         for i in range(8):
@@ -103,6 +104,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_model(tmp_path / name, side=side, classes=["cat", "dog"])
     give_several_answers(tmp_path / "path/to/model", tmp_path / "varied")
     save_model(tmp_path / "my-model", side=224, classes=["cat", "dog"])
+    return tmp_path
+
+
+@pytest.fixture
+def place(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of a page alone: a copy of that folder."""
+    shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -178,12 +186,12 @@ def run_command(words: list[str]) -> None:
         words = [*words[: words.index("--calibrate") + 1], "varied", *words[words.index("--out") :]]
         words += ["--agreement", "50", "--allow-slower"]
     if words[0] == "benchmark":
-        words += ["--engines", "torch", "--batch-sizes", "1", "--seconds", "1"]
+        words += ["--engines", "torch", "--batch-sizes", "1", "--seconds", "0.3"]
     if words[0] in ("train", "pretrain"):
         recipe = words[words.index("--recipe") + 1] if "--recipe" in words else ""
         words += [] if "--teacher" in words else FETCHED.get(recipe, [])
         if "--minutes" in words:  # it chooses the epochs
-            words[words.index("--minutes") + 1] = "0.5"
+            words[words.index("--minutes") + 1] = "0.15"
         words += QUICK[2:] if "--minutes" in words else QUICK
         words += [] if "--student" in words or "--init" in words else ["--student", VARIANT]
         words += ["--set", "masking.patch=8"] if words[0] == "pretrain" else []
@@ -215,7 +223,7 @@ def test_every_code_block_runs(page: str, place: Path) -> None:
             elif "__main__" in block and (title := next(titles, None)):
                 Path(title).write_text(block, encoding="utf-8")
             elif language:
-                exec(compile(block, page, "exec"), {})
+                exec(compile(block.replace("seconds=5", "seconds=0.3"), page, "exec"), {})
     finally:
         while SERVERS:
             _, server = SERVERS.popitem()

@@ -12,6 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from deit.cli.app import app
+from deit.train.run import history
+from deit.train.run.curves import draw_curves
 from tests.data.pictures import fill
 
 VARIANT = "deit-digits-distilled-patch8-32"
@@ -60,9 +62,12 @@ def teacher(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def student(photos: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DeiT, trained by the command with that teacher."""
+    """A DeiT, trained by the command with that teacher; its curves are drawn."""
     out = tmp_path_factory.mktemp("runs") / "student"
-    succeeds("train", photos, "--student", VARIANT, "--image-size", 32, "--teacher", teacher, *SHORT, "--out", out)
+    words = ("train", photos, "--student", VARIANT, "--image-size", 32, "--teacher", teacher, *SHORT, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "draw_curves", draw_curves)
+        succeeds(*words)
     return out
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from PIL import Image
 
 from tests.cli.conftest import deit, is_refused, succeeds
 from tests.data.pictures import encoded, fill
+from tests.ranks import run_on_ranks
 
 
 def test_features_are_written_and_counted(student, photos, tmp_path):
@@ -103,21 +101,13 @@ def test_classes_that_known_images_lack_are_refused_in_words_that_fit(student, p
     is_refused(said, "not among the 2 classes: red.", "deit evaluate: --label-column NAME")
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deit"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=240, check=False
-    )
-
-
 def test_two_processes_share_the_images_and_print_once(student, tmp_path):
     """15 and 9 images, which 2 does not divide."""
     data, known = fill(tmp_path / "data", 3, seed=50), fill(tmp_path / "known", 5)
-    ran = torchrun("evaluate", student, data, "--knn", known, "--batch-size", 2, "--json")
+    ran = run_on_ranks("deit", "evaluate", student, data, "--knn", known, "--batch-size", 2, "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout) == scored(student, data, known)
-    refused = torchrun("evaluate", student, data, "--knn", tmp_path / "nowhere")
+    refused = run_on_ranks("deit", "evaluate", student, data, "--knn", tmp_path / "nowhere")
     assert refused.returncode != 0
     assert refused.stderr.count("There is nothing at") == 1
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +22,7 @@ from tests.evaluate.evaluation_cases import (
     single_source,
     two_heads,
 )
+from tests.ranks import run_on_ranks
 
 MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"
 
@@ -166,24 +163,8 @@ def test_progress_counts_the_teacher_s_batches_too():
 
 
 def in_processes(count: int, out: Path) -> list[dict]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.evaluate.evaluation_cases", str(out)]
-    root = Path(__file__).parent.parent.parent
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=root,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    ends = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * count, "\n".join(ends)
+    ran = run_on_ranks("tests.evaluate.evaluation_cases", out, processes=count)
+    assert ran.returncode == 0, ran.stderr
     return json.loads(out.read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import deit
 from deit.train.run.state import load_state
-from tests.train.test_distributed import torchrun
+from tests.ranks import run_on_ranks
 
 SOURCE = Path(deit.__file__).parent
 LAUNCHES = "cli/terminal/launch.py"  # starts processes and asks them nothing
@@ -24,7 +24,7 @@ def test_no_other_file_asks_processes_anything() -> None:
 
 def test_a_state_of_sharded_tensors_is_saved_whole_by_two_processes(tmp_path) -> None:
     """The first process writes; the second must take part, or gathering its shards would never end."""
-    ran = torchrun("tests.runtime.sharded_state", tmp_path)
+    ran = run_on_ranks("tests.runtime.sharded_state", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == ["step-00000003", "step-00000003"]  # both know where it is
     saved = load_state(tmp_path / "states")
@@ -37,5 +37,5 @@ def test_a_state_of_sharded_tensors_is_saved_whole_by_two_processes(tmp_path) ->
 
 def test_an_error_of_the_process_that_writes_ends_the_others_too(tmp_path) -> None:
     (tmp_path / "states").write_text("a file where the folder of states should be")
-    ran = torchrun("tests.runtime.sharded_state", tmp_path)
+    ran = run_on_ranks("tests.runtime.sharded_state", tmp_path)
     assert sorted(ran.stdout.split()) == ["FileExistsError", "FirstProcessError"], ran.stderr

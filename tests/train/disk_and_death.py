@@ -37,6 +37,7 @@ import deit.train.run.state
 from deit.cli.terminal.console import reports_errors
 from deit.cli.terminal.settings import run_fit
 from deit.runtime.processes import Processes
+from tests.blank_curves import blank_curves
 from tests.train import tiny, together
 
 KILLS_OF_ONE = 3  # before a run goes on to its end
@@ -210,7 +211,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--full", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--blank-curves", action="store_true", help="Draw no curves, but write a picture of them.")
     arguments = parser.parse_args()
+    if arguments.blank_curves:
+        blank_curves()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Training by torchrun on two processes: the same weights, one writer, every image counted once."""
+"""Training on several processes: the same weights, one writer, every image counted once."""
 
 import json
 import os
@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from deit.runtime.processes import Processes, current_processes
 from deit.train.run.state import load_state
 from deit.train.whole_step import ShareOfStep
+from tests.ranks import run_on_ranks
 from tests.train import together
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {
         **os.environ,
         "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}",
@@ -36,7 +37,7 @@ def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProc
 
 
 def test_processes_wait_for_one_that_works_longer_than_pytorch_waits() -> None:
-    ran = torchrun("tests.train.patience")
+    ran = run_on_ranks("tests.train.patience")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == ["checked"]
 
@@ -46,7 +47,7 @@ def two_processes(tmp_path_factory) -> tuple[Path, dict[str, list[str]]]:
     """Folders of trainings on two processes, and what each printed."""
     folder = tmp_path_factory.mktemp("two")
     kinds = ["adamw", "sgd", "few", "dist", "pseudo", "masked", "convnet"]
-    ran = torchrun("tests.train.together", folder, *kinds)
+    ran = run_on_ranks("tests.train.together", folder, *kinds)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert len(lines) == len(kinds)  # the first process alone printed
@@ -82,7 +83,7 @@ def test_batch_norm_is_that_of_the_whole_step(tmp_path, two_processes) -> None:
 
 def test_random_draws_are_those_of_the_whole_step_on_any_number_of_processes(tmp_path) -> None:
     """Mixup, CutMix, dropout and drop path at usual rates."""
-    ran = torchrun("tests.train.together", tmp_path / "many", "mixed", processes=4)
+    ran = run_on_ranks("tests.train.together", tmp_path / "many", "mixed", processes=4)
     assert ran.returncode == 0, ran.stderr
     assert_same_run(tmp_path / "many" / "mixed", tmp_path / "one", "mixed")
 
@@ -188,10 +189,10 @@ def test_the_command_under_torchrun_prints_once_resumes_and_refuses_once(photos,
     assert record["processes"] == 2
     assert record["scores"]["both"]["images"] == record["data"]["val_images"] == 4
     before = load_state(tmp_path / "run" / "state").tensors
-    refused = torchrun(*command)
+    refused = run_on_ranks(*command)
     assert refused.returncode != 0
     assert refused.stderr.count("holds a run already") == 1
-    resumed = torchrun(*command, "--resume")
+    resumed = run_on_ranks(*command, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     after = load_state(tmp_path / "run" / "state").tensors
     assert all(torch.equal(before[name], after[name]) for name in before)

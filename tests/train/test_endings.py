@@ -384,7 +384,7 @@ def test_a_folder_with_leftovers_of_a_killed_run_can_be_used(tmp_path) -> None:
 def test_trainings_that_are_killed_or_starved_go_on_to_the_same_bits() -> None:
     """A short version of the script, which says more."""
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.train.disk_and_death", "--kills", "3", "--full", "4"],
+        [sys.executable, "-m", "tests.train.disk_and_death", "--kills", "3", "--full", "4", "--blank-curves"],
         capture_output=True, text=True, cwd=REPOSITORY, check=False, timeout=300,
         env={
             **os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", "OMP_NUM_THREADS": "1",

@@ -21,8 +21,8 @@ from deit.train.recipes.sections import Optimizer, Schedule
 from deit.train.run.resumed import precision_of_run
 from deit.train.tasks.classification import ClassificationTask
 from tests.cli.conftest import succeeds
+from tests.ranks import run_on_ranks
 from tests.train import tiny
-from tests.train.test_distributed import torchrun
 
 CPU = torch.device("cpu")
 FAST, SLOW = 2.9, 0.1
@@ -129,7 +129,7 @@ def test_a_named_precision_is_taken_and_nothing_is_measured(tmp_path, monkeypatc
 
 
 def test_all_processes_compute_in_what_the_first_one_found(tmp_path):
-    ran = torchrun("tests.train.precision_of_ranks", tmp_path)
+    ran = run_on_ranks("tests.train.precision_of_ranks", tmp_path)
     assert ran.returncode == 0, ran.stderr
     found = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert found == ["torch.bfloat16", "torch.bfloat16"]

@@ -1,18 +1,16 @@
-"""Two processes of torchrun and the real command: images that only one of them, or none, can read after the check."""
+"""Two processes and the real command: images that only one of them, or none, can read after the check."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.ranks import run_on_ranks
 
 
 @pytest.fixture
@@ -28,16 +26,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def train(photos: Path, out: Path, fading: str, rank: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}", "OMP_NUM_THREADS": "1"}
-    environment |= {"PYTHONWARNINGS": "ignore", "FADING": fading} | ({"FADING_RANK": rank} if rank else {})
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.train.fading_command"]
     options = ["--student", "deit-digits-distilled-patch8-32", "--out", out, "--device", "cpu", "--batch-size", 4]
     settings = ["precision=fp32", "num_workers=0", "augment.num_repeats=1"]
-    command = [sys.executable, *start, "train", photos, *options, "--epochs", 1]
-    command += [word for setting in settings for word in ("--set", setting)]
-    return subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, env=environment, timeout=240, check=False
-    )
+    words = ["train", photos, *options, "--epochs", 1, *(word for each in settings for word in ("--set", each))]
+    environment = {"FADING": fading} | ({"FADING_RANK": rank} if rank else {})
+    return run_on_ranks("tests.train.fading_command", *words, **environment)
 
 
 def test_an_image_that_one_process_cannot_read_is_left_out_and_recorded(photos, tmp_path) -> None:
