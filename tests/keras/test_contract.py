@@ -21,7 +21,7 @@ from deit.keras.deit import (
     TFDeiTForImageClassificationWithTeacher,
     TFDeiTModel,
 )
-from tests.keras.tiny_models import BACKEND, EAGER, SIZES, X, Y, tiny
+from tests.keras.tiny_models import BACKEND, EAGER, NOT_ON_JAX, SIZES, X, Y, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method:UserWarning")
 
@@ -83,7 +83,9 @@ KINDS: dict[str, tuple[Any, Any, float]] = {
 
 
 # Where compiling is slow, those that differ by backend: types, integers and adapters.
-TRIED = KINDS if BACKEND == "torch" else ("half", "int4", "int8 with adapters")
+TRIED = {"torch": tuple(KINDS), "jax": ("half", "int8 with adapters")}.get(
+    BACKEND, ("half", "int4", "int8 with adapters")
+)
 
 
 @pytest.mark.parametrize("kind", TRIED)
@@ -148,6 +150,7 @@ def test_adapters_alone_are_trained_and_stay_apart_in_a_file(tmp_path):
 # --- opening a file of Keras ----------------------------------------------------------------------------
 
 
+@NOT_ON_JAX
 @pytest.mark.parametrize("file", ["x.keras", "x.weights.h5"])
 def test_a_file_of_keras_obeys_what_is_asked_for_or_refuses_it(file, tmp_path, caplog):
     model = tiny()
@@ -305,6 +308,7 @@ def test_a_checkpoint_holds_a_distillation_whole(tmp_path):
         np.testing.assert_array_equal(array(copied(X)["logits"]), array(task(X)["logits"]))
 
 
+@NOT_ON_JAX
 def test_the_distiller_of_keras_takes_a_model_of_one_output():
     if not hasattr(keras, "distillation"):
         pytest.skip("needs a newer Keras")

@@ -16,6 +16,7 @@ from deit.keras.deit import (
     TFDeiTForMaskedImageModeling,
 )
 from deit.keras.losses import classification_loss, distillation_loss, problem_loss
+from tests.keras.tiny_models import NOT_ON_JAX
 
 EAGER = keras.backend.backend() == "tensorflow"
 # JAX compiles for seconds: there a step of `fit` is compared, with all that it is made of.
@@ -99,6 +100,7 @@ def test_fit_with_weights_takes_the_step_of_a_plain_keras_model():
         np.testing.assert_allclose(array(ours.value), array(theirs.value), atol=1e-6)
 
 
+@NOT_ON_JAX
 def test_weights_act_in_validation_and_need_labels():
     model = tiny()
     inside = {"pixel_values": X, "labels": Y}

@@ -23,6 +23,7 @@ from deit.keras.distillation import KerasDistillation
 from deit.keras.optimization import WarmupCosine, keras_adamw
 from deit.keras.teacher import KerasTeacher
 from deit.keras.vit import TFViTForImageClassification
+from tests.keras.tiny_models import NOT_ON_JAX
 
 CASES = Path(os.environ["DEIT_KERAS_CASES"])
 BACKEND = keras.backend.backend()
@@ -210,6 +211,7 @@ def test_a_training_with_a_teacher_trains_both_heads_and_leaves_the_teacher_alon
         assert logits == pytest.approx(ops.convert_to_numpy(output.logits), abs=1e-4)
 
 
+@NOT_ON_JAX
 def test_every_kind_of_data_with_precomputed_logits_gives_the_same_loss():
     arrays = data()
     task = KerasDistillation(tiny(), kind="soft", temperature=2.0)
