@@ -18,7 +18,7 @@ from tests.inference.graph.graph_cases import contract_of, pixels_of
 from tests.inference.graph.test_conversions import onnx_session, openvino_answers
 
 SIZES = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 32, "image_size": 24,
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "image_size": 24,
     "patch_size": 4, "num_labels": 5,
 }  # fmt: skip
 
