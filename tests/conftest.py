@@ -60,7 +60,7 @@ def caches_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True, scope="session")
 def blank_curves() -> Iterator[None]:
-    """Saves the time of drawing: test_curves.py, `student` of tests/cli and commands in their own process draw."""
+    """Saves the time of drawing; test_curves.py, test_loop.py, tests/cli and commands in their own process draw."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, "draw_curves", write_blank)
         yield

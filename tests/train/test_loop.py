@@ -19,6 +19,8 @@ from deit.train.loop import fit
 from deit.train.optimization import learning_rate
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation, Optimizer, Schedule
+from deit.train.run import history
+from deit.train.run.curves import draw_curves
 from deit.train.run.ending import NonFiniteLossError
 from deit.train.run.history import History
 from deit.train.run.state import load_state
@@ -105,7 +107,8 @@ def test_a_run_leaves_a_model_directory_that_classifies(tmp_path) -> None:
     assert 100 * right / 9 == pytest.approx(result.scores["both"].top1)
 
 
-def test_the_metrics_are_written_as_lines_table_and_picture(tmp_path) -> None:
+def test_the_metrics_are_written_as_lines_table_and_picture(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(history, "draw_curves", draw_curves)  # as outside of the tests
     recipe = tiny.recipe(distillation=HOW)
     result = fit(distillation_task(), tiny.data(), recipe, out=tmp_path / "run", device="cpu")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

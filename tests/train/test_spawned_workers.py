@@ -15,12 +15,13 @@ import multiprocessing
 import sys
 from deit.data.augment import Augmentation
 from deit.train.loop import fit
+from deit.train.recipes.sections import Schedule
 from deit.train.tasks.classification import ClassificationTask
 from tests.train import tiny
 
 def main():
     multiprocessing.set_start_method("spawn", force=True)
-    recipe = tiny.recipe(num_workers=1)
+    recipe = tiny.recipe(num_workers=1, schedule=Schedule(epochs=1, warmup_epochs=0))
     task = ClassificationTask(tiny.student(), tiny.processor())
     print(fit(task, tiny.data(), recipe, out=sys.argv[1], device="cpu").scores["both"].images)
 
