@@ -68,6 +68,11 @@ def not_computed(text: str) -> str:
     return f"'{text}" if is_formula(text) else text
 
 
+def as_unicode(name: str) -> str:
+    r"""Returns a text that can be encoded: a byte of a file name that is not UTF-8 becomes `\udcNN`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def markdown_code(text: object, most: int = 100) -> str:
     """Returns a text as inline code in Markdown. Not for cells of tables."""
     line = printable(text, most)

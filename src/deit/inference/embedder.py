@@ -16,6 +16,7 @@ from deit.core.files import replaced_file
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
 from deit.core.images.known_images import KnownImages
 from deit.core.model_directory import kind_of_model, read_image_processor, read_known_images
+from deit.core.printable import as_unicode
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.inference.answers import Answers, Item, answers
 from deit.inference.contract import Array
@@ -253,11 +254,6 @@ def embed_files(
         )
 
 
-def _as_unicode(name: str) -> str:
-    r"""Returns the name of a file as Parquet can hold it: a byte that is no UTF-8 becomes `\udcNN`."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, str]) -> tuple[int, list[str]]:
     """Writes features as a Parquet file, whole or not at all: a column `image`, and `features` as lists of float32.
 
@@ -292,7 +288,7 @@ def write_features(path: Path, parts: Iterator[Embedded], *, notes: dict[str, st
                     cells = pa.FixedSizeListArray.from_arrays(
                         pa.array(part.features.reshape(-1)), part.features.shape[1]
                     )
-                    writer.write_table(pa.table([pa.array(map(_as_unicode, part.names)), cells], schema=schema))
+                    writer.write_table(pa.table([pa.array(map(as_unicode, part.names)), cells], schema=schema))
                 count += len(part.names)
         finally:
             if writer is not None:

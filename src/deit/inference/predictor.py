@@ -291,18 +291,30 @@ class Predictor:
         options: dict[str, Any] = {"strict": strict, "with_features": with_features, "engine": engine}
         for told in self.answers(images, batch_size, read=reader, **options):
             self.reduced_images += reader.taken()
-            rows = iter(next(iter(told.outputs.values()), ()))
-            features = iter(told.outputs.get(FEATURES, ()))
-            for image, error in zip(told.batch.items, told.batch.errors, strict=True):
-                name = name_of(image)
-                found = (
-                    Classified(name=name, error=error)
-                    if error
-                    else self.classified(name, next(rows)[None], next(features, None), top_k, judge)
-                )
+            for found in self.classified_batch(told, top_k=top_k, judge=judge):
                 if strict and found.error:
                     raise UserError(found.error)
                 yield found
+
+    def classified_batch(
+        self, told: Answers[Item], *, top_k: int, judge: Judge | None, name: Callable[[Item], str] = name_of
+    ) -> Iterator[Classified]:
+        """Yields the results of a batch that `answers` gave, one for each image, in order.
+
+        Args:
+            told: The answers; judging outliers needs `with_features`.
+            top_k: See `classify`.
+            judge: Result of `judge`.
+            name: Returns the name of an item.
+        """
+        rows = iter(next(iter(told.outputs.values()), ()))
+        features = iter(told.outputs.get(FEATURES, ()))
+        for image, error in zip(told.batch.items, told.batch.errors, strict=True):
+            called = name(image)
+            if error:
+                yield Classified(name=called, error=error)
+            else:
+                yield self.classified(called, next(rows)[None], next(features, None), top_k, judge)
 
     def answers(
         self,

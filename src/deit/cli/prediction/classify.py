@@ -8,21 +8,34 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from deit.cli.prediction.bulk import (
+    AuditContents,
+    AuditOutput,
+    Embedding,
+    Explanation,
+    On,
+    Resume,
+    UnitImages,
+    Workers,
+    classify_in_bulk,
+    is_bulk,
+    refuse_bulk_options,
+)
 from deit.cli.terminal.answers import Rows, Take, check_predictions_path, json_rows, written_predictions
 from deit.cli.terminal.console import PARTLY, counted, progress_bar, report_found, reports_errors, say
 from deit.cli.terminal.parameters import (
     Average,
     Device,
     Engine,
+    ImageColumn,
     InferenceBatchSize,
     Model,
     Strict,
     ValueRange,
-    path,
     place,
 )
 from deit.core.errors import UserError
@@ -61,22 +74,25 @@ Raw = Annotated[bool, typer.Option("--raw", help="Use the scores of the model wi
 
 @reports_errors
 def classify(
+    context: typer.Context,
     model: Model,
     images: Annotated[
         list[str],
         typer.Argument(
             metavar="IMAGES",
-            help="Image files, folders, patterns such as 'a/*.jpg', or - for one image on standard input.",
+            help="Image files, folders, patterns such as 'a/*.jpg', or - for one image on standard input. For a bulk "
+            "job also Parquet files or tar shards.",
             parser=place,
         ),
     ],
     top_k: Annotated[int, typer.Option(metavar="N", help="Number of classes to print per image.")] = 3,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
-            help="Write the predictions to this .csv, .parquet or .jsonl file instead of printing them.",
-            parser=path,
+            metavar="PLACE",
+            help="Write the predictions to this .csv, .parquet or .jsonl file instead of printing them; or, as a bulk "
+            "job, to a folder such as predictions/.",
+            parser=place,
         ),
     ] = None,
     batch_size: InferenceBatchSize = 32,
@@ -91,28 +107,56 @@ def classify(
     per_class: PerClass = False,
     abstain: Abstain = False,
     raw: Raw = False,
+    resume: Resume = False,
+    on: On = "local",
+    workers: Workers = None,
+    unit_images: UnitImages = 1000,
+    embedding: Embedding = False,
+    explain: Explanation = "",
+    image_column: ImageColumn = "",
+    audit: AuditOutput = None,
+    audit_contents: AuditContents = None,
 ) -> None:
     """Predict the classes of images.
 
     Uses the calibration of deit calibrate. Skips and reports unreadable files, and exits with code 3 if there were any.
+    With --out FOLDER it is a bulk job over any number of images, which --resume continues.
     """
+    wanted = _coverage(coverage, sets, per_class=per_class, abstain=abstain, raw=raw)
+    if out is not None and is_bulk(out):
+        classify_in_bulk(context, wanted)
+        return
+    refuse_bulk_options(context)
+    _classify(context, None if out is None else Path(out), wanted)
+
+
+def _classify(context: typer.Context, out: Path | None, wanted: Coverage | None) -> None:
+    """Predicts the images that the options name, on the screen or into one file."""
     from deit.core.images.image_files import MOST_FILE_BYTES
     from deit.data.storage.image_search import find_images
     from deit.inference.predictor import Predictor
 
     if out is not None:
         check_predictions_path(out)
-    wanted = _coverage(coverage, sets, per_class=per_class, abstain=abstain, raw=raw)
-    found = find_images(images, strict=strict)
+    given = context.params
+    strict, top_k, abstain, as_json = given["strict"], given["top_k"], given["abstain"], given["as_json"]
+    found = find_images(given["images"], strict=strict)
     sources = [sys.stdin.buffer.read(MOST_FILE_BYTES + 1) if source is None else source for source in found.paths]
-    predictor = Predictor.open(model, device=device, engine=engine, head_average=average, calibrated=not raw)
+    predictor = Predictor.open(
+        given["model"],
+        device=given["device"],
+        engine=given["engine"],
+        head_average=given["average"],
+        calibrated=not given["raw"],
+    )
     judge = _judge(predictor, wanted, abstain=abstain)
-    if value_range is not None:
-        predictor.processor.value_range = value_range
+    if given["value_range"] is not None:
+        predictor.processor.value_range = given["value_range"]
     with _written(out, min(top_k, len(predictor.label_names)), judged=judge is not None) as write:
         rows = Rows([name for name in found.paths if name is not None], predictor.problem_type)
         with json_rows() if as_json else nullcontext([] if out is not None else [rows]) as show:
-            results = predictor.classify_each(sources, top_k=top_k, batch_size=batch_size, strict=strict, judge=judge)
+            options: dict[str, Any] = {"top_k": top_k, "batch_size": given["batch_size"], "strict": strict}
+            results = predictor.classify_each(sources, judge=judge, **options)
             used, broken = _tell(results, len(sources), [*write, *show], shown=out is not None or _is_file(sys.stdout))
         if not used:
             raise UserError(f"None of {len(sources)} file(s) could be classified.")

@@ -14,6 +14,7 @@ from deit.cli.terminal.console import OUT, json_array, say_cells, say_lines
 from deit.core.errors import UserError
 from deit.core.labels import REGRESSION, SINGLE_LABEL
 from deit.core.printable import is_formula, not_computed, printable
+from deit.inference.prediction_rows import cells_of, columns_of, schema_of
 
 if TYPE_CHECKING:
     from deit.inference.predictor import Classified
@@ -23,9 +24,6 @@ KINDS = (".csv", ".parquet", ".jsonl")
 _MOST_CHARACTERS = 4096  # of a name in a pipe: the longest path that systems take
 _ROW_GROUP = 10_000  # rows of a Parquet file that are written together
 _NARROW = 0.5  # share of a line above which names get lines of their own
-
-# Columns that a calibration adds; lists are JSON.
-_JUDGED = ("set", "interval", "named", "outlier_score", "abstained")
 
 Take = Callable[["Classified"], None]
 
@@ -157,35 +155,14 @@ def written_predictions(path: Path, top_k: int, *, judged: bool = False) -> Iter
         yield [take]
 
 
-def _columns(top_k: int, *, judged: bool) -> list[str]:
-    pairs = [name for number in range(1, top_k + 1) for name in (f"label_{number}", f"score_{number}")]
-    return ["image", *pairs, *(_JUDGED if judged else ()), "error"]
-
-
-def _cells(result: Classified, top_k: int, *, judged: bool) -> list[Any]:
-    """Returns the row of an image, with None in empty cells."""
-    found: list[Any] = [value for p in result.predictions for value in (_as_unicode(p.label), p.score)]
-    found += [None] * (2 * top_k - len(found))
-    if judged:
-        told = {} if result.judgement is None else result.judgement.to_dict()
-        cells = {k: json.dumps(v) if isinstance(v, list) else v for k, v in told.items()}
-        found += [_as_unicode(v) if isinstance(v := cells.get(name), str) else v for name in _JUDGED]
-    return [_as_unicode(result.name), *found, _as_unicode(result.error) or None]
-
-
-def _as_unicode(name: str) -> str:
-    r"""Returns a text that can be encoded: a byte of a file name that is not UTF-8 becomes `\udcNN`."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 @contextmanager
 def _csv_rows(path: Path, top_k: int, judged: bool) -> Iterator[Take]:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_columns(top_k, judged=judged))
+        writer.writerow(columns_of(top_k, judged=judged))
 
         def take(result: Classified) -> None:
-            name, *others = _cells(result, top_k, judged=judged)
+            name, *others = cells_of(result, top_k, judged=judged)
             writer.writerow([f"./{name}" if is_formula(name) else name, *map(_not_computed, others)])
 
         yield take
@@ -206,9 +183,7 @@ def _parquet_rows(path: Path, top_k: int, judged: bool) -> Iterator[Take]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbers = ("score_", "outlier_score")
-    columns = _columns(top_k, judged=judged)
-    schema = pa.schema([(name, pa.float64() if name.startswith(numbers) else pa.string()) for name in columns])
+    schema = schema_of(top_k, judged=judged)
     rows: list[list[Any]] = []
     with pq.ParquetWriter(path, schema) as writer:
 
@@ -218,7 +193,7 @@ def _parquet_rows(path: Path, top_k: int, judged: bool) -> Iterator[Take]:
             rows.clear()
 
         def take(result: Classified) -> None:
-            rows.append(_cells(result, top_k, judged=judged))
+            rows.append(cells_of(result, top_k, judged=judged))
             if len(rows) == _ROW_GROUP:
                 write()
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deit.core.errors import UserError, parsing
+from deit.core.errors import DamagedFileError, UserError, parsing
 from deit.core.images.reading import ImageError
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.labels.split_names import note_splits_in_paths, split_columns
@@ -199,11 +199,9 @@ class ParquetStore:
         with pq.ParquetFile(path, memory_map=True) as file:
             kind = file.schema_arrow.field(self._column).type
             for group in range(file.num_row_groups):
-                found, done = file.metadata.row_group(group), 0
-                expected, together = found.num_rows, rows_together(found, self._column, _BATCH)
+                expected, done = file.metadata.row_group(group).num_rows, 0
                 try:
-                    batches = file.iter_batches(together, row_groups=[group], columns=[self._column])
-                    for rows in joined(batches, _BATCH, path, unpacked):
+                    for rows in _cells(path, file, group, self._column, unpacked):
                         done += len(rows)
                         yield rows
                 except (pa.ArrowException, OSError) as error:
@@ -265,6 +263,52 @@ class ParquetStore:
         return f"{self._paths[file]} row {row - self._starts[file]}"
 
 
+def _cells(path: Path, file: Any, group: int, column: str, unpacked: list[int]) -> Iterator[pa.Array]:
+    """Reads a column of a group of rows in pieces; `unpacked` as `joined` takes it."""
+    together = rows_together(file.metadata.row_group(group), column, _BATCH)
+    return joined(file.iter_batches(together, row_groups=[group], columns=[column]), _BATCH, path, unpacked)
+
+
+def row_groups(path: Path, image_column: str = "") -> tuple[str, list[int]]:
+    """Returns the column of images of a Parquet file, and the number of rows of each of its groups.
+
+    Args:
+        path: The file.
+        image_column: See `read_parquet`.
+
+    Raises:
+        DamagedFileError: It is no Parquet file, or exceeds a limit.
+        UserError: It has no such column.
+    """
+    import pyarrow.parquet as pq
+
+    with _readable(path), pq.ParquetFile(path) as file:
+        check_parquet(path, file.metadata)
+        schema = file.schema_arrow
+        counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    return image_column_of(schema, str(path), image_column), counts
+
+
+def images_of_groups(path: Path, column: str, groups: Sequence[int]) -> Iterator[pa.Array]:
+    """Yields the cells of a column of images, about a thousand together, of some groups of rows.
+
+    Args:
+        path: The file.
+        column: The column.
+        groups: Numbers of the groups.
+
+    Raises:
+        DamagedFileError: They cannot be read; what came before is readable.
+    """
+    import pyarrow.parquet as pq
+
+    unpacked = [0]
+    with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
+        check_columns(path, file.metadata, [column])
+        for group in groups:
+            yield from _cells(path, file, group, column, unpacked)
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Converts pyarrow's errors to `DamagedFileError`."""
@@ -275,7 +319,7 @@ def _readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
+        raise DamagedFileError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -33,6 +33,7 @@ _BLOCK = tarfile.BLOCKSIZE
 MOST_TAR_READ_BYTES = 2**20
 # A sample has an image and a few labels or other files. Headers compress a thousandfold, and each takes time.
 MOST_MEMBERS_IN_A_ROW = 20_000
+DAMAGED = "damaged shards"  # kind of a `SkippedFile`
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -76,7 +77,9 @@ def _open_files(name: str, files: Sequence[str], options: ReadOptions) -> dict[s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)  # slots: there can be millions
-class _Member:
+class Member:
+    """An image in a tar archive: its name, and where its bytes are."""
+
     name: str
     offset: int
     size: int
@@ -86,7 +89,7 @@ class _Member:
 class _Sample:
     key: str
     shard: int
-    images: dict[str, _Member] = field(default_factory=dict)  # by ending, the text after the first dot
+    images: dict[str, Member] = field(default_factory=dict)  # by ending, the text after the first dot
     labels: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -123,12 +126,7 @@ def read_shards(
     skipped: list[SkippedFile] = []
     ignored: Counter[str] = Counter()
     for number, path in enumerate(paths):
-        found, problem = _read_shard(path, number, skipped, ignored)
-        if problem:
-            found = [sample for sample in found if sample is not found[-1] or (sample.images and sample.labels)]
-            reason = f"{problem} Its {len(found)} complete samples are used."
-            skipped.append(SkippedFile(path=str(path), reason=reason, kind="damaged shards"))
-        samples += [each for sample in found for each in _separated(sample, image_column)]
+        samples += _samples(path, number, skipped, ignored, image_column)
         if progress is not None:
             progress(number + 1, len(paths))
     if skipped and not any(sample.images for sample in samples):
@@ -148,6 +146,37 @@ def read_shards(
     )
 
 
+def _samples(
+    path: Path, number: int, skipped: list[SkippedFile], ignored: Counter[str], image_column: str
+) -> list[_Sample]:
+    """Returns the complete samples of a shard; adds what is left out to `skipped` and `ignored`."""
+    found, problem = _read_shard(path, number, skipped, ignored)
+    if problem:
+        found = [sample for sample in found if sample is not found[-1] or (sample.images and sample.labels)]
+        reason = f"{problem} Its {len(found)} complete samples are used."
+        skipped.append(SkippedFile(path=str(path), reason=reason, kind=DAMAGED))
+    return [each for sample in found for each in _separated(sample, image_column)]
+
+
+def images_of_shard(
+    path: Path, skipped: list[SkippedFile], ignored: Counter[str], image_column: str = ""
+) -> list[tuple[str, Member | None]]:
+    """Returns key and image of each sample of a shard, in their order; None for a sample without an image.
+
+    Args:
+        path: The shard.
+        skipped: Gets what is left out, such as the rest of a truncated shard.
+        ignored: Counts what is not meant to be used.
+        image_column: See `read_shards`.
+
+    Raises:
+        UserError: Samples have several images, and `image_column` does not choose one.
+    """
+    samples = _samples(path, 0, skipped, ignored, image_column)
+    kind = _image_kind(samples, str(path), image_column) if any(sample.images for sample in samples) else ""
+    return [(sample.key, _chosen_image(sample, kind)) for sample in samples]
+
+
 class TarImages:
     """The images of tar archives.
 
@@ -159,7 +188,7 @@ class TarImages:
     """
 
     def __init__(
-        self, paths: Sequence[Path], shards: Sequence[int], members: Sequence[_Member | None], keys: Sequence[str]
+        self, paths: Sequence[Path], shards: Sequence[int], members: Sequence[Member | None], keys: Sequence[str]
     ) -> None:
         self._paths = list(paths)
         self._stamps = [file_stamp(os.path.abspath(path)) for path in paths]
@@ -280,7 +309,7 @@ def _add(samples: list[_Sample], archive: tarfile.TarFile, member: tarfile.TarIn
         assert content is not None  # it is a regular file
         sample.labels[ending] = content.read()
     elif last in IMAGE_ENDINGS:
-        sample.images[ending] = _Member(name=member.name, offset=member.offset_data, size=member.size)
+        sample.images[ending] = Member(name=member.name, offset=member.offset_data, size=member.size)
     return True
 
 
@@ -317,5 +346,5 @@ def _image_kind(samples: Sequence[_Sample], origin: str, asked: str) -> str:
     return ""
 
 
-def _chosen_image(sample: _Sample, kind: str) -> _Member | None:
+def _chosen_image(sample: _Sample, kind: str) -> Member | None:
     return sample.images.get(kind) if kind else next(iter(sample.images.values()), None)

@@ -88,11 +88,13 @@ class FoundFiles:
 
     Attributes:
         paths: Sorted paths of files with names of images, not opened. None stands for standard input.
+        folders: The folders that were searched.
         skipped: Unused files that were probably meant to be used.
         ignored: Counts of files that were not meant to be used: "hidden", "in folders of runs".
     """
 
     paths: list[str | None] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
 
@@ -165,6 +167,7 @@ def find_image_files(root: Path, *, beside: Collection[Path] = ()) -> FoundFiles
     linked: list[Path] = []
     while folders or linked:
         folder = folders.pop() if folders else linked.pop()
+        found.folders.append(str(folder))
         with os.scandir(folder) as entries:
             for entry in entries:
                 path = folder / entry.name
@@ -254,6 +257,7 @@ def _extend(found: FoundFiles, folder: Path) -> None:
     if not inside.paths:
         raise FileNotFoundError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     found.paths += inside.paths
+    found.folders += inside.folders
     found.skipped += inside.skipped
     found.ignored += inside.ignored
 
