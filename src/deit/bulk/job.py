@@ -250,7 +250,9 @@ def changed_inputs(job: Job, inputs: Sequence[str], image_column: str) -> list[s
     given = [os.path.abspath(each) for each in inputs]
     if given != job.manifest.inputs:
         return [f"inputs: {some_of(job.manifest.inputs, 3)} before, {some_of(given, 3)} now"]
-    base, changed, folders = Path(job.manifest.base), [], []
+    base = Path(job.manifest.base)
+    changed: list[str] = []
+    folders: list[str] = []
     with (job.folder / INPUTS_NAME).open(encoding="ascii") as file:
         for line in file:
             path, *stamp = json.loads(line)

@@ -53,7 +53,9 @@ class UnitList:
 
     def __init__(self, path: Path, digest: Any = None) -> None:
         self.path = path
-        starts, counts, place = [], [], 0
+        starts: list[int] = []
+        counts: list[int] = []
+        place = 0
         with path.open("rb") as file:
             for line in file:
                 if digest is not None:
