@@ -18,6 +18,7 @@ import pytest
 from deit.bulk import units as units_module
 from deit.core.files import sha256_of_file
 from deit.data.storage.contents import content_hash
+from deit.explain.maps import explain_image
 from deit.inference.predictor import Predictor
 from tests.bulk.conftest import COUNT, parts, rows
 from tests.cli.conftest import deit, is_refused, succeeds
@@ -249,3 +250,16 @@ def test_embeddings_are_what_the_class_head_is_given(sources, files, model, bulk
     first = [files[name] for name in sorted(files)[:4]]
     (told, *_) = predictor.answers(first, 4, with_features=True)
     np.testing.assert_allclose([row["embedding"] for row in rows(out)[:4]], told.outputs["features"], atol=1e-5)
+
+
+def test_explanations_are_the_maps_of_the_answer(sources, files, model, bulk, tmp_path):
+    out = tmp_path / "predictions"
+    finished(bulk(sources["shards"], "--out", f"{out}/", "--explain", "relevance", "--embedding"))
+    predictor = Predictor.open(model, engine="torch")
+    first = next(iter(predictor.answers([files[sorted(files)[0]]], 1))).batch.pixels
+    expected = explain_image(predictor.engine.model, first).heads["both"].overall
+    np.testing.assert_allclose(rows(out)[0]["explanation"], expected, atol=1e-5)
+    other = Predictor.open(model, engine="torch")
+    assert [row["label_1"] for row in rows(out)] == [
+        p[0].label for p in other.classify([files[name] for name in sorted(files)])
+    ]

@@ -19,6 +19,7 @@ from deit.core.scores.conformal import Coverage
 from deit.inference.contract import Array
 from deit.inference.engines.auto_engine import AutoEngine
 from deit.inference.engines.exported import find_export
+from deit.inference.engines.opening import TORCH
 from deit.inference.predictor import Predictor
 from deit.runtime.packages import installed_versions
 
@@ -100,7 +101,20 @@ def open_predictor(model: str, options: BulkOptions, *, device: str, engine: str
     opened.judge(options.wanted(), abstain=options.abstain)  # refuses what the calibration cannot keep
     if options.embedding and not getattr(opened.engine, "gives_features", True):
         raise UserError(f"The engine {opened.engine.name} gives no embeddings. Pass engine='torch'.")
+    if options.explanation:
+        _check_explained(opened, options.explanation)
     return opened
+
+
+def _check_explained(opened: Predictor, method: str) -> None:
+    """Refuses what cannot be explained, before anything is written."""
+    from deit.explain.maps import check_method
+    from deit.explain.network import Network
+
+    check_method(method)
+    if opened.engine.name != TORCH:
+        raise UserError(f"The engine {opened.engine.name} cannot be explained. Pass engine='torch'.")
+    Network(getattr(opened.engine, "model", None))
 
 
 def identity_of_job(

@@ -37,6 +37,7 @@ from deit.core.writing import writing
 from deit.data.readers.webdataset import DAMAGED
 from deit.inference.contract import Array
 from deit.inference.engines.auto_engine import AutoEngine
+from deit.inference.engines.opening import TORCH
 from deit.inference.predictor import Predictor
 from deit.runtime.packages import require_packages
 from deit.runtime.threads import inference_threads
@@ -189,7 +190,7 @@ def check_folder(out: Path, inputs: Sequence[str], *, resume: bool, launch: str 
 def _new_job(request: BulkRequest, launch: Launch, listed: Callable[[int], None]) -> tuple[Job, Predictor]:
     options, model, threads = request.options, absolute_model(request.model), _threads(request)
     torch.set_num_threads(threads)
-    engine = "torch" if options.explanation and request.engine == "auto" else request.engine
+    engine = TORCH if options.explanation and request.engine == "auto" else request.engine
     predictor = open_predictor(model, options, device=request.device, engine=engine, precision=None)
     listing = list_inputs(request.inputs, options.image_column)
     lists = write_lists(request.out, listing, options.unit_images, listed)

@@ -123,10 +123,6 @@ def classify_in_bulk(context: typer.Context, wanted: Coverage | None) -> None:
         if given[name]:
             option = "--json" if name == "as_json" else "--strict"
             raise UserError(f"{option} is for predictions on the screen or in one file, not for a folder.")
-    if given["explain"]:
-        from deit.explain.maps import check_method
-
-        check_method(given["explain"])
     options = BulkOptions(
         coverage=None if (given["coverage"] is None and not given["abstain"]) or wanted is None else wanted.percent,
         explanation=given["explain"],
