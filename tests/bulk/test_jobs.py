@@ -70,7 +70,7 @@ def test_the_same_job_gives_the_same_bytes(sources, bulk, tmp_path):
 def test_a_killed_job_goes_on_to_the_same_bytes(sources, model, tmp_path):
     words = [sys.executable, "-m", "deit", "classify", model, sources["folder"], "--unit-images", 1, "--resume"]
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    for kill in range(3):
+    for kill in range(2):
         process = subprocess.Popen([*map(str, words), "--out", f"{out}/"], stderr=subprocess.PIPE, text=True)
         goal = len(parts(out)) + 3 * kill + 1
         while process.poll() is None and len(list(out.glob("part-*"))) < goal:
@@ -79,7 +79,7 @@ def test_a_killed_job_goes_on_to_the_same_bytes(sources, model, tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     done = parts(out)
-    assert 4 <= len(done) < COUNT
+    assert 3 <= len(done) < COUNT
     times = {name: (out / name).stat().st_mtime_ns for name in done}
     (out / f".part-{COUNT - 1:08d}.parquet.abcdefgh.tmp").write_bytes(b"half")
     finished(deit(*map(str, words[3:]), "--out", f"{out}/"))
