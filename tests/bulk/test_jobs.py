@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from deit.bulk import units as units_module
+from deit.bulk.identity import settled_engine
 from deit.core.files import sha256_of_file
 from deit.data.storage.contents import content_hash
 from deit.explain.maps import explain_image
+from deit.inference.engines.auto_engine import AutoEngine
 from deit.inference.predictor import Predictor
 from tests.bulk.conftest import COUNT, parts, rows
 from tests.cli.conftest import deit, is_refused, succeeds
@@ -96,6 +98,46 @@ def test_a_finished_job_is_resumed_without_reading_an_image(sources, bulk, tmp_p
     finished(bulk(sources["folder"], "--out", out))
     monkeypatch.setattr(units_module, "read_content", lambda *_: pytest.fail("an image was read"))
     finished(bulk(sources["folder"], "--out", out, "--resume"))
+
+
+def test_a_job_goes_on_from_another_folder_and_its_names_stay(folder, bulk, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder / "0")
+    finished(bulk("../1", "--out", "../../predictions/"))
+    out = tmp_path / "predictions"
+    before = parts(out)
+    (out / "part-00000001.parquet").unlink()
+    monkeypatch.chdir(tmp_path)
+    (folder / "1" / "notes.txt").write_text("no image")  # so that the folder is listed again
+    finished(bulk("pictures/1", "--out", "predictions", "--resume"))
+    assert parts(out) == before
+    assert rows(out)[0]["image"].startswith("../1/")
+
+
+def test_the_engine_of_a_job_is_settled_when_it_begins(sources, bulk, model, tmp_path, monkeypatch):
+    monkeypatch.delenv("DEIT_ENGINE")
+    out = tmp_path / "predictions"
+    finished(bulk(sources["folder"], "--out", f"{out}/"))  # a short job: measuring engines would take longer
+    engine = json.loads((out / "_manifest.json").read_text())["identity"]["engine"]
+    assert engine == {"name": "torch", "precision": "fp32", "device": "cpu"}
+    for arguments in ([], ["--engine", "torch"], ["--device", "cpu"]):
+        finished(bulk(sources["folder"], "--out", f"{out}/", "--resume", *arguments))
+    other = bulk(sources["folder"], "--out", f"{out}/", "--resume", "--engine", "torch-compiled")
+    is_refused(other, "engine.name: torch before, torch-compiled now")
+
+
+def test_a_long_job_measures_engines_until_one_is_decided(model, monkeypatch):
+    predictor = Predictor.open(model, engine="auto")
+    engine = AutoEngine(predictor.engine)  # the environment of the tests pins torch
+    predictor.engine = engine
+    asked = []
+    monkeypatch.setattr(AutoEngine, "is_decided", property(lambda self: len(asked) > 3))
+    monkeypatch.setattr(AutoEngine, "__call__", lambda self, pixels: (asked.append(len(pixels)), time.sleep(0.01)))
+    batches = [np.zeros((2, 3, 16, 16), np.float32)] * 2
+    assert settled_engine(predictor, batches, 10**9) == (engine.name, engine.precision)
+    assert asked == [2, 2, 2, 2]
+    asked.clear()
+    assert settled_engine(predictor, batches, 10) == ("torch", "fp32")
+    assert len(asked) == 1
 
 
 def test_what_changed_is_listed_when_a_job_is_resumed(folder, bulk, model, tmp_path):

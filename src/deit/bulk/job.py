@@ -277,12 +277,16 @@ def _as_listed(job: Job, inputs: Sequence[str]) -> Sequence[str]:
 def _other_names(job: Job, listing: Listing) -> list[str]:
     """Returns which files came and went."""
     base = job.manifest.base
-    now = {os.path.join(base, path) for path in listing.paths}
+
+    def place(path: str) -> str:
+        return os.path.normpath(os.path.join(base, path))
+
+    now = {place(path) for path in listing.paths}
     key = "files" if job.manifest.kind == FILES else "file"
     before: set[str] = set()
     for facts in job.units.each():
         names = [file[0] for file in facts["files"]] if key == "files" else [facts["file"]]
-        before.update(os.path.join(base, name) for name in names)
+        before.update(map(place, names))
     told = []
     for words, names in (("new", sorted(now - before)), ("gone", sorted(before - now))):
         if names:
