@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 
 # Tests that load OpenVINO, ONNX Runtime and NNCF have processes of their own: in processes that had also run most of the
 # other tests, some crashed (SIGSEGV) when they started another program.
-ENGINE_TESTS := tests/inference tests/export tests/test_inference_benchmark.py tests/test_docs_pages.py
+ENGINE_TESTS := tests/test_docs_pages.py tests/inference tests/export tests/test_inference_benchmark.py
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: $(VENV)/.dev
 	$(PYTEST) $(if $(ARGS),$(ARGS),$(addprefix --ignore=,$(ENGINE_TESTS)))

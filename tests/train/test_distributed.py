@@ -174,6 +174,7 @@ def photos(tmp_path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_the_command_under_torchrun_prints_once_resumes_and_refuses_once(photos, tmp_path) -> None:
     """As a user would: repeats, Mixup, averaging, drop path; then the same folder again, and with --resume."""
     command = [

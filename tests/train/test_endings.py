@@ -381,6 +381,7 @@ def test_a_folder_with_leftovers_of_a_killed_run_can_be_used(tmp_path) -> None:
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_trainings_that_are_killed_or_starved_go_on_to_the_same_bits() -> None:
     """A short version of the script, which says more."""
     ran = subprocess.run(
