@@ -112,7 +112,9 @@ def parameters_of(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     Raises:
         Refusal: They are no object, or ask for shared memory.
     """
-    parameters = holder.get("parameters", {})
+    parameters = holder.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         refuse("bad_parameters", f"The parameters of {name!r} must be an object. Received: {shown(parameters)}.")
     if any(key.startswith("shared_memory") for key in parameters):
@@ -149,7 +151,7 @@ def _binary_size(parameters: Mapping[str, Any], tensor: Mapping[str, Any], name:
         return None
     if type(size) is not int or size < 0:
         refuse("wrong_size", f"binary_data_size of {name!r} must be a number of bytes. Received: {shown(size)}.")
-    if "data" in tensor:
+    if tensor.get("data") is not None:
         refuse("wrong_size", f"The input {name!r} has both data and binary_data_size. Send one of them.")
     return size
 
