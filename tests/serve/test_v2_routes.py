@@ -236,7 +236,7 @@ def test_models_are_listed_and_reloaded_and_unloaded_only_if_allowed(server):
     for path in ("load", "unload"):
         assert server.ask_json("POST", f"/v2/repository/models/birds/{path}", {})[0] == 404
     status, answer = server.ask_json("POST", "/v2/repository/models/colors/unload", {})
-    assert (status, "--allow-unload" in answer["error"]) == (403, True)
+    assert (status, "allow_unload" in answer["error"]) == (403, True)
 
 
 def test_an_unloaded_model_is_gone_until_it_is_loaded():

@@ -42,7 +42,9 @@ def routes(state: State) -> list[BaseRoute]:
         name = request.path_params["model"]
         models.sources(name)
         if not settings.allow_unload:
-            raise Refusal(403, "not_allowed", "Unloading is not allowed. Start the server with --allow-unload.")
+            raise Refusal(
+                403, "not_allowed", "Unloading is not allowed. Start the server with allow_unload: true in --settings."
+            )
         _refuse_workers(settings.workers)
         await models.unload(name)
         return Response()
