@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, with the routes of the server; its answers are as it says, and its page loads nothing."""
+"""The OpenAPI document: valid, with the routes of the server; its answers are as it says, its page loads nothing."""
 
 from __future__ import annotations
 
