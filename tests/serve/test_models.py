@@ -6,13 +6,16 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from deit.core.errors import UserError
-from deit.serve.metrics import Metrics
+from deit.serve.metrics import Metrics, counting_workers
 from deit.serve.models import Models, ModelSource, read_sources, reload_on_hangup
 from deit.serve.refusals import Refusal
 
@@ -305,6 +308,21 @@ def test_a_hangup_reloads_all_and_one_failure_does_not_keep_the_others(tmp_path)
         await models.close()
 
     asyncio.run(run())
+
+
+def test_a_worker_that_is_replaced_may_not_bring_other_classes(folder):
+    """The processes that answer for one server agree on the classes, also when the files changed meanwhile."""
+    code = (
+        "import asyncio; from pathlib import Path; from tests.serve.test_models import made\n"
+        f"asyncio.run(made(Path({str(folder)!r}), 'birds@2')[0].start()); print('started')"
+    )
+    run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    with counting_workers():
+        assert [run().stdout for _ in range(2)] == ["started\n"] * 2
+        (folder / "classes.json").write_text("wren robin")
+        assert "has other classes now than the workers" in run().stderr
+    with counting_workers():
+        assert run().stdout == "started\n"
 
 
 # --- files -----------------------------------------------------------------------------------------

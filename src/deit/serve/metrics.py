@@ -92,6 +92,11 @@ class Metrics:
             multiprocess_mode="livemin",
         )
 
+    @property
+    def shared_folder(self) -> Path | None:
+        """The folder that all worker processes share; None for one process."""
+        return self._folder
+
     # --- what happened -----------------------------------------------------------------------------
 
     def know(self, model: str) -> None:

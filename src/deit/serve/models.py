@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
@@ -212,12 +213,14 @@ class Models:
         """Opens all models, one after the other. Requests for one that is open already are answered meanwhile.
 
         Raises:
-            UserError: One cannot be opened.
+            UserError: One cannot be opened, or has other classes than the other workers serve.
             OSError: A file of one is missing or cannot be read.
         """
         for slot in self._slots.values():
             if slot.opened is None:
-                self._put(slot, await self._opened(slot.source))
+                fresh = await self._opened(slot.source)
+                _refuse_other_than_workers(self._metrics.shared_folder, fresh.served, slot.source)
+                self._put(slot, fresh)
 
     async def reload(
         self, name: str | None = None, version: str | None = None, *, allow_other_classes: bool = False
@@ -359,6 +362,27 @@ async def _refuse_other_classes(old: ServedModel, new: ServedModel, source: Mode
         f"{source.path} has other classes now: {difference or 'the same in another order'}. Clients of "
         f"{source.label!r} rely on the old ones. Serve it under another name, or allow other classes in the reload.",
     )
+
+
+def _refuse_other_than_workers(folder: Path | None, served: ServedModel, source: ModelSource) -> None:
+    """Compares the classes with those of the first worker: one that is replaced must not answer with others.
+
+    Raises:
+        UserError: They are others.
+    """
+    if folder is None:
+        return
+    file = folder / f"classes-{source.name}@{source.version}.json"
+    classes = json.dumps(list(served.class_names))
+    try:
+        with file.open("x", encoding="utf-8") as written:
+            written.write(classes)
+    except FileExistsError:
+        if file.read_text(encoding="utf-8") != classes:
+            raise UserError(
+                f"{source.path} has other classes now than the workers that opened {source.label!r} before. Clients "
+                "rely on those. Serve it under another name, or start the server anew."
+            ) from None
 
 
 async def _close_when_idle(opened: _Opened) -> None:
