@@ -9,7 +9,8 @@ and as shards into a temporary folder. For each form:
   All parts must have the same bytes, and the audit with contents must find every input exactly once;
 * the seconds of a job of which 99 % is done, of one of which nothing is left to do, and of a job of one image, which
   is what starting Python, PyTorch and the model takes;
-* images per second of `Predictor.classify_each` and of a bulk job, in turns in one process.
+* images per second of `Predictor.classify_each` and of a bulk job in units of at least the default size, in turns in
+  one process, each with opening the model.
 
 Without `--model`, a small model of 32 pixels with random weights is made. Ends with an error if something is not as it
 must be.
@@ -38,7 +39,7 @@ from harness import report, take_turns
 
 import deit
 from deit.bulk.auditing import audit
-from deit.bulk.identity import BulkOptions
+from deit.bulk.identity import UNIT_IMAGES, BulkOptions
 from deit.bulk.running import BulkRequest, run_bulk
 
 LEAST_SPEED, MOST_RESUMING = 0.95, 0.01
@@ -171,19 +172,19 @@ def measure_resuming(jobs: Jobs, root: Path, seconds: float) -> dict[str, Any]:
 
 def measure_speed(jobs: Jobs, root: Path, images: list[bytes], rounds: int) -> dict[str, Any]:
     """Compares a job with the predictor alone, which gets paths for a folder, else bytes that are in memory."""
-    predictor = deit.Predictor.open(jobs.model, engine="torch")
     is_folder = jobs.source.name == "folder"
     given: list[Any] = sorted(map(str, jobs.source.rglob("*.jpg"))) if is_folder else images
     number = iter(range(1000))
 
     def alone() -> float:
         begin = time.perf_counter()
+        predictor = deit.Predictor.open(jobs.model, engine="torch")  # a job opens its model too
         assert sum(not each.error for each in predictor.classify_each(given, top_k=3, batch_size=32)) == len(images)
         return time.perf_counter() - begin
 
     def job() -> float:
         out = root / f"speed-{next(number)}"
-        options = BulkOptions(unit_images=jobs.arguments.unit_images)
+        options = BulkOptions(unit_images=max(jobs.arguments.unit_images, UNIT_IMAGES))
         request = BulkRequest(
             model=str(jobs.model), inputs=[str(jobs.source)], out=out, options=options, device="cpu", engine="torch"
         )
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--kinds", nargs="+", default=["folder", "parquet", "shards"])
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--unit-images", type=int, default=1000)
+    parser.add_argument("--unit-images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison of speed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--place", type=Path, help="folder for the temporary files")

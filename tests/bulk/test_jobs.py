@@ -269,6 +269,8 @@ def test_the_audit_finds_what_is_missing_there_twice_or_swapped(sources, bulk, t
     table = pq.read_table(out / "part-00000004.parquet")
     pq.write_table(table.slice(0, 3), out / "part-00000004.parquet")
     (out / "part-00000005.parquet").write_bytes(b"PAR1")
+    is_refused(bulk(sources["folder"], "--out", out, "--resume"), "part-00000005.parquet is damaged", "Remove it")
+    (out / "part-00000003.parquet").unlink()  # the job wrote it anew
     result = deit("classify", "--audit", out)
     assert result.exit_code == 3
     assert result.stdout.startswith(f"11 of {COUNT} inputs are there exactly once")

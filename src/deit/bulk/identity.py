@@ -23,7 +23,7 @@ from deit.inference.engines.opening import TORCH
 from deit.inference.predictor import Predictor
 from deit.runtime.packages import installed_versions
 
-UNIT_IMAGES = 1000
+UNIT_IMAGES = 1024  # a multiple of usual batch sizes, so that batches are full
 
 _PACKAGES = ("deit", "torch", "numpy", "Pillow", "pyarrow")
 # Measuring engines may take so much of the time of the job, and at most so many seconds; less than the second is not

@@ -30,7 +30,7 @@ from deit.bulk.predictions import PartWriter, first_batches
 from deit.bulk.units import UnitError, UnitImages
 from deit.bulk.work import Progress, clean_claims, work_through
 from deit.bulk.workers import Launch, current_launch, run_workers
-from deit.core.errors import UserError
+from deit.core.errors import DamagedFileError, UserError
 from deit.core.files import remove_leftovers
 from deit.core.printable import counted
 from deit.core.writing import writing
@@ -253,11 +253,18 @@ def _opened_job(request: BulkRequest) -> tuple[Job, Predictor]:
 
 def result_of(job: Job, *, is_first: bool = True) -> BulkResult:
     """Returns how a job stands, from the footers of its parts."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     images = unreadable = 0
     for number in sorted(job.done()):
-        metadata = pq.read_metadata(job.part(number))
+        try:
+            metadata = pq.read_metadata(job.part(number))
+        except (pa.ArrowException, OSError) as error:
+            path = job.part(number)
+            raise DamagedFileError(
+                f"{path} is damaged ({error}). Remove it, and go on with resume (--resume)."
+            ) from error
         images += metadata.num_rows
         place = metadata.schema.names.index("error")
         groups = [metadata.row_group(i).column(place).statistics for i in range(metadata.num_row_groups)]

@@ -110,7 +110,7 @@ def classify(
     resume: Resume = False,
     on: On = "local",
     workers: Workers = None,
-    unit_images: UnitImages = 1000,
+    unit_images: UnitImages = 1024,
     embedding: Embedding = False,
     explain: Explanation = "",
     image_column: ImageColumn = "",
