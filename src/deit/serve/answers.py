@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deit.core.scores.conformal import Coverage
@@ -23,6 +23,7 @@ class Wants:
         heads: Predictions of each head of a model with two.
         embedding: What the class head is given.
         explain: A method of `deit.explain`; empty for no explanation.
+        explain_score: Whether the maps of the explanation are scored, which takes many passes through the model.
     """
 
     top_k: int = 5
@@ -31,6 +32,7 @@ class Wants:
     heads: bool = False
     embedding: bool = False
     explain: str = ""
+    explain_score: bool = False
 
     @property
     def is_promise(self) -> bool:
@@ -74,6 +76,10 @@ class Answer:
     calibrated: bool = False
     merged: int = 0
     timing: Timing = field(default_factory=Timing)
+
+    def explained(self, explanation: Mapping[str, Any]) -> Answer:
+        """Returns the answer with an explanation."""
+        return replace(self, explanation=explanation)
 
     def to_dict(self, name: str) -> dict[str, Any]:
         """Returns JSON values.

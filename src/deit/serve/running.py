@@ -1,19 +1,30 @@
-"""Runs the server: binds the port, opens the models, listens, and ends when it is asked to."""
+"""Runs the server: opens the models, listens, and ends when it is asked to."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from deit.core.errors import UserError
 from deit.inference.predictor import Predictor
 from deit.runtime.packages import require_packages
+from deit.serve.refusals import Refusal
 from deit.serve.settings import ServeSettings
 
-if TYPE_CHECKING:  # needs what `require_serving` asks for
-    from deit.serve.models import ModelSource
+if TYPE_CHECKING:
+    from deit.serve.batcher import Measures
+    from deit.serve.decoding import DecodingPool
+    from deit.serve.http.authorization import Token
+    from deit.serve.models import Models, ModelSource
+    from deit.serve.process.draining import DrainingServer
+    from deit.serve.process.workers import Worker
+    from deit.serve.served_model import ServedModel
+    from deit.serve.state import ServerMeasures
 
 
 def require_serving() -> None:
@@ -27,73 +38,131 @@ def require_serving() -> None:
     )
 
 
-def bind(settings: ServeSettings) -> socket.socket:
-    """Takes the port, without listening yet: who connects is refused until the models are open.
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How models are opened for the server.
 
-    Raises:
-        UserError: The port is in use, or the address is not of this machine.
+    Attributes:
+        settings: Limits.
+        pool: Threads that decode.
+        measures: Takes the measurements.
+        device: See `Predictor.open`.
+        engine: See `Predictor.open`.
+        head_average: See `Predictor.open`.
     """
-    host, port = settings.host, settings.port
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise UserError(f"The host {host!r} is no address of this machine ({error.strerror}).") from error
-    bound = socket.socket(family, kind, protocol)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise UserError(
-            f"Cannot listen on {host}, port {port} ({error.strerror}). Pass another --port, or end what uses it."
-        ) from error
-    return bound
+
+    settings: ServeSettings
+    pool: DecodingPool
+    measures: Measures
+    device: str = "cpu"
+    engine: str = "auto"
+    head_average: str | None = None
+
+    def open(self, source: ModelSource) -> ServedModel:
+        """Opens a model, and with `degrade` a second time with merged tokens.
+
+        Args:
+            source: Its path and names.
+
+        Raises:
+            OSError: See `Predictor.open`.
+            UserError: See `Predictor.open`; or tokens cannot be merged in the model.
+        """
+        from deit.serve.served_model import ServedModel
+
+        options: dict[str, Any] = {"device": self.device, "head_average": self.head_average}
+        predictor = Predictor.open(source.path, engine=self.engine, **options)
+        merged = None
+        if self.settings.degrade:
+            from deit.models.merging.switch import merge_tokens
+
+            merged = Predictor.open(source.path, engine="torch", **options)
+            merge_tokens(getattr(merged.engine, "model", None), self.settings.degrade)
+        return ServedModel(
+            predictor,
+            self.settings,
+            pool=self.pool,
+            measures=self.measures,
+            name=source.name,
+            version=source.version,
+            merged=merged,
+        )
 
 
-def listen(
-    sources: Sequence[ModelSource],
-    open_predictor: Callable[[str], Predictor],
+async def run_server(
+    models: Models,
     settings: ServeSettings,
     bound: socket.socket,
-) -> None:
-    """Opens models and answers until a signal ends the server.
+    *,
+    pool: DecodingPool,
+    measures: ServerMeasures | None = None,
+    token: Token | None = None,
+    worker: Worker | None = None,
+    on_start: Callable[[DrainingServer], None] = lambda server: None,
+) -> DrainingServer:
+    """Opens models, then listens, and answers until a signal ends the server.
 
     Args:
-        sources: The models.
-        open_predictor: Opens one from its path.
+        models: The models.
         settings: Limits.
-        bound: Result of `bind`.
+        bound: The port, see `bind`. Nobody can connect before the models are open.
+        pool: Threads that decode.
+        measures: Takes the measurements; nothing does when None.
+        token: That requests must carry; None for none.
+        worker: What a worker process was given; None for the only process.
+        on_start: Called once with the server, before it listens.
+
+    Returns:
+        The server, which has ended.
+
+    Raises:
+        UserError: A model cannot be opened or fails on a gray image, or the port was taken meanwhile.
     """
     import uvicorn
 
     from deit.serve.app import make_app
-    from deit.serve.decoding import DecodingPool
-    from deit.serve.metrics import Metrics
-    from deit.serve.models import Models, reload_on_hangup
-    from deit.serve.served_model import ServedModel
+    from deit.serve.models import reload_on_hangup
+    from deit.serve.process.connections import protocol_class
+    from deit.serve.process.draining import DrainingServer
 
-    pool, metrics = DecodingPool(settings.decode_threads), Metrics()
+    try:
+        await models.start()
+    except Refusal as refusal:
+        raise UserError(f"A model cannot answer. {refusal.message}") from refusal
+    app = make_app(models, settings, pool=pool, measures=measures, token=token)
+    state = app.state.deit
+    if worker is not None:
+        state.others = worker.board.problem
+    config = uvicorn.Config(
+        app,
+        http=protocol_class(settings),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=math.ceil(settings.idle_seconds),
+        timeout_graceful_shutdown=1,  # what was accepted is answered already, see `DrainingServer`
+    )
+    server = DrainingServer(config, state, worker=worker, problem=lambda: problem_of(models))
+    end_reloading = reload_on_hangup(models)
+    watching = asyncio.create_task(models.watch())
+    on_start(server)
+    try:
+        await server.serve([bound])
+    except OSError as error:
+        raise UserError(f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror}).") from error
+    finally:
+        watching.cancel()
+        end_reloading()
+    return server
 
-    def open_model(source: ModelSource) -> ServedModel:
-        opened = open_predictor(source.path)
-        name, version = source.name, source.version
-        return ServedModel(opened, settings, pool=pool, measures=metrics, name=name, version=version)
 
-    served = Models(sources, open_model, metrics)
-    app = make_app(served, settings, pool=pool, measures=metrics)
-    config = uvicorn.Config(app, log_config=None, access_log=False, http="httptools", ws="none")
-    server = uvicorn.Server(config)
-
-    async def run() -> None:
-        await served.start()
-        end_reloading = reload_on_hangup(served)
-        watching = asyncio.create_task(served.watch())
-        try:
-            await server.serve([bound])
-        finally:
-            watching.cancel()
-            end_reloading()
-
-    asyncio.run(run())
+def problem_of(models: Models) -> str:
+    """Returns why a model does not answer any more; empty if all do."""
+    for source in models.sources():
+        with suppress(Refusal), models.borrow(source.name, source.version) as model:
+            if problem := model.problem():
+                return f"{model.label}: {problem}"
+    return ""

@@ -1,11 +1,13 @@
-"""Answers requests with one opened model: admission, decoding, batches, and what the answers say."""
+"""Answers requests with one opened model: admission, decoding, batches, results."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.errors import ImageError, UserError
+from deit.core.errors import UserError
 from deit.core.processing.batches import read_pixels
 from deit.core.processing.reduced_reading import ReducedReader
-from deit.inference.contract import FEATURES, Array
+from deit.inference.contract import Array
 from deit.inference.judgement import Judge
 from deit.inference.predictor import Predictor
-from deit.serve.answers import Answer, Timing, Wants
+from deit.serve.answering.admission import Room
+from deit.serve.answering.explaining import Explainer
+from deit.serve.answering.results import result_of
+from deit.serve.answers import Answer, Wants
 from deit.serve.batcher import Batcher, Computed, Measures
 from deit.serve.decoding import DecodingPool
 from deit.serve.refusals import Refusal
@@ -29,7 +34,10 @@ from deit.serve.tracing import record
 
 Pixels = npt.NDArray[np.uint8] | Array
 
-_RATE_SHARE = 0.2  # of the newest batch in the running mean of the speed
+logger = logging.getLogger(__name__)
+
+_JUDGES = 64  # that are kept, each with thresholds of its own
+_GIVEN = "the given bytes"  # what the reading code calls an image that has no path
 
 
 class ServedModel:
@@ -59,10 +67,11 @@ class ServedModel:
         self.predictor, self.settings = predictor, settings
         self.name, self.version = name, version
         self._pool, self._measures = pool, measures
-        self._reader = ReducedReader(
-            predictor.processor, exact=predictor.exact_decoding, limit=min(settings.max_pixels, 2**26)
-        )
-        self._judge = lru_cache(maxsize=64)(predictor.judge)
+        self._reader = ReducedReader(predictor.processor, exact=predictor.exact_decoding, limit=settings.max_pixels)
+        self._judge = lru_cache(maxsize=_JUDGES)(predictor.judge)
+        waiting = partial(measures.waiting, self.label)
+        self._room = Room(settings.max_queue, settings.full_status, "queue_full", on_change=waiting)
+        self._explainer = Explainer(predictor.engine, settings.explain_queue, settings.full_status)
         self._batcher = Batcher(
             partial(_ask, predictor),
             settings,
@@ -71,10 +80,11 @@ class ServedModel:
             merged_model=None if merged is None else partial(_ask, merged),
             is_overloaded=self._is_overloaded,
         )
-        self._admitted = 0
+        self._merging = False
+        # Decoded images are larger than their files: only those of the next batches are in memory.
         self._decoded_ahead = asyncio.Semaphore(2 * settings.max_batch + pool.threads)
 
-    # --- life ----------------------------------------------------------------------------------------
+    # --- what it is ----------------------------------------------------------------------------------
 
     @property
     def label(self) -> str:
@@ -91,42 +101,6 @@ class ServedModel:
         """The model directory, if there is one."""
         return self.predictor.engine.contract.folder
 
-    async def warm_up(self) -> None:
-        """Begins to answer: runs batches of 1, 2, 4, ... up to the largest through the model, so that none is slow."""
-        self._batcher.start()
-        size = 1
-        while True:
-            await asyncio.gather(*(self._batcher.submit(self.canary()) for _ in range(size)))
-            if size == self.settings.max_batch:
-                return
-            size = min(2 * size, self.settings.max_batch)
-
-    async def close(self) -> None:
-        """Ends the batches and the thread of the model."""
-        await self._batcher.close()
-
-    def canary(self) -> Array:
-        """Returns pixels (1, C, H, W) of a gray image, for a question whose answer matters to nobody."""
-        contract = self.predictor.engine.contract
-        size = contract.image_size or self.predictor.processor.output_size or (224, 224)
-        return np.zeros((1, contract.num_channels, *size), np.float32)
-
-    async def check(self) -> None:
-        """Sends a gray image through the model, before all that waits.
-
-        Raises:
-            Refusal: There is no answer within `ready_seconds`.
-        """
-        problem = self._batcher.problem()
-        if not problem:
-            try:
-                async with asyncio.timeout(self.settings.ready_seconds):
-                    await self._batcher.submit(self.canary(), first=True)
-                return
-            except TimeoutError:
-                problem = f"no answer within {self.settings.ready_seconds:g} s"
-        raise Refusal(503, "not_ready", f"The model {self.name} does not answer: {problem}.", 1.0)
-
     def describe(self) -> dict[str, Any]:
         """Returns what clients may know of the model, as JSON values."""
         contract = self.predictor.engine.contract
@@ -141,6 +115,53 @@ class ServedModel:
             "engine": self.predictor.engine.name,
             "precision": self.predictor.engine.precision,
         }
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def warm_up(self) -> None:
+        """Begins to answer: runs batches of 1, 2, 4, ... up to the largest through the model, so that none is slow.
+
+        Raises:
+            Refusal: The model fails on a gray image.
+        """
+        self._batcher.start()
+        size = 1
+        while True:
+            await asyncio.gather(*(self._batcher.submit(self._gray(), features=True) for _ in range(size)))
+            if size == self.settings.max_batch:
+                return
+            size = min(2 * size, self.settings.max_batch)
+
+    async def close(self) -> None:
+        """Ends the batches and the threads of the model."""
+        await self._batcher.close()
+        self._explainer.close()
+
+    def problem(self) -> str:
+        """Returns why the model does not answer any more; empty if it does."""
+        return self._batcher.problem()
+
+    async def check(self) -> None:
+        """Sends a gray image through the model, in front of all that waits.
+
+        Raises:
+            Refusal: There is no answer within `ready_seconds`.
+        """
+        problem = self._batcher.problem()
+        if not problem:
+            try:
+                async with asyncio.timeout(self.settings.ready_seconds):
+                    await self._batcher.submit(self._gray(), first=True)
+                return
+            except TimeoutError:
+                problem = f"no answer within {self.settings.ready_seconds:g} s"
+        raise Refusal(503, "not_ready", f"The model {self.label} does not answer: {problem}.", 1.0)
+
+    def _gray(self) -> Array:
+        """Returns pixels (1, C, H, W) of a gray image, for a question whose answer matters to nobody."""
+        contract = self.predictor.engine.contract
+        size = contract.image_size or self.predictor.processor.output_size or (224, 224)
+        return np.zeros((1, contract.num_channels, *size), np.float32)
 
     # --- answers -------------------------------------------------------------------------------------
 
@@ -163,61 +184,56 @@ class ServedModel:
             Refusal: The queue is full, there are too many images, the model cannot give what is asked for, or the
                 deadline is over.
         """
-        judge = self._checked(wants)
+        judge = self._checked(wants, len(images))
         latest = time.monotonic() + self.settings.request_seconds
         until = latest if deadline is None else min(deadline, latest)
-        with self._admit(len(images)) as leave:
+        with ExitStack() as rooms:
+            leave = rooms.enter_context(self._room.admit(len(images)))
+            if wants.explain:
+                rooms.enter_context(self._explainer.room.admit(len(images)))
             try:
                 async with asyncio.timeout_at(until):  # the clock of the event loop is the monotonic one
                     return list(await asyncio.gather(*(self._one(image, wants, judge, leave) for image in images)))
             except TimeoutError as error:
                 raise Refusal(504, "deadline", "The deadline was over before the answer was computed.") from error
 
-    def _checked(self, wants: Wants) -> Judge | None:
+    def _checked(self, wants: Wants, count: int) -> Judge | None:
+        """Checks a request; returns what judges its answers, None for raw scores."""
+        if count < 1:
+            raise Refusal(400, "no_image", "The request holds no image.")
+        if count > self.settings.max_images:
+            text = f"A request may hold {self.settings.max_images} images. Received: {count}."
+            raise Refusal(413, "too_many_images", text)
         if wants.top_k < 1:
             raise Refusal(400, "bad_option", f"top_k must be at least 1. Received: {wants.top_k}.")
+        if wants.explain:
+            self._explainer.check(wants.explain, count)
         try:
             return self._judge(wants.coverage, abstain=wants.abstain)
         except UserError as error:
             raise Refusal(400, "bad_option", str(error)) from error
 
-    @contextmanager
-    def _admit(self, count: int) -> Iterator[Callable[[], None]]:
-        """Takes room in the queue; yields what gives back that of one image, as soon as it waits no longer."""
-        if not 0 < count <= self.settings.max_images:
-            raise Refusal(
-                413 if count else 400,
-                "too_many_images" if count else "no_image",
-                f"Send 1 to {self.settings.max_images} images in a request. Received: {count}.",
-            )
-        if self._admitted + count > self.settings.max_queue:
-            raise Refusal(
-                self.settings.full_status,
-                "queue_full",
-                f"{self._admitted} images wait, and {self.settings.max_queue} may. Try again later.",
-                1.0,
-            )
-        left = count
-        self._enter(count)
-
-        def leave() -> None:
-            nonlocal left
-            left -= 1
-            self._enter(-1)
-
-        try:
-            yield leave
-        finally:
-            self._enter(-left)
-
-    def _enter(self, count: int) -> None:
-        self._admitted += count
-        self._measures.waiting(self.label, self._admitted)
-
     def _is_overloaded(self) -> bool:
-        return self._admitted >= self.settings.degrade_at * self.settings.max_queue
+        """Whether tokens are merged now: from a share of the queue on, until half of it is left."""
+        limit = self.settings.degrade_at
+        self._merging = self._room.share >= (limit / 2 if self._merging else limit)
+        return self._merging
 
     async def _one(self, image: bytes | Pixels, wants: Wants, judge: Judge | None, leave: Callable[[], None]) -> Answer:
+        """Answers one image; whatever happens to it, the others of the request have their answers."""
+        try:
+            return await self._answered(image, wants, judge, leave)
+        except Refusal as refusal:
+            return Answer(error=refusal)
+        except Exception as error:  # a bug, which the log shows and the client does not see
+            reference = uuid.uuid4().hex[:12]
+            logger.error("An image failed, reference %s.", reference, exc_info=error)
+            text = f"The server failed on this image. Its log says why: reference {reference}."
+            return Answer(error=Refusal(500, "server_error", text))
+
+    async def _answered(
+        self, image: bytes | Pixels, wants: Wants, judge: Judge | None, leave: Callable[[], None]
+    ) -> Answer:
         await self._decoded_ahead.acquire()
         holds = True
 
@@ -233,25 +249,26 @@ class ServedModel:
             decoded = time.monotonic()
             features = wants.embedding or (judge is not None and judge.needs_features)
             computed = await self._batcher.submit(pixels, features=features, whole=wants.is_promise, taken=taken)
-            _trace(started, decoded, computed)
-            return self._told(computed, wants, judge, decoded - started)
-        except Refusal as refusal:
-            return Answer(error=refusal)
         finally:
             if holds:
                 self._decoded_ahead.release()
+        _trace(started, decoded, computed)
+        tell = partial(result_of, self.predictor, computed, wants, judge, decoded - started)
+        answer = tell() if judge is None else await self._pool.run(tell)
+        if not wants.explain:
+            return answer
+        return answer.explained(await self._explainer.explain(pixels, wants.explain, scored=wants.explain_score))
 
     async def _pixels(self, image: bytes | Pixels) -> Array:
         if not isinstance(image, bytes) and image.dtype == np.float32:
             return image.astype(np.float32, copy=False)
         if isinstance(image, bytes) and len(image) > self.settings.max_image_bytes:
-            raise Refusal(
-                413, "image_too_large", f"The image has {len(image)} bytes, and {self.settings.max_image_bytes} may be."
-            )
+            text = f"An image may have {self.settings.max_image_bytes} bytes. Received: {len(image)}."
+            raise Refusal(413, "image_too_large", text)
         try:
             return await self._pool.run(partial(self._read, image))
-        except ImageError as error:
-            raise Refusal(422, "unreadable_image", str(error)) from error
+        except UserError as error:
+            raise Refusal(422, "unreadable_image", str(error).replace(_GIVEN, "The image", 1)) from error
 
     def _read(self, image: bytes | Pixels) -> Array:
         started = time.monotonic()
@@ -259,25 +276,6 @@ class ServedModel:
         pixels = read_pixels(source, self.predictor.processor, self._reader)
         self._measures.decoded(self.label, time.monotonic() - started)
         return pixels
-
-    def _told(self, computed: Computed, wants: Wants, judge: Judge | None, decode: float) -> Answer:
-        outputs = computed.outputs
-        first = next(iter(outputs))
-        features = outputs.get(FEATURES)
-        row = None if features is None else features[0]
-        judge = None if computed.merged else judge  # what was calibrated is the whole model
-        classified = self.predictor.classified("", outputs[first], row, wants.top_k, judge)
-        if classified.error:
-            raise Refusal(500, "no_number", "The model answers with NaN or infinity. Its weights may be damaged.")
-        return Answer(
-            classified=classified,
-            outputs={name: values[0] for name, values in outputs.items()},
-            scores=self.predictor.scores(outputs[first])[0],
-            embedding=row if wants.embedding else None,
-            calibrated=judge is not None,
-            merged=computed.merged,
-            timing=Timing(decode=decode, queue=computed.queued, compute=computed.seconds),
-        )
 
 
 def _trace(started: float, decoded: float, computed: Computed) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
-from deit.core.errors import UserError
+from deit.core.errors import DamagedFileError, UserError, parsing, read_bytes
 from deit.core.images.reading import MOST_PIXELS
 
 _MIB = 2**20
+_SETTINGS_BYTES = _MIB  # of a file; a full one has 2 KB
 _MAY_BE_ZERO = {"max_wait_ms", "degrade", "port"}
 FULL_STATUSES = (429, 503)
 
@@ -115,3 +119,28 @@ class ServeSettings:
             )
         if not 0 < self.degrade_at <= 1:
             raise UserError(f"degrade_at must be more than 0 and at most 1. Received: {self.degrade_at}.")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a YAML file of settings: names of `ServeSettings` and their values.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UserError: It is not YAML, or a name is unknown.
+    """
+    import yaml
+
+    content = read_bytes(path, "a file of settings", _SETTINGS_BYTES)
+    with parsing(path, "a file of settings"):
+        values = yaml.safe_load(content)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise DamagedFileError(f"{path} is not a file of settings: it must hold lines such as max_batch: 16.")
+    known = [field.name for field in fields(ServeSettings)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" Known: {', '.join(known)}."
+            raise UserError(f"{path}: unknown setting {name!r}.{hint}")
+    return values

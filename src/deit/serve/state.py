@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from deit.serve.batcher import Measures
 from deit.serve.decoding import DecodingPool
@@ -149,7 +149,7 @@ class State:
         measures: Takes the measurements.
         phase: `STARTING`, `SERVING` or `DRAINING`.
         in_flight: Requests that were accepted and have no answer yet.
-        facts: What the server says of itself at /readyz beside "ready".
+        others: Returns what is wrong with other worker processes; empty if nothing is.
     """
 
     models: ServedModels
@@ -158,4 +158,4 @@ class State:
     measures: ServerMeasures = field(default_factory=NoMeasures)
     phase: str = STARTING
     in_flight: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+    others: Callable[[], str] = lambda: ""

@@ -123,6 +123,11 @@ class AutoEngine:
                 self._stay("the model was handed out, and may have been changed", "rule")
         return self._plain.model
 
+    @property
+    def unchanged_model(self) -> Any:
+        """The model in PyTorch, for who only reads it: the engine stays free to choose."""
+        return self._plain.model
+
     # --- answers -------------------------------------------------------------------------------------
 
     def __call__(self, pixels: Array, /) -> dict[str, Array]:

@@ -14,7 +14,19 @@ from deit.serve.answers import Wants
 from deit.serve.refusals import Refusal
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
-_KNOWN = ("model", "version", "top_k", "coverage", "sets", "per_class", "abstain", "heads", "embedding", "explain")
+_KNOWN = (
+    "model",
+    "version",
+    "top_k",
+    "coverage",
+    "sets",
+    "per_class",
+    "abstain",
+    "heads",
+    "embedding",
+    "explain",
+    "explain_score",
+)
 
 
 def wants_of(options: Mapping[str, Any]) -> Wants:
@@ -38,13 +50,17 @@ def wants_of(options: Mapping[str, Any]) -> Wants:
     top_k = _number(options, "top_k")
     if top_k is not None and (top_k < 1 or top_k != int(top_k)):
         raise Refusal(400, "bad_option", f"top_k must be a whole number of at least 1. Received: {top_k:g}.")
+    explain, scored = text_of(options, "explain") or "", _flag(options, "explain_score")
+    if scored and not explain:
+        raise Refusal(400, "bad_option", "explain_score needs a method: send explain=relevance with it.")
     return Wants(
         top_k=5 if top_k is None else int(top_k),
         coverage=wanted,
         abstain=_flag(options, "abstain"),
         heads=_flag(options, "heads"),
         embedding=_flag(options, "embedding"),
-        explain=text_of(options, "explain") or "",
+        explain=explain,
+        explain_score=scored,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -21,10 +22,12 @@ def routes(state: State) -> list[BaseRoute]:
 
     async def ready(request: Request) -> JSONResponse:
         problem = await readiness.problem()
-        values = {"ready": not problem, **state.facts}
+        values: dict[str, Any] = {"ready": not problem}
         if troubles := state.models.troubles():  # the models answer all the same
             values["warnings"] = troubles
-        return JSONResponse({**values, "reason": problem} if problem else values, 503 if problem else 200)
+        if not problem:
+            return JSONResponse(values)
+        return JSONResponse({**values, "reason": problem}, 503, headers={"Retry-After": "1"})
 
     async def healthy(request: Request) -> JSONResponse:
         return JSONResponse({"alive": True})
@@ -48,6 +51,8 @@ class Readiness:
         """Returns why the server is not ready; empty if it is. Questions at the same time share one image."""
         if self._state.phase != SERVING:
             return self._state.phase
+        if problem := self._state.others():
+            return problem
         if time.monotonic() - self._told[1] < _REMEMBERED_SECONDS:
             return self._told[0]
         if self._asking is None or self._asking.done():
