@@ -34,4 +34,6 @@ class Refusal(Exception):  # noqa: N818  # an answer to the client, not a mistak
     def headers(self) -> dict[str, str]:
         """Returns the headers of the answer."""
         found = {} if self.retry_after is None else {"Retry-After": str(max(int(-(-self.retry_after // 1)), 1))}
+        if self.status == 401:
+            found["WWW-Authenticate"] = "Bearer"
         return {**found, "Connection": "close"} if self.closes else found

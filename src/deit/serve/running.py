@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deit.core.config.field_checks import height_and_width
 from deit.core.errors import UserError
 from deit.inference.predictor import Predictor
 from deit.runtime.packages import require_packages
@@ -77,7 +78,8 @@ class Opening:
             from deit.models.merging.switch import merge_tokens
 
             merged = Predictor.open(source.path, engine="torch", **options)
-            merge_tokens(getattr(merged.engine, "model", None), self.settings.degrade)
+            model = merge_tokens(getattr(merged.engine, "model", None), self.settings.degrade)
+            _check_merging(model.config, self.settings.degrade)
         return ServedModel(
             predictor,
             self.settings,
@@ -87,6 +89,17 @@ class Opening:
             version=source.version,
             merged=merged,
         )
+
+
+def _check_merging(config: Any, r: int) -> None:
+    """Refuses more merged tokens than there are, since answers say the number."""
+    from deit.models.merging.matching import most_merged
+
+    height, width = config.grid_image_size
+    rows, columns = height_and_width(config.patch_size, "patch_size")
+    most = most_merged(r, (height // rows) * (width // columns))
+    if r > most:
+        raise UserError(f"degrade must be at most {most}, half of the patch tokens of the model. Received: {r}.")
 
 
 async def run_server(
@@ -110,7 +123,7 @@ async def run_server(
         measures: Takes the measurements; nothing does when None.
         token: That requests must carry; None for none.
         worker: What a worker process was given; None for the only process.
-        on_start: Called once with the server, before it listens.
+        on_start: Called once with the server, when it listens.
 
     Returns:
         The server, which has ended.
@@ -145,10 +158,9 @@ async def run_server(
         timeout_keep_alive=math.ceil(settings.idle_seconds),
         timeout_graceful_shutdown=1,  # what was accepted is answered already, see `DrainingServer`
     )
-    server = DrainingServer(config, state, worker=worker, problem=lambda: problem_of(models))
+    server = DrainingServer(config, state, worker=worker, problem=lambda: problem_of(models), on_start=on_start)
     end_reloading = reload_on_hangup(models)
     watching = asyncio.create_task(models.watch())
-    on_start(server)
     try:
         await server.serve([bound])
     except OSError as error:

@@ -201,8 +201,8 @@ class ServedModel:
         """Checks a request; returns what judges its answers, None for raw scores."""
         if count < 1:
             raise Refusal(400, "no_image", "The request holds no image.")
-        if count > self.settings.max_images:
-            text = f"A request may hold {self.settings.max_images} images. Received: {count}."
+        if count > self.settings.images_per_request:
+            text = f"A request may hold {self.settings.images_per_request} images. Received: {count}."
             raise Refusal(413, "too_many_images", text)
         if wants.top_k < 1:
             raise Refusal(400, "bad_option", f"top_k must be at least 1. Received: {wants.top_k}.")

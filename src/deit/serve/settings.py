@@ -35,7 +35,7 @@ class ServeSettings:
         max_request_bytes: Bytes of the body of a request.
         max_image_bytes: Bytes of an image file.
         max_pixels: Pixels of an image, width x height.
-        max_images: Images of a request; at most `max_queue`.
+        max_images: Images of a request; `max_queue` where that is less.
         max_header_bytes: Bytes of the request line and the headers.
         max_connections: Open connections.
         header_seconds: Time to send request line and headers, and to begin with them on a new connection.
@@ -100,6 +100,11 @@ class ServeSettings:
                 )
         self._check_ranges()
 
+    @property
+    def images_per_request(self) -> int:
+        """Images of a request at most: a larger one would always find the queue full."""
+        return min(self.max_images, self.max_queue)
+
     def _check_ranges(self) -> None:
         if self.port > 65535:
             raise UserError(f"port must lie between 0 and 65535. Received: {self.port}.")
@@ -107,11 +112,6 @@ class ServeSettings:
             raise UserError(f"full_status must be 429 or 503. Received: {self.full_status}.")
         if self.max_pixels > MOST_PIXELS:
             raise UserError(f"max_pixels must be at most {MOST_PIXELS}. Received: {self.max_pixels}.")
-        if self.max_images > self.max_queue:
-            raise UserError(
-                f"max_images ({self.max_images}) must be at most max_queue ({self.max_queue}): a larger request would "
-                "always find the queue full."
-            )
         if self.max_request_bytes > self.max_queue_bytes:
             raise UserError(
                 f"max_request_bytes ({self.max_request_bytes}) must be at most max_queue_bytes "

@@ -127,20 +127,20 @@ def _serve(sources: list[ModelSource], limits: ServeSettings, token: Token | Non
     worker = this_worker()
     if worker is not None:
         return _answer(sources, limits, token, worker.bound, opening, worker)
-    bound = bind(limits)
-    _warn_of_host(bound, token)
-    if limits.workers == 1:
-        return _answer(sources, limits, token, bound, opening, None)
-    command = [sys.executable, "-m", "deit", *sys.argv[1:]]
-    with counting_workers() as folder:
-        return run_workers(
-            command,
-            limits.workers,
-            bound,
-            on_end=lambda process: forget_worker(process, folder),
-            drain_seconds=limits.drain_seconds,
-            stuck_seconds=limits.stuck_seconds,
-        )
+    with bind(limits) as bound:
+        _warn_of_host(bound, token)
+        if limits.workers == 1:
+            return _answer(sources, limits, token, bound, opening, None)
+        command = [sys.executable, "-m", "deit", *sys.argv[1:]]
+        with counting_workers() as folder:
+            return run_workers(
+                command,
+                limits.workers,
+                bound,
+                drain_seconds=limits.drain_seconds,
+                stuck_seconds=limits.stuck_seconds,
+                on_end=lambda process: forget_worker(process, folder),
+            )
 
 
 def _answer(
@@ -159,6 +159,7 @@ def _answer(
     from deit.serve.metrics import Metrics
     from deit.serve.models import Models
     from deit.serve.process.binding import address_of
+    from deit.serve.process.ending import leave_at_once, still_at_work
     from deit.serve.running import Opening, run_server
 
     pool, metrics = DecodingPool(limits.decode_threads), Metrics()
@@ -172,7 +173,10 @@ def _answer(
         server = asyncio.run(
             run_server(opened, limits, bound, pool=pool, measures=metrics, token=token, worker=worker, on_start=tell)
         )
-    return 1 if server.lost else 0
+        code = 1 if server.lost else 0
+        if still_at_work():  # Python would wait for it
+            leave_at_once(code)
+    return code
 
 
 def _warn_of_host(bound: socket.socket, token: Token | None) -> None:

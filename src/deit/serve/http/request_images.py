@@ -81,7 +81,7 @@ async def _form(request: Request, settings: ServeSettings) -> RequestImages:
     parser = MultiPartParser(
         request.headers,
         request.stream(),
-        max_files=settings.max_images,
+        max_files=settings.images_per_request,
         max_fields=32,
         max_part_size=_OPTION_BYTES,
     )

@@ -7,10 +7,11 @@ import logging
 import logging.handlers
 import queue
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from deit.core.printable import printable
 requests_logger = logging.getLogger("deit.serve.requests")
 
 _WAITING_LINES = 10_000  # of a reader that is too slow; then lines are dropped, and requests go on
+_PATIENCE = 1.0  # seconds for the last lines
 
 
 def log_request(facts: Mapping[str, Any]) -> None:
@@ -69,11 +71,9 @@ def json_log(stream: IO[str] | None = None) -> Iterator[None]:
     Args:
         stream: Standard output when None.
     """
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING_LINES)
-    writer = logging.StreamHandler(stream or sys.stdout)
-    writer.setFormatter(JsonLine())
+    lines: queue.Queue[logging.LogRecord | None] = queue.Queue(_WAITING_LINES)
+    writer = threading.Thread(target=_write, args=(lines, stream or sys.stdout), name="deit-log", daemon=True)
     handler = _Dropping(lines)
-    listener = logging.handlers.QueueListener(lines, writer)
     loggers = [logging.getLogger(name) for name in ("deit", "uvicorn.error", "asyncio", "py.warnings")]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
@@ -82,7 +82,7 @@ def json_log(stream: IO[str] | None = None) -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     level = requests_logger.level
     requests_logger.setLevel(logging.INFO)
-    listener.start()
+    writer.start()
     try:
         yield
     finally:
@@ -91,4 +91,17 @@ def json_log(stream: IO[str] | None = None) -> Iterator[None]:
             logger.removeHandler(handler)
             logger.setLevel(old_level)
             logger.propagate = propagates
-        listener.stop()
+        with suppress(queue.Full):  # nobody reads
+            lines.put(None, timeout=_PATIENCE)
+        writer.join(_PATIENCE)
+
+
+def _write(lines: queue.Queue[logging.LogRecord | None], stream: IO[str]) -> None:
+    form = JsonLine()
+    while (record := lines.get()) is not None:
+        try:
+            stream.write(form.format(record) + "\n")
+            if lines.empty():
+                stream.flush()
+        except (OSError, ValueError):  # the reader has gone
+            return

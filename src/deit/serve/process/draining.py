@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -29,6 +30,7 @@ class DrainingServer(uvicorn.Server):
         state: Of the server.
         worker: What this process was given as a worker; None for the only process.
         problem: Returns why a model does not answer any more; empty if all do.
+        on_start: Called with the server when it listens.
 
     Attributes:
         lost: Requests that were accepted and not answered.
@@ -41,11 +43,17 @@ class DrainingServer(uvicorn.Server):
         *,
         worker: Worker | None = None,
         problem: Callable[[], str] = lambda: "",
+        on_start: Callable[[DrainingServer], None] = lambda server: None,
     ) -> None:
         super().__init__(config)
-        self._state, self._worker, self._problem = state, worker, problem
+        self._state, self._worker, self._problem, self._on_start = state, worker, problem, on_start
         self._asked_at = 0.0
         self.lost = 0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to listen."""
+        await super().startup(sockets=sockets)
+        self._on_start(self)
 
     def drain(self) -> None:
         """Begins to end; the second time, ends at once."""
