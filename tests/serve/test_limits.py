@@ -215,7 +215,7 @@ def test_a_file_of_settings_names_known_ones(tmp_path) -> None:
     file.write_text("max_batch: 8\nbody_seconds: 5.5\n")
     assert read_settings(file) == {"max_batch": 8, "body_seconds": 5.5}
     file.write_text("max_bach: 8\n")
-    with pytest.raises(UserError, match="Did you mean max_batch"):
+    with pytest.raises(UserError, match="Did you mean 'max_batch'"):
         read_settings(file)
     file.write_text("- 8\n")
     with pytest.raises(UserError, match="settings"):

@@ -141,6 +141,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else f" Known: {', '.join(known)}."
+            hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
             raise UserError(f"{path}: unknown setting {name!r}.{hint}")
     return values
