@@ -105,6 +105,7 @@ def test_a_token_is_asked_for_and_never_written_down(capsys) -> None:
         right = running.classify(RED, Authorization=f"Bearer {SECRET}")
         in_query = running.classify(RED, f"?access_token={SECRET}", Authorization=f"Bearer {SECRET}")
         hidden = running.classify(RED, f"?note={SECRET}", Authorization=f"Bearer {SECRET}")
+        until(lambda: lines.getvalue().count("\n") == 7)
     assert (nothing.status, nothing.reason, nothing.headers["www-authenticate"]) == (401, "unauthorized", "Bearer")
     assert wrong.status == 401
     assert right.status == 200
@@ -153,6 +154,7 @@ def test_the_log_has_a_line_of_json_for_each_request_without_the_image(served) -
     with json_log(lines):
         served.classify(RED, "?top_k=1", X_Request_Id="mine-1")
         served.ask("GET", "/nowhere%0Ainjected")
+        until(lambda: lines.getvalue().count("\n") == 2)  # a line is written after its answer
     first, second = map(json.loads, lines.getvalue().splitlines())
     assert (first["id"], first["method"], first["path"], first["status"]) == ("mine-1", "POST", "/v1/classify", 200)
     assert (first["model"], first["images"], first["bytes_in"]) == ("model", 1, len(RED))
