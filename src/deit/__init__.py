@@ -26,6 +26,7 @@ _HOME = _read_names()
 
 # The extra that brings what a part of the package needs, and the parts that run without PyTorch.
 _EXTRAS = {
+    "deit.client": "client",
     "deit.models": "torch",
     "deit.inference": "torch",
     "deit.data": "train",
@@ -34,7 +35,7 @@ _EXTRAS = {
     "deit.export": "train",
     "deit.train.transformers_trainer": "transformers",
 }
-_WITHOUT_PYTORCH = ("deit.core.", "deit.keras.", "deit.models.auto_openers")
+_WITHOUT_PYTORCH = ("deit.core.", "deit.client.", "deit.keras.", "deit.models.auto_openers")
 # `from deit import *` leaves these out: it would start TensorFlow, or need transformers.
 _LEFT_OUT_OF_ALL = ("deit.keras.", "deit.train.transformers_trainer")
 

@@ -1,5 +1,7 @@
 """The public names of deit, each written once: `__init__.py` reads this file when the package is imported."""
 
+from .client.async_client import AsyncClient as AsyncClient
+from .client.client import Client as Client
 from .core.config.config import DeiTConfig as DeiTConfig, ViTConfig as ViTConfig
 from .core.images.reading import load_image as load_image
 from .core.processing.batch_feature import BatchFeature as BatchFeature

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,50 +15,10 @@ from deit.core.processing.settings import ImageProcessor
 from deit.core.scores.calibration_file import Calibration, identity_of, read_calibration
 from deit.core.scores.conformal import RESIDUAL, Coverage, class_scores, class_thresholds, threshold
 from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from deit.core.scores.predictions import Judgement as Judgement
 from deit.inference.contract import Array, Contract
 
 _MOST_NAMED = 5  # classes in a reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What a calibration says about one answer.
-
-    Attributes:
-        prediction_set: Classes that hold the true one with the coverage that was asked for, the likeliest first; None
-            if none was asked for.
-        interval: The same for a regression: the ends of an interval.
-        named: Classes that the thresholds of a binary or multi-label model name; None if it has no thresholds.
-        outlier_score: Distance of the features to the training images, as a multiple of that which 95 of 100 held-out
-            images keep: above 1, an image is unlike the training images. None if that is not known.
-        abstained: Why no class is named; else empty.
-    """
-
-    prediction_set: tuple[str, ...] | None = None
-    interval: tuple[float, float] | None = None
-    named: tuple[str, ...] | None = None
-    outlier_score: float | None = None
-    abstained: str = ""
-
-    @property
-    def is_outlier(self) -> bool:
-        """Whether the image is unlike the training images."""
-        return self.outlier_score is not None and self.outlier_score > 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, of what is known."""
-        values: dict[str, Any] = {}
-        if self.prediction_set is not None:
-            values["set"] = list(self.prediction_set)
-        if self.interval is not None:
-            values["interval"] = list(self.interval)
-        if self.named is not None:
-            values["named"] = list(self.named)
-        if self.outlier_score is not None:
-            values |= {"outlier_score": self.outlier_score, "is_outlier": self.is_outlier}
-        if self.abstained:
-            values["abstained"] = self.abstained
-        return values
 
 
 class Judge:

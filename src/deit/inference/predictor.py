@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -19,88 +18,21 @@ from deit.core.scores.calibration_file import Calibration
 from deit.core.scores.conformal import Coverage
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.core.scores.metrics import answered_rows
+from deit.core.scores.predictions import (
+    Classified as Classified,
+    Prediction as Prediction,
+    Predictions as Predictions,
+)
 from deit.inference.answers import Answers, Item, answers
 from deit.inference.contract import FEATURES, Array, Contract
 from deit.inference.engines.auto_engine import held
 from deit.inference.engines.engine import Engine, FunctionEngine
 from deit.inference.engines.opening import open_engine
-from deit.inference.judgement import Judge, Judgement, has_calibration, open_calibration
+from deit.inference.judgement import Judge, has_calibration, open_calibration
 
 logger = logging.getLogger(__name__)
 
 _NO_NUMBER = "the model answers with NaN or infinity. Its weights may be damaged."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One class and its score.
-
-    Attributes:
-        label: Class name.
-        score: Probability of the class, between 0 and 1; for a regression the value itself.
-    """
-
-    label: str
-    score: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classified:
-    """The result of one image.
-
-    Attributes:
-        name: Its path, "standard input" for bytes, or "an image".
-        predictions: The classes with the highest scores, in descending order; empty when there is an error
-            or no class is named, see `abstained`.
-        error: Why the image cannot be read, or that the answer of the model is not a number; else an empty string.
-        judgement: What the calibration says about the answer; None for raw scores.
-    """
-
-    name: str
-    predictions: tuple[Prediction, ...] = ()
-    error: str = ""
-    judgement: Judgement | None = None
-
-    @property
-    def abstained(self) -> str:
-        """Why no class is named; else empty."""
-        return "" if self.judgement is None else self.judgement.abstained
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, with the error only where there is one, and with the judgement likewise."""
-        values: dict[str, Any] = {"image": self.name, "predictions": [asdict(p) for p in self.predictions]}
-        if self.judgement is not None:
-            values |= {"calibrated": True, **self.judgement.to_dict()}
-        return {**values, "error": self.error} if self.error else values
-
-
-class Predictions(list[Prediction]):
-    """The predictions of one image as a list, in descending order of their scores.
-
-    Empty when there is an error, or when no class is named.
-
-    Attributes:
-        name: See `Classified`.
-        error: See `Classified`.
-        judgement: See `Classified`.
-        abstained: See `Classified`.
-    """
-
-    def __init__(self, told: Classified) -> None:
-        super().__init__(told.predictions)
-        self.name = told.name
-        self.error = told.error
-        self.judgement = told.judgement
-        self.abstained = told.abstained
-
-    def __getitem__(self, number: Any) -> Any:
-        if (self.error or self.abstained) and not isinstance(number, slice):
-            raise IndexError(f"There is no prediction: {self.error or self.abstained}")
-        return super().__getitem__(number)
-
-    def __repr__(self) -> str:
-        reason = self.error or self.abstained
-        return f"<no prediction: {reason}>" if reason else super().__repr__()
 
 
 class Predictor:

@@ -16,7 +16,7 @@ from PIL.AvifImagePlugin import AvifImageFile
 from deit.core.errors import ImageError as ImageError, ValueRangeError as ValueRangeError
 from deit.core.images.decoding_share import DecodingShare
 from deit.core.images.heif_files import AVIF, HEIF, MOST_HEIF_PIXELS, begins_like_heif
-from deit.core.images.image_files import MOST_FILE_BYTES, ImageBytes, read_image_bytes
+from deit.core.images.image_files import MOST_FILE_BYTES, ImageBytes, read_content, read_image_bytes
 from deit.core.images.image_inputs import is_file_object, name_of
 from deit.core.images.pillow_warnings import pillow_warnings_ignored
 from deit.core.images.sample_values import Samples, ValueRange as ValueRange, in_8_bits, samples_of
@@ -157,6 +157,23 @@ def check_image(source: ImageFile, *, value_range: ValueRange | None = None) -> 
         ValueRangeError: See `load_image`.
     """
     _read(source, "RGB", value_range, small=True)  # decodes JPEG at an eighth of its size, but reads every byte
+
+
+def stored_bytes(source: ImageFile) -> bytes:
+    """Returns the bytes of an image file as they are stored. Decodes nothing but base64.
+
+    Args:
+        source: See `load_image`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: The source is not a file, or larger than `MOST_FILE_BYTES`.
+    """
+    source, name = _resolved(source)
+    data = source if isinstance(source, bytes) else read_content(source, name)
+    if len(data) > MOST_FILE_BYTES:
+        raise ImageError(f"{name} is too large for an image: {len(data)} bytes, the limit is {MOST_FILE_BYTES}.")
+    return data
 
 
 def image_kind(source: ImageFile) -> tuple[str, str]:
