@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from urllib.parse import parse_qsl, urlsplit
@@ -37,7 +37,7 @@ def label_of(content: bytes) -> str:
 
 def reply(status: int, body: bytes, kind: str = "application/json", **headers: str) -> bytes:
     """An answer; `Retry_After="1"` becomes a header."""
-    fields = {"Content-Type": kind, "Content-Length": str(len(body)), **headers}
+    fields = {"Content_Type": kind, "Content_Length": str(len(body)), **headers}
     head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {status} Status\r\n{head}\r\n".encode() + body
 
@@ -92,8 +92,9 @@ def scripted(*script: bytes | Script, then: Script = good) -> Iterator[Running]:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 if answer in (RESET, CLOSE):
                     return
-                connection.sendall(answer)
-                if b"Connection: close" in answer:
+                with suppress(ConnectionError):  # the client may have closed at the first bytes
+                    connection.sendall(answer)
+                if b"Connection: close" in answer or not answer.startswith(b"HTTP/"):
                     return
 
     def accept() -> None:
@@ -126,7 +127,7 @@ def _request(stream: object) -> Received | None:
         pairs = (line.decode().partition(":") for line in lines)
         headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
         body = stream.read(int(headers.get("content-length", "0")))  # type: ignore[attr-defined]
-    except ConnectionError:
+    except (ConnectionError, ValueError):  # the client is gone, or speaks TLS
         return None
     address = urlsplit(target)
     return Received(method, address.path, dict(parse_qsl(address.query)), headers, _files(headers, body))

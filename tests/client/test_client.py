@@ -139,8 +139,8 @@ def test_the_server_learns_no_path_and_is_asked_what_was_wished():
     (request,) = running.received
     assert (request.method, request.path) == ("POST", "/v1/classify")
     assert request.query == {
-        "model": "birds", "version": "2", "top_k": "3", "coverage": "95", "sets": "lac", "abstain": "true", "heads": "true",
-        "embedding": "true", "explain": "relevance",
+        "model": "birds", "version": "2", "top_k": "3", "coverage": "95", "sets": "lac", "abstain": "true",
+        "heads": "true", "embedding": "true", "explain": "relevance",
     }  # fmt: skip
     assert request.headers["authorization"] == "Bearer secret"
     assert [name for name, _ in request.files] == ["image-0"]
@@ -435,7 +435,7 @@ def not_a_number(values):
         (reply(200, b'{"results"', Content_Length="1000", Connection="close"), "ends early"),
         (reply(200, b"not gzip", Content_Encoding="gzip"), "damaged"),
         (reply(200, GZIP_BOMB, Content_Encoding="gzip"), "has more than"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer as HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\nInvalid SSH identification string.\r\n\r\n", "does not answer as HTTP"),
         (reply(302, b"", Location="https://login.example"), "sends on to 'https://login.example'"),
         (reply(404, b"<h1>Not Found</h1>", "text/html"), "is not there"),
     ],
