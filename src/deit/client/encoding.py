@@ -55,8 +55,8 @@ def encode(item: Any) -> Sent:
     except FileNotFoundError as error:
         return Sent(name=name, error=f"{name} is not there.", cause=error)
     if not content:
-        error = ImageError(f"{name} is empty.")
-        return Sent(name=name, error=str(error), cause=error)
+        empty = ImageError(f"{name} is empty.")
+        return Sent(name=name, error=str(empty), cause=empty)
     return Sent(name=name, content=content)
 
 
