@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from deit import __version__
 from deit.client.budget import Budget, check_budget
 from deit.client.options import Options, count, server_address, token_header
 from deit.core.scores.conformal import Coverage
@@ -36,7 +35,7 @@ class Target:
 
     def headers(self) -> dict[str, str]:
         """Returns the headers of every request."""
-        return {"User-Agent": f"deit/{__version__}", "Accept": "application/json", **token_header(self.token)}
+        return {"User-Agent": "deit-client", "Accept": "application/json", **token_header(self.token)}
 
     def budget(self) -> Budget:
         """Returns the budget of a request that begins now."""
