@@ -27,6 +27,9 @@ PACKAGES = (
     "tensorflow",
     "jax",
     "keras-hub",
+    "openvino",
+    "starlette",
+    "uvicorn",
 )
 
 
