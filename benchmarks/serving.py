@@ -53,13 +53,13 @@ BOUNDARY = "----------------serving"
 # --- the model and its images -------------------------------------------------------------------------
 
 
-def photos(count: int) -> list[bytes]:
-    """Returns JPEG files of 500 x 375 pixels: smooth random colors with some noise, each unlike the others."""
+def photos(count: int, size: tuple[int, int] = (500, 375)) -> list[bytes]:
+    """Returns JPEG files of a width and height: smooth random colors with some noise, each unlike the others."""
     found = []
     for seed in range(count):
         random = np.random.default_rng(seed)
         coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        pixels = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+        pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
         pixels = np.clip(pixels + random.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=90)

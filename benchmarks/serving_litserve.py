@@ -6,13 +6,12 @@ Written as its documentation shows: one worker, batches by size or time, uploads
 images of a batch in threads, as `Predictor.classify` does.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 
 import litserve
 import numpy as np
+from fastapi import Request
 
 
 class Classifier(litserve.LitAPI):
@@ -25,8 +24,8 @@ class Classifier(litserve.LitAPI):
         batch = int(sys.argv[4])
         self.predictor.engine(np.zeros((batch, 3, 224, 224), "float32"))  # warm
 
-    def decode_request(self, request: Any) -> bytes:
-        return bytes(request["image"].file.read())
+    def decode_request(self, request: Request) -> bytes:
+        return bytes(request["image"].file.read())  # LitServe passes the form of the request
 
     def batch(self, inputs: list[bytes]) -> list[bytes]:
         return inputs

@@ -110,6 +110,11 @@ class Load:
         self._random = random.Random(plan.get("seed", 0))
         self._tally = Tally()
         self._begin = 0.0
+        self._ended = False
+
+    def end(self) -> None:
+        """Lets a closed loop end before its time."""
+        self._ended = True
 
     async def run(self) -> dict[str, Any]:
         """Returns the tally, as JSON values."""
@@ -124,7 +129,7 @@ class Load:
     async def _closed(self) -> None:
         async def client() -> None:
             connection = Connection(self._host, self._port)
-            while time.perf_counter() - self._begin < self._plan["seconds"]:
+            while not self._ended and time.perf_counter() - self._begin < self._plan["seconds"]:
                 refused = await self._send(connection, time.perf_counter())
                 if refused:
                     await asyncio.sleep(0.05)
