@@ -143,12 +143,13 @@ def running(command: list[str], ready: str, log: Path) -> Iterator[psutil.Proces
             raise SystemExit(f"{command} is not ready: {log.read_text()[-2000:]}")
         yield psutil.Process(process.pid)
     finally:
-        os.killpg(process.pid, signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGCONT)
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def tree_bytes(process: psutil.Process) -> int:

@@ -233,7 +233,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = photos(16, size=(64, 48))
-        model = write_model(folder / "model", "deit-mini-distilled-patch4-32", images)
+        model = write_model(folder / "model", "deit-digits-distilled-patch8-32", images)
         expected = expected_answers(Predictor.open(model, engine=args.engine), images)
         for number, image in enumerate(images):
             (folder / f"{number}.jpg").write_bytes(image)
@@ -309,11 +309,11 @@ def largest_batches(metrics: str, most: int) -> int:
     inside = total = 0.0
     for line in metrics.splitlines():
         if line.startswith("deit_batch_images_bucket"):
-            limit, _, count = line.partition('le="')[2].partition('"} ')
-            if limit not in ("+Inf",) and float(limit) == most:
-                inside += float(count)
+            limit, count = line.partition('le="')[2].partition('"')[0], float(line.rpartition(" ")[2])
             if limit == "+Inf":
-                total += float(count)
+                total += count
+            elif float(limit) == most:
+                inside += count
     return int(total - inside)
 
 
