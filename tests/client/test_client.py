@@ -229,10 +229,10 @@ def test_images_that_the_server_cannot_read_have_its_error_under_their_name(kind
 
     def tell(received):
         values = server.good_values(received)
-        values["results"][1] = {"image": "image-1", "predictions": [], **unreadable("the given bytes is not an image.")}
+        values["results"][1] = {"image": "image-1", "predictions": [], **unreadable("The image is not an image.")}
         return json_reply(200, values)
 
-    alone = {"image": "image-0", **unreadable("the given bytes is not an image.")}
+    alone = {"image": "image-0", **unreadable("The image is not an image.")}
     refused = json_reply(422, {"results": [alone]})
     with scripted(tell, refused) as running:
         told = classify(kind, running.url, [photo(1), path])
@@ -256,7 +256,7 @@ def test_a_request_that_is_too_large_is_sent_in_halves(kind):
 def test_an_image_that_is_too_large_alone_has_an_error_and_the_others_answers(kind):
     def small(received):
         too_large = any(content == photo(3) for _, content in received.files)
-        return refusal(413, "too_many_pixels", "image-0 has 10^9 pixels.") if too_large else good(received)
+        return refusal(413, "too_many_pixels", "The image has 10^9 pixels.") if too_large else good(received)
 
     with scripted(then=small) as running:
         told = classify(kind, running.url, [photo(i) for i in range(5)])

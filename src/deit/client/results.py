@@ -93,9 +93,9 @@ def read_result(sent: Any, name: str, traveled_as: str, origin: Origin) -> Serve
 
 def renamed(error: str, name: str, traveled_as: str) -> str:
     """Returns the error of a server with the name of the image here."""
-    for there in (traveled_as, "the given bytes"):
-        if there in error:
-            return error.replace(there, name, 1)
+    for there in (traveled_as, "The image"):
+        if error.startswith(f"{there} "):
+            return name + error.removeprefix(there)
     return f"{name}: {error}"
 
 
