@@ -304,7 +304,7 @@ def wrong_chunks(chance: random.Random, image: bytes) -> Fault:
     body = chance.choice(
         (b"zz\r\nabc\r\n0\r\n\r\n", b"-1\r\n\r\n", b"fffffffffffffffff\r\na", b"3\r\nabcdef\r\n0\r\n\r\n")
     )
-    return Fault([head + body], stays_silent=True)
+    return Fault([head + body])
 
 
 def upgrade(chance: random.Random, image: bytes) -> Fault:

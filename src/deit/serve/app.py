@@ -63,6 +63,7 @@ def make_app(
         middleware.insert(0, Middleware(Traced, tracer=tracer, paths=paths))
     app = Starlette(routes=found, lifespan=lifespan, middleware=middleware)
     app.add_exception_handler(HTTPException, _not_found)
+    app.router.redirect_slashes = False  # it would send a client to whatever host its request names
     app.state.deit = state
     return app
 

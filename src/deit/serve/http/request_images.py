@@ -87,16 +87,15 @@ async def _form(request: Request, settings: ServeSettings) -> RequestImages:
     )
     parser.spool_max_size = settings.max_request_bytes  # nothing is written to the disk
     try:
-        form = await parser.parse()
+        return await _parts(await parser.parse())
     except MultiPartException as error:
         too_many = error.message.startswith("Too many files")
         raise Refusal(
             413 if too_many else 400, "too_many_images" if too_many else "bad_form", printable(error.message, 300)
         ) from error
-    try:
-        return await _parts(form)
     finally:
-        await form.close()
+        for file in parser._files_to_close_on_error:  # Starlette leaves them open when the client is gone
+            file.close()
 
 
 async def _parts(form: FormData) -> RequestImages:

@@ -80,6 +80,14 @@ class _LimitedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(Refusal(400, "bad_http", "This is not HTTP/1.1."))
 
+    def _leaves_damaged_body(self) -> bool:
+        """Ends a request in the middle of its body, so that the application writes no second answer."""
+        if not self.cycle.more_body or self.cycle.response_started:
+            return False
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        return True
+
     def _expect_head(self) -> None:
         self._stop_timer()
         self._timer = self.loop.call_later(self.limits.header_seconds, self._too_slow)
@@ -103,7 +111,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:  # else an answer is on its way
+        # Else an answer is on its way. A body that is damaged before its answer has begun is answered here.
+        if self.cycle is None or self.cycle.response_complete or self._leaves_damaged_body():
             body = json.dumps(refusal.to_dict()).encode()
             headers = {
                 "content-type": "application/json",
