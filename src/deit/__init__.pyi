@@ -21,6 +21,7 @@ from .data.open_data import open_data as open_data, open_labelled as open_labell
 from .data.readers.image_folder import ImageFolder as ImageFolder
 from .data.sources import ArraySource as ArraySource, Data as Data
 from .evaluate.calibrating import calibrate as calibrate
+from .explain.explainer import Explainer as Explainer
 from .export.exporting import export_model as export_model
 from .export.quantization.quantizing import quantize as quantize
 from .inference.measuring.benchmark import benchmark as benchmark

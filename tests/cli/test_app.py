@@ -45,6 +45,10 @@ OPTIONS = {
         "--embedding", "--explain", "--image-column", "--audit", "--audit-contents",
     ],
     "embed": ["--out", "--token", "--block", "--batch-size", "--device", "--value-range", "--strict"],
+    "explain": [
+        "--out", "--method", "--target", "--head", "--random-orders", "--seed", "--device", "--json", "--value-range",
+        "--strict",
+    ],
     "convert": ["--to", "--variant", "--token-merging"],
     "export": ["--out", "--to", "--precision", "--check", "--opset", "--tolerance", "--pixels"],
     "quantize": ["--calibrate", "--out", "--engine", "--agreement", "--allow-slower"],
@@ -64,6 +68,7 @@ ARGUMENTS = {
     "calibrate": ["model", "data"],
     "classify": ["model", "images"],
     "embed": ["model", "images"],
+    "explain": ["model", "images"],
     "convert": ["source", "destination"],
     "export": ["model"],
     "quantize": ["model"],

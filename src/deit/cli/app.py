@@ -12,6 +12,7 @@ from deit.cli.prediction.calibrate import calibrate
 from deit.cli.prediction.classify import classify
 from deit.cli.prediction.embed import embed
 from deit.cli.prediction.evaluate import evaluate
+from deit.cli.prediction.explain import explain
 from deit.cli.release.benchmark import benchmark
 from deit.cli.release.convert import convert
 from deit.cli.release.export import export
@@ -34,8 +35,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, convert, export, quantize, benchmark,
-    push, serve, demo,
+    inspect, train, pretrain, recipes, evaluate, calibrate, classify, embed, explain, convert, export, quantize,
+    benchmark, push, serve, demo,
 ):  # fmt: skip
     app.command()(command)
 
