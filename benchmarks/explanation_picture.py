@@ -2,8 +2,8 @@
 
     python benchmarks/explanation_picture.py docs/images/explain.png
 
-Each image is noise with a disk of stripes or checks at a random place; the class is the texture. A small DeiT learns them
-within some minutes on a CPU. Then only the disk is evidence, and the script prints, for every method, the share of
+Each image is noise with a disk of stripes or checks at a random place; the class is the texture. A small DeiT learns
+them within some minutes on a CPU. Then only the disk is evidence, and the script prints, for every method, the share of
 the map that lies on the disk beside the disk's share of the image, over new images.
 """
 

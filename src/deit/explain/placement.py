@@ -84,7 +84,7 @@ def placement_of(processor: Any, size: tuple[int, int]) -> Placement | None:
         return None
     height, width = resized_size(processor.size, *size) if processor.do_resize else size
     wanted = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else None
-    ends = []
+    ends: list[tuple[float, float]] = []
     for full, crop, original in zip((height, width), wanted or (height, width), size, strict=True):
         start = -ceil((crop - full) / 2) if full < crop else (full - crop) // 2
         if processor.do_pad and processor.pad_size is not None:
