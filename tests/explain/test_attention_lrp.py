@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import deit
 from deit.explain.attention_lrp import GammaRule, HalfRule, IdentityRule, attention_lrp, lrp_arithmetic
 from deit.explain.maps import explain_image
 from deit.explain.network import Network
@@ -182,3 +183,28 @@ def test_the_overall_map_is_the_relevance_of_the_pixels(model_of, pixels):
     np.testing.assert_allclose(maps.values, found, rtol=1e-5)
     assert math.isclose(maps.overall.max(), 1)
     np.testing.assert_array_equal(maps.overall == 0, maps.values <= 0)
+
+
+# Of lxt 2.1 (the authors' package), its patches for LayerNorm, GELU and attention put on transformers' ViT with the
+# weights below, and with zennit 0.5.1's Gamma rule on all linear layers where gamma is not 0: pixels times gradient of
+# logit 1, summed over each patch.
+OF_LXT = {
+    0.0: [-0.055680498, -0.004904572, -0.143311620, 0.143911809],
+    0.25: [0.082635768, -0.008729444, -0.134209201, 0.082730584],
+}
+
+
+@pytest.mark.parametrize("gamma", OF_LXT)
+def test_relevance_is_that_of_the_authors_package(gamma):
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = deit.ViTConfig(**sizes, image_size=8, patch_size=4, encoder_stride=4, num_labels=3)
+    model = deit.ViTForImageClassification(config)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
+    pixels = torch.randn(1, 3, 8, 8, generator=generator)
+    found = attention_lrp(Network(model), pixels, "class", 1, gamma=gamma)[-1]
+    torch.testing.assert_close(found, torch.tensor(OF_LXT[gamma]), atol=1e-5, rtol=1e-4)
