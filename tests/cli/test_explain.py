@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 import deit as package
+from deit.cli.app import app
 from deit.core.images.reading import load_image
+from deit.explain.maps import DEFAULT_METHOD, METHODS
+from deit.explain.score import RANDOM_ORDERS
 from deit.models.deit import DeiTForImageClassificationWithTeacher
 from tests.cli.conftest import deit, is_refused, succeeds
 
@@ -121,3 +125,11 @@ def test_mistakes_are_one_line(options, words, model, images, tmp_path, monkeypa
 def test_a_class_that_is_called_by_a_number_is_found_by_its_name(model, images, tmp_path):
     options = ("--target", "3", "--random-orders", 0, "--json", "--out", tmp_path / "out")
     assert json.loads(succeeds("explain", model, images, *options).stdout)[0]["target"] == 3
+
+
+def test_the_defaults_of_the_command_are_those_of_python():
+    """They are written twice, so that help needs no PyTorch."""
+    parameters = {p.name: p.default for p in typer.main.get_command(app).commands["explain"].params}  # type: ignore[attr-defined]
+    assert (parameters["method"], parameters["random_orders"]) == (DEFAULT_METHOD, RANDOM_ORDERS)
+    for method in METHODS:
+        assert method in succeeds("explain", "--help").output
