@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float32]
 FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16)
 RANDOM_ORDERS = 10  # 156 forward passes of the model, and 14 for each map
 FEWEST_ORDERS = 9  # with fewer, no map can be told from chance
-MOST_ORDERS = 1000
+ORDERS_LIMIT = 1000
 _BATCH = 32
 _CHANCE, _ROUNDING = 0.05, 1e-9
 _LEAST_CHANGE = 0.02  # of the probability; a model that barely notices the blur cannot tell one order from another
@@ -129,8 +129,8 @@ def score_maps(
     Raises:
         UserError: There are too few or too many random orders.
     """
-    if not FEWEST_ORDERS <= random_orders <= MOST_ORDERS:
-        raise UserError(f"random_orders must be {FEWEST_ORDERS} to {MOST_ORDERS}. Received: {random_orders}.")
+    if not FEWEST_ORDERS <= random_orders <= ORDERS_LIMIT:
+        raise UserError(f"random_orders must be {FEWEST_ORDERS} to {ORDERS_LIMIT}. Received: {random_orders}.")
     generator = np.random.default_rng(seed)
     grid = maps[0].values.shape
     patches = grid[0] * grid[1]
@@ -239,7 +239,9 @@ def _score(
         return result
 
     whole, blurred = map(float, probabilities(ends))
-    areas = [_areas(probabilities(a) if a else np.zeros(0), whole, blurred, counts, patches) for a in answers]
+    areas = [
+        _areas(probabilities(a) if a else np.zeros(0, np.float32), whole, blurred, counts, patches) for a in answers
+    ]
     differences = [insertion - deletion for insertion, deletion in areas]
     own, center, by_chance = differences[0], differences[1], np.abs(differences[2:])
     chance = (1 + int((by_chance >= abs(own) - _ROUNDING).sum())) / (2 * len(by_chance) + 2)

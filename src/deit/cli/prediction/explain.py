@@ -105,11 +105,11 @@ def explain(
 
 
 def _check_orders(random_orders: int) -> None:
-    from deit.explain.score import FEWEST_ORDERS, MOST_ORDERS
+    from deit.explain.score import FEWEST_ORDERS, ORDERS_LIMIT
 
-    if random_orders != 0 and not FEWEST_ORDERS <= random_orders <= MOST_ORDERS:
+    if random_orders != 0 and not FEWEST_ORDERS <= random_orders <= ORDERS_LIMIT:
         raise UserError(
-            f"random_orders must be 0, for no score, or {FEWEST_ORDERS} to {MOST_ORDERS}. Received: {random_orders}."
+            f"random_orders must be 0, for no score, or {FEWEST_ORDERS} to {ORDERS_LIMIT}. Received: {random_orders}."
         )
 
 
@@ -168,7 +168,7 @@ def _print(written: list[Written], model: str) -> None:
 
 
 def _rows(explained: ExplainedImage) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, maps in explained.explanation.heads.items():
         score = explained.scores.get(name)
         told = ("-", "not scored") if score is None else (f"{score.score:+.3f}", _verdict(score))
