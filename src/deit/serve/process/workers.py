@@ -153,6 +153,12 @@ class _Workers:
     def ask(self) -> None:
         self._asked = True
 
+    def reload(self) -> None:
+        """Tells the workers that answer to reload; one that is opening its models gets the new ones anyway."""
+        for number, process in self._processes.items():
+            if process.poll() is None and self._board.age(number) < _FRESH_SECONDS:
+                process.send_signal(signal.SIGHUP)
+
     def begin(self) -> bool:
         """Starts the first worker and, once it answers, the others; returns whether it does."""
         self._start(0)
@@ -209,17 +215,21 @@ class _Workers:
 
 
 class _Signals:
-    """Notes SIGTERM and SIGINT in a block."""
+    """Notes SIGTERM and SIGINT in a block, and hands SIGHUP on to the workers, which reload their models."""
 
     def __init__(self, pool: _Workers) -> None:
         self._pool = pool
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._reload)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        self._pool.reload()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._pool.ask()
