@@ -11,6 +11,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,8 @@ from deit.serve.refusals import Refusal
 
 class Pretended:
     """Stands for an opened model: tells which opening of its folder it is."""
+
+    predictor = SimpleNamespace(engine=None)
 
     def __init__(self, folder: Path, generation: int) -> None:
         self.folder = folder
