@@ -126,12 +126,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if given.model:
+            from deit.core.processing.reduced_reading import ReducedReader
             from deit.inference.predictor import Predictor
 
             predictor = Predictor.open(given.model)
             for name, image in zip(("first.png", "second.png"), given.images, strict=True):
                 (folder / name).write_bytes(image.read_bytes())
-            told = next(predictor.answers(given.images, 2))
+            told = next(predictor.answers(given.images, 2, read=ReducedReader(predictor.processor)))
             scores = predictor.scores(next(iter(told.outputs.values())))
             np.save(folder / "pixels.npy", told.batch.pixels)
             write_expected(folder, "model", predictor.label_names, scores)
