@@ -17,7 +17,7 @@ from deit.serve.decoding import DecodingPool
 from deit.serve.http.authorization import Token
 from deit.serve.http.guard import Guard
 from deit.serve.refusals import Refusal
-from deit.serve.routes import classify, health, metrics, models as models_route, openapi
+from deit.serve.routes import classify, health, metrics, models as models_route, openapi, page
 from deit.serve.routes.v2 import infer, repository, server
 from deit.serve.settings import ServeSettings
 from deit.serve.state import DRAINING, SERVING, NoMeasures, ServedModels, ServerMeasures, State
@@ -69,7 +69,7 @@ def make_app(
 
 
 def _routes(state: State) -> list[BaseRoute]:
-    modules = (classify, models_route, health, metrics, openapi, server, infer, repository)
+    modules = (classify, models_route, health, metrics, openapi, page, server, infer, repository)
     return [route for module in modules for route in module.routes(state)]
 
 

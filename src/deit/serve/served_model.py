@@ -109,12 +109,20 @@ class ServedModel:
             "version": self.version,
             "classes": list(self.predictor.label_names),
             "image_size": None if contract.image_size is None else list(contract.image_size),
+            "preprocessing": self._geometry(),
             "heads": list(contract.head_names),
             "problem_type": contract.problem_type,
             "calibrated": self.predictor.calibration is not None,
             "engine": self.predictor.engine.name,
             "precision": self.predictor.engine.precision,
         }
+
+    def _geometry(self) -> dict[str, Any]:
+        """Returns which part of an image the model sees: the sides it is resized to, and the size of its center."""
+        processor = self.predictor.processor
+        crop = processor.output_size if processor.do_center_crop else None
+        resize = dict(processor.size) if processor.do_resize else None
+        return {"resize": resize, "crop": None if crop is None else list(crop)}
 
     # --- life ----------------------------------------------------------------------------------------
 

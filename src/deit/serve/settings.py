@@ -50,6 +50,7 @@ class ServeSettings:
         degrade_at: Share of `max_queue` that must wait before tokens are merged.
         explain_queue: Requests for explanations that wait or are computed at most.
         allow_unload: Whether a request may unload a model, which then answers nobody.
+        examples: Folder of images that the page at `/` offers; empty for none.
     """
 
     host: str = "127.0.0.1"
@@ -78,6 +79,7 @@ class ServeSettings:
     degrade_at: float = 0.5
     explain_queue: int = 4
     allow_unload: bool = False
+    examples: str = ""
 
     def __post_init__(self) -> None:
         """Checks every value.
@@ -87,7 +89,7 @@ class ServeSettings:
         """
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("host", "decode_threads", "allow_unload"):
+            if field.name in ("host", "decode_threads", "allow_unload", "examples"):
                 continue
             least = 0 if field.name in _MAY_BE_ZERO else 1 if isinstance(field.default, int) else None
             if isinstance(field.default, int) and not (isinstance(value, int) and not isinstance(value, bool)):
@@ -106,6 +108,8 @@ class ServeSettings:
         return min(self.max_images, self.max_queue)
 
     def _check_ranges(self) -> None:
+        if not isinstance(self.examples, str):
+            raise UserError(f"examples must be the path of a folder. Received: {self.examples!r}.")
         if self.port > 65535:
             raise UserError(f"port must lie between 0 and 65535. Received: {self.port}.")
         if self.full_status not in FULL_STATUSES:

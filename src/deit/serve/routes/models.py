@@ -11,6 +11,8 @@ from starlette.routing import BaseRoute, Route
 from deit.serve.refusals import Refusal
 from deit.serve.state import State
 
+_LIMITS = ("max_request_bytes", "max_image_bytes", "max_pixels", "max_images")  # that clients can keep to
+
 
 def routes(state: State) -> list[BaseRoute]:
     """Returns the routes."""
@@ -20,6 +22,6 @@ def routes(state: State) -> list[BaseRoute]:
         for source in state.models.sources():
             with suppress(Refusal), state.models.borrow(source.name, source.version) as model:
                 found.append(model.describe())
-        return JSONResponse({"models": found})
+        return JSONResponse({"models": found, "limits": {name: getattr(state.settings, name) for name in _LIMITS}})
 
     return [Route("/v1/models", models)]

@@ -1,0 +1,376 @@
+// The page: asks the server about one image and shows what it says.
+
+import { NoAnswer, classify, example, examples, models, setToken } from "./api.js";
+import { element, showJson, showResult, showSet, showTimes } from "./answer.js";
+import { forgetMaps, showMaps, watchLooking } from "./looking.js";
+import { watchForImages } from "./picking.js";
+import { bytes, counted, explained } from "./words.js";
+
+const find = (id) => document.getElementById(id);
+const TOP_K = 5;
+const TRIES = 5; // of an overloaded server, one by itself and the others after its Retry-After
+const MOST_CLASSES = 500; // that are listed
+const METHOD = "relevance";
+
+const now = { served: [], limits: {}, model: null, file: null, size: null, run: 0, stop: null, url: null, after: null };
+
+const announce = (text) => {
+  find("said").textContent = text;
+};
+
+// ---- Problems, in a live region
+
+function clearProblem() {
+  find("problem").hidden = true;
+  find("problem").replaceChildren();
+}
+
+function showProblem(first, rest = "", { busy = false, actions = [] } = {}) {
+  const box = find("problem");
+  box.className = `card notice ${busy ? "busy" : "bad"}`;
+  box.hidden = false; // before its content, which screen readers then announce
+  box.replaceChildren(element("p", {}, element("strong", { text: first })));
+  if (rest) box.append(element("p", { text: rest }));
+  if (actions.length) {
+    box.append(
+      element("div", { className: "actions" }, ...actions.map(([text, act]) => {
+        const button = element("button", { type: "button", text });
+        button.addEventListener("click", act);
+        return button;
+      })),
+    );
+  }
+}
+
+function showError(error, again) {
+  const { first, rest } = explained(error);
+  if (error.kind === "token") return askForToken(error, again);
+  const actions = ["away", "busy", "broken"].includes(error.kind) ? [["Try again", again]] : [];
+  return showProblem(first, rest, { busy: error.kind === "busy", actions });
+}
+
+function askForToken(error, again) {
+  now.after = again;
+  if (!find("token-form").hidden) {
+    const { first, rest } = explained(error);
+    showProblem(first, rest);
+  }
+  find("token-form").hidden = false;
+  find("token").focus();
+}
+
+/** Waits as long as the server asked for, with a countdown; the user may try at once or stop. Resolves to "again" or "stop". */
+function countdown(seconds, error, signal) {
+  return new Promise((resolve) => {
+    const end = performance.now() + 1000 * seconds;
+    const { first, rest } = explained(error);
+    const left = element("span", { ariaHidden: "true" }); // or each second would be announced
+    const tick = () => {
+      const remaining = Math.max(0, Math.ceil((end - performance.now()) / 1000));
+      left.textContent = ` ${remaining} s left.`;
+      if (!remaining) done("again");
+    };
+    const timer = setInterval(tick, 250);
+    function done(result) {
+      clearInterval(timer);
+      signal.removeEventListener("abort", stopped);
+      clearProblem();
+      resolve(result);
+    }
+    const stopped = () => done("stop");
+    signal.addEventListener("abort", stopped);
+    showProblem(first, rest, { busy: true, actions: [["Try now", () => done("again")], ["Stop", stopped]] });
+    const plan = element("p", { text: `The page tries again in ${counted(seconds, "second")}.` }, left);
+    find("problem").querySelector(".actions").before(plan);
+    left.textContent = ` ${seconds} s left.`;
+  });
+}
+
+// ---- Asking
+
+async function patiently(request, signal) {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await request();
+    } catch (error) {
+      const waits = error.kind === "busy" && error.retryAfter !== null && attempt < TRIES;
+      if (!waits || (await countdown(error.retryAfter, error, signal)) === "stop") throw error;
+    }
+  }
+}
+
+function options(extra = {}) {
+  const { model } = now;
+  return { model: model?.name, version: model?.version, top_k: TOP_K, ...extra };
+}
+
+const coverage = () => Number(find("coverage").value);
+
+/** Asks with the coverage; a server that refuses it is asked without, and its reason is shown in place of the set. */
+async function askWithCoverage(signal) {
+  const send = (extra) => patiently(() => classify(now.file, options(extra), signal), signal);
+  const wanted = { heads: true, coverage: now.model?.calibrated ? coverage() : null };
+  try {
+    return { ...(await send(wanted)), problem: "" };
+  } catch (error) {
+    if (wanted.coverage === null || !/coverage/.test(`${error.reason} ${error.message}`)) throw error;
+    return { ...(await send({ heads: true })), problem: error.message };
+  }
+}
+
+function working(yes) {
+  find("working").hidden = !yes;
+  find("answer").setAttribute("aria-busy", String(yes));
+}
+
+function tooLarge(file) {
+  const limit = now.limits.max_image_bytes;
+  if (!(file.size > limit)) return false;
+  forget();
+  showProblem(
+    "The image is too large for this server.",
+    `It has ${bytes(file.size)}; the server takes ${bytes(limit)}. It was not sent.`,
+  );
+  return true;
+}
+
+function forget() {
+  find("result").hidden = true;
+  find("caption").hidden = true;
+  find("waiting").hidden = false;
+  forgetMaps();
+}
+
+function begin() {
+  now.stop?.abort();
+  now.stop = new AbortController();
+  now.run += 1;
+  clearProblem();
+  return { run: now.run, signal: now.stop.signal };
+}
+
+async function ask() {
+  if (!now.file || tooLarge(now.file)) return;
+  const { run, signal } = begin();
+  working(true);
+  announce("Asking the model.");
+  try {
+    const { answer, roundTrip, problem } = await askWithCoverage(signal);
+    if (run !== now.run) return;
+    const result = firstResult(answer);
+    announce(`Answer: ${showResult(result, now.model)}`);
+    showSet(result, coverage(), problem);
+    showTimes(answer.timing_ms, roundTrip);
+    showJson(answer);
+    await explain(run, signal);
+  } catch (error) {
+    if (run !== now.run) return;
+    forget();
+    announce("");
+    showError(error, ask);
+  } finally {
+    if (run === now.run) working(false);
+  }
+}
+
+function firstResult(answer) {
+  const [result] = Array.isArray(answer?.results) ? answer.results : [];
+  if (result?.error) {
+    const { message = String(result.error), reason = "" } = result.error;
+    throw new NoAnswer("refused", message, { status: 422, reason });
+  }
+  if (!Array.isArray(result?.predictions)) throw new NoAnswer("broken", "The answer holds no predictions.");
+  return result;
+}
+
+/** Asks for the maps, after the answer, which stands without them. */
+async function explain(run, signal) {
+  try {
+    const { answer } = await patiently(() => classify(now.file, options({ explain: METHOD }), signal), signal);
+    if (run !== now.run) return;
+    const { explanation } = firstResult(answer);
+    if (explanation) showMaps(explanation, await now.size, now.model?.preprocessing);
+    else forgetMaps("The server sent no map.");
+  } catch (error) {
+    if (run !== now.run) return;
+    const { rest, first } = explained(error);
+    forgetMaps(`There is no map for this answer. ${rest || first}`);
+  }
+}
+
+/** Asks again for the set alone. */
+async function askForSet() {
+  find("coverage-name").textContent = `${coverage()} %`;
+  if (!now.file || find("result").hidden) return;
+  const { run, signal } = begin();
+  working(true);
+  try {
+    const { answer, roundTrip, problem } = await askWithCoverage(signal);
+    if (run !== now.run) return;
+    const result = firstResult(answer);
+    showSet(result, coverage(), problem);
+    showTimes(answer.timing_ms, roundTrip);
+    showJson(answer);
+    announce(`Coverage ${coverage()} percent. ${find("set-words").textContent}`);
+  } catch (error) {
+    if (run === now.run) showError(error, askForSet);
+  } finally {
+    if (run === now.run) working(false);
+  }
+}
+
+// ---- The image
+
+function showPicture(file) {
+  if (now.url) URL.revokeObjectURL(now.url);
+  now.url = URL.createObjectURL(file);
+  const picture = find("picture");
+  find("empty").hidden = true;
+  find("shown").hidden = false;
+  find("stage").classList.add("full");
+  now.size = new Promise((resolve) => {
+    const known = (fits) => {
+      find("no-picture").hidden = fits;
+      picture.parentElement.hidden = !fits;
+      resolve(fits ? { width: picture.naturalWidth, height: picture.naturalHeight } : null);
+      if (!fits) return;
+      // Small images are enlarged, without a blur that is not theirs.
+      const times = Math.min(Math.floor(320 / Math.max(picture.naturalWidth, picture.naturalHeight)), 16);
+      picture.classList.toggle("tiny", times > 1);
+      picture.style.width = times > 1 ? `${times * picture.naturalWidth}px` : "";
+    };
+    picture.onload = () => known(true);
+    picture.onerror = () => known(false);
+  });
+  picture.alt = `The chosen image, ${file.name || "without a name"}`;
+  picture.src = now.url;
+}
+
+function takeFile(file, note = "") {
+  now.file = file;
+  clearProblem();
+  forgetMaps();
+  showPicture(file);
+  const facts = find("file-facts");
+  facts.hidden = false;
+  facts.textContent = [`${file.name || "Image"}, ${bytes(file.size)}, sent as it is.`, note].filter(Boolean).join(" ");
+  markExample(file);
+  ask();
+}
+
+async function showExamples() {
+  let names;
+  try {
+    names = await examples();
+  } catch {
+    return; // the page works without examples
+  }
+  find("examples").hidden = !names.length;
+  find("example-list").replaceChildren(...names.map((name) => {
+    const picture = element("img", { alt: name });
+    const button = element("button", { type: "button", title: name, ariaPressed: "false" }, picture);
+    const loaded = example(name);
+    loaded.then((file) => {
+      picture.onload = () => URL.revokeObjectURL(picture.src);
+      picture.src = URL.createObjectURL(file);
+    }, () => button.parentElement?.remove());
+    button.addEventListener("click", async () => takeFile(await loaded));
+    loaded.then((file) => chosenBy.set(file, button), () => {});
+    return element("li", {}, button);
+  }));
+}
+
+const chosenBy = new WeakMap();
+
+function markExample(file) {
+  for (const button of find("example-list").querySelectorAll("button")) {
+    button.ariaPressed = String(chosenBy.get(file) === button);
+  }
+}
+
+// ---- The models
+
+function showModel(model) {
+  now.model = model;
+  const classes = model.classes ?? [];
+  const size = Array.isArray(model.image_size) ? model.image_size.join(" × ") : `${model.image_size} × ${model.image_size}`;
+  const facts = [
+    model.version ? `Version ${model.version}` : "", counted(classes.length, "class", "classes"), `${size} pixels`,
+    model.calibrated ? "calibrated" : "not calibrated",
+  ];
+  find("model-name").textContent = model.name;
+  document.title = `${model.name}: ask the model`;
+  find("model-facts").textContent = facts.filter(Boolean).join(" · ");
+  find("set-controls").hidden = !model.calibrated;
+  find("classes-part").hidden = !classes.length;
+  find("classes-title").textContent = `All ${counted(classes.length, "class", "classes")}`;
+  find("classes").replaceChildren(...classes.slice(0, MOST_CLASSES).map((text) => element("li", { text })));
+  find("classes-rest").textContent =
+    classes.length > MOST_CLASSES ? `The first ${MOST_CLASSES} of ${classes.length} are listed.` : "";
+}
+
+function showModels(served) {
+  const key = ({ name, version }) => `${name} ${version}`;
+  const before = now.model && served.find((model) => key(model) === key(now.model));
+  now.served = served;
+  const select = find("model-select");
+  select.replaceChildren(...served.map((model, i) => {
+    const twice = served.filter(({ name }) => name === model.name).length > 1;
+    return element("option", { value: String(i), text: twice ? `${model.name}, version ${model.version}` : model.name });
+  }));
+  find("model-choice").hidden = served.length < 2;
+  select.value = String(before ? served.indexOf(before) : 0);
+  showModel(before ?? served[0]);
+}
+
+async function start() {
+  const { signal } = begin();
+  try {
+    const { models: served = [], limits = {} } = await patiently(models, signal);
+    now.limits = limits;
+    if (!served.length) throw new NoAnswer("broken", "The server has no model.");
+    showModels(served);
+  } catch (error) {
+    if (signal.aborted) return;
+    find("model-facts").textContent = "No model yet.";
+    showError(error, start);
+    return;
+  }
+  find("token-form").hidden = true;
+  await showExamples();
+  if (now.file) ask();
+}
+
+function watch() {
+  watchLooking();
+  watchForImages(takeFile, (message) => showProblem(message));
+  find("coverage").addEventListener("input", () => {
+    find("coverage-name").textContent = `${coverage()} %`;
+  });
+  find("coverage").addEventListener("change", askForSet);
+  find("model-select").addEventListener("change", ({ target }) => {
+    showModel(now.served[Number(target.value)]);
+    forget();
+    ask();
+  });
+  find("token-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    setToken(find("token").value.trim());
+    find("token").value = "";
+    clearProblem();
+    (now.after ?? start)();
+  });
+  find("copy").addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(find("json").textContent);
+      find("copied").textContent = "Copied.";
+    } catch {
+      getSelection().selectAllChildren(find("json"));
+      find("copied").textContent = "Selected; copy it with Ctrl+C or Cmd+C.";
+    }
+  });
+  find("coverage-name").textContent = `${coverage()} %`;
+}
+
+watch();
+start();
