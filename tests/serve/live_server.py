@@ -18,6 +18,7 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.inference.predictor import Predictor
 from deit.serve.app import make_app
 from deit.serve.decoding import DecodingPool
+from deit.serve.http.authorization import Token
 from deit.serve.metrics import Metrics
 from deit.serve.models import Models, ModelSource, read_sources
 from deit.serve.served_model import ServedModel
@@ -71,6 +72,7 @@ class LiveServer:
 def live_server(
     arguments: tuple[str, ...] = ("colors=here",),
     open_predictor: Callable[[str], Predictor] = color_predictor,
+    token: str = "",
     **settings: Any,
 ) -> Iterator[LiveServer]:
     """Runs a server with the models of the arguments.
@@ -78,6 +80,7 @@ def live_server(
     Args:
         arguments: As `deit serve` takes them.
         open_predictor: Opens the path of one.
+        token: That requests must carry; empty for none.
         **settings: Of `ServeSettings`.
     """
     chosen = ServeSettings(port=0, max_wait_ms=1, **settings)
@@ -95,7 +98,7 @@ def live_server(
 
         models = Models(read_sources(list(arguments)), open_model, metrics)
         await models.start()
-        app = make_app(models, chosen, pool=pool, measures=metrics)
+        app = make_app(models, chosen, pool=pool, measures=metrics, token=Token(token) if token else None)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, http="httptools", ws="none"))
         box.update(models=models, app=app, loop=asyncio.get_running_loop(), server=server)
         serving = asyncio.create_task(server.serve([bound]))

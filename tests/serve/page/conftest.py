@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,14 +20,7 @@ from tests.serve.page.canned import replies
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
-CLASSES = [
-    "tabby cat",
-    "<img src=x onerror=alert(1)>",
-    "red & \"quoted\" 'fox'",
-    "great grey owl",
-    "a b " * 30,
-    "otter",
-]
+TOKEN = "secret-of-the-test"
 COLORS = ((200, 120, 40), (60, 120, 200), (190, 60, 50), (120, 120, 120), (60, 150, 80), (90, 60, 30))
 
 
@@ -61,6 +55,62 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models with random weights, of which the first is calibrated, and a folder of examples."""
+    pytest.importorskip("torch")
+    import torch
+
+    import deit
+
+    root = tmp_path_factory.mktemp("models")
+    held_out, training = root / "held-out", root / "training"
+    for folder, count, seed in ((held_out, 10, 0), (training, 20, 1000)):
+        for number, color in enumerate(COLORS):
+            (folder / str(number)).mkdir(parents=True)
+            for i in range(count):
+                picture(seed + 100 * number + i, color).save(folder / str(number) / f"{i}.png")
+    (root / "examples").mkdir()
+    for number, color in enumerate(COLORS[:3]):
+        picture(number, color).save(root / "examples" / f"{number}.png")
+    for name, classes in (("colors", [str(number) for number in range(len(COLORS))]), ("plain", ["yes", "no"])):
+        config = deit.DeiTConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32,
+            patch_size=4, encoder_stride=4, id2label=dict(enumerate(classes)),
+        )  # fmt: skip
+        torch.manual_seed(3)
+        model = deit.DeiTForImageClassificationWithTeacher(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.15)
+        model.save_pretrained(root / name)
+        deit.DeiTImageProcessor(size={"shortest_edge": 36}, crop_size=32).save_pretrained(root / name)
+    deit.calibrate(root / "colors", held_out, training_images=training)
+    return root
+
+
+def _served(root: Path, *arguments: str, token: str = "") -> Iterator[str]:
+    from deit.inference.predictor import Predictor
+    from tests.serve.live_server import live_server
+
+    with live_server(arguments, Predictor.open, token=token, examples=str(root / "examples"), max_batch=2) as server:
+        yield f"http://127.0.0.1:{server.port}/"
+
+
+@pytest.fixture(scope="module")
+def server(models: Path, browser: Any) -> Iterator[str]:
+    """The address of a server of both models."""
+    yield from _served(models, f"colors={models / 'colors'}", f"plain={models / 'plain'}")
+
+
+@pytest.fixture
+def with_token(models: Path, browser: Any) -> Iterator[str]:
+    """The address of a server that wants `TOKEN`."""
+    yield from _served(models, f"colors={models / 'colors'}", token=TOKEN)
+
+
+@pytest.fixture(
+    scope="module"
+)  # no longer: while it is open, an event loop runs, and tests of other files need their own
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason='Playwright is not installed: pip install "deit[dev]"')
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
@@ -114,3 +164,12 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 def _is_bad(message: Any) -> bool:
     """Whether a console message is more than a status of 400 or above, or a server that is away."""
     return message.type in ("error", "warning") and "Failed to load resource" not in message.text
+
+
+def until(page: Any, expression: str) -> None:
+    """Waits until JavaScript is true. Playwright's own `wait_for_function` needs eval, which the page forbids."""
+    for _ in range(160):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")

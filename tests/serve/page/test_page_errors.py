@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.serve.page.canned import CLASSIFY, HOSTILE, MODELS, answer, error, model, models, replies
-from tests.serve.page.conftest import picture
+from tests.serve.page.canned import CLASSIFY, HOSTILE, MODELS, answer, error, model, models, replies, result
+from tests.serve.page.conftest import picture, until
 
 SERVED = {MODELS: [(200, models(), {})]}
 
@@ -149,7 +149,7 @@ def test_a_late_answer_does_not_replace_that_of_a_newer_image(visit, bare, photo
 
     page.route(CLASSIFY, handle)
     page.set_input_files("#file", photo)
-    page.wait_for_function("document.getElementById('said').textContent === 'Asking the model.'")
+    until(page, "document.getElementById('said').textContent === 'Asking the model.'")
     page.set_input_files("#file", tmp_path / "second.png")
     page.locator("#verdict").get_by_text("second").wait_for()
     held[0].fulfill(json=answer(predictions=[{"label": "first", "score": 0.5}]))
@@ -165,3 +165,29 @@ def test_a_number_is_no_percentage(visit, bare, photo) -> None:
     page.get_by_text("age: 31.42").wait_for()
     assert "Between 28.00 and 35.00." in page.locator("#set-words").text_content()
     assert "%" not in page.locator("#top").text_content()
+
+
+def test_a_file_that_is_no_image_is_refused_in_plain_words(visit, server, tmp_path) -> None:
+    path = tmp_path / "notes <script>alert(1)<'script'>.jpg"
+    path.write_text("no image")
+    page = visit(server)
+    page.set_input_files("#file", path)
+    alert(page, "The server cannot read this file as an image.")
+    assert page.locator("#no-picture").is_visible()
+    assert page.locator("#result").is_hidden()
+    assert page.locator("main script").count() == 0
+
+
+def test_the_canned_answers_are_those_of_the_server(visit, server, photo) -> None:
+    page = visit(server)
+    with page.expect_response("**/v1/classify*explain*") as explained:
+        page.set_input_files("#file", photo)
+    real, canned = explained.value.json(), answer()
+    assert set(canned) <= set(real)
+    assert {"image", "predictions", "calibrated", "outlier_score", "is_outlier", "explanation"} <= set(
+        real["results"][0]
+    )
+    assert set(result()["explanation"]) <= set(real["results"][0]["explanation"])
+    kept = page.evaluate("fetch('v1/models').then(r => r.json())")
+    assert set(models()) <= set(kept)
+    assert set(model()) <= set(kept["models"][0])

@@ -59,7 +59,7 @@ function redraw() {
   drawMap(canvas, shown.size, maps[number], shown.rows, shown.columns, shown.box);
   const words = whereStrongest(maps[number], shown.rows, shown.columns);
   find("map-words").textContent = words;
-  canvas.setAttribute("aria-label", `Relevance map of the ${headName(head)}, ${name}. ${words}`);
+  canvas.setAttribute("aria-label", `Relevance map: ${headName(head)}, ${name}. ${words}`);
   find("map-note").textContent = shown.notes;
 }
 
