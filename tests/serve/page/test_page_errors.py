@@ -123,6 +123,28 @@ def test_a_coverage_that_the_calibration_cannot_promise_is_explained(visit, bare
     assert page.locator("#verdict").text_content() == "owl"
 
 
+def test_an_answer_of_a_changed_model_asks_for_the_models_anew(visit, bare, photo) -> None:
+    told = answer(predictions=[{"label": "heron", "score": 0.5}])
+    served = [(200, models(), {}), (200, models(model(version="2", classes=["heron", "owl"])), {})]
+    page = visit(bare, canned={MODELS: served, CLASSIFY: [(200, told | {"version": "2"}, {})]})
+    page.set_input_files("#file", photo)
+    page.get_by_text("Version 2 · 2 classes").wait_for()
+
+
+def test_an_answer_of_an_overloaded_model_says_that_tokens_were_merged(visit, bare, photo) -> None:
+    page = visit(bare, canned=SERVED | {CLASSIFY: [(200, answer(calibrated=False, merged=8), {})]})
+    page.set_input_files("#file", photo)
+    page.get_by_text("The server was overloaded and merged 8 tokens in each block").wait_for()
+
+
+def test_several_labels_have_thresholds_in_place_of_a_set(visit, bare, photo) -> None:
+    served = models(model(problem_type="multi_label_classification"))
+    page = visit(bare, canned={MODELS: [(200, served, {})], CLASSIFY: [(200, answer(set=None, named=["owl"]), {})]})
+    page.set_input_files("#file", photo)
+    page.get_by_text("1 label above the thresholds of the calibration.").wait_for()
+    assert "coverage" not in page.asked[0].url
+
+
 def test_an_answer_stands_without_its_map(visit, bare, photo) -> None:
     refused = (400, error(400, "no_explanation", "An exported model has no attention to look at."), {})
 

@@ -53,6 +53,9 @@ export function showResult(result, model) {
     : result.calibrated
       ? "Calibrated on images that the model had not learned from."
       : "Not calibrated: these are the model's own scores, which are often too sure.";
+  if (result.merged) {
+    find("calibration").textContent += ` The server was overloaded and merged ${result.merged} tokens in each block, which can change the answer a little.`;
+  }
   showOutlier(result);
   showHeads(result.heads);
   return best ? `${best.label}, ${said}.` : "No class.";
@@ -84,14 +87,14 @@ function showHeads(heads) {
     return say("heads-words", `The heads agree: ${best[0].label}.`, "good");
   }
   const said = best.map(({ name, label, score }) => `the ${headName(name)} says ${label} (${percent(score)})`);
-  return say("heads-words", `The heads disagree: ${listed(said)}. The answer above is their average.`, "warn");
+  return say("heads-words", `The heads disagree: ${listed(said)}. The answer above combines them.`, "warn");
 }
 
 /** Shows the classes that are possible at a coverage, or why that is not known. */
 export function showSet(result, coverage, problem) {
-  const { set, interval } = result;
-  find("set").replaceChildren(...(set ?? []).map((label) => element("li", { text: label })));
-  find("set").hidden = !set;
+  const { set, interval, named } = result;
+  find("set").replaceChildren(...(set ?? named ?? []).map((label) => element("li", { text: label })));
+  find("set").hidden = !(set ?? named)?.length;
   const promise = `For at least ${coverage} of 100 images like those of the calibration, on average`;
   if (problem) find("set-words").textContent = problem;
   else if (set) {
@@ -99,7 +102,9 @@ export function showSet(result, coverage, problem) {
   } else if (interval) {
     const [low, high] = interval.map((end) => end.toPrecision(4));
     find("set-words").textContent = `Between ${low} and ${high}. ${promise}, the interval that is made this way holds the true value.`;
-  } else find("set-words").textContent = "Not known: this model has no calibration. Run deit calibrate on held-out images.";
+  } else if (named) find("set-words").textContent = `${counted(named.length, "label")} above the thresholds of the calibration.`;
+  else if (result.calibrated) find("set-words").textContent = "This model may name several labels, so it has no set of possible classes.";
+  else find("set-words").textContent = "Not known: this model has no calibration. Run deit calibrate on held-out images.";
 }
 
 export function showTimes(timing, roundTrip) {

@@ -41,18 +41,27 @@ async function errorOf(response) {
 async function ask(path, read, { signal, ...options } = {}) {
   const headers = { ...options.headers };
   if (token) headers.Authorization = `Bearer ${token}`;
-  const patience = AbortSignal.timeout(PATIENCE_MS);
+  const stop = new AbortController();
+  const quit = () => stop.abort();
+  let late = false;
+  const timer = setTimeout(() => {
+    late = true;
+    quit();
+  }, PATIENCE_MS);
+  signal?.addEventListener("abort", quit);
   let response;
   try {
     response = await fetch(path, {
-      ...options, headers, cache: "no-store", credentials: "same-origin", redirect: "error",
-      signal: signal ? AbortSignal.any([signal, patience]) : patience,
+      ...options, headers, cache: "no-store", credentials: "same-origin", redirect: "error", signal: stop.signal,
     });
     if (response.ok) return await read(response);
   } catch (error) {
     if (signal?.aborted) throw error;
     if (error instanceof SyntaxError) throw new NoAnswer("broken", "The answer is not JSON.");
-    throw new NoAnswer("away", patience.aborted ? "It did not answer within a minute." : "");
+    throw new NoAnswer("away", late ? "It did not answer within a minute." : "");
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", quit);
   }
   throw await errorOf(response);
 }

@@ -46,6 +46,7 @@ function showError(error, again) {
   const { first, rest } = explained(error);
   if (error.kind === "token") return askForToken(error, again);
   const actions = ["away", "busy", "broken"].includes(error.kind) ? [["Try again", again]] : [];
+  if (error.status === 404) actions.push(["Ask which models there are", start]);
   return showProblem(first, rest, { busy: error.kind === "busy", actions });
 }
 
@@ -100,20 +101,23 @@ async function patiently(request, signal) {
 }
 
 function options(extra = {}) {
-  const { model } = now;
-  return { model: model?.name, version: model?.version, top_k: TOP_K, ...extra };
+  const { model, served } = now;
+  const twice = served.filter(({ name }) => name === model?.name).length > 1; // else the newest version may answer
+  return { model: model?.name, version: twice ? model.version : null, top_k: TOP_K, ...extra };
 }
 
 const coverage = () => Number(find("coverage").value);
 
+const hasSets = (model) => Boolean(model?.calibrated) && model.problem_type !== "multi_label_classification";
+
 /** Asks with the coverage; a server that refuses it is asked without, and its reason is shown in place of the set. */
 async function askWithCoverage(signal) {
   const send = (extra) => patiently(() => classify(now.file, options(extra), signal), signal);
-  const wanted = { heads: true, coverage: now.model?.calibrated ? coverage() : null };
+  const wanted = { heads: true, coverage: hasSets(now.model) ? coverage() : null };
   try {
     return { ...(await send(wanted)), problem: "" };
   } catch (error) {
-    if (wanted.coverage === null || !/coverage/.test(`${error.reason} ${error.message}`)) throw error;
+    if (wanted.coverage === null || error.reason !== "bad_option") throw error;
     return { ...(await send({ heads: true })), problem: error.message };
   }
 }
@@ -162,6 +166,7 @@ async function ask() {
     showSet(result, coverage(), problem);
     showTimes(answer.timing_ms, roundTrip);
     showJson(answer);
+    await refreshModels(answer, result);
     await explain(run, signal);
   } catch (error) {
     if (run !== now.run) return;
@@ -301,7 +306,7 @@ function showModel(model) {
   find("model-name").textContent = model.name;
   document.title = `${model.name}: ask the model`;
   find("model-facts").textContent = facts.filter(Boolean).join(" · ");
-  find("set-controls").hidden = !model.calibrated;
+  find("set-controls").hidden = !hasSets(model);
   find("classes-part").hidden = !classes.length;
   find("classes-title").textContent = `All ${counted(classes.length, "class", "classes")}`;
   find("classes").replaceChildren(...classes.slice(0, MOST_CLASSES).map((text) => element("li", { text })));
@@ -309,9 +314,21 @@ function showModel(model) {
     classes.length > MOST_CLASSES ? `The first ${MOST_CLASSES} of ${classes.length} are listed.` : "";
 }
 
+/** Asks for the models anew where an answer shows that they changed behind the page. */
+async function refreshModels(answer, { predictions }) {
+  const { model } = now;
+  const known = new Set(model?.classes);
+  if (answer.version === model?.version && predictions.every(({ label }) => known.has(label))) return;
+  try {
+    showModels((await models()).models);
+  } catch {
+    // The answer stands; the next one asks again.
+  }
+}
+
 function showModels(served) {
-  const key = ({ name, version }) => `${name} ${version}`;
-  const before = now.model && served.find((model) => key(model) === key(now.model));
+  const same = (model) => model.name === now.model?.name;
+  const before = served.find((model) => same(model) && model.version === now.model.version) ?? served.find(same);
   now.served = served;
   const select = find("model-select");
   select.replaceChildren(...served.map((model, i) => {
