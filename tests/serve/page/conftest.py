@@ -39,11 +39,13 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that has the page and nothing else: tests put canned answers in place of the rest."""
     uvicorn = pytest.importorskip("uvicorn", reason='the server is not installed: pip install "deit[serve]"')
     from starlette.applications import Starlette
+    from starlette.routing import Mount
 
     from deit.serve.routes.page import routes as page_routes
 
     settings = SimpleNamespace(examples="", max_image_bytes=1_000_000)
-    app = Starlette(routes=page_routes(SimpleNamespace(settings=settings)))
+    routes = page_routes(SimpleNamespace(settings=settings))
+    app = Starlette(routes=[*routes, Mount("/birds", routes=routes)])  # the second as a proxy with a prefix shows it
     taken = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)

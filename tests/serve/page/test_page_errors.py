@@ -179,6 +179,13 @@ def test_a_late_answer_does_not_replace_that_of_a_newer_image(visit, bare, photo
     assert page.locator("#verdict").text_content() == "second"
 
 
+def test_the_page_works_below_a_prefix(visit, bare, photo) -> None:
+    page = visit(f"{bare}birds/", canned={"**/birds/v1/models": [(200, models(), {})], CLASSIFY: [(200, answer(), {})]})
+    page.set_input_files("#file", photo)
+    page.locator("#map").wait_for()
+    assert "/birds/v1/classify?" in page.asked[0].url
+
+
 def test_a_number_is_no_percentage(visit, bare, photo) -> None:
     served = models(model(problem_type="regression", classes=["age"], heads=["class"]))
     number = answer(predictions=[{"label": "age", "score": 31.4159}], set=None, interval=[28.0, 35.0], heads=None)
