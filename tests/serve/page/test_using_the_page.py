@@ -166,6 +166,7 @@ def test_a_server_with_a_token_is_asked_with_it(visit, with_token, photo) -> Non
     page.get_by_label("Token").fill(TOKEN)
     page.keyboard.press("Enter")
     page.locator("#token-form").wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.id") == "choose"
     page.locator("#example-list img").first.wait_for()
     upload(page, photo)
     assert page.evaluate("Object.keys(localStorage).length + Object.keys(sessionStorage).length") == 0

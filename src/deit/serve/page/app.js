@@ -60,6 +60,12 @@ function askForToken(error, again) {
   find("token").focus();
 }
 
+function takeTokenAway() {
+  if (find("token-form").hidden) return;
+  find("token-form").hidden = true;
+  find("choose").focus(); // or the focus would be nowhere
+}
+
 /** Waits as long as the server asked for, with a countdown; the user may try at once or stop. Resolves to "again" or "stop". */
 function countdown(seconds, error, signal) {
   return new Promise((resolve) => {
@@ -161,6 +167,7 @@ async function ask() {
   try {
     const { answer, roundTrip, problem } = await askWithCoverage(signal);
     if (run !== now.run) return;
+    takeTokenAway();
     const result = firstResult(answer);
     announce(`Answer: ${showResult(result, now.model)}`);
     showSet(result, coverage(), problem);
@@ -346,6 +353,7 @@ async function start() {
     const { models: served = [], limits = {} } = await patiently(models, signal);
     now.limits = limits;
     if (!served.length) throw new NoAnswer("broken", "The server has no model.");
+    takeTokenAway();
     showModels(served);
   } catch (error) {
     if (signal.aborted) return;
@@ -353,7 +361,6 @@ async function start() {
     showError(error, start);
     return;
   }
-  find("token-form").hidden = true;
   await showExamples();
   if (now.file) ask();
 }
