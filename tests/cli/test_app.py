@@ -57,6 +57,10 @@ OPTIONS = {
         "--json",
     ],
     "push": ["--private", "--message", "--branch", "--propose"],
+    "serve": [
+        "--host", "--port", "--device", "--engine", "--average", "--workers", "--max-batch", "--max-wait-ms",
+        "--max-queue", "--degrade", "--drain-seconds", "--token-file", "--settings",
+    ],
     "demo": ["--out", "--seed"],
 }  # fmt: skip
 ARGUMENTS = {
@@ -74,6 +78,7 @@ ARGUMENTS = {
     "quantize": ["model"],
     "benchmark": ["model"],
     "push": ["model", "name"],
+    "serve": ["models"],
     "demo": [],
 }
 

@@ -400,7 +400,7 @@ def _keep_weights(engine: Any) -> None:
     They are mapped from the file, so whoever writes into the file of a model would change its answers, and whoever
     shortens it would end the process (SIGBUS).
     """
-    model = getattr(engine, "unchanged_model", None) or getattr(engine, "model", None)
+    model: Any = getattr(engine, "unchanged_model", None) or getattr(engine, "model", None)
     if hasattr(model, "parameters") and hasattr(model, "buffers"):
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()

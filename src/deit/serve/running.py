@@ -18,6 +18,9 @@ from deit.serve.refusals import Refusal
 from deit.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
     from deit.serve.batcher import Measures
     from deit.serve.decoding import DecodingPool
     from deit.serve.http.authorization import Token
@@ -131,11 +134,8 @@ async def run_server(
     Raises:
         UserError: A model cannot be opened or fails on a gray image, or the port was taken meanwhile.
     """
-    import uvicorn
-
     from deit.serve.app import make_app
     from deit.serve.models import reload_on_hangup
-    from deit.serve.process.connections import protocol_class
     from deit.serve.process.draining import DrainingServer
 
     try:
@@ -146,7 +146,27 @@ async def run_server(
     state = app.state.deit
     if worker is not None:
         state.others = worker.board.problem
-    config = uvicorn.Config(
+    server = DrainingServer(
+        _configuration(app, settings), state, worker=worker, problem=lambda: problem_of(models), on_start=on_start
+    )
+    end_reloading = reload_on_hangup(models)
+    watching = asyncio.create_task(models.watch())
+    try:
+        await server.serve([bound])
+    except OSError as error:
+        raise UserError(f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror}).") from error
+    finally:
+        watching.cancel()
+        end_reloading()
+    return server
+
+
+def _configuration(app: Starlette, settings: ServeSettings) -> uvicorn.Config:
+    import uvicorn
+
+    from deit.serve.process.connections import protocol_class
+
+    return uvicorn.Config(
         app,
         http=protocol_class(settings),
         ws="none",
@@ -158,17 +178,6 @@ async def run_server(
         timeout_keep_alive=math.ceil(settings.idle_seconds),
         timeout_graceful_shutdown=1,  # what was accepted is answered already, see `DrainingServer`
     )
-    server = DrainingServer(config, state, worker=worker, problem=lambda: problem_of(models), on_start=on_start)
-    end_reloading = reload_on_hangup(models)
-    watching = asyncio.create_task(models.watch())
-    try:
-        await server.serve([bound])
-    except OSError as error:
-        raise UserError(f"Cannot listen on {settings.host}, port {settings.port} ({error.strerror}).") from error
-    finally:
-        watching.cancel()
-        end_reloading()
-    return server
 
 
 def problem_of(models: Models) -> str:

@@ -26,38 +26,39 @@ if TYPE_CHECKING:
     from deit.explain.gallery import Written
 
 
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGES",
+        help="Image files, folders, patterns such as 'a/*.jpg', or - for one image on standard input.",
+        parser=place,
+    ),
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for pictures, arrays and index.html.", parser=path)]
+Method = Annotated[str, typer.Option(metavar="NAME", help="How to explain: relevance, legrad, attnlrp or rollout.")]
+Target = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS", help="Name or number of the class to explain.", show_default="the predicted class"),
+]
+Head = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Head to explain: both (the answer of the model), class or distillation. Can be repeated.",
+        show_default="all of the model",
+    ),
+]
+
+
 @reports_errors
 def explain(
     context: typer.Context,
     model: Model,
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="IMAGES",
-            help="Image files, folders, patterns such as 'a/*.jpg', or - for one image on standard input.",
-            parser=place,
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder for pictures, arrays and index.html.", parser=path)
-    ] = Path("explanations"),
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="How to explain: relevance, legrad, attnlrp or rollout.")
-    ] = "relevance",
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CLASS", help="Name or number of the class to explain.", show_default="the predicted class"
-        ),
-    ] = None,
-    head: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Head to explain: both (the answer of the model), class or distillation. Can be repeated.",
-            show_default="all of the model",
-        ),
-    ] = None,
+    images: Images,
+    out: Out = Path("explanations"),
+    method: Method = "relevance",
+    target: Target = None,
+    head: Head = None,
     random_orders: Annotated[
         int, typer.Option(metavar="N", help="Random orders of patches to score each map against; 0 for no score.")
     ] = 10,

@@ -22,72 +22,79 @@ if TYPE_CHECKING:
 _OF_FILE = "that of --settings, else "
 
 
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[NAME[@VERSION]=]MODEL...",
+        help="Model directory, exported file, name on the Hugging Face Hub, or timm/NAME. The first one answers "
+        "requests that name none; a model without a name is called after its path.",
+    ),
+]
+Host = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Address to listen on.", show_default=f"{_OF_FILE}127.0.0.1"),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Port to listen on; 0 for a free one.", show_default=f"{_OF_FILE}8080"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Processes that answer, each with its own models.", show_default=f"{_OF_FILE}1"),
+]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Images that go through the model together.", show_default=f"{_OF_FILE}16"),
+]
+MaxWait = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N", help="Milliseconds that an image waits for others of its batch.", show_default=f"{_OF_FILE}5"
+    ),
+]
+MaxQueue = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Images that wait at most; more requests get 429.", show_default=f"{_OF_FILE}96"),
+]
+Degrade = Annotated[
+    int | None,
+    typer.Option(metavar="R", help="When overloaded, merge R tokens in each block.", show_default=f"{_OF_FILE}never"),
+]
+DrainSeconds = Annotated[
+    float | None,
+    typer.Option(metavar="N", help="Time to finish requests after SIGTERM or Ctrl-C.", show_default=f"{_OF_FILE}30"),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with the token that requests must carry.",
+        show_default="DEIT_TOKEN, if set",
+        parser=path,
+    ),
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML file with further limits, see docs/serving.md.", parser=path),
+]
+
+
 @reports_errors
 def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[NAME[@VERSION]=]MODEL...",
-            help="Model directory, exported file, name on the Hugging Face Hub, or timm/NAME. The first one answers "
-            "requests that name none; a model without a name is called after its path.",
-        ),
-    ],
-    host: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Address to listen on.", show_default=f"{_OF_FILE}127.0.0.1"),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Port to listen on; 0 for a free one.", show_default=f"{_OF_FILE}8080"),
-    ] = None,
+    models: Sources,
+    host: Host = None,
+    port: Port = None,
     device: Device = "auto",
     engine: Engine = "auto",
     average: Average = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Processes that answer, each with its own models.", show_default=f"{_OF_FILE}1"),
-    ] = None,
-    max_batch: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Images that go through the model together.", show_default=f"{_OF_FILE}16"),
-    ] = None,
-    max_wait_ms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="N", help="Milliseconds that an image waits for others of its batch.", show_default=f"{_OF_FILE}5"
-        ),
-    ] = None,
-    max_queue: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Images that wait at most; more requests get 429.", show_default=f"{_OF_FILE}96"
-        ),
-    ] = None,
-    degrade: Annotated[
-        int | None,
-        typer.Option(
-            metavar="R", help="When overloaded, merge R tokens in each block.", show_default=f"{_OF_FILE}never"
-        ),
-    ] = None,
-    drain_seconds: Annotated[
-        float | None,
-        typer.Option(
-            metavar="N", help="Time to finish requests after SIGTERM or Ctrl-C.", show_default=f"{_OF_FILE}30"
-        ),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="File with the token that requests must carry.",
-            show_default="DEIT_TOKEN, if set",
-            parser=path,
-        ),
-    ] = None,
-    settings: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="YAML file with further limits, see docs/serving.md.", parser=path),
-    ] = None,
+    workers: Workers = None,
+    max_batch: MaxBatch = None,
+    max_wait_ms: MaxWait = None,
+    max_queue: MaxQueue = None,
+    degrade: Degrade = None,
+    drain_seconds: DrainSeconds = None,
+    token_file: TokenFile = None,
+    settings: Settings = None,
 ) -> None:
     """Answer over HTTP: POST an image to /v1/classify.
 
