@@ -124,20 +124,28 @@ def commands(block: str) -> list[list[str]]:
 SERVERS: dict[int, subprocess.Popen[bytes]] = {}  # by port
 
 
-def start_server(words: list[str]) -> None:
+def start_server(words: list[str], cwd: Path | None = None) -> None:
     """Starts `deit serve` on a free port in place of the one on the page."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    SERVERS[port] = subprocess.Popen([sys.executable, "-m", "deit", *words, "--port", str(port)])
+    SERVERS[port] = subprocess.Popen([sys.executable, "-m", "deit", *words, "--port", str(port)], cwd=cwd)
 
 
-def ask_server(words: list[str]) -> None:
+def stop_servers() -> None:
+    """Ends the servers that were started."""
+    while SERVERS:
+        _, server = SERVERS.popitem()
+        server.kill()
+        server.wait()
+
+
+def ask_server(words: list[str], cwd: Path = Path()) -> None:
     """Sends a file as curl does, and expects the classes of the models here."""
     assert words[1::2][:2] == ["--data-binary", "-H"], words
     (port,) = SERVERS
     name, _, value = words[4].partition(": ")
-    body = Path(words[2].removeprefix("@")).read_bytes()
+    body = (cwd / words[2].removeprefix("@")).read_bytes()
     request = urllib.request.Request(words[5].replace(":8080/", f":{port}/"), body, {name: value})
     for _ in range(300):
         try:
@@ -232,10 +240,7 @@ def test_every_code_block_runs(page: str, place: Path) -> None:
             elif language:
                 exec(compile(block.replace("seconds=5", "seconds=0.3"), page, "exec"), {})
     finally:
-        while SERVERS:
-            _, server = SERVERS.popitem()
-            server.kill()
-            server.wait()
+        stop_servers()
 
 
 @pytest.mark.slow

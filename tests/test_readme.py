@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.test_docs_pages import ask_server, start_server, stop_servers
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 
@@ -32,6 +34,10 @@ def run_line(line: str, cwd: Path) -> None:
     elif words[:2] == ["pip", "install"]:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"deit\[(\w+)\]", line)) <= set(extras)
+    elif words[0] == "curl":
+        ask_server(words, cwd)
+    elif words[:2] == ["deit", "serve"] and words[-1] == "&":
+        start_server(words[1:-1], cwd)
     else:
         if words[:2] == ["deit", "train"]:
             option = "--epochs" if "--epochs" in words else "--minutes"
@@ -45,21 +51,27 @@ def run_line(line: str, cwd: Path) -> None:
         assert result.returncode == 0, f"{line}\n{result.stderr}"
 
 
+def run_block(language: str, block: str, cwd: Path) -> None:
+    if language == "bash":
+        for line in block.strip().splitlines():
+            run_line(line, cwd)
+        return
+    assert language == "python"
+    program = [sys.executable, "-W", "error", "-c", block]
+    result = subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{block}\n{result.stderr}"
+
+
 @pytest.mark.slow
 def test_every_code_block_runs(tmp_path) -> None:
     make_photos(tmp_path / "photos")
     languages = set()
-    for language, block in BLOCKS:
-        languages.add(language)
-        if language == "bash":
-            for line in block.strip().splitlines():
-                run_line(line, tmp_path)
-        else:
-            assert language == "python"
-            result = subprocess.run(
-                [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
-            )
-            assert result.returncode == 0, f"{block}\n{result.stderr}"
+    try:
+        for language, block in BLOCKS:
+            languages.add(language)
+            run_block(language, block, tmp_path)
+    finally:
+        stop_servers()
     assert languages == {"bash", "python"}
 
 
