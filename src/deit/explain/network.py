@@ -31,6 +31,7 @@ from deit.models.trunk.vision_transformer import (
     PatchEmbed,
     VisionTransformer,
 )
+from deit.runtime.devices import Placement
 
 Norm = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -89,7 +90,7 @@ class Trace:
 @contextmanager
 def with_gradients(device: torch.device) -> Iterator[None]:
     """Records gradients in float32, whatever the caller has switched off: a server answers in inference mode."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), Placement(device).autocast():
         yield
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from deit.core.errors import UserError
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.explain.network import Network
+from deit.runtime.devices import Placement
 
 Array = npt.NDArray[np.float32]
 
@@ -136,7 +137,7 @@ def score_maps(
     patches = grid[0] * grid[1]
     by_chance = [generator.permutation(patches) for _ in range(random_orders)]
     orders = [*(_order(values, seed) for values in (*(m.values for m in maps), centered(grid))), *by_chance]
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(network.device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), Placement(network.device).autocast():
         curves = Curves(network, pixels.to(network.device), grid)
         ends, answers = curves.ends(), [curves.of(order) for order in orders]
     return [

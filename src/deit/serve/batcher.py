@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 Model = Callable[[Array, bool], Mapping[str, Array]]  # of pixels, and whether features are wanted beside the logits
 
 
+class ModelError(Exception):
+    """The model answered with something else than what it was asked for: a bug of its engine."""
+
+
 class Measures(Protocol):
     """What takes measurements of batches; seconds and counts."""
 
@@ -267,9 +271,9 @@ def _rows(model: Model, pixels: list[Array], features: bool) -> Iterable[Mapping
     """Returns the outputs (1, ...) of each image.
 
     Raises:
-        RuntimeError: The model returns another number of rows; which belongs to which image is unknown then.
+        ModelError: The model returns another number of rows; which belongs to which image is unknown then.
     """
     outputs = model(np.concatenate(pixels), features)
     if wrong := {name: len(values) for name, values in outputs.items() if len(values) != len(pixels)}:
-        raise RuntimeError(f"The model was given {len(pixels)} images and returned rows: {wrong}.")
+        raise ModelError(f"The model was given {len(pixels)} images and returned rows: {wrong}.")
     return [{name: values[i : i + 1] for name, values in outputs.items()} for i in range(len(pixels))]

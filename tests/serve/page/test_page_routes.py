@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("starlette", reason='the server is not installed: pip install "deit[serve]"')
 
-import httpx
+import httpx2
 
 from deit.core.errors import UserError
 from deit.serve.app import make_app
@@ -44,11 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(folder: Path) -> Any:
-    def of(token: str = "", **settings: Any) -> httpx.AsyncClient:
+    def of(token: str = "", **settings: Any) -> httpx2.AsyncClient:
         values = {"examples": str(folder / "examples"), "max_image_bytes": 20_000} | settings
         app = make_app(FixedModels([]), ServeSettings(**values), token=Token(token) if token else None)
         app.state.deit.phase = SERVING
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+        return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://here")
 
     return of
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from deit.core.errors import MOST_JSON_BYTES, shown
+from deit.core.errors import MOST_JSON_BYTES, UserError, shown
 from deit.serve.refusals import Refusal
 
 # Of the binary tensor data extension: how many bytes of the body are JSON.
@@ -128,4 +128,4 @@ def json_object(content: bytes, *, empty: bool = False, hint: str = "") -> dict[
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
+    raise UserError(f"{text} is not a JSON number")
