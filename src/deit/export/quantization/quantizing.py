@@ -325,7 +325,7 @@ def _with_speed(
     if speed.speedup <= 1 and not allow_slower:
         refusal = (
             f"The quantized model keeps {result.agreement:.2f} % of the answers but is not faster here, so it was not "
-            f"written: {speed.describe()}. Pass allow_slower=True (--allow-slower) to keep it for another machine."
+            f"written: {speed.describe()}. Pass allow_slower= to keep it for another machine."
         )
     return replace(result, speed=speed, refusal=refusal)
 
