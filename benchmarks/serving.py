@@ -27,7 +27,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +146,10 @@ def running(command: list[str], ready: str, log: Path) -> Iterator[psutil.Proces
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGCONT)
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # processes that it has left behind, as LitServe does
 
 
 def tree_bytes(process: psutil.Process) -> int:
