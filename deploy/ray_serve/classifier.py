@@ -43,8 +43,9 @@ def classifier(model: str, engine: str) -> Any:
     """Returns the ASGI application of the server. Runs in the replica: models are opened there."""
     from deit.serve.app import make_app
     from deit.serve.decoding import DecodingPool
+    from deit.serve.hosting.models import Models
+    from deit.serve.hosting.sources import read_sources
     from deit.serve.metrics import Metrics
-    from deit.serve.models import Models, read_sources
     from deit.serve.running import Opening
     from deit.serve.settings import ServeSettings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from deit.bulk import units as units_module
-from deit.bulk.identity import settled_engine
+from deit.bulk.identity import UNIT_IMAGES, settled_engine
+from deit.cli.prediction.classify import classify
 from deit.core.files import sha256_of_file
 from deit.data.storage.contents import content_hash
 from deit.explain.maps import explain_image
@@ -307,3 +309,8 @@ def test_explanations_are_the_maps_of_the_answer(sources, files, model, bulk, tm
     assert [row["label_1"] for row in rows(out)] == [
         p[0].label for p in other.classify([files[name] for name in sorted(files)])
     ]
+
+
+def test_the_command_makes_units_of_the_same_size_as_the_library():
+    parameters = inspect.signature(inspect.unwrap(classify)).parameters
+    assert parameters["unit_images"].default == UNIT_IMAGES

@@ -14,7 +14,7 @@ from deit.cli.app import app
 from deit.inference.predictor import Predictor
 from deit.models.timm.models import create_timm
 from deit.models.timm.preprocessing import processor_from_timm
-from deit.serve.models import read_sources
+from deit.serve.hosting.sources import read_sources
 from tests.cli.conftest import SHORT, VARIANT, deit, is_refused, succeeds
 from tests.core.hub_on_loopback import serve, use_hub
 from tests.data.pictures import picture

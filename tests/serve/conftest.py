@@ -26,8 +26,9 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.inference.contract import Contract
 from deit.inference.predictor import Predictor
 from deit.serve.decoding import DecodingPool
+from deit.serve.hosting.models import Models
+from deit.serve.hosting.sources import ModelSource
 from deit.serve.metrics import Metrics
-from deit.serve.models import Models, ModelSource
 from deit.serve.process.binding import bind
 from deit.serve.running import run_server
 from deit.serve.served_model import ServedModel

@@ -18,9 +18,10 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.inference.predictor import Predictor
 from deit.serve.app import make_app
 from deit.serve.decoding import DecodingPool
+from deit.serve.hosting.models import Models
+from deit.serve.hosting.sources import ModelSource, read_sources
 from deit.serve.http.authorization import Token
 from deit.serve.metrics import Metrics
-from deit.serve.models import Models, ModelSource, read_sources
 from deit.serve.served_model import ServedModel
 from deit.serve.settings import ServeSettings
 

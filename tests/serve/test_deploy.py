@@ -19,9 +19,9 @@ from typer.main import get_command
 
 from deit.cli.app import app
 from deit.client import budget, options
+from deit.serve.hosting.sources import read_sources
 from deit.serve.http.authorization import VARIABLE
 from deit.serve.metrics import Metrics
-from deit.serve.models import read_sources
 from deit.serve.settings import ServeSettings
 from tests.serve.live_server import live_server
 

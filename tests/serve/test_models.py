@@ -16,8 +16,9 @@ from types import SimpleNamespace
 import pytest
 
 from deit.core.errors import UserError
+from deit.serve.hosting.models import Models, reload_on_hangup
+from deit.serve.hosting.sources import ModelSource, read_sources
 from deit.serve.metrics import Metrics, counting_workers
-from deit.serve.models import Models, ModelSource, read_sources, reload_on_hangup
 from deit.serve.refusals import Refusal
 
 

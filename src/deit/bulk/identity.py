@@ -15,7 +15,7 @@ from deit.core.errors import UserError
 from deit.core.file_names import CALIBRATION_NAME, CLOUDS_NAME
 from deit.core.files import sha256_of_file
 from deit.core.scores.calibration_file import identity_of
-from deit.core.scores.conformal import Coverage
+from deit.core.scores.conformal import Coverage, wanted_coverage
 from deit.inference.contract import Array
 from deit.inference.engines.auto_engine import AutoEngine
 from deit.inference.engines.exported import find_export
@@ -75,10 +75,7 @@ class BulkOptions:
 
     def wanted(self) -> Coverage | None:
         """Returns what prediction sets must keep; None for no sets."""
-        if self.coverage is None and not self.abstain:
-            return None
-        percent = 95.0 if self.coverage is None else self.coverage
-        return Coverage(percent=percent, sets=self.sets, per_class=self.per_class)
+        return wanted_coverage(self.coverage, sets=self.sets, per_class=self.per_class, abstain=self.abstain)
 
 
 def absolute_model(model: str) -> str:

@@ -182,7 +182,7 @@ class AsyncClient:
             return results
 
     async def _ask(self, method: str, path: str, *, params: Any = None, files: Any = None) -> dict[str, Any]:
-        """Sends a request until it is answered, or the budget is spent.."""
+        """Sends a request until it is answered, or the budget is spent."""
         async with self._slots:
             budget = self._target.budget()
             while True:
@@ -213,10 +213,4 @@ class AsyncClient:
                     add_part(content, part, url)
         finally:
             await response.aclose()
-        return Reply(
-            url=url,
-            status=response.status_code,
-            headers=response.headers,
-            content=bytes(content),
-            with_token=self._target.token is not None,
-        )
+        return self._target.reply(url, response, bytes(content))

@@ -202,10 +202,4 @@ class Client:
                     budget.left()
         finally:
             response.close()
-        return Reply(
-            url=url,
-            status=response.status_code,
-            headers=response.headers,
-            content=bytes(content),
-            with_token=self._target.token is not None,
-        )
+        return self._target.reply(url, response, bytes(content))

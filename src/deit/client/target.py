@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import httpx2
+
+from deit.client.answers import Reply
 from deit.client.budget import Budget, check_budget
 from deit.client.options import Options, count, server_address, token_header
 from deit.core.scores.conformal import Coverage
@@ -40,6 +43,16 @@ class Target:
     def budget(self) -> Budget:
         """Returns the budget of a request that begins now."""
         return Budget(self.deadline, self.retries)
+
+    def reply(self, url: str, response: httpx2.Response, content: bytes) -> Reply:
+        """Returns the answer to a request, whose body has been read."""
+        return Reply(
+            url=url,
+            status=response.status_code,
+            headers=response.headers,
+            content=content,
+            with_token=self.token is not None,
+        )
 
     def options(
         self,

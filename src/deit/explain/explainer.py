@@ -20,7 +20,7 @@ from deit.explain.maps import DEFAULT_METHOD, Explanation, Target, check_method,
 from deit.explain.network import Network
 from deit.explain.overlay import over_original, over_seen
 from deit.explain.placement import Placement, placement_of, seen_image
-from deit.explain.score import RANDOM_ORDERS, MapScore, ScoredMap, score_maps
+from deit.explain.score import RANDOM_ORDERS, MapScore, score_explanation
 
 _MOST_SIDE = 1600  # of a picture that is drawn, in pixels
 
@@ -225,11 +225,7 @@ class Explainer:
     ) -> dict[str, MapScore]:
         if is_regression(self.model):
             return {}
-        import torch
-
-        maps = [ScoredMap(head=n, target=m.target, values=m.values) for n, m in explanation.heads.items()]
-        scores = score_maps(self._network, torch.from_numpy(pixels), maps, random_orders=random_orders, seed=seed)
-        return dict(zip(explanation.heads, scores, strict=True))
+        return score_explanation(self._network, pixels, explanation, random_orders=random_orders, seed=seed)
 
 
 _ONLY_OURS = (

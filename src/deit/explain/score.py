@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from deit.core.errors import UserError
 from deit.core.scores.functions import FUNCTIONS, function_name
 from deit.explain.network import Network
 from deit.runtime.devices import Placement
+
+if TYPE_CHECKING:
+    from deit.explain.maps import Explanation
 
 Array = npt.NDArray[np.float32]
 
@@ -144,6 +147,34 @@ def score_maps(
         _score(m, network.config.problem_type, curves, ends, [answers[number], *answers[len(maps) :]])
         for number, m in enumerate(maps)
     ]
+
+
+def score_explanation(
+    network: Network,
+    pixels: Array,
+    explanation: Explanation,
+    *,
+    random_orders: int = RANDOM_ORDERS,
+    seed: int = 0,
+) -> dict[str, MapScore]:
+    """Scores the overall map of each head of an explanation; see `score_maps`.
+
+    Args:
+        network: The model.
+        pixels: (1, C, H, W), preprocessed.
+        explanation: Of these pixels.
+        random_orders: See `score_maps`.
+        seed: See `score_maps`.
+
+    Returns:
+        A score by the name of the head.
+
+    Raises:
+        UserError: See `score_maps`.
+    """
+    maps = [ScoredMap(head=name, target=head.target, values=head.values) for name, head in explanation.heads.items()]
+    scores = score_maps(network, torch.from_numpy(pixels), maps, random_orders=random_orders, seed=seed)
+    return dict(zip(explanation.heads, scores, strict=True))
 
 
 class Curves:

@@ -285,15 +285,24 @@ class Predictor:
             return Classified(name=name, error=f"{name}: {_NO_NUMBER}")
         scores = self.scores(logits)[0]
         judgement = None if judge is None else judge.judge(logits, scores, None if features is None else features[None])
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        predictions = tuple(Prediction(label=self.label_names[i], score=float(scores[i])) for i in best)
         abstains = judgement is not None and judgement.abstained
-        return Classified(name=name, predictions=() if abstains else predictions, judgement=judgement)
+        predictions = () if abstains else self.best(scores, top_k)
+        return Classified(name=name, predictions=predictions, judgement=judgement)
 
-    def scores(self, logits: Array) -> Array:
-        """Returns the scores (B, K) of the answer's logits (B, K), divided by the temperature of the calibration."""
+    def best(self, scores: Array, top_k: int) -> tuple[Prediction, ...]:
+        """Returns the classes with the highest of some scores (K,), in descending order; of equal ones, the first."""
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return tuple(Prediction(label=self.label_names[i], score=float(scores[i])) for i in order)
+
+    def scores(self, logits: Array, head: str | None = None) -> Array:
+        """Returns the scores (B, K) of a head's logits (B, K), divided by its temperature in the calibration.
+
+        Args:
+            logits: (B, K).
+            head: Its name; the first one, which is the answer of the model, when None.
+        """
         if self.calibration is not None:
-            logits = logits / np.float32(self.calibration.temperature(self.engine.contract.head_names[0]))
+            logits = logits / np.float32(self.calibration.temperature(head or self.engine.contract.head_names[0]))
         result: Array = FUNCTIONS[function_name(self.problem_type, logits.shape[1])](logits)
         return result
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from deit.serve.batcher import Measures
     from deit.serve.decoding import DecodingPool
+    from deit.serve.hosting.models import Models
+    from deit.serve.hosting.sources import ModelSource
     from deit.serve.http.authorization import Token
-    from deit.serve.models import Models, ModelSource
     from deit.serve.process.draining import DrainingServer
     from deit.serve.process.workers import Worker
     from deit.serve.served_model import ServedModel
@@ -135,7 +136,7 @@ async def run_server(
         UserError: A model cannot be opened or fails on a gray image, or the port was taken meanwhile.
     """
     from deit.serve.app import make_app
-    from deit.serve.models import reload_on_hangup
+    from deit.serve.hosting.models import reload_on_hangup
     from deit.serve.process.draining import DrainingServer
 
     try:

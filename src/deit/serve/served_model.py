@@ -40,6 +40,11 @@ _JUDGES = 64  # that are kept, each with thresholds of its own
 _GIVEN = "the given bytes"  # what the reading code calls an image that has no path
 
 
+def label_of(name: str, version: str) -> str:
+    """Returns how messages and metrics call a model: "NAME" for version 1, else "NAME@VERSION"."""
+    return name if version == "1" else f"{name}@{version}"
+
+
 class ServedModel:
     """One model that answers requests.
 
@@ -88,8 +93,8 @@ class ServedModel:
 
     @property
     def label(self) -> str:
-        """How measurements call it: "NAME" for version 1, else "NAME@VERSION"."""
-        return self.name if self.version == "1" else f"{self.name}@{self.version}"
+        """How measurements call it."""
+        return label_of(self.name, self.version)
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from deit.serve.batcher import Measures
 from deit.serve.decoding import DecodingPool
-from deit.serve.refusals import Refusal
 from deit.serve.served_model import ServedModel
 from deit.serve.settings import ServeSettings
 
@@ -97,45 +96,6 @@ class ServedModels(Protocol):
     async def close(self) -> None:
         """Ends all models."""
         ...
-
-
-class FixedModels:
-    """Models that stay as they are.
-
-    Args:
-        models: At least one; the first one answers who names none.
-    """
-
-    def __init__(self, models: Sequence[ServedModel]) -> None:
-        self._models = list(models)
-
-    @contextmanager
-    def borrow(self, name: str | None = None, version: str | None = None) -> Iterator[ServedModel]:
-        """See `ServedModels`."""
-        for model in self._models:
-            if name in (None, model.name) and version in (None, model.version):
-                yield model
-                return
-        known = ", ".join(model.name for model in self._models)
-        raise Refusal(404, "unknown_model", f"There is no such model or version. Known: {known}.")
-
-    def sources(self) -> Sequence[Named]:
-        """See `ServedModels`."""
-        return self._models
-
-    def troubles(self) -> Mapping[str, str]:
-        """See `ServedModels`."""
-        return {}
-
-    async def start(self) -> None:
-        """See `ServedModels`."""
-        for model in self._models:
-            await model.warm_up()
-
-    async def close(self) -> None:
-        """See `ServedModels`."""
-        for model in self._models:
-            await model.close()
 
 
 @dataclass(kw_only=True)

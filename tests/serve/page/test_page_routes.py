@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import pytest
@@ -17,12 +17,32 @@ import httpx2
 from deit.core.errors import UserError
 from deit.serve.app import make_app
 from deit.serve.http.authorization import Token
+from deit.serve.refusals import Refusal
 from deit.serve.routes.page import find_examples
 from deit.serve.settings import ServeSettings
-from deit.serve.state import SERVING, FixedModels
+from deit.serve.state import SERVING
 from tests.serve.page.conftest import picture
 
 pytestmark = pytest.mark.anyio
+
+
+class NoModels:
+    """A server that holds no models: its page is asked for, and nothing else."""
+
+    def borrow(self, name: str | None = None, version: str | None = None) -> NoReturn:
+        raise Refusal(404, "unknown_model", "There is no such model or version.")
+
+    def sources(self) -> list[Any]:
+        return []
+
+    def troubles(self) -> dict[str, str]:
+        return {}
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 HOSTILE = "<b>&'\"%2e%2e.png"
 
 
@@ -46,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(folder: Path) -> Any:
     def of(token: str = "", **settings: Any) -> httpx2.AsyncClient:
         values = {"examples": str(folder / "examples"), "max_image_bytes": 20_000} | settings
-        app = make_app(FixedModels([]), ServeSettings(**values), token=Token(token) if token else None)
+        app = make_app(NoModels(), ServeSettings(**values), token=Token(token) if token else None)
         app.state.deit.phase = SERVING
         return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://here")
 

@@ -124,7 +124,7 @@ def classify_in_bulk(context: typer.Context, wanted: Coverage | None) -> None:
             option = "--json" if name == "as_json" else "--strict"
             raise UserError(f"{option} is for predictions on the screen or in one file, not for a folder.")
     options = BulkOptions(
-        coverage=None if (given["coverage"] is None and not given["abstain"]) or wanted is None else wanted.percent,
+        coverage=None if wanted is None else wanted.percent,
         explanation=given["explain"],
         **{
             name: given[name]

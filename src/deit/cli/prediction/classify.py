@@ -171,7 +171,7 @@ def _coverage(coverage: float | None, sets: str, *, per_class: bool, abstain: bo
     Raises:
         UserError: Options contradict each other.
     """
-    from deit.core.scores.conformal import Coverage
+    from deit.core.scores.conformal import wanted_coverage
 
     wants_sets = coverage is not None or abstain
     if raw and wants_sets:
@@ -180,9 +180,7 @@ def _coverage(coverage: float | None, sets: str, *, per_class: bool, abstain: bo
         )
     if not wants_sets and (per_class or sets != "lac"):
         raise UserError("--sets and --per-class say how sets are made. Pass --coverage with them, such as 95.")
-    return (
-        Coverage(percent=95.0 if coverage is None else coverage, sets=sets, per_class=per_class) if wants_sets else None
-    )
+    return wanted_coverage(coverage, sets=sets, per_class=per_class, abstain=abstain)
 
 
 def _judge(predictor: Predictor, wanted: Coverage | None, *, abstain: bool) -> Judge | None:

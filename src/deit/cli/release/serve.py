@@ -14,8 +14,8 @@ from deit.cli.terminal.parameters import Average, Device, Engine, path
 if TYPE_CHECKING:
     import socket
 
+    from deit.serve.hosting.sources import ModelSource
     from deit.serve.http.authorization import Token
-    from deit.serve.models import ModelSource
     from deit.serve.process.workers import Worker
     from deit.serve.settings import ServeSettings
 
@@ -106,7 +106,7 @@ def serve(
     from deit.serve.settings import ServeSettings, read_settings
 
     require_serving()
-    from deit.serve.models import read_sources
+    from deit.serve.hosting.sources import read_sources
 
     given = {
         "host": host,
@@ -162,9 +162,9 @@ def _answer(
     import asyncio
 
     from deit.serve.decoding import DecodingPool
+    from deit.serve.hosting.models import Models
     from deit.serve.http.request_log import json_log
     from deit.serve.metrics import Metrics
-    from deit.serve.models import Models
     from deit.serve.process.binding import address_of
     from deit.serve.process.ending import leave_at_once, still_at_work
     from deit.serve.running import Opening, run_server

@@ -50,6 +50,28 @@ class Coverage:
             raise UserError(f"sets must be one of {', '.join(SETS)}. Received: {shown(self.sets)}.")
 
 
+def wanted_coverage(
+    percent: float | None, *, sets: str = "lac", per_class: bool = False, abstain: bool = False
+) -> Coverage | None:
+    """Returns what prediction sets must keep. Abstaining needs sets too, by default at the percentage of `Coverage`.
+
+    Args:
+        percent: See `Coverage`; None for none.
+        sets: See `Coverage`.
+        per_class: See `Coverage`.
+        abstain: See `Predictor.classify`.
+
+    Returns:
+        None for no sets.
+
+    Raises:
+        UserError: See `Coverage`.
+    """
+    if percent is None:
+        return Coverage(sets=sets, per_class=per_class) if abstain else None
+    return Coverage(percent=percent, sets=sets, per_class=per_class)
+
+
 def coverage_level(percent: Any) -> Fraction:
     """Returns a coverage in percent as an exact share.
 

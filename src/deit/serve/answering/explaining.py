@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deit.core.errors import UserError
 from deit.inference.contract import Array
@@ -14,9 +14,6 @@ from deit.inference.engines.engine import Engine
 from deit.inference.engines.torch_engine import TorchEngine
 from deit.serve.answering.admission import Room
 from deit.serve.refusals import Refusal
-
-if TYPE_CHECKING:
-    from deit.explain.maps import Explanation
 
 _DIGITS = 3  # of the values of maps, which are shown as colors
 
@@ -91,6 +88,8 @@ def _network(engine: Engine) -> Any:
 
 def _explained(engine: Engine, pixels: Array, method: str, scored: bool) -> dict[str, Any]:
     from deit.explain.maps import explain_image
+    from deit.explain.network import Network
+    from deit.explain.score import score_explanation
 
     network = _network(engine)
     found = explain_image(network, pixels, method=method)
@@ -104,20 +103,9 @@ def _explained(engine: Engine, pixels: Array, method: str, scored: bool) -> dict
     if found.notes:
         values["notes"] = list(found.notes)
     if scored:
-        values["score"] = _scores(network, pixels, found)
+        scores = score_explanation(Network(network), pixels, found)
+        values["score"] = {name: score.to_dict() for name, score in scores.items()}
     return values
-
-
-def _scores(network: Any, pixels: Array, found: Explanation) -> dict[str, Any]:
-    """Returns how good the overall map of each head is for this image."""
-    import torch
-
-    from deit.explain.network import Network
-    from deit.explain.score import ScoredMap, score_maps
-
-    maps = [ScoredMap(head=name, target=head.target, values=head.values) for name, head in found.heads.items()]
-    scores = score_maps(Network(network), torch.from_numpy(pixels), maps)
-    return {name: score.to_dict() for name, score in zip(found.heads, scores, strict=True)}
 
 
 def _rounded(values: Array) -> list[float]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from deit.core.scores.functions import FUNCTIONS, function_name
-from deit.inference.contract import FEATURES, Array
+from deit.inference.contract import FEATURES
 from deit.inference.judgement import Judge
 from deit.inference.predictor import Predictor
 from deit.serve.answers import Answer, Timing, Wants
@@ -57,11 +55,5 @@ def result_of(predictor: Predictor, computed: Computed, wants: Wants, judge: Jud
 def _heads(predictor: Predictor, computed: Computed, top_k: int) -> dict[str, list[dict[str, Any]]]:
     """Returns the classes with the highest scores of each single head, with its own temperature."""
     names = [name for name in predictor.engine.contract.head_names if name != _AVERAGE]
-    return {name: _best(predictor, name, computed.outputs[name], top_k) for name in names}
-
-
-def _best(predictor: Predictor, head: str, logits: Array, top_k: int) -> list[dict[str, Any]]:
-    temperature = 1.0 if predictor.calibration is None else predictor.calibration.temperature(head)
-    scores = FUNCTIONS[function_name(predictor.problem_type, logits.shape[1])](logits / np.float32(temperature))[0]
-    best = np.argsort(-scores, kind="stable")[:top_k]
-    return [{"label": predictor.label_names[i], "score": float(scores[i])} for i in best]
+    scores = {name: predictor.scores(computed.outputs[name], name)[0] for name in names}
+    return {name: [asdict(each) for each in predictor.best(row, top_k)] for name, row in scores.items()}

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from deit.core.errors import shown
-from deit.serve.models import Models
+from deit.serve.hosting.models import Models
 from deit.serve.refusals import Refusal
 from deit.serve.routes.v2.bodies import json_object, refuse
 from deit.serve.routes.v2.tensors import parameters_of

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from deit.core.errors import UserError, shown
-from deit.core.files import at_home
 from deit.core.printable import some_of
+from deit.serve.hosting.classes import refuse_other_classes, refuse_other_than_workers
+from deit.serve.hosting.sources import ModelSource
 from deit.serve.metrics import Metrics
 from deit.serve.refusals import Refusal
 from deit.serve.served_model import ServedModel
@@ -26,66 +25,7 @@ logger = logging.getLogger(__name__)
 WATCH_SECONDS = 5.0  # between two looks at the files of the models
 _RETRY_SECONDS = 1  # what a client is told while a model opens
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _WATCHED = (".json", ".safetensors", ".xml", ".bin", ".onnx", ".pt2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSource:
-    """Where a model comes from, and what it is called.
-
-    Attributes:
-        name: Name in requests: letters, digits, ".", "_" and "-".
-        version: A whole number of at least 1, as text.
-        path: Model directory, exported file or name, see `Predictor.open`.
-    """
-
-    name: str
-    version: str = "1"
-    path: str
-
-    @property
-    def label(self) -> str:
-        """How messages and metrics call it: "NAME" for version 1, else "NAME@VERSION"."""
-        return self.name if self.version == "1" else f"{self.name}@{self.version}"
-
-
-def read_sources(arguments: Sequence[str]) -> list[ModelSource]:
-    """Reads the models of the command line: "PATH", "NAME=PATH" or "NAME@VERSION=PATH".
-
-    A bare path is called after its last part. What stands before the first "=" is a name only if it can be one; write
-    "./a=b" for a folder of that name.
-
-    Raises:
-        UserError: There is none, two have the same name and version, or a version is not a number.
-    """
-    sources = [_source(argument) for argument in arguments]
-    if not sources:
-        raise UserError('There is no model to serve. Pass a model directory, or "NAME=DIRECTORY".')
-    labels = [source.label for source in sources]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f"Two models are called {label!r}. Name one of them: NAME=PATH or NAME@VERSION=PATH.")
-    return sources
-
-
-def _source(argument: str) -> ModelSource:
-    head, equals, path = argument.partition("=")
-    name, at, version = head.partition("@")
-    if not equals or not _NAME.fullmatch(name):
-        return ModelSource(name=_name_of(argument), path=at_home(argument))
-    if at and not _VERSION.fullmatch(version):
-        raise UserError(f"The version of a model is a whole number of at least 1. Received: {shown(argument)}.")
-    if not path:
-        raise UserError(f"The model {name!r} has no path. Pass NAME=PATH. Received: {shown(argument)}.")
-    return ModelSource(name=name, version=version or "1", path=at_home(path))
-
-
-def _name_of(path: str) -> str:
-    last = Path(os.path.abspath(path)).name
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:100]
-    return name or "model"
 
 
 Open = Callable[[ModelSource], ServedModel]
@@ -220,7 +160,7 @@ class Models:
         for slot in self._slots.values():
             if slot.opened is None:
                 fresh = await self._opened(slot.source)
-                _refuse_other_than_workers(self._metrics.shared_folder, fresh.served, slot.source)
+                refuse_other_than_workers(self._metrics.shared_folder, fresh.served, slot.source)
                 self._put(slot, fresh)
 
     async def reload(
@@ -256,7 +196,7 @@ class Models:
         try:
             fresh = await self._opened(slot.source)
             if slot.opened is not None and not allow_other_classes:
-                await _refuse_other_classes(slot.opened.served, fresh.served, slot.source)
+                await refuse_other_classes(slot.opened.served, fresh.served, slot.source)
         except (UserError, OSError, Refusal) as error:
             keeps = " The model that was opened before keeps answering." if slot.opened is not None else ""
             slot.reason = f"The reload failed: {error}{keeps}"
@@ -348,43 +288,6 @@ class Models:
                 (logger.warning if reason else logger.info)(
                     "%s: %s", slot.source.label, reason or "is as it was opened"
                 )
-
-
-async def _refuse_other_classes(old: ServedModel, new: ServedModel, source: ModelSource) -> None:
-    if list(old.class_names) == list(new.class_names):
-        return
-    await new.close()
-    gone = [name for name in old.class_names if name not in set(new.class_names)]
-    come = [name for name in new.class_names if name not in set(old.class_names)]
-    difference = f"without {some_of(gone, 5)}" if gone else ""
-    difference += (" and " if gone and come else "") + (f"with {some_of(come, 5)}" if come else "")
-    raise Refusal(
-        409,
-        "other_classes",
-        f"{source.path} has other classes now: {difference or 'the same in another order'}. Clients of "
-        f"{source.label!r} rely on the old ones. Serve it under another name, or allow other classes in the reload.",
-    )
-
-
-def _refuse_other_than_workers(folder: Path | None, served: ServedModel, source: ModelSource) -> None:
-    """Compares the classes with those of the first worker: one that is replaced must not answer with others.
-
-    Raises:
-        UserError: They are others.
-    """
-    if folder is None:
-        return
-    file = folder / f"classes-{source.name}@{source.version}.json"
-    classes = json.dumps(list(served.class_names))
-    try:
-        with file.open("x", encoding="utf-8") as written:
-            written.write(classes)
-    except FileExistsError:
-        if file.read_text(encoding="utf-8") != classes:
-            raise UserError(
-                f"{source.path} has other classes now than the workers that opened {source.label!r} before. Clients "
-                "rely on those. Serve it under another name, or start the server anew."
-            ) from None
 
 
 async def _close_when_idle(opened: _Opened) -> None:
