@@ -154,6 +154,23 @@ def test_workers_answer_for_each_other():
     assert not folder.exists()
 
 
+EMPTY_FILE = """
+import os, pathlib, threading
+from deit.serve.metrics import Metrics
+metrics = Metrics()
+made = pathlib.Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / "counter_1.db"  # of another worker, which is making it
+made.touch()
+threading.Timer(0.05, made.unlink).start()
+print("deit_models_ready" in metrics.text()[0].decode())
+"""
+
+
+def test_a_worker_that_is_making_its_file_is_waited_for():
+    with counting_workers():
+        told = subprocess.run([sys.executable, "-c", EMPTY_FILE], capture_output=True, text=True, check=True)
+    assert told.stdout == "True\n"
+
+
 def test_a_folder_that_comes_too_late_is_no_silent_loss(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(RuntimeError, match="before it was set"):

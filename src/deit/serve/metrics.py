@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +30,7 @@ OTHER = "other"  # in place of a reason or a route beyond `_MOST_VALUES`
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+_TRIES, _PAUSE = 20, 0.01  # seconds, to read the files of the workers
 _MOST_VALUES = 64  # reasons or routes: a label is a time series that Prometheus keeps for weeks
 
 
@@ -173,7 +176,17 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, path=str(self._folder))
             registry.register(_WorkerMemory(self._folder))
-        return encode(registry), content_type
+        return _encoded(encode, registry), content_type
+
+
+def _encoded(encode: Callable[[CollectorRegistry], bytes], registry: CollectorRegistry) -> bytes:
+    """Encodes the measurements; waits while a worker is making its file, which is empty for a moment."""
+    for _ in range(_TRIES):
+        try:
+            return encode(registry)
+        except struct.error:
+            time.sleep(_PAUSE)
+    return encode(registry)
 
 
 class _WorkerMemory(Collector):
