@@ -131,7 +131,7 @@ def test_the_classification_extension_names_the_best_classes(server):
 
 # --- hostile ---------------------------------------------------------------------------------------
 
-BOMB = gzip.compress(b" " * 70_000_000, 1)
+BOMB = gzip.compress(b" " * 70_000_000, 1, mtime=0)
 HUGE = {"Inference-Header-Content-Length": "99999999999"}
 GOOD, GOOD_HEADERS = binary_request(packed(solid(RED), solid(BLUE)), IMAGES)
 
