@@ -197,6 +197,16 @@ def test_readiness_is_false_while_a_call_of_the_model_is_stuck_and_true_after_it
         until(lambda: running.ask("GET", "/readyz").status == 200)
 
 
+def test_why_a_server_is_not_ready_is_told_to_those_with_the_token_alone() -> None:
+    known = {"Authorization": f"Bearer {SECRET}"}
+    with serving(Predictor(MeanEngine()), token=Token(SECRET), ready_seconds=0.2) as running:
+        assert running.ask("GET", "/readyz").json == {"ready": True}
+        running.engine.gate.clear()
+        until(lambda: running.ask("GET", "/readyz").status == 503)
+        assert running.ask("GET", "/readyz").json == {"ready": False}
+        assert "no answer within" in running.ask("GET", "/readyz", headers=known).json["reason"]
+
+
 @pytest.mark.parametrize(
     ("values", "part"),
     [

@@ -42,6 +42,39 @@ def test_it_names_every_route_and_no_other(server):
     assert named == there
 
 
+def example_of(path: str) -> str:
+    """An address of a route; the model and the version are there."""
+    return re.sub(r"{(\w+)}", lambda found: {"model": "colors", "version": "1"}.get(found[1], "x"), path)
+
+
+def test_other_methods_are_refused_with_those_that_are_allowed(server):
+    wrong = []
+    for path, methods in document()["paths"].items():
+        allowed = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set())
+        for method in {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"} - allowed:
+            status, headers, content = server.ask(method, example_of(path))
+            body_is_right = content == b"" if method == "HEAD" else b"method_not_allowed" in content
+            if status != 405 or not body_is_right or headers.get("allow") != ", ".join(sorted(allowed)):
+                wrong.append((method, path, status, headers.get("allow"), content))
+    assert wrong == []
+    assert server.ask("GET", "/")[0] == 200
+    assert server.ask("POST", "/")[1]["allow"] == "GET, HEAD"
+    for method in ("GET", "POST", "OPTIONS"):
+        status, headers, _ = server.ask(method, "/nowhere")
+        assert (status, "allow" in headers) == (404, False)
+
+
+def test_it_says_which_addresses_need_the_token():
+    with live_server(token="of-the-test-server") as server:
+        for path, methods in document()["paths"].items():
+            for method, operation in methods.items():
+                status = server.ask(method.upper(), example_of(path))[0]
+                assert (status == 401) == (operation.get("security") != []), (method, path, status)
+        assert server.ask("GET", "/")[0] == server.ask("GET", "/page/app.js")[0] == 200
+        assert server.ask("GET", "/nowhere")[0] == 401  # which addresses there are is nobody's business
+        assert server.ask("GET", "/docs?access_token=of-the-test-server")[0] == 400
+
+
 @pytest.mark.parametrize(
     ("method", "path", "address", "body", "status"),
     [

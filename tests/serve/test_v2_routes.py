@@ -69,6 +69,14 @@ def test_a_model_or_version_that_is_not_there_is_not_found(server, path):
         assert list(answer) == ["error"]
 
 
+def test_a_queue_that_is_shorter_than_a_request_may_be_is_its_limit():
+    with live_server(max_queue=2) as server:
+        assert server.ask_json("GET", "/v1/models")[1]["limits"]["max_images"] == 2
+        status, answer = server.ask_json("POST", INFER, {"inputs": [{**IMAGES, "shape": [3], "data": []}]})
+    assert status == 413  # before its data are looked at
+    assert answer["error"].startswith("too_many_images: ")
+
+
 def test_files_in_json_and_as_bytes_are_answered_alike(server):
     files = [solid(RED), solid(BLUE, (31, 17))]
     data = [base64.b64encode(file).decode() for file in files]

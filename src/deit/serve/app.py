@@ -76,4 +76,10 @@ def _routes(state: State) -> list[BaseRoute]:
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    raise Refusal(error.status_code, reason, f"{error.detail}: {request.method} {printable(request.url.path, 200)}.")
+    methods = (error.headers or {}).get("Allow", "").split(", ")
+    raise Refusal(
+        error.status_code,
+        reason,
+        f"{error.detail}: {request.method} {printable(request.url.path, 200)}.",
+        allow=", ".join(sorted(methods)),
+    )

@@ -15,10 +15,18 @@ class Refusal(Exception):  # noqa: N818  # an answer to the client, not a mistak
         message: One sentence for people: what is wrong, what was received, what to do. It quotes no secret.
         retry_after: Seconds after which the request may succeed, sent as `Retry-After`; None for never.
         closes: Whether the connection ends with the answer, since the rest of the request was not read.
+        allow: Methods that the address takes, sent as `Allow`; empty unless the request has another.
     """
 
     def __init__(
-        self, status: int, reason: str, message: str, retry_after: float | None = None, *, closes: bool = False
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        retry_after: float | None = None,
+        *,
+        closes: bool = False,
+        allow: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -26,6 +34,7 @@ class Refusal(Exception):  # noqa: N818  # an answer to the client, not a mistak
         self.message = message
         self.retry_after = retry_after
         self.closes = closes
+        self.allow = allow
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the body of the answer, as JSON values."""
@@ -36,4 +45,6 @@ class Refusal(Exception):  # noqa: N818  # an answer to the client, not a mistak
         found = {} if self.retry_after is None else {"Retry-After": str(max(int(-(-self.retry_after // 1)), 1))}
         if self.status == 401:
             found["WWW-Authenticate"] = "Bearer"
+        if self.allow:
+            found["Allow"] = self.allow
         return {**found, "Connection": "close"} if self.closes else found

@@ -70,11 +70,16 @@ def check_token(token: Token | None, headers: Mapping[bytes, bytes], query: byte
         Refusal: The token is missing, wrong, or in the address.
     """
     refuse_in_query(token, query)
-    if token is None:
-        return
-    kind, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    if kind.lower() != "bearer" or not token.is_same(text.strip()):
+    if not has_token(token, headers):
         raise Refusal(401, "unauthorized", "Send the token of the server: Authorization: Bearer TOKEN.")
+
+
+def has_token(token: Token | None, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request carries the token of the server, or the server has none; see `check_token`."""
+    if token is None:
+        return True
+    kind, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return kind.lower() == "bearer" and token.is_same(text.strip())
 
 
 def refuse_in_query(token: Token | None, query: bytes) -> None:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from deit.core.printable import printable
-from deit.serve.http.authorization import Token, check_token, refuse_in_query, refuse_other_sites
+from deit.serve.http.authorization import Token, check_token, has_token, refuse_in_query, refuse_other_sites
 from deit.serve.http.limited_body import ByteRoom, LimitedBody, Receive
 from deit.serve.http.request_log import log_request
 from deit.serve.refusals import Refusal
@@ -29,7 +29,9 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 GONE = 499  # in the log: the client closed the connection before the answer
 _HEALTH = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
-_PAGE = "/page/"  # files that hold no data, so that the page can ask for the token
+# The same for every server of this release: no token, which a browser cannot send with an address that a person types.
+_FIXED = ("/", "/docs", "/openapi.json")
+_PAGE = "/page/"  # likewise
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -75,7 +77,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         exchange = _exchange(scope)
-        scope.setdefault("state", {})["facts"] = exchange.facts
+        has_it = has_token(self._token, exchange.headers)
+        scope.setdefault("state", {}).update(facts=exchange.facts, has_token=has_it)
         length = exchange.headers.get(b"content-length")
         body = LimitedBody(receive, self._state.settings, self._room, int(length) if length else None)
         self._state.in_flight += 1
@@ -104,7 +107,7 @@ class Guard:
         path, query = scope["path"], scope["query_string"]
         if path in _HEALTH:
             return
-        if path == "/" or path.startswith(_PAGE):
+        if path in _FIXED or path.startswith(_PAGE):
             refuse_in_query(self._token, query)
         else:
             check_token(self._token, headers, query)

@@ -23,11 +23,14 @@ def routes(state: State) -> list[BaseRoute]:
     async def ready(request: Request) -> JSONResponse:
         problem = await readiness.problem()
         values: dict[str, Any] = {"ready": not problem}
-        if troubles := state.models.troubles():  # the models answer all the same
-            values["warnings"] = troubles
+        if request.state.has_token:  # else strangers would learn names and paths of models
+            if troubles := state.models.troubles():  # the models answer all the same
+                values["warnings"] = troubles
+            if problem:
+                values["reason"] = problem
         if not problem:
             return JSONResponse(values)
-        return JSONResponse({**values, "reason": problem}, 503, headers={"Retry-After": "1"})
+        return JSONResponse(values, 503, headers={"Retry-After": "1"})
 
     async def healthy(request: Request) -> JSONResponse:
         return JSONResponse({"alive": True})

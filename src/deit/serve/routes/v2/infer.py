@@ -29,7 +29,9 @@ from deit.serve.state import State
 def routes(state: State) -> list[BaseRoute]:
     """Returns the routes."""
     settings = state.settings
-    limits = Limits(images=settings.max_images, pixels=settings.max_pixels, image_bytes=settings.max_image_bytes)
+    limits = Limits(
+        images=settings.images_per_request, pixels=settings.max_pixels, image_bytes=settings.max_image_bytes
+    )
     room = ByteRoom(settings.max_queue_bytes, settings.full_status)  # of what compressed bodies grow to
 
     async def infer(request: Request) -> Response:
