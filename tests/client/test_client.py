@@ -358,33 +358,6 @@ def test_a_server_that_stays_silent_ends_with_the_deadline(kind):
     assert 0.5 <= time.monotonic() - begin < 2
 
 
-@both
-def test_an_answer_that_trickles_ends_with_the_deadline(kind):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def trickle():
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(
-                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-                )
-                for _ in range(40):
-                    time.sleep(0.1)
-                    try:
-                        connection.sendall(b" ")
-                    except OSError:
-                        return
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        begin = time.monotonic()
-        with pytest.raises(TimeoutError):
-            classify(kind, f"http://127.0.0.1:{listener.getsockname()[1]}", photo(1), deadline=0.5)
-        assert time.monotonic() - begin < 1.5
-        thread.join()
-
-
 def test_the_server_is_told_what_is_left_of_the_deadline():
     with scripted(refusal(503, "starting", Retry_After="1")) as running, deit.Client(running.url, deadline=5) as client:
         client.classify(photo(1))

@@ -8,18 +8,15 @@ from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any
 
-import httpx2
-
-from deit.client.answers import Reply, add_part, models_of, read_reply
+from deit.client.answers import models_of, read_reply
 from deit.client.batches import Gathering, multipart
-from deit.client.budget import Budget, deadline_header
 from deit.client.conversation import conversation, raise_error_of
 from deit.client.encoding import Sent, encode
 from deit.client.errors import NoAnswerError, RefusedError, ServerBusyError
 from deit.client.options import CLASSIFY_PATH, MODELS_PATH, Options, count
 from deit.client.results import ServedPredictions
 from deit.client.target import BATCH_BYTES, Target
-from deit.client.transport import IDLE_SECONDS, receiving, sending
+from deit.client.transport import Question, exchange, open_http
 from deit.core.images.image_inputs import is_one_image, items_of
 from deit.core.scores.conformal import Coverage
 
@@ -69,8 +66,7 @@ class AsyncClient:
         )
         self._concurrency = count(concurrency, "concurrency")
         self._slots = asyncio.Semaphore(concurrency)
-        limits = httpx2.Limits(max_connections=concurrency, keepalive_expiry=IDLE_SECONDS)
-        self._http = httpx2.AsyncClient(headers=self._target.headers(), limits=limits)
+        self._http = open_http(self._target, connections=concurrency)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -128,7 +124,7 @@ class AsyncClient:
 
     async def models(self) -> list[dict[str, Any]]:
         """Returns what the server says about its models; see `Client.models`."""
-        return models_of(await self._ask("GET", MODELS_PATH), self._target.url)
+        return models_of(await self._ask(Question(method="GET", path=MODELS_PATH)), self._target.url)
 
     async def _each(
         self, images: Iterable[Any], asked: Options, batch_size: int, *, strict: bool
@@ -171,8 +167,9 @@ class AsyncClient:
         try:
             images = next(steps)
             while True:
+                question = Question(method="POST", path=CLASSIFY_PATH, params=asked.query(), files=multipart(images))
                 try:
-                    values = await self._ask("POST", CLASSIFY_PATH, params=asked.query(), files=multipart(images))
+                    values = await self._ask(question)
                 except RefusedError as refusal:
                     images = steps.throw(refusal)
                 else:
@@ -181,36 +178,12 @@ class AsyncClient:
             results: list[ServedPredictions] = end.value
             return results
 
-    async def _ask(self, method: str, path: str, *, params: Any = None, files: Any = None) -> dict[str, Any]:
-        """Sends a request until it is answered, or the budget is spent."""
+    async def _ask(self, question: Question) -> dict[str, Any]:
+        """Sends a question until it is answered, or the budget is spent."""
         async with self._slots:
             budget = self._target.budget()
             while True:
                 try:
-                    return read_reply(await self._reply(budget, method, path, params, files))
+                    return read_reply(await exchange(self._http, self._target, budget, question))
                 except (ServerBusyError, NoAnswerError) as error:
                     await asyncio.sleep(budget.pause(error))
-
-    async def _reply(self, budget: Budget, method: str, path: str, params: Any, files: Any) -> Reply:
-        left = budget.attempt()
-        try:
-            async with asyncio.timeout(left):
-                return await self._answered(budget, left, method, path, params, files)
-        except TimeoutError as error:
-            raise budget.passed() from error
-
-    async def _answered(self, budget: Budget, left: float, method: str, path: str, params: Any, files: Any) -> Reply:
-        url = self._target.url + path
-        request = self._http.build_request(
-            method, url, params=params, files=files, headers=deadline_header(left), timeout=left
-        )
-        with sending(url, budget):
-            response = await self._http.send(request, stream=True)
-        try:
-            content = bytearray()
-            with receiving(url, budget):
-                async for part in response.aiter_bytes():
-                    add_part(content, part, url)
-        finally:
-            await response.aclose()
-        return self._target.reply(url, response, bytes(content))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Any
 
-import httpx2
-
-from deit.client.answers import Reply, add_part, models_of, read_reply
+from deit.client.answers import models_of, read_reply
 from deit.client.batches import gathered, multipart
-from deit.client.budget import Budget, deadline_header
 from deit.client.conversation import conversation, raise_error_of
 from deit.client.encoding import Sent, encode
 from deit.client.errors import NoAnswerError, RefusedError, ServerBusyError
 from deit.client.options import CLASSIFY_PATH, MODELS_PATH, Options, count
 from deit.client.results import ServedPredictions
 from deit.client.target import BATCH_BYTES, Target
-from deit.client.transport import IDLE_SECONDS, receiving, sending
+from deit.client.transport import Background, Question, exchange, open_http
 from deit.core.images.image_inputs import is_one_image, items_of
 from deit.core.scores.conformal import Coverage
 
@@ -68,8 +66,7 @@ class Client:
             version=version,
             batch_bytes=batch_bytes,
         )
-        limits = httpx2.Limits(keepalive_expiry=IDLE_SECONDS)
-        self._http = httpx2.Client(headers=self._target.headers(), limits=limits)
+        self._background = Background(partial(open_http, self._target))
 
     def __enter__(self) -> Client:
         return self
@@ -81,7 +78,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._http.close()
+        self._background.close()
 
     def classify(
         self,
@@ -159,7 +156,7 @@ class Client:
         Raises:
             RefusedError: See `classify`, as all others.
         """
-        values = self._ask("GET", MODELS_PATH)
+        values = self._ask(Question(method="GET", path=MODELS_PATH))
         return models_of(values, self._target.url)
 
     def _results(self, batch: list[Sent], asked: Options) -> list[ServedPredictions]:
@@ -167,8 +164,9 @@ class Client:
         try:
             images = next(steps)
             while True:
+                question = Question(method="POST", path=CLASSIFY_PATH, params=asked.query(), files=multipart(images))
                 try:
-                    values = self._ask("POST", CLASSIFY_PATH, params=asked.query(), files=multipart(images))
+                    values = self._ask(question)
                 except RefusedError as refusal:
                     images = steps.throw(refusal)
                 else:
@@ -177,29 +175,11 @@ class Client:
             results: list[ServedPredictions] = end.value
             return results
 
-    def _ask(self, method: str, path: str, *, params: Any = None, files: Any = None) -> dict[str, Any]:
-        """Sends a request until it is answered, or the budget is spent."""
+    def _ask(self, question: Question) -> dict[str, Any]:
+        """Sends a question until it is answered, or the budget is spent."""
         budget = self._target.budget()
         while True:
             try:
-                return read_reply(self._reply(budget, method, path, params, files))
+                return read_reply(self._background.run(lambda http: exchange(http, self._target, budget, question)))
             except (ServerBusyError, NoAnswerError) as error:
                 time.sleep(budget.pause(error))
-
-    def _reply(self, budget: Budget, method: str, path: str, params: Any, files: Any) -> Reply:
-        url = self._target.url + path
-        left = budget.attempt()
-        request = self._http.build_request(
-            method, url, params=params, files=files, headers=deadline_header(left), timeout=left
-        )
-        with sending(url, budget):
-            response = self._http.send(request, stream=True)
-        try:
-            content = bytearray()
-            with receiving(url, budget):
-                for part in response.iter_bytes():
-                    add_part(content, part, url)
-                    budget.left()
-        finally:
-            response.close()
-        return self._target.reply(url, response, bytes(content))
