@@ -71,7 +71,8 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Returns whether the server leaves its loop, ten times a second."""
         if self._worker is not None:
-            self._worker.sign(well=not self._problem())
+            if not self._problem():
+                self._worker.sign()
             if self._worker.is_orphan and not self._asked_at:
                 self.drain()
         if await super().on_tick(counter):

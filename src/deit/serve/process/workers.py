@@ -46,9 +46,13 @@ class Board:
             file.flush()
             return cls(os.dup(file.fileno()), workers)
 
-    def sign(self, number: int, *, well: bool = True) -> None:
-        """Notes that a worker lives and its models answer; or takes its last sign back."""
-        _SIGN.pack_into(self._memory, number * _SIGN.size, time.monotonic() if well else 0.0)
+    def sign(self, number: int) -> None:
+        """Notes that a worker lives and its models answer."""
+        _SIGN.pack_into(self._memory, number * _SIGN.size, time.monotonic())
+
+    def forget(self, number: int) -> None:
+        """Takes back the last sign of a worker that has ended."""
+        _SIGN.pack_into(self._memory, number * _SIGN.size, 0.0)
 
     def age(self, number: int) -> float:
         """Returns the seconds since the last sign of a worker; infinity if there is none."""
@@ -74,9 +78,9 @@ class Worker:
         self.number, self.board, self.bound = number, board, bound
         self._parent = os.getppid()
 
-    def sign(self, *, well: bool) -> None:
-        """Notes that this process lives and its models answer; or takes its last sign back."""
-        self.board.sign(self.number, well=well)
+    def sign(self) -> None:
+        """Notes that this process lives and its models answer."""
+        self.board.sign(self.number)
 
     @property
     def is_orphan(self) -> bool:
@@ -112,7 +116,8 @@ def run_workers(
         workers: How many.
         bound: The port, which they inherit.
         drain_seconds: Time for them to finish after a signal.
-        stuck_seconds: Time without a sign after which a worker is replaced although its process lives.
+        stuck_seconds: Time without a sign after which a worker is replaced although its process lives: the process
+            hangs, or a model does not answer any more.
         on_end: Called with the number of a process that ended by itself.
 
     Returns:
@@ -183,7 +188,7 @@ class _Workers:
                     if stuck and self._board.age(number) < time.monotonic() - self._started[number]:
                         process.kill()
                     continue
-                self._board.sign(number, well=False)
+                self._board.forget(number)
                 self._on_end(process.pid)
                 self._start_again(number)
 
