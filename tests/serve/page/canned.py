@@ -48,6 +48,17 @@ def result(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+SCORES = {
+    "class": {"score": 0.2, "verdict": "better", "description": "Better than random: +0.200."},
+    "distillation": {"score": 0.01, "verdict": "no better", "description": f"No better than random: {HOSTILE}."},
+}
+
+
+def scored() -> dict[str, Any]:
+    """An answer whose maps have scores."""
+    return answer(explanation=result()["explanation"] | {"score": SCORES})
+
+
 def answer(**changes: Any) -> dict[str, Any]:
     timing = {"decode": 3.1, "queue": 0.4, "compute": 20.2, "total": 24.0}
     return {"model": "birds", "version": "1", "results": [result(**changes)], "timing_ms": timing}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.page.canned import CLASSIFY, MODELS, answer, error, model, models
+from tests.serve.page.canned import CLASSIFY, MODELS, answer, error, model, models, scored
 from tests.serve.page.conftest import PHONE, picture
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -16,6 +16,7 @@ AGREED = {name: [{"label": "owl", "score": 0.5}] for name in ("class", "distilla
 STATES = {
     "empty": ("#model-choice", {MODELS: [(200, models(model(), model(name="fish")), {})]}),
     "answered": ("#map", {CLASSIFY: [(200, answer(is_outlier=True, outlier_score=2.0), {})]}),
+    "tested": ("#map-score", {CLASSIFY: [(200, scored(), {})]}),
     "plain": ("#where", {CLASSIFY: [(200, answer(explanation=None, set=None, heads=AGREED), {})]}),
     "refused": ("#problem", {CLASSIFY: [(422, error(422, "unreadable_image", "No image."), {})]}),
     "busy": ("#problem", {CLASSIFY: [(429, error(429, "queue_full", "The queue is full."), {"Retry-After": "60"})]}),

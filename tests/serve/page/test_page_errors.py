@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serve.page.canned import CLASSIFY, HOSTILE, MODELS, answer, error, model, models, replies, result
+from tests.serve.page.canned import CLASSIFY, HOSTILE, MODELS, answer, error, model, models, replies, result, scored
 from tests.serve.page.conftest import picture, until
 
 SERVED = {MODELS: [(200, models(), {})]}
@@ -156,6 +156,80 @@ def test_an_answer_stands_without_its_map(visit, bare, photo) -> None:
     page.get_by_text("There is no map for this answer. An exported model has no attention").wait_for()
     assert page.locator("#verdict").text_content() == "owl"
     assert page.locator("#map").is_hidden()
+
+
+def test_the_score_of_a_map_is_that_of_its_head(visit, bare, photo) -> None:
+    page = visit(bare, canned=SERVED | {CLASSIFY: [(200, scored(), {})]})
+    page.set_input_files("#file", photo)
+    score = page.locator("#map-score")
+    score.get_by_text("Class head, all blocks. Better than random: +0.200.").wait_for()
+    assert score.get_attribute("class") == "remark good"
+    page.get_by_label("Distillation head").check()
+    assert HOSTILE in score.text_content()
+    assert score.get_attribute("class") == "remark warn"
+    assert page.locator("#test-map").is_hidden()
+    page.get_by_label("Image only").check()
+    assert score.is_hidden()
+
+
+def test_a_map_that_could_not_be_tested_stays(visit, bare, photo) -> None:
+    full = (429, error(429, "explain_full", "4 images wait, and 4 may."), {})
+
+    def reply(request: Any) -> Any:
+        return full if "explain_score=" in request.url else (200, answer(), {})
+
+    page = visit(bare, canned=SERVED | {CLASSIFY: [reply]})
+    page.set_input_files("#file", photo)
+    page.get_by_role("button", name="Test the map").click()
+    page.locator("#map-score").get_by_text("The map was not tested. 4 images wait, and 4 may.").wait_for()
+    assert page.locator("#map").is_visible()
+    assert page.get_by_role("button", name="Test the map").is_visible()  # to try again
+
+
+def test_a_new_coverage_does_not_lose_a_map_that_is_on_its_way(visit, bare, photo) -> None:
+    held: list[Any] = []
+
+    def handle(route: Any) -> None:
+        if "explain=" in route.request.url:
+            held.append(route)
+        else:
+            route.fulfill(json=answer())
+
+    page = visit(bare, canned=SERVED)
+    page.route(CLASSIFY, handle)
+    page.set_input_files("#file", photo)
+    page.locator("#result").wait_for()
+    for _ in range(100):
+        if not held:
+            page.wait_for_timeout(20)
+    page.locator("#coverage").press("Home")
+    page.locator("#set-words").get_by_text("For at least 50 of 100").wait_for()
+    assert page.locator("#working").is_visible()
+    held[0].fulfill(json=answer())
+    page.locator("#map").wait_for()
+    assert page.locator("#working").is_hidden()
+
+
+def test_a_coverage_that_changes_while_an_image_is_asked_about_holds_for_its_answer(visit, bare, photo, tmp_path):
+    picture(2, (10, 20, 200)).save(tmp_path / "second.png")
+    held: list[Any] = []
+
+    def handle(route: Any) -> None:
+        if held == [None]:
+            held[0] = route  # the first request of the second image waits
+        else:
+            route.fulfill(json=answer(predictions=[{"label": "second" if held else "first", "score": 0.5}]))
+
+    page = visit(bare, canned=SERVED)
+    page.route(CLASSIFY, handle)
+    page.set_input_files("#file", photo)
+    page.locator("#map").wait_for()
+    held.append(None)
+    page.set_input_files("#file", tmp_path / "second.png")
+    until(page, "document.getElementById('said').textContent === 'Asking the model.'")
+    page.locator("#coverage").press("Home")
+    page.locator("#verdict").get_by_text("second").wait_for()
+    assert "For at least 50 of 100" in page.locator("#set-words").text_content()
 
 
 def test_a_late_answer_does_not_replace_that_of_a_newer_image(visit, bare, photo, tmp_path) -> None:

@@ -107,6 +107,24 @@ def test_the_slider_goes_over_the_blocks_to_all_of_them(visit, server, photo) ->
     assert page.locator("#map").is_hidden()
 
 
+def test_a_map_is_tested_on_request_with_the_keyboard(visit, server, photo) -> None:
+    page = upload(visit(server), photo)
+    button = page.get_by_role("button", name="Test the map")
+    button.focus()
+    with page.expect_response("**/v1/classify*explain_score=true*") as tested:
+        button.press("Enter")
+    scores = tested.value.json()["results"][0]["explanation"]["score"]
+    score = page.locator("#map-score")
+    score.wait_for()
+    until(page, "document.activeElement.id === 'map-score'")  # where the button was
+    for label, head in (("Both heads", "both"), ("Class head", "class"), ("Distillation head", "distillation")):
+        page.get_by_role("radio", name=label).check()
+        told = scores[head]
+        assert score.text_content() == f"{label}, all blocks. {told['description']}"
+        assert told["verdict"] == "unknown" or f"{told['score']:+.3f}" in told["description"]
+    assert page.locator("#said").text_content().startswith("Both heads, all blocks.")
+
+
 def test_another_coverage_gives_another_set_and_keeps_the_map(visit, server, photo) -> None:
     page = upload(visit(server), photo)
     before = page.locator("#set li").count()

@@ -104,7 +104,7 @@ def _explained(engine: Engine, pixels: Array, method: str, scored: bool) -> dict
         values["notes"] = list(found.notes)
     if scored:
         scores = score_explanation(Network(network), pixels, found)
-        values["score"] = {name: score.to_dict() for name, score in scores.items()}
+        values["score"] = {name: {**score.to_dict(), "description": score.describe()} for name, score in scores.items()}
     return values
 
 

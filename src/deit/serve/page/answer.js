@@ -11,7 +11,7 @@ export function element(tag, { text, ...properties } = {}, ...children) {
   return node;
 }
 
-function say(id, text, kind = "") {
+export function say(id, text, kind = "") {
   const node = find(id);
   node.textContent = text;
   node.hidden = !text;

@@ -2,7 +2,7 @@
 
 import { NoAnswer, classify, example, examples, models, setToken } from "./api.js";
 import { element, showJson, showResult, showSet, showTimes } from "./answer.js";
-import { forgetMaps, showMaps, watchLooking } from "./looking.js";
+import { forgetMaps, showMaps, showNoScore, watchLooking } from "./looking.js";
 import { watchForImages } from "./picking.js";
 import { bytes, counted, explained } from "./words.js";
 
@@ -12,7 +12,8 @@ const TRIES = 5; // of an overloaded server, one by itself and the others after 
 const MOST_CLASSES = 500; // that are listed
 const METHOD = "relevance";
 
-const now = { served: [], limits: {}, model: null, file: null, size: null, run: 0, stop: null, url: null, after: null };
+const now = { served: [], limits: {}, model: null, file: null, answered: null, size: null, url: null, after: null };
+const asking = { models: null, answer: null, map: null }; // what stops each request that is on its way
 
 const announce = (text) => {
   find("said").textContent = text;
@@ -119,18 +120,32 @@ const hasSets = (model) => Boolean(model?.calibrated) && model.problem_type !== 
 /** Asks with the coverage; a server that refuses it is asked without, and its reason is shown in place of the set. */
 async function askWithCoverage(signal) {
   const send = (extra) => patiently(() => classify(now.file, options(extra), signal), signal);
-  const wanted = { heads: true, coverage: hasSets(now.model) ? coverage() : null };
+  const percent = coverage(); // the slider may move meanwhile
+  const wanted = { heads: true, coverage: hasSets(now.model) ? percent : null };
   try {
-    return { ...(await send(wanted)), problem: "" };
+    return { ...(await send(wanted)), percent, problem: "" };
   } catch (error) {
     if (wanted.coverage === null || error.reason !== "bad_option") throw error;
-    return { ...(await send({ heads: true })), problem: error.message };
+    return { ...(await send({ heads: true })), percent, problem: error.message };
   }
 }
 
-function working(yes) {
-  find("working").hidden = !yes;
-  find("answer").setAttribute("aria-busy", String(yes));
+function showWorking() {
+  find("working").hidden = !asking.answer && !asking.map;
+  find("answer").setAttribute("aria-busy", String(Boolean(asking.answer)));
+}
+
+/** Does what asks for `kind`, in place of what asked for it before. `act` is given a signal that tells its end. */
+async function during(kind, act) {
+  asking[kind]?.abort();
+  const stop = (asking[kind] = new AbortController());
+  showWorking();
+  try {
+    await act(stop.signal);
+  } finally {
+    if (asking[kind] === stop) asking[kind] = null;
+    showWorking();
+  }
 }
 
 function tooLarge(file) {
@@ -145,44 +160,39 @@ function tooLarge(file) {
 }
 
 function forget() {
+  now.answered = null;
   find("result").hidden = true;
   find("caption").hidden = true;
   find("waiting").hidden = false;
   forgetMaps();
 }
 
-function begin() {
-  now.stop?.abort();
-  now.stop = new AbortController();
-  now.run += 1;
-  clearProblem();
-  return { run: now.run, signal: now.stop.signal };
-}
-
 async function ask() {
+  asking.answer?.abort();
+  asking.map?.abort();
   if (!now.file || tooLarge(now.file)) return;
-  const { run, signal } = begin();
-  working(true);
+  clearProblem();
   announce("Asking the model.");
-  try {
-    const { answer, roundTrip, problem } = await askWithCoverage(signal);
-    if (run !== now.run) return;
-    takeTokenAway();
-    const result = firstResult(answer);
-    announce(`Answer: ${showResult(result, now.model)}`);
-    showSet(result, coverage(), problem);
-    showTimes(answer.timing_ms, roundTrip);
-    showJson(answer);
-    await refreshModels(answer, result);
-    await explain(run, signal);
-  } catch (error) {
-    if (run !== now.run) return;
-    forget();
-    announce("");
-    showError(error, ask);
-  } finally {
-    if (run === now.run) working(false);
-  }
+  await during("answer", async (signal) => {
+    try {
+      const { answer, roundTrip, percent, problem } = await askWithCoverage(signal);
+      if (signal.aborted) return;
+      takeTokenAway();
+      const result = firstResult(answer);
+      announce(`Answer: ${showResult(result, now.model)}`);
+      now.answered = now.file;
+      showSet(result, percent, problem);
+      showTimes(answer.timing_ms, roundTrip);
+      showJson(answer);
+      await refreshModels(answer, result);
+      if (!signal.aborted) explain();
+    } catch (error) {
+      if (signal.aborted) return;
+      forget();
+      announce("");
+      showError(error, ask);
+    }
+  });
 }
 
 function firstResult(answer) {
@@ -196,39 +206,45 @@ function firstResult(answer) {
 }
 
 /** Asks for the maps, after the answer, which stands without them. */
-async function explain(run, signal) {
-  try {
-    const { answer } = await patiently(() => classify(now.file, options({ explain: METHOD }), signal), signal);
-    if (run !== now.run) return;
-    const { explanation } = firstResult(answer);
-    if (explanation) showMaps(explanation, await now.size, now.model?.preprocessing);
-    else forgetMaps("The server sent no map.");
-  } catch (error) {
-    if (run !== now.run) return;
-    const { rest, first } = explained(error);
-    forgetMaps(`There is no map for this answer. ${rest || first}`);
-  }
+function explain({ scored = false } = {}) {
+  return during("map", async (signal) => {
+    try {
+      const wanted = options({ explain: METHOD, explain_score: scored || null });
+      const { answer } = await patiently(() => classify(now.file, wanted, signal), signal);
+      const { explanation } = firstResult(answer);
+      const size = await now.size;
+      if (signal.aborted) return;
+      if (!explanation) forgetMaps("The server sent no map.");
+      else if (scored) announce(showMaps(explanation, size, now.model?.preprocessing));
+      else showMaps(explanation, size, now.model?.preprocessing);
+    } catch (error) {
+      if (signal.aborted) return;
+      const { rest, first } = explained(error);
+      if (scored) announce(showNoScore(`The map was not tested. ${rest || first}`));
+      else forgetMaps(`There is no map for this answer. ${rest || first}`);
+    }
+  });
 }
 
-/** Asks again for the set alone. */
+/** Asks again for the set alone; of an image that has no answer yet, for all of it. */
 async function askForSet() {
   find("coverage-name").textContent = `${coverage()} %`;
-  if (!now.file || find("result").hidden) return;
-  const { run, signal } = begin();
-  working(true);
-  try {
-    const { answer, roundTrip, problem } = await askWithCoverage(signal);
-    if (run !== now.run) return;
-    const result = firstResult(answer);
-    showSet(result, coverage(), problem);
-    showTimes(answer.timing_ms, roundTrip);
-    showJson(answer);
-    announce(`Coverage ${coverage()} percent. ${find("set-words").textContent}`);
-  } catch (error) {
-    if (run === now.run) showError(error, askForSet);
-  } finally {
-    if (run === now.run) working(false);
-  }
+  if (now.answered !== now.file) return asking.answer && ask();
+  if (!now.file) return;
+  clearProblem();
+  await during("answer", async (signal) => {
+    try {
+      const { answer, roundTrip, percent, problem } = await askWithCoverage(signal);
+      if (signal.aborted) return;
+      const result = firstResult(answer);
+      showSet(result, percent, problem);
+      showTimes(answer.timing_ms, roundTrip);
+      showJson(answer);
+      announce(`Coverage ${percent} percent. ${find("set-words").textContent}`);
+    } catch (error) {
+      if (!signal.aborted) showError(error, askForSet);
+    }
+  });
 }
 
 // ---- The image
@@ -348,25 +364,29 @@ function showModels(served) {
 }
 
 async function start() {
-  const { signal } = begin();
-  try {
-    const { models: served = [], limits = {} } = await patiently(models, signal);
-    now.limits = limits;
-    if (!served.length) throw new NoAnswer("broken", "The server has no model.");
-    takeTokenAway();
-    showModels(served);
-  } catch (error) {
-    if (signal.aborted) return;
-    find("model-facts").textContent = "No model yet.";
-    showError(error, start);
-    return;
-  }
+  let known = false;
+  clearProblem();
+  await during("models", async (signal) => {
+    try {
+      const { models: served = [], limits = {} } = await patiently(models, signal);
+      now.limits = limits;
+      if (!served.length) throw new NoAnswer("broken", "The server has no model.");
+      takeTokenAway();
+      showModels(served);
+      known = true;
+    } catch (error) {
+      if (signal.aborted) return;
+      find("model-facts").textContent = "No model yet.";
+      showError(error, start);
+    }
+  });
+  if (!known) return;
   await showExamples();
   if (now.file) ask();
 }
 
 function watch() {
-  watchLooking();
+  watchLooking(() => explain({ scored: true }));
   watchForImages(takeFile, (message) => showProblem(message));
   find("coverage").addEventListener("input", () => {
     find("coverage-name").textContent = `${coverage()} %`;

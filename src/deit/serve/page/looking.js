@@ -1,14 +1,17 @@
 // The controls of the relevance map: which head, and after which block.
 
-import { element } from "./answer.js";
+import { element, say } from "./answer.js";
 import { drawMap } from "./map.js";
 import { capital, headName, whereStrongest } from "./words.js";
 
 const find = (id) => document.getElementById(id);
 const NONE = "";
 
-let shown = null; // {maps, rows, columns, size, box, notes}
+const VERDICTS = { better: "good", "no better": "warn", worse: "warn" }; // of a score -> how it looks
+
+let shown = null; // {maps, rows, columns, size, box, notes, scores}
 let head = "both"; // the choice outlives the image
+let testing = false;
 
 /** Head -> its maps: one of each block, then the overall one. */
 function mapsOf({ grid: [rows, columns], maps, overall }) {
@@ -47,6 +50,7 @@ function redraw() {
   canvas.hidden = !maps;
   find("map-controls").hidden = !maps;
   find("map-words").hidden = !maps;
+  showScore(Boolean(maps));
   if (!maps) {
     find("map-note").textContent = shown?.notes ?? "";
     return;
@@ -61,6 +65,15 @@ function redraw() {
   find("map-words").textContent = words;
   canvas.setAttribute("aria-label", `Relevance map: ${headName(head)}, ${name}. ${words}`);
   find("map-note").textContent = shown.notes;
+}
+
+/** Shows the score of the overall map of the chosen head, or the button that asks for it. */
+function showScore(wanted) {
+  const score = shown?.scores?.[head];
+  const words = score ? `${capital(headName(head))}, all blocks. ${score.description}` : "";
+  find("map-test").hidden = !wanted;
+  find("map-untested").hidden = Boolean(score);
+  say("map-score", words, VERDICTS[score?.verdict]);
 }
 
 function choices() {
@@ -80,8 +93,25 @@ function choices() {
   );
 }
 
-export function watchLooking() {
+/** @param {Function} test asks the server for the score of the maps */
+export function watchLooking(test) {
   find("block").addEventListener("input", redraw);
+  find("test-map").addEventListener("click", async ({ target }) => {
+    if (testing) return;
+    testing = true;
+    target.textContent = "Testing …";
+    await test();
+    testing = false;
+    target.textContent = "Test the map";
+    const isLost = [target, document.body].includes(document.activeElement); // the button goes when there is a score
+    if (find("map-untested").hidden && isLost) find("map-score").focus();
+  });
+}
+
+/** Says why the maps have no score, and returns that. */
+export function showNoScore(why) {
+  say("map-score", why);
+  return why;
 }
 
 /** Shows no map, and the reason if there is one to tell. */
@@ -92,17 +122,18 @@ export function forgetMaps(note = "") {
   find("map-heads").hidden = true;
   find("map-controls").hidden = true;
   find("map-words").hidden = true;
+  find("map-test").hidden = true;
   find("map-note").textContent = note;
 }
 
-/** Shows the maps of an answer over the picture. */
+/** Shows the maps of an answer over the picture. Returns what it says of their scores. */
 export function showMaps(explanation, size, preprocessing) {
   if (!size) return forgetMaps("The browser cannot show the image, so it shows no map over it. The server sent one.");
   const maps = mapsOf(explanation);
   if (!maps.size) return forgetMaps("The server sent no map.");
   const [rows, columns] = explanation.grid;
   const seen = seenPart(size, preprocessing);
-  shown = { maps, rows, columns, size, box: seen ?? [0, 0, 1, 1], notes: notesOf(explanation, seen) };
+  shown = { maps, rows, columns, size, box: seen ?? [0, 0, 1, 1], notes: notesOf(explanation, seen), scores: explanation.score };
   if (!maps.has(head) && head !== NONE) head = [...maps.keys()][0];
   const slider = find("block");
   const last = [...maps.values()][0].length - 1;
@@ -112,7 +143,8 @@ export function showMaps(explanation, size, preprocessing) {
   find("where").hidden = false;
   find("map-heads").hidden = false;
   choices();
-  return redraw();
+  redraw();
+  return find("map-score").textContent;
 }
 
 function notesOf({ target, notes = [] }, seen) {
