@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from deit.inference.predictor import Predictor
+from deit.serve.routes.openapi import document
 from tests.serve.conftest import MeanEngine, form, png, read, serving
+from tests.serve.test_openapi import check
 
 RED, GREEN, BLUE = png((255, 0, 0)), png((0, 255, 0)), png((0, 0, 255))
 JSON = {"Content-Type": "application/json"}
@@ -156,15 +158,15 @@ def test_answers_of_a_model_are_those_of_the_predictor_in_the_same_batch(deit_di
         files.append(file.getvalue())
     expected = predictor.classify(files, top_k=5)
     with serving(predictor, max_wait_ms=500.0, max_batch=4) as running:
-        body, headers = form(*((f"{i}.jpg", file) for i, file in enumerate(files)), heads="true", embedding="true")
+        body, headers = form(*((f"{i}.jpg", file) for i, file in enumerate(files)), heads="true")
         results = running.ask("POST", "/v1/classify", body, headers).json["results"]
-        singles = [running.classify(file).json["results"][0] for file in files[:2]]
+        singles = [running.classify(file, "?embedding=true").json["results"][0] for file in files[:2]]
     for result, wanted in zip(results, expected, strict=True):
         assert [p["label"] for p in result["predictions"]] == [p.label for p in wanted]
         assert [p["score"] for p in result["predictions"]] == [p.score for p in wanted]  # bit for bit
         assert set(result["heads"]) == {"class", "distillation"}
-        assert len(result["embedding"]) == 32
     for result, wanted in zip(singles, expected, strict=False):
+        assert len(result["embedding"]) == 32
         assert [p["score"] for p in result["predictions"]] == pytest.approx([p.score for p in wanted], abs=1e-5)
 
 
@@ -191,6 +193,7 @@ def test_an_explanation_holds_a_map_for_each_block_of_each_head(deit_directory) 
         "both": (2, 16), "class": (2, 16), "distillation": (2, 16)
     }  # fmt: skip
     assert set(found["score"]) == set(found["maps"])
+    check({"$ref": "#/components/schemas/Explanation"}, found, document())
     assert (too_many.status, too_many.reason) == (413, "too_many_images")
 
 
