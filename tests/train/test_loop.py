@@ -174,7 +174,7 @@ def test_the_average_is_evaluated_and_saved(tmp_path) -> None:
     assert json.loads((tmp_path / "run" / "training.json").read_text())["weights"] == "average"
 
 
-def test_a_nan_stops_the_run_names_the_step_and_keeps_the_last_good_state(tmp_path) -> None:
+def test_a_nan_stops_a_run_without_tolerance_names_the_step_and_keeps_the_last_good_state(tmp_path) -> None:
     task = classification_task()
 
     def poison(event) -> None:
@@ -182,8 +182,9 @@ def test_a_nan_stops_the_run_names_the_step_and_keeps_the_last_good_state(tmp_pa
             with torch.no_grad():
                 task.student.cls_classifier.weight.fill_(float("nan"))
 
+    recipe = tiny.recipe(max_skipped_steps=0)
     with pytest.raises(NonFiniteLossError, match=r"infinite or NaN at step 5 .*last good state is .*step-00000003"):
-        fit(task, tiny.data(), tiny.recipe(), out=tmp_path / "run", device="cpu", on_step=poison)
+        fit(task, tiny.data(), recipe, out=tmp_path / "run", device="cpu", on_step=poison)
     state = load_state(tmp_path / "run" / "state")
     assert state.step == 3
     assert all(torch.isfinite(t).all() for t in state.tensors.values())
@@ -198,8 +199,18 @@ def test_weights_that_became_nan_in_the_last_step_of_an_epoch_are_not_saved(tmp_
                 task.student.cls_classifier.weight.fill_(float("nan"))
 
     with pytest.raises(NonFiniteLossError, match="A weight became infinite or NaN at step 6"):
-        fit(task, tiny.data(), tiny.recipe(), out=tmp_path / "run", device="cpu", on_step=poison)
+        fit(task, tiny.data(), tiny.recipe(max_skipped_steps=0), out=tmp_path / "run", device="cpu", on_step=poison)
     assert load_state(tmp_path / "run" / "state").step == 3
+    task, begun = classification_task(), load_state(tmp_path / "run" / "state").tensors
+    seen = []
+
+    def remember(row) -> None:
+        seen.append(torch.equal(task.student.cls_classifier.weight, begun["student.cls_classifier.weight"]))
+
+    fit(task, tiny.data(), tiny.recipe(), out=tmp_path / "back", device="cpu", on_step=poison, on_epoch=remember)
+    assert seen == [True, True, False]  # after step 6 the weights are again those after step 3
+    record = json.loads((tmp_path / "back" / "training.json").read_text())
+    assert record["guard"] == {"returns": [{"after_step": 6, "to_state": 3}]}
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path) -> None:

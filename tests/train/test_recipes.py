@@ -146,8 +146,9 @@ def test_what_the_published_recipes_do_not_say_is_the_default() -> None:
         assert not (ours - START) & set(differences(named_recipe(name).recipe, Recipe()))
     assert {key.split(".")[0] for key in ours} == {
         "accumulate", "seed", "initialization", "precision", "compile", "eval_epochs", "num_workers", "augment",
-        "distillation", "data", "freeze", "class_weights", "keep", "keep_score", "keep_state", "masking",
-        "pseudo_labels", "schedule", "token_merging", *START,
+        "distillation", "data", "freeze", "class_weights", "keep", "keep_score", "keep_state",
+        "kept_states", "state_steps", "max_skipped_steps", "masking", "pseudo_labels", "schedule", "token_merging",
+        *START,
     }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ from deit.runtime.devices import resolve
 from deit.runtime.processes import current_processes
 from deit.runtime.signals import Interrupt, interrupts
 from deit.train.loss_sums import LossSums
+from deit.train.numerics.going_back import look_at_steps
+from deit.train.numerics.guard import Guard, describe_guard
 from deit.train.open_images import step_order
 from deit.train.optimization import describe_rates, learning_rate
 from deit.train.progress import FitResult, StepEvent
@@ -52,7 +54,7 @@ from deit.train.teachers.cache import open_cache
 
 logger = logging.getLogger(__name__)
 
-_LEFT_OUT, _CHANGED = "images left out", "changed settings"  # in a state
+_LEFT_OUT, _CHANGED, _GUARD = "images left out", "changed settings", "guard"  # in a state
 _GPU_EVENT_STEPS = 10  # a GPU runs ahead of Python; asking it after every step would make it wait
 
 
@@ -66,17 +68,19 @@ def fit(
     resume: bool = False,
     teacher_cache: str | Path | None = None,
     more_record: Mapping[str, Any] | None = None,
+    detect_anomaly: bool = False,
     on_step: Callable[[StepEvent], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
     """Trains a student and writes it as a model directory.
 
     During the run the folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv`, `curves.png`, and a training state
-    before each evaluation; at the end the model, its preprocessing, `training.json` and a model card (`README.md`). The
-    model has the weights that `recipe.keep` names; with "best" the last ones lie in `last`, a model directory too. An
-    interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the current step. Skips images that can no longer be read,
-    up to `data.max_bad_images`; more of them save the state and stop the run. Locks the folder. Several threads
-    may train at once; no other thread may draw from the global generators.
+    before each evaluation and after every `recipe.state_steps`; at the end the model, its preprocessing,
+    `training.json` and a model card (`README.md`). The model has the weights that `recipe.keep` names; with "best" the
+    last ones lie in `last`, a model directory too. An interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the
+    current step. Skips images that can no longer be read, up to `data.max_bad_images`; more of them save the state and
+    stop the run. Skips steps whose loss or gradient is infinite or NaN, see docs/reliability.md. Locks the folder.
+    Several threads may train at once; no other thread may draw from the global generators.
 
     Args:
         task: Student and losses, from `build_task` with the same recipe.
@@ -88,7 +92,9 @@ def fit(
         resume: True continues from the newest state in `out`.
         teacher_cache: Folder that records the teacher's answers, and returns those recorded before.
         more_record: More entries of `training.json`; nothing by default.
-        on_step: Called after every step; on a GPU after every tenth and before each evaluation.
+        detect_anomaly: True ends the run at the first value that is infinite or NaN, and names the module in which it
+            arose. Slow: a step takes up to twice as long, and the student is not compiled.
+        on_step: Called after every step; on a GPU after every tenth and before each state.
         on_epoch: Called with the metrics after every evaluation.
 
     Returns:
@@ -100,14 +106,15 @@ def fit(
         ValueError: Task and recipe, recipe and data, or a resumed run and its recipe do not agree; or the cache is of
             another training.
         ImageError: Too many images can no longer be read; the state is saved.
-        NonFiniteLossError: The loss became infinite or NaN.
+        NonFiniteLossError: Losses, gradients or weights were infinite or NaN, and going back to a state did not help.
         OSError: The state or the model cannot be written; the last complete state is kept.
         TrainingInterrupted: An interrupt; the state is saved.
     """
     refuse_import_by_worker()
     with contextlib.ExitStack() as until_the_end, writing(Path(out)):
         found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
-        run = _Run(task, found, recipe, Path(out), resolve(device).device, resume, teacher_cache, until_the_end)
+        place = resolve(device).device
+        run = _Run(task, found, recipe, Path(out), place, resume, teacher_cache, detect_anomaly, until_the_end)
         try:
             logger.info(" ".join(describe_rates(run.recipe, steps_per_epoch=run.steps_per_epoch)))
             with interrupts() as interrupt:
@@ -130,6 +137,7 @@ class _Run:
         device: torch.device,
         resume: bool,
         teacher_cache: str | Path | None,
+        detect_anomaly: bool,
         until_the_end: contextlib.ExitStack,
     ) -> None:
         self.started = time.monotonic()
@@ -150,7 +158,10 @@ class _Run:
             steps_per_epoch=self.steps_per_epoch,
             num_classes=len(data.train.classes),
             processes=self.processes,
+            detect_anomaly=detect_anomaly,
         )
+        self.guard = Guard(recipe.max_skipped_steps, self.processes, scales=self.take_step.scaler.is_enabled())
+        self._looks_each_step = device.type != "cuda" or detect_anomaly
         self.evaluations = Evaluations(task, self.take_step.average, recipe, data, device, self.processes)
         if teacher_cache is not None:
             self._open_cache(Path(teacher_cache), until_the_end)
@@ -199,21 +210,17 @@ class _Run:
 
     def _open_cache(self, folder: Path, until_the_end: contextlib.ExitStack) -> None:
         task = self.task
-        for turn in (True, False):  # the first process writes the header; then the others find it
-            if self.processes.is_first == turn:
-                task.cache = open_cache(
-                    folder,
-                    teacher=task.teacher,
-                    processor=task.processor,
-                    recipe=self.recipe,
-                    data_fingerprint=self.identity["training images"] or "",
-                    former_data_fingerprint=former_fingerprint(self.data.train),
-                    num_images=len(self.data.train.labels),
-                    num_classes=len(self.data.train.classes),
-                    processes=self.processes,
-                )
-            self.processes.barrier()
-        assert task.cache is not None
+        task.cache = open_cache(
+            folder,
+            teacher=task.teacher,
+            processor=task.processor,
+            recipe=self.recipe,
+            data_fingerprint=self.identity["training images"] or "",
+            former_data_fingerprint=former_fingerprint(self.data.train),
+            num_images=len(self.data.train.labels),
+            num_classes=len(self.data.train.classes),
+            processes=self.processes,
+        )
         until_the_end.callback(task.cache.release)
         self.identity |= {name: task.cache.header[name] for name in ("teacher", "teacher_fingerprint")}
 
@@ -233,14 +240,21 @@ class _Run:
             result = self.take_step(self._next(batches, interrupt), self.step)
             self.step += 1
             self._write_run_files()
-            self.loss_sums.add(result.losses)
+            self.loss_sums.add(result.losses, result.taken)
+            self.guard.add(self.step, result.losses["loss"], result.taken)
             due = self._evaluation_is_due()
-            if due or self.device.type != "cuda" or self.step % _GPU_EVENT_STEPS == 0:
+            saves = due or (self.recipe.state_steps and self.step % self.recipe.state_steps == 0)
+            if saves or self._looks_each_step or self.step % _GPU_EVENT_STEPS == 0:
                 if on_step is not None:
                     on_step(self._event(result))
-                self._look(result)
-            if due:
+                look_at_steps(
+                    self.guard, self.take_step, self.ending, self.out / STATE_NAME, step=self.step, lr=result.lr,
+                    saves=bool(saves), span=self._steps_per_evaluation if due else 0,
+                )  # fmt: skip
+            if saves:
+                self.guard.saves(self.step)
                 self._save_state()  # before the evaluation, which may take long and can fail
+            if due:
                 self._measure(on_epoch)
 
     def _next(self, batches: Iterator[Batch], interrupt: Interrupt) -> Batch:
@@ -271,7 +285,7 @@ class _Run:
 
     def _measure(self, on_epoch: Callable[[dict[str, Any]], None] | None) -> None:
         lr = learning_rate(self.step - 1, steps_per_epoch=self.steps_per_epoch, recipe=self.recipe)
-        row = self._evaluate(self._mean_losses(), lr)
+        row = self._evaluate(self.loss_sums.means(self.processes), lr)
         self.loss_sums = LossSums()
         self.evaluations.compare(row)
         if on_epoch is not None:
@@ -281,13 +295,6 @@ class _Run:
 
     def _explain_stop(self) -> str:
         return self.evaluations.kept.explain_stop(self.step // self.steps_per_epoch, self.recipe.schedule.epochs)
-
-    def _look(self, result: StepResult) -> None:
-        """Checks the losses since the last evaluation."""
-        scaled = self.take_step.scaler.is_enabled()  # which passes over a step whose gradients overflow
-        finite = scaled or self.loss_sums.are_finite()
-        if self.processes.any(not finite)[0]:
-            raise self.ending.non_finite("The loss", self.step, result.lr)
 
     def _event(self, result: StepResult) -> StepEvent:
         images = (self.step - self.first_step) * self.recipe.batch_size
@@ -300,11 +307,6 @@ class _Run:
             images_per_second=images / (time.monotonic() - self.started),
         )
 
-    def _mean_losses(self) -> dict[str, float]:
-        ends = [row["step"] for row in self.history.epochs if row["step"] < self.step]  # also of a shorter schedule
-        regular = (self.step - 1) // self._steps_per_evaluation * self._steps_per_evaluation
-        return self.loss_sums.means(self.step - max([regular, *ends[-1:]]), self.processes)
-
     # --- evaluation ------------------------------------------------------------------------------------
 
     def _evaluation_is_due(self) -> bool:
@@ -315,9 +317,9 @@ class _Run:
         return self.steps_per_epoch * self.recipe.eval_epochs
 
     def _evaluate(self, losses: dict[str, float], lr: float) -> dict[str, Any]:
-        if not self.take_step.is_finite():
-            raise self.ending.non_finite("A weight", self.step, lr)
         row: dict[str, Any] = {"epoch": self.step // self.steps_per_epoch, "step": self.step, "lr": lr, **losses}
+        skipped = self.guard.skipped - sum(each.get("skipped_steps", 0) for each in self.history.epochs)
+        row |= {"skipped_steps": skipped} if skipped else {}
         try:
             row.update(self.evaluations.take())
         except ImageError as error:
@@ -349,7 +351,8 @@ class _Run:
     def _save_state(self) -> Path:
         """Saves the state after the step at hand, and returns where it is."""
         if not self.take_step.is_finite():
-            raise self.ending.non_finite("A weight", self.step, self.take_step.optimizer.param_groups[0]["lr"])
+            lr = self.take_step.optimizer.param_groups[0]["lr"]
+            raise self.ending.non_finite("A weight became infinite or NaN", self.step, lr, good=self.guard.good)
         if self.task.cache is not None:
             self.processes.on_each(self.task.cache.sync)
         self.left_out.share(self.processes)
@@ -359,11 +362,13 @@ class _Run:
 
     def _write_state(self) -> Path:
         left_out = list(self.left_out.reasons.items())
-        ours = {_LEFT_OUT: left_out, _CHANGED: self.resumed.changes, PRECISION: self.precision.record()}
+        ours: dict[str, Any] = {_LEFT_OUT: left_out, _CHANGED: self.resumed.changes, PRECISION: self.precision.record()}
         kept = self.evaluations.kept
+        ours[_GUARD] = self.guard.values()
         tensors = self.take_step.tensors() | self.loss_sums.tensors(self.processes) | kept.tensors()
         state = State(step=self.step, tensors=tensors, meta={**self.identity, **ours, **kept.values()})
-        return save_state(self.out / STATE_NAME, state, self.processes)
+        folder, good = self.out / STATE_NAME, self.guard.good
+        return save_state(folder, state, self.processes, last=self.recipe.kept_states, good=good)
 
     def _restore(self) -> None:
         state = load_state(self.out / STATE_NAME)
@@ -378,7 +383,9 @@ class _Run:
         self._saved = state.step, state_folder(self.out / STATE_NAME, state.step)
         self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
         self.resumed.changes = list(state.meta.get(_CHANGED, ()))
-        self.loss_sums = LossSums.from_state(state.tensors, self.device)
+        since = (self.step - 1) % self._steps_per_evaluation + 1
+        self.loss_sums = LossSums.from_state(state.tensors, self.device, since)
+        self.guard.restore(state.meta.get(_GUARD, {}), state.step)
         self.evaluations.kept.restore(state)
 
     # --- the result ------------------------------------------------------------------------------------
@@ -437,5 +444,7 @@ class _Run:
             "seconds": round(seconds, 1),
             **hardware_and_versions(self.device, self.processes.world_size),
         }
-        notes = describe_selection(record)
+        guard = self.guard.record()
+        record |= {"guard": guard} if guard else {}
+        notes = [*describe_selection(record), *describe_guard(guard)]
         return {**record, "notes": notes} if notes else record

@@ -1,4 +1,4 @@
-"""Sums the losses of the steps since the last evaluation."""
+"""Sums the losses of the steps since the last evaluation, but for those that were skipped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from deit.runtime.processes import Processes
 
 _PREFIX = "losses."  # of the names in a training state
+_TAKEN = "taken"  # a sum beside those of the losses: the number of steps that were not skipped
 
 
 class LossSums:
@@ -26,25 +27,30 @@ class LossSums:
         return bool(self._sums)
 
     @classmethod
-    def from_state(cls, tensors: Mapping[str, Tensor], device: torch.device) -> LossSums:
-        """Returns the sums of a training state."""
+    def from_state(cls, tensors: Mapping[str, Tensor], device: torch.device, steps: int) -> LossSums:
+        """Returns the sums of a training state.
+
+        Args:
+            tensors: Of the state.
+            device: Of the training.
+            steps: Steps since the last evaluation; states of older versions, which skipped none, do not count them.
+        """
         found = {name: value.to(device) for name, value in tensors.items() if name.startswith(_PREFIX)}
-        return cls({name.removeprefix(_PREFIX): value for name, value in found.items()})
+        sums = {name.removeprefix(_PREFIX): value for name, value in found.items()}
+        return cls({_TAKEN: torch.tensor(float(steps), device=device), **sums} if sums else {})
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Adds the losses of a step."""
-        for name, loss in losses.items():
-            self._sums[name] = self._sums[name] + loss if name in self._sums else loss
+    def add(self, losses: Mapping[str, Tensor], taken: Tensor) -> None:
+        """Adds the losses of a step; nothing if it was not `taken`, ()."""
+        for name, loss in {_TAKEN: taken.float(), **losses}.items():
+            counted = torch.where(taken, loss, 0)
+            self._sums[name] = self._sums[name] + counted if name in self._sums else counted
 
-    def are_finite(self) -> bool:
-        """Whether no step had an infinite or NaN loss."""
-        return bool(torch.isfinite(self._sums["loss"]))
-
-    def means(self, steps: int, processes: Processes) -> dict[str, float]:
-        """Returns the mean of each loss over a number of steps and all processes, as "train_NAME"."""
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Returns the mean of each loss over steps and processes, as "train_NAME"; none if all steps were skipped."""
         totals = torch.stack(list(self._sums.values())).double().cpu().numpy()
-        means = processes.sum(totals) / (steps * processes.world_size)
-        return {f"train_{name}": float(mean) for name, mean in zip(self._sums, means, strict=True)}
+        sums = dict(zip(self._sums, processes.sum(totals), strict=True))
+        taken = sums.pop(_TAKEN)
+        return {f"train_{name}": float(value / taken) for name, value in sums.items()} if taken else {}
 
     def tensors(self, processes: Processes) -> dict[str, Tensor]:
         """Returns the sums for a training state: the mean over the processes, which a resumed run gives to each."""

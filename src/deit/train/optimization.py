@@ -312,7 +312,24 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
+def gradient_norm(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Returns the norm of all gradients together, (), before they are clipped; not finite if one of them is not.
+
+    Args:
+        parameters: With gradients; those without are passed over.
+        most: Norm to which larger gradients are clipped; 0 for no limit.
+    """
+    if most:
+        return nn.utils.clip_grad_norm_(parameters, most)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no number is infinite or NaN."""
-    floats = [t.detach() for t in tensors if t.is_floating_point()]
-    return not floats or bool(torch.isfinite(torch.stack(torch._foreach_norm(floats))).all())
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            by_device.setdefault(tensor.device, []).append(tensor.detach())
+    # The largest number of each: a sum of squares overflows by itself.
+    largest = [torch.stack([n.float() for n in torch._foreach_norm(each, math.inf)]) for each in by_device.values()]
+    return all(bool(torch.isfinite(each).all()) for each in largest)

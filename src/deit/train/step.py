@@ -16,9 +16,16 @@ from deit.data.loader import Batch
 from deit.runtime.devices import resolve
 from deit.runtime.processes import Processes
 from deit.runtime.random_state import random_state_kept, set_random_state
-from deit.train.optimization import all_finite, build_average, build_optimizer, learning_rate, trained_parameters
+from deit.train.numerics.anomaly import AnomalyWatch
+from deit.train.optimization import (
+    all_finite,
+    build_average,
+    build_optimizer,
+    gradient_norm,
+    learning_rate,
+    trained_parameters,
+)
 from deit.train.recipes.recipe import Recipe
-from deit.train.run.ending import NonFiniteLossError
 from deit.train.run.state import optimizer_tensors, restore_optimizer
 from deit.train.students.freezing import freeze
 from deit.train.tasks.pseudo_labels import PseudoLabeller
@@ -29,7 +36,6 @@ from deit.train.whole_step import ShareOfStep
 logger = logging.getLogger(__name__)
 
 _MODEL_KEY = 2  # views take 0, mixing 1
-_MAX_SKIPPED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +45,12 @@ class StepResult:
     Attributes:
         losses: Mean of each loss over this process's share of the batch, detached, on the device.
         lr: Learning rate before the factor of each parameter group.
+        taken: (), False if the step was skipped, on the device; the same in all processes.
     """
 
     losses: dict[str, Tensor]
     lr: float
+    taken: Tensor
 
 
 class TrainStep:
@@ -53,6 +61,11 @@ class TrainStep:
     statistics over all processes, so both numbers change only the memory needed. A warning at the start names the
     exceptions, such as batch norm with `accumulate`; see `deit.train.whole_step`.
 
+    A step whose loss or gradient is not finite, in any process or part, is skipped: weights, buffers, optimizer (with
+    its own count of steps) and average (with its count) stay as they were, bit for bit. Its number, its images and its
+    learning rate are used up. In fp16 the scale of the loss follows its own rule. Gradients whose squares sum to more
+    than fp32 holds count as infinite, as the squares are what AdamW keeps.
+
     Args:
         task: Student and losses, on the device.
         recipe: All hyper-parameters.
@@ -60,6 +73,10 @@ class TrainStep:
         steps_per_epoch: Steps in each epoch of the run.
         num_classes: Number of classes K of the data.
         processes: Processes of the run.
+        detect_anomaly: True watches all modules, see `AnomalyWatch`; the student is then not compiled.
+
+    Attributes:
+        anomaly: Watches the modules; None unless `detect_anomaly`.
     """
 
     def __init__(
@@ -71,6 +88,7 @@ class TrainStep:
         steps_per_epoch: int,
         num_classes: int,
         processes: Processes,
+        detect_anomaly: bool = False,
     ) -> None:
         self.task, self.recipe, self.device, self.processes = task, recipe, device, processes
         self.steps_per_epoch = steps_per_epoch
@@ -94,9 +112,12 @@ class TrainStep:
             self.pseudo_labels = PseudoLabeller(self.average.module, recipe, num_classes, processes)
         self._placement = resolve(device, recipe.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._placement.dtype is torch.float16)
-        self._skipped = 0
+        self._buffers = list(task.student.buffers())  # statistics of batch norm, which the forward pass changes
+        # A GPU need not be waited for, to know whether to skip, if its kernel of the update skips by itself.
+        self._kernel_skips = self.average is None and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        self.anomaly = AnomalyWatch(task.student) if detect_anomaly else None
         module: nn.Module = task
-        if recipe.compile:
+        if recipe.compile and not detect_anomaly:
             module = torch.compile(task)  # type: ignore[assignment]
         if processes.world_size > 1:
             module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
@@ -108,9 +129,6 @@ class TrainStep:
         Args:
             batch: This process's share of the batch.
             step: Number of the step, from 0.
-
-        Raises:
-            NonFiniteLossError: fp16 gradients overflowed in `_MAX_SKIPPED` consecutive steps.
         """
         lr = learning_rate(step, steps_per_epoch=self.steps_per_epoch, recipe=self.recipe)
         for group in self.optimizer.param_groups:
@@ -118,11 +136,14 @@ class TrainStep:
         self.task.train(self.recipe.student_mode == "train")
         for module in self._frozen:
             module.eval()
+        buffers = [buffer.clone() for buffer in self._buffers]
         with random_state_kept():
             self._seed(step)
             losses = self._backward(batch, self._place(batch, step))
-        self._update(step)
-        return StepResult(losses=losses, lr=lr)
+        taken = self._update()
+        for buffer, before in zip(self._buffers, buffers, strict=True):
+            buffer.copy_(torch.where(taken, buffer, before))
+        return StepResult(losses=losses, lr=lr, taken=taken)
 
     def _seed(self, step: int) -> None:
         """Sets the random state of a step, the same in all processes if layers draw for the whole step."""
@@ -147,6 +168,8 @@ class TrainStep:
             pixels, targets = self.mixer(pixels, targets, place.step, self.processes)
         with self._placement.autocast():
             prepared = (*self.task.prepare(pixels, targets, place), *weights)
+        if self.anomaly is not None:
+            self.anomaly.begin(prepared[0])
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.recipe.accumulate
         sums: dict[str, Tensor] = {}
@@ -158,39 +181,33 @@ class TrainStep:
             with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
                 with self._placement.autocast(), self._share.at_hand(number, len(part[0]), self.device):
                     losses = self._module(*part)
-                self.scaler.scale(losses["loss"] / parts).backward()
+                scaled = self.scaler.scale(losses["loss"] / parts)
+                # The 1 from which gradients begin is NaN for a loss that is not finite. So they all are, and when the
+                # processes sum them, each learns of it.
+                scaled.backward(scaled.detach() * 0 + 1)
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() / parts if name in sums else loss.detach() / parts
         return sums
 
-    def _update(self, step: int) -> None:
+    def _update(self) -> Tensor:
+        """Updates weights and average unless a gradient is not finite; returns whether it did."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        if self.recipe.optimizer.clip_grad:
-            nn.utils.clip_grad_norm_(self.trained, self.recipe.optimizer.clip_grad)
-        if not self.scaler.is_enabled():
+        taken = torch.isfinite(gradient_norm(self.trained, self.recipe.optimizer.clip_grad))
+        if self._kernel_skips:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~taken).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        elif not self._scaled_update(step):
-            return
-        if self.average is not None:
-            self.average.update_parameters(self.task.student)
-
-    def _scaled_update(self, step: int) -> bool:
-        """Updates the weights unless a gradient overflowed; returns True if it did, so that the average follows."""
-        before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._skipped = self._skipped + 1 if self.scaler.get_scale() < before else 0
-        if self._skipped >= _MAX_SKIPPED:
-            raise NonFiniteLossError(
-                f"The gradients overflowed in fp16 in {_MAX_SKIPPED} consecutive steps, the last of them step {step}. "
-                "Pass precision=bf16 or fp32, or a lower optimizer.lr."
-            )
-        return self._skipped == 0
+        elif taken:
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.task.student)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        return taken
 
     def is_finite(self) -> bool:
-        """Returns True if all trained weights are finite."""
-        return all_finite(self.trained)
+        """Returns True if all numbers of the state are finite: weights, buffers, optimizer, average."""
+        return all_finite(self.tensors().values())
 
     # --- state ----------------------------------------------------------------------------------------
 
@@ -204,7 +221,6 @@ class TrainStep:
             values = self.scaler.state_dict()
             tensors["scaler.scale"] = torch.tensor(float(values["scale"]), dtype=torch.float64)
             tensors["scaler.growth_tracker"] = torch.tensor(int(values["_growth_tracker"]))
-            tensors["scaler.skipped"] = torch.tensor(self._skipped)
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -222,7 +238,6 @@ class TrainStep:
             values["scale"] = float(tensors["scaler.scale"])
             values["_growth_tracker"] = int(tensors["scaler.growth_tracker"])
             self.scaler.load_state_dict(values)
-            self._skipped = int(tensors["scaler.skipped"])
 
 
 def check_division(recipe: Recipe, processes: Processes) -> None:

@@ -66,7 +66,8 @@ def train_folds(
             say(held_out if number else f"The last model: all {count}.")
 
     def fit_one(task: Any, data: Data, of_fold: Recipe, **options: Any) -> Any:
-        return run_fit(task, data, of_fold, processes, log=command.log, **options)
+        options |= {"log": command.log, "detect_anomaly": command.detect_anomaly}
+        return run_fit(task, data, of_fold, processes, **options)
 
     result = fit_folds(
         build, images, recipe, out=out, folds=folds, device=command.device, resume=command.resume, fit_one=fit_one,
@@ -112,6 +113,7 @@ def train_planned_folds(
             begun = processes.on_first(lambda: (own / RECIPE_NAME).is_file())
             task = build_task(recipe, build_student(None, data.train.classes, recipe))
             options: dict[str, Any] = {"out": own, "device": command.device, "resume": begun}
+            options |= {"detect_anomaly": command.detect_anomaly}
             run_fit(task, labelled_part(data), recipe, processes, **options)
         return own
 

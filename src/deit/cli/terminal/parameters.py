@@ -135,4 +135,11 @@ ImageSize = Annotated[
         metavar="PIXELS", help="Height and width of the model's input, in pixels.", show_default="that of the model"
     ),
 ]
+DetectAnomaly = Annotated[
+    bool,
+    typer.Option(
+        "--detect-anomaly",
+        help="End at the first number that is infinite or NaN, and name the module where it arose. Slow.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest saved state.")]

@@ -43,6 +43,7 @@ class TrainCommand:
         started: `time.monotonic()` at the start of the command.
         log: Service to log to; None for none.
         folds: Number of folds; None trains once.
+        detect_anomaly: Whether to end at the first number that is not finite, and name the module.
     """
 
     data: str
@@ -59,6 +60,7 @@ class TrainCommand:
     started: float
     log: str | None
     folds: int | None = None
+    detect_anomaly: bool = False
 
 
 def is_planned(recipe: str | None, epochs: int | None, given: list[str], minutes: float | None) -> bool:
@@ -201,6 +203,7 @@ def run_plan(plan: Plan, images: Data, processes: Processes, command: TrainComma
 
     def run(task: Any, data: Data, recipe: Recipe, **options: Any) -> Any:
         options |= {"watch": watch if processes.is_first else None, "log": command.log}
+        options |= {"detect_anomaly": command.detect_anomaly}
         return run_fit(task, data, recipe, processes, **options)
 
     result = carry_out(

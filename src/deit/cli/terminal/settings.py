@@ -220,7 +220,8 @@ def _say_precision(recipe: Recipe, processes: Processes, *, out: Path, device: s
 
 
 def _print_epoch(row: dict[str, Any]) -> None:
-    parts = [f"epoch {row['epoch']}", f"loss {row['train_loss']:.3f}"]
+    loss = f"loss {row['train_loss']:.3f}" if "train_loss" in row else "no loss: all steps were skipped"
+    parts = [f"epoch {row['epoch']}", loss]
     for prefix, label in (("val_", ""), ("ema_", "average ")):
         name = next((key for key in row if key.startswith(prefix)), None)
         if name == f"{prefix}top1":

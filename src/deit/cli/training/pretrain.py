@@ -9,6 +9,7 @@ import typer
 from deit.cli.terminal.console import counted, reports_errors, say, say_lines
 from deit.cli.terminal.parameters import (
     BatchSize,
+    DetectAnomaly,
     Device,
     Epochs,
     ImageSize,
@@ -95,6 +96,7 @@ def pretrain(
     image_size: ImageSize = None,
     set_: Settings = None,
     device: Device = "auto",
+    detect_anomaly: DetectAnomaly = False,
     resume: Resume = False,
 ) -> None:
     """Train a model on unlabeled images by masking patches (SimMIM).
@@ -125,7 +127,8 @@ def pretrain(
         task = build_task(resolved, built)
         if processes.is_first and not (resume and is_finished(out, resolved)):
             _print_plan(images, resolved, built, task)
-        result = run_fit(task, images, resolved, processes, out=out, device=device, resume=resume)
+        options: dict[str, Any] = {"out": out, "device": device, "detect_anomaly": detect_anomaly, "resume": resume}
+        result = run_fit(task, images, resolved, processes, **options)
         if processes.is_first:
             print_result(result)
             say(f"Reconstructions: {out / RECONSTRUCTION_NAME}")

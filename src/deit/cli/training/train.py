@@ -12,6 +12,7 @@ from deit.cli.terminal.console import counted, reports_errors, say, say_lines
 from deit.cli.terminal.folds import train_folds
 from deit.cli.terminal.parameters import (
     BatchSize,
+    DetectAnomaly,
     Device,
     Epochs,
     ImageSize,
@@ -178,6 +179,7 @@ def train(
     set_: Settings = None,
     log: LoggerName = None,
     device: Device = "auto",
+    detect_anomaly: DetectAnomaly = False,
     resume: Resume = False,
 ) -> None:
     """Train a classifier from labels, or from labels and a teacher.
@@ -204,7 +206,7 @@ def train(
     command = TrainCommand(
         data=data, out=out, student=student, init=init, teachers=teacher or [], teacher_cache=teacher_cache,
         image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,
-        folds=folds,
+        folds=folds, detect_anomaly=detect_anomaly,
     )  # fmt: skip
     with process_group(device) as processes:
         if found is not None and found[1] is not None:
@@ -245,7 +247,8 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
         )
         return
     options: dict[str, Any] = {"out": out, "device": device, "resume": resume, "teacher_cache": cache}
-    result = run_fit(task, images, recipe, processes, log=command.log, **options)
+    options |= {"log": command.log, "detect_anomaly": command.detect_anomaly}
+    result = run_fit(task, images, recipe, processes, **options)
     if processes.is_first:
         print_result(result)
 

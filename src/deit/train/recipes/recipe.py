@@ -93,6 +93,12 @@ class Recipe:
         eval_epochs: Epochs between two evaluations; the last epoch is always evaluated.
         keep_state: True keeps the newest training states after the last epoch, so that the run can be continued. Each
             is three times as large as the model. False removes them after the model is written.
+        kept_states: How many of the newest training states are kept. 2, so that a damaged one does not cost the run.
+            One more is kept if the run would go back to an older one.
+        state_steps: Steps between two training states, beside those before each evaluation; 0 for none beside.
+        max_skipped_steps: Steps skipped in a row, because a loss or gradient is infinite or NaN, after which the run
+            goes back to its last good state. 20, because the scale of fp16 begins at 2 ** 16 and may have to be halved
+            16 times. 0 ends the run at the first such step.
         num_workers: Processes that prepare images; -1 chooses the number.
         augment: Augmentation of training images.
         optimizer: Optimizer settings.
@@ -130,6 +136,9 @@ class Recipe:
     crop_ratio: float = 0.875
     eval_epochs: int = 1
     keep_state: bool = True
+    kept_states: int = 2
+    state_steps: int = 0
+    max_skipped_steps: int = 20
     num_workers: int = -1
     augment: Augmentation = field(default_factory=Augmentation)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -193,6 +202,9 @@ class Recipe:
         )
         require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
         require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)
+        require(self.kept_states >= 1, "kept_states must be at least 1", self.kept_states)
+        for name in ("state_steps", "max_skipped_steps"):
+            require(getattr(self, name) >= 0, f"{name} must be at least 0", getattr(self, name))
         require(
             not (self.augment.mixes and self.batch_size % 2),
             "Mixup and CutMix pair the images of a batch, so batch_size must be even",

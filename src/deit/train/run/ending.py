@@ -9,11 +9,11 @@ from deit.core.file_names import STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.runtime.processes import FirstProcessError, Processes
 from deit.runtime.signals import TrainingInterrupted
-from deit.train.run.state import newest_state
+from deit.train.run.state import newest_state, state_folder
 
 
 class NonFiniteLossError(UserError, ArithmeticError):
-    """The loss became infinite or NaN. The last state of the run is from before that."""
+    """Losses, gradients or weights became infinite or NaN. The last state of the run is from before that."""
 
 
 class Ending:
@@ -61,14 +61,26 @@ class Ending:
             "or begin anew without it."
         )
 
-    def non_finite(self, what: str, step: int, lr: float) -> Exception:
-        """Returns the error of a run whose loss or weights became infinite or NaN."""
+    def non_finite(self, what: str, step: int, lr: float, *, good: int | None, named: bool = False) -> Exception:
+        """Returns the error of a run whose numbers became infinite or NaN.
+
+        Args:
+            what: What happened, without a point at the end.
+            step: Steps done.
+            lr: Learning rate of the last one.
+            good: Step of the last state that was saved before it began; None for none. Newer ones are finite too.
+            named: Whether the module is named where it began.
+        """
         self._has_told = True
         if not self._is_first:
             return FirstProcessError(what)
+        search = "" if named else " --resume with --detect-anomaly names the module where it began."
+        before = "No good state was saved before."
+        if good is not None:
+            before = f"The last good state is {state_folder(self._states, good)}."
         return NonFiniteLossError(
-            f"{what} became infinite or NaN at step {step} (learning rate {lr:.1e}). {self._newest_state()} "
-            "Try a lower optimizer.lr, a longer warm-up or optimizer.clip_grad=1, in a new folder."
+            f"{what} at step {step} (learning rate {lr:.1e}). {before} Try a lower optimizer.lr, a "
+            f"longer warm-up, optimizer.clip_grad=1 or precision=fp32, in a new folder.{search}"
         )
 
     def _newest_state(self) -> str:

@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 # Names of what a training state knows better: it has the student's sizes and weights, and the teacher's fingerprint.
 _BY_CONTENT = {"student", "config", "image_size", "partial_patches", "init", "teacher"}
 # No number of a run follows from these; the images that may become unreadable do not count backwards.
-_FREE = {"num_workers", "keep_state", "data.max_bad_images", "masking.picture_steps", "masking.pictures"}
+_FREE = {
+    "num_workers", "keep_state", "kept_states", "data.max_bad_images", "masking.picture_steps", "masking.pictures",
+}  # fmt: skip
 _EPOCHS = "schedule.epochs"
 _ENDS = ("schedule.patience", "schedule.stop_epoch")  # what else decides how long a run goes on
 

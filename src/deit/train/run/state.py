@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 _TENSORS = "tensors.safetensors"
 _META = "meta.json"
 _MANIFEST = "manifest.json"
-_KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,10 @@ class State:
     meta: dict[str, Any]
 
 
-def save_state(folder: Path, state: State, processes: Processes | None = None) -> Path:
-    """Writes a state into `folder/step-N`, and keeps the two newest.
+def save_state(
+    folder: Path, state: State, processes: Processes | None = None, *, last: int = 2, good: int | None = None
+) -> Path:
+    """Writes a state into `folder/step-N`, and keeps the newest ones and the one to go back to.
 
     A collective operation: every process calls it with its own tensors. Sharded tensors are gathered one by one, and
     the first process writes. It writes files into a temporary folder, then a manifest with their hashes, syncs all,
@@ -54,6 +55,8 @@ def save_state(folder: Path, state: State, processes: Processes | None = None) -
         folder: Folder of the states.
         state: The state; each process has the same names in the same order.
         processes: The processes that save; None takes those of the open process group.
+        last: How many of the newest states to keep, with this one.
+        good: Step of one more state to keep; None for none.
 
     Returns:
         The new folder.
@@ -68,7 +71,16 @@ def save_state(folder: Path, state: State, processes: Processes | None = None) -
         whole = processes.whole(tensor)
         if processes.is_first:
             tensors[name] = whole.detach().cpu().contiguous()
-    return processes.on_first(lambda: _write(folder, state.step, tensors, state.meta))
+
+    def write() -> Path:
+        target = _write(folder, state.step, tensors, state.meta)
+        spared = None if good is None else state_folder(folder, good)
+        for old in _step_folders(folder)[:-last]:
+            if old != spared:
+                shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    return processes.on_first(write)
 
 
 def _write(folder: Path, step: int, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Path:
@@ -80,8 +92,6 @@ def _write(folder: Path, step: int, tensors: dict[str, Tensor], meta: Mapping[st
         (temporary / _META).write_text(json.dumps({"step": step, **meta}), encoding="utf-8")
         manifest = {name: _hash(temporary / name) for name in (_TENSORS, _META)}
         (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    for old in _step_folders(folder)[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -126,17 +136,25 @@ def load_state(folder: Path) -> State | None:
     """
     paths = _step_folders(folder)
     for path in reversed(paths):
-        try:
-            manifest = read_json(path / _MANIFEST, "the manifest of a training state")
-            damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
-            if not damaged:
-                return _read(path)
-        except (OSError, UserError) as error:
-            logger.warning("Passed over the training state %s: %s", path, error)
-            continue
-        logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
+        state = read_state(path)
+        if state is not None:
+            return state
     if paths:
         raise UserError(f"Every training state in {folder} is damaged. Begin a new run in another folder.")
+    return None
+
+
+def read_state(path: Path) -> State | None:
+    """Reads the state in a folder `step-N`; None, with a warning, if it is missing or damaged."""
+    try:
+        manifest = read_json(path / _MANIFEST, "the manifest of a training state")
+        damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
+        if not damaged:
+            return _read(path)
+    except (OSError, UserError) as error:
+        logger.warning("Passed over the training state %s: %s", path, error)
+        return None
+    logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
     return None
 
 

@@ -234,7 +234,7 @@ def open_cache(
     num_classes: int,
     processes: Processes,
 ) -> TeacherCache:
-    """Opens the teacher cache of a training, or creates it.
+    """Opens the teacher cache of a training, or creates it. Every process of the run must call it.
 
     Args:
         folder: Folder of the cache: new, empty, or of the same training with any student.
@@ -262,7 +262,11 @@ def open_cache(
             records = SoftRecords(num_classes, num_classes, 1.0)
     share = recipe.batch_size // processes.world_size
     former = {_IMAGES: former_data_fingerprint}
-    return TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size, former=former)
+    for turn in (True, False):  # the first process writes the header; then the others find it
+        if processes.is_first == turn:
+            cache = TeacherCache(folder, identity, records, batch_size=share, parts=processes.world_size, former=former)
+        processes.barrier()
+    return cache
 
 
 def refuse_other_cache(

@@ -1,0 +1,1 @@
+"""What a training does about losses and gradients that are not finite, and about losses that stand out."""
