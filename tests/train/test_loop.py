@@ -157,6 +157,25 @@ def test_an_interrupted_and_resumed_run_ends_with_the_same_bits(tmp_path, stop_a
     assert history == [1, 2, 3]
 
 
+def test_a_state_every_few_steps_is_all_that_a_crash_needs(tmp_path) -> None:
+    """Three steps in an epoch; states after the steps 2, 3, 4, 6, 8 and 9."""
+    recipe, seen = tiny.recipe(state_steps=2, ema_decay=0.9), []
+
+    def crash(event) -> None:
+        seen.append(sorted(int(path.name[5:]) for path in (tmp_path / "two" / "state").glob("step-*")))
+        if event.step == 6:
+            raise RuntimeError("a bug")
+
+    whole = fit(classification_task(), tiny.data(), recipe, out=tmp_path / "whole", device="cpu")
+    with pytest.raises(RuntimeError, match="a bug"):
+        fit(classification_task(), tiny.data(), recipe, out=tmp_path / "two", device="cpu", on_step=crash)
+    assert seen == [[], [], [2], [2, 3], [3, 4], [3, 4]]
+    two = fit(classification_task(), tiny.data(), recipe, out=tmp_path / "two", device="cpu", resume=True)
+    assert [{**row, "seconds": 0} for row in whole.history] == [{**row, "seconds": 0} for row in two.history]
+    states = [load_state(tmp_path / run / "state").tensors for run in ("whole", "two")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
 def test_the_signal_handlers_are_put_back(tmp_path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     fit(classification_task(), tiny.data(), tiny.recipe(), out=tmp_path / "run", device="cpu")

@@ -24,6 +24,13 @@ def test_the_newest_state_comes_back_and_two_are_kept(tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000009", "step-00000100"]
 
 
+def test_as_many_as_asked_for_are_kept_and_the_good_one_beside_them(tmp_path) -> None:
+    for step in range(1, 7):
+        save_state(tmp_path, state(step), last=3, good=1 if step < 6 else 5)
+        kept = [int(p.name.removeprefix("step-")) for p in sorted(tmp_path.iterdir())]
+        assert kept == {4: [1, 2, 3, 4], 5: [1, 3, 4, 5], 6: [4, 5, 6]}.get(step, list(range(1, step + 1)))
+
+
 def test_no_state_is_none(tmp_path) -> None:
     assert load_state(tmp_path) is None
 
