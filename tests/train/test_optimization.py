@@ -17,6 +17,7 @@ from deit.train.optimization import (
     all_finite,
     build_average,
     build_optimizer,
+    gradient_norm,
     learning_rate,
     parameter_groups,
     trained_parameters,
@@ -400,3 +401,13 @@ def test_the_average_holds_the_buffers_of_batch_norm() -> None:
 @pytest.mark.parametrize(("value", "finite"), [(1.0, True), (float("nan"), False), (float("inf"), False)])
 def test_non_finite_numbers_are_found(value, finite) -> None:
     assert all_finite([torch.ones(3), torch.tensor([2.0, value]), torch.tensor([1])]) is finite
+
+
+def test_large_numbers_whose_squares_overflow_are_finite_as_weights_and_not_as_gradients() -> None:
+    large = nn.Parameter(torch.tensor([1e30, -3e38]))
+    assert all_finite([large, torch.empty(0)])
+    for most in (0.0, 1.0):
+        large.grad = torch.tensor([1e30, 1.0])
+        assert not torch.isfinite(gradient_norm([large], most))
+        large.grad = torch.tensor([3.0, 4.0])
+        assert gradient_norm([large, nn.Parameter(torch.ones(1))], most) == 5.0

@@ -206,8 +206,9 @@ class TrainStep:
         return taken
 
     def is_finite(self) -> bool:
-        """Returns True if all numbers of the state are finite: weights, buffers, optimizer, average."""
-        return all_finite(self.tensors().values())
+        """Returns True if weights, buffers, optimizer and average are finite in all processes."""
+        (is_bad,) = self.processes.any(not all_finite(self.tensors().values()))
+        return not is_bad
 
     # --- state ----------------------------------------------------------------------------------------
 
