@@ -31,6 +31,14 @@ def test_as_many_as_asked_for_are_kept_and_the_good_one_beside_them(tmp_path) ->
         assert kept == {4: [1, 2, 3, 4], 5: [1, 3, 4, 5], 6: [4, 5, 6]}.get(step, list(range(1, step + 1)))
 
 
+def test_a_loaded_state_stays_when_its_file_is_written_over(tmp_path) -> None:
+    file = save_state(tmp_path, state(5)) / "tensors.safetensors"
+    loaded = load_state(tmp_path)
+    with file.open("r+b") as handle:
+        handle.write(bytes(file.stat().st_size))
+    assert torch.equal(loaded.tensors["a"], torch.full((3,), 5.0))
+
+
 def test_no_state_is_none(tmp_path) -> None:
     assert load_state(tmp_path) is None
 

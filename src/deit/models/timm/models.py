@@ -19,7 +19,7 @@ from deit.core.weights.plan import MOST_NEW_NUMBERS
 from deit.models.weights.finiteness import refuse_non_finite
 from deit.models.weights.model_names import published_cfg
 from deit.models.weights.pickled_weights import read_pickle
-from deit.models.weights.tensor_source import TensorSource, open_source
+from deit.models.weights.tensor_source import TensorSource, open_source, read_tensors
 from deit.runtime.library_order import make_order_safe
 
 # What of `pretrained_cfg` would make timm fetch or open something by itself.
@@ -74,7 +74,7 @@ def open_timm_folder(folder: Path) -> nn.Module:
     if cfg.get("num_classes") is not None:
         arguments = {**arguments, "num_classes": cfg["num_classes"]}
     refuse_large_timm(name, arguments, source, weights.main)
-    return _filled(name, _read(source), {**cfg, "architecture": name}, arguments, weights.main)
+    return _filled(name, read_tensors(source), {**cfg, "architecture": name}, arguments, weights.main)
 
 
 def open_published_timm(name: str) -> nn.Module:
@@ -98,7 +98,7 @@ def open_published_timm(name: str) -> nn.Module:
             "network (timm.models.save_for_hf) and pass that folder."
         ) from error
     weights = find_weights(file)
-    tensors = _read(open_source(weights)) if not weights.pickled else read_pickle(file)
+    tensors = read_tensors(open_source(weights)) if not weights.pickled else read_pickle(file)
     return _filled(name, tensors, cfg.to_dict(), {}, file)
 
 
@@ -132,12 +132,6 @@ def _fetched(cfg: Any) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(cfg.url, str(file), progress=False)
     return file
-
-
-def _read(source: TensorSource) -> dict[str, Tensor]:
-    tensors = {name: torch.empty(shape, dtype=source.dtypes[name]) for name, shape in source.shapes.items()}
-    source.read_into(tensors)
-    return tensors
 
 
 def _filled(

@@ -163,3 +163,10 @@ def open_source(weights: WeightFiles) -> TensorSource:
         if lost:
             raise UserError(f"{weights.main} says that {lost[0]!r} is in a file that does not hold it.")
     return DictSource(tensors)
+
+
+def read_tensors(source: TensorSource) -> dict[str, Tensor]:
+    """Reads all tensors into new memory."""
+    tensors = {name: torch.empty(shape, dtype=source.dtypes[name]) for name, shape in source.shapes.items()}
+    source.read_into(tensors)
+    return tensors

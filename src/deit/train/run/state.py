@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from deit.core.errors import DamagedFileError, UserError, parsing, read_json
 from deit.core.files import replace_folder_content, sha256_of_file
-from deit.core.weights.files import read_header
+from deit.core.weights.files import find_weights
 from deit.core.writing import writing
+from deit.models.weights.tensor_source import open_source, read_tensors
 from deit.runtime.processes import Processes, current_processes
 
 logger = logging.getLogger(__name__)
@@ -160,9 +161,10 @@ def read_state(path: Path) -> State | None:
 
 def _read(path: Path) -> State:
     meta = read_json(path / _META, "the values of a training state")
-    read_header(path / _TENSORS)
-    with parsing(path / _TENSORS, "the tensors of a training state"):
-        return State(step=int(meta.pop("step")), tensors=load_file(path / _TENSORS), meta=meta)
+    with parsing(path, "a training state"):
+        # Into memory: the kept weights stay as long as the run, and the file might be written into.
+        tensors = read_tensors(open_source(find_weights(path / _TENSORS, use_safetensors=True)))
+        return State(step=int(meta.pop("step")), tensors=tensors, meta=meta)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
