@@ -79,6 +79,7 @@ class Embedder:
         from deit.models.auto import CLASSIFICATION, FEATURES, MASKED_IMAGE, find_class, names_of
         from deit.models.auto_openers import AutoConfig
         from deit.models.weights.finiteness import refuse_non_finite_model
+        from deit.models.weights.from_pretrained import OWN_MEMORY
 
         config = AutoConfig.from_pretrained(folder)
         named = set(config.architectures or ())
@@ -86,7 +87,7 @@ class Embedder:
         task = next((task for task in (CLASSIFICATION, MASKED_IMAGE) if named & set(names_of(task))), FEATURES)
         model_class = find_class(task, config.model_type, config.architectures)
         arguments = _parts_in_file(folder) if task == FEATURES else {}
-        model = model_class.from_pretrained(folder, config=config, **arguments)
+        model = model_class.from_pretrained(folder, config=config, **arguments, **OWN_MEMORY)
         refuse_non_finite_model(model, folder)
         trunk = getattr(model, model.base_model_prefix, model)
         return cls(trunk, read_image_processor(folder), device, known_images=read_known_images(folder))

@@ -37,6 +37,7 @@ from deit.models.auto import (
 )
 from deit.models.auto_openers import AutoImageProcessor
 from deit.models.classifier import head_names
+from deit.models.weights.from_pretrained import OWN_MEMORY
 from deit.runtime.devices import AUTO, accelerator, resolve
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ def pipeline(
         dtype: As in `from_pretrained`.
         torch_dtype: The old name of `dtype`.
         use_fast: See `AutoImageProcessor`.
-        model_kwargs: Further arguments of `from_pretrained`.
+        model_kwargs: Further arguments of `from_pretrained`. Unless `low_cpu_mem_usage` is among them, the weights are
+            read into memory, so whatever happens to the file changes no answer.
         pipeline_class: A subclass of the task's class, which is built in place of it.
         trust_remote_code: Without effect: no code is ever fetched.
         framework: "pt" or None.
@@ -221,7 +223,8 @@ def pipeline(
     folder = None
     if isinstance(model, (str, os.PathLike)):
         given = model if given is None else given
-        arguments = {"dtype": dtype if torch_dtype is None else torch_dtype, **hub, **(model_kwargs or {})}
+        chosen = dtype if torch_dtype is None else torch_dtype
+        arguments = {"dtype": chosen, **OWN_MEMORY, **hub, **(model_kwargs or {})}
         arguments.update({k: v for k, v in (("config", config), ("device_map", device_map)) if v is not None})
         model, folder = auto.from_pretrained(model, **arguments), _folder_of(model, hub)
         device = _device_of(model, device, device_map)

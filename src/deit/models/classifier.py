@@ -14,6 +14,7 @@ from deit.models.auto import CLASSIFICATION, AutoModelForImageClassification, na
 from deit.models.auto_openers import AutoConfig
 from deit.models.outputs import DeiTForImageClassificationWithTeacherOutput, ImageClassifierOutput
 from deit.models.weights.finiteness import refuse_non_finite_model
+from deit.models.weights.from_pretrained import OWN_MEMORY
 
 BOTH, CLASS, DISTILLATION = "both", "class", "distillation"
 
@@ -21,7 +22,8 @@ BOTH, CLASS, DISTILLATION = "both", "class", "distillation"
 def open_classifier(folder: Path) -> Any:
     """Opens a DeiT or ViT classifier, with the class that its configuration names.
 
-    `AutoModelForImageClassification` also opens what is no classifier yet, and gives it new heads; this does not.
+    `AutoModelForImageClassification` also opens what is no classifier yet, and gives it new heads; this does not. The
+    weights are read into memory, so whatever happens to the files changes no answer.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -33,7 +35,7 @@ def open_classifier(folder: Path) -> Any:
             f"{folder} holds {config.architectures}, which is no image classifier. "
             f"Known: {', '.join(names_of(CLASSIFICATION))}."
         )
-    model = AutoModelForImageClassification.from_pretrained(folder, config=config)
+    model = AutoModelForImageClassification.from_pretrained(folder, config=config, **OWN_MEMORY)
     refuse_non_finite_model(model, folder)
     return model
 

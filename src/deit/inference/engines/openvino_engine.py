@@ -224,6 +224,8 @@ def import_openvino() -> Any:
 def read_openvino_model(path: Path) -> Any:
     """Reads an OpenVINO model: an .xml file and the .bin file of the same name beside it.
 
+    The weights are in memory afterwards, so whatever happens to the files changes no answer.
+
     Raises:
         FileNotFoundError: There is no such file.
         DamagedFileError: OpenVINO cannot read it.
@@ -233,8 +235,10 @@ def read_openvino_model(path: Path) -> Any:
     for file in (path, path.with_suffix(".bin")):
         if not file.is_file():
             raise FileNotFoundError(f"No {file.name} in {file.parent}. An OpenVINO model is an .xml and a .bin file.")
+    core = openvino.Core()
+    core.set_property({openvino.properties.enable_mmap: False})
     with parsing(path, "an OpenVINO model"):
-        return openvino.Core().read_model(path)
+        return core.read_model(path)
 
 
 def _output_names(model: Any, contract: Contract) -> dict[str, int]:

@@ -42,6 +42,11 @@ _REFUSED = {
 
 FILE_ARGUMENTS = ("state_dict", "subfolder", "variant", "use_safetensors")
 
+# For models that answer for as long as a process lives: predictors, teachers, servers. Views of the file would change
+# when somebody writes into it, and end the process (SIGBUS) when it gets shorter. It costs nothing to speak of: what
+# answers reads every weight anyway.
+OWN_MEMORY = {"low_cpu_mem_usage": False}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileOptions:
@@ -220,7 +225,8 @@ def build_and_fill(
         may_lack_trunk=may_lack_trunk,
         source=checkpoint.name,
         before_reading=lambda names: _draw_initial_values(model, names, parts),
-        may_be_mapped={name for name, empty in names.items() if empty} if may_map else (),
+        empty={name for name, empty in names.items() if empty},
+        may_map=may_map,
     )
     return model, info
 

@@ -53,7 +53,8 @@ def load_tensors(
     may_lack_trunk: bool = False,
     source: object = "the checkpoint",
     before_reading: Callable[[list[str]], None] | None = None,
-    may_be_mapped: Collection[str] = (),
+    empty: Collection[str] = (),
+    may_map: bool = True,
 ) -> LoadingInfo:
     """Copies tensors of any dialect into a model.
 
@@ -65,7 +66,8 @@ def load_tensors(
         may_lack_trunk: Whether missing tensors of the trunk start anew, too, for a caller who reads the result.
         source: Named in messages.
         before_reading: Called with the names (the model's) of the tensors that will not be filled, in full or in part.
-        may_be_mapped: Names (the model's) of parameters that may become views of the file in place of copies.
+        empty: Names (the model's) of parameters without values, which may get other memory.
+        may_map: Whether these may become views of the file in place of copies.
 
     Raises:
         ValueError: A tensor other than a head is missing.
@@ -92,7 +94,10 @@ def load_tensors(
         before_reading(unfilled)
     parameters = dict(model.named_parameters())
     # A tensor that is filled in part keeps the memory in which its initial values were drawn.
-    mapped = _map(parameters, tensors, plan.found, state, set(may_be_mapped) - set(unfilled))
+    waiting = {part.name: parameters[part.name] for part in plan.found.values() if part.name in empty}
+    waiting = {name: parameter for name, parameter in waiting.items() if name not in unfilled}
+    mapped = _map(waiting, tensors, plan.found) if may_map else {}
+    reserve_memory([p for name, p in sorted(waiting.items()) if name not in mapped.values() and p.device.type == "cpu"])
     for part in plan.found.values():
         if part.name in parameters:  # it may have other memory now
             state[part.name] = parameters[part.name].data
@@ -104,29 +109,24 @@ def load_tensors(
     return LoadingInfo(missing_keys=missing, unexpected_keys=plan.unexpected, mismatched_keys=mismatched)
 
 
-def _map(
-    parameters: Mapping[str, nn.Parameter],
-    tensors: TensorSource,
-    found: Mapping[str, Part],
-    state: Mapping[str, Tensor],
-    may_be_mapped: Collection[str],
-) -> set[str]:
-    """Lets parameters be views of the file where nothing has to be joined or converted; returns which."""
+def _map(parameters: Mapping[str, nn.Parameter], tensors: TensorSource, found: Mapping[str, Part]) -> dict[str, str]:
+    """Lets parameters be views of the file where nothing has to be joined or converted.
+
+    Returns:
+        Name in the file -> name in the model, of those that are.
+    """
     wanted = [
         name
         for name, part in found.items()
         if part.count == 1
-        and part.name in may_be_mapped
-        and state[part.name].device.type == "cpu"
-        and state[part.name].dtype == tensors.dtypes[name]
+        and part.name in parameters
+        and parameters[part.name].device.type == "cpu"
+        and parameters[part.name].dtype == tensors.dtypes[name]
     ]
     mapped = tensors.mapped(wanted)
     for name, tensor in mapped.items():
         parameters[found[name].name].data = tensor
-    filled = {found[name].name for name in mapped}
-    others = {part.name for part in found.values() if part.name in may_be_mapped} - filled
-    reserve_memory([parameters[name] for name in sorted(others) if parameters[name].device.type == "cpu"])
-    return set(mapped)
+    return {name: found[name].name for name in mapped}
 
 
 def read_network(tensors: TensorSource, *, source: object = "the checkpoint") -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from deit.core.errors import UserError, shown
 from deit.core.printable import some_of
@@ -242,7 +241,6 @@ class Models:
 
     async def _opened(self, source: ModelSource) -> _Opened:
         served = await asyncio.to_thread(self._open_model, source)
-        await asyncio.to_thread(_keep_weights, served.predictor.engine)
         await served.warm_up()
         return _Opened(served, await asyncio.to_thread(_files, served.folder))
 
@@ -295,18 +293,6 @@ async def _close_when_idle(opened: _Opened) -> None:
         opened.idle.clear()
         await opened.idle.wait()
     await opened.served.close()
-
-
-def _keep_weights(engine: Any) -> None:
-    """Copies the weights of PyTorch into memory of their own.
-
-    They are mapped from the file, so whoever writes into the file of a model would change its answers, and whoever
-    shortens it would end the process (SIGBUS).
-    """
-    model: Any = getattr(engine, "unchanged_model", None) or getattr(engine, "model", None)
-    if hasattr(model, "parameters") and hasattr(model, "buffers"):
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = tensor.data.clone()
 
 
 def _files(folder: Path | None) -> tuple[object, ...] | None:
