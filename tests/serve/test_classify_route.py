@@ -86,6 +86,9 @@ def test_a_request_without_a_readable_image_is_422(served) -> None:
         (b"a", {"Content-Type": "multipart/form-data"}, 400, "bad_form"),
         (b"a", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "bad_form"),
         (b"--x--", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "no_image"),
+        (form(("a", RED), ("b", RED))[0][:-20], form()[1], 400, "bad_form"),
+        (form(a="0" * 5000)[0], form()[1], 400, "bad_form"),
+        (b"a", {"Content-Type": "image/png", "Content-Encoding": "gzip"}, 415, "unsupported_encoding"),
     ],
 )
 def test_bodies_that_are_no_images_are_refused_with_a_reason(served, body, headers, status, reason) -> None:
@@ -99,6 +102,7 @@ def test_bodies_that_are_no_images_are_refused_with_a_reason(served, body, heade
         ("?top_k=0", 400, "bad_option"),
         ("?top_k=1.5", 400, "bad_option"),
         ("?top_k=many", 400, "bad_option"),
+        ("?top_k=1_0", 400, "bad_option"),
         ("?top_k=1&top_k=2", 400, "bad_option"),
         ("?topk=1", 400, "unknown_option"),
         ("?url=http://localhost/a.png", 400, "unknown_option"),

@@ -46,6 +46,10 @@ async def read_request(request: Request, settings: ServeSettings, pool: Decoding
         Refusal: It is none of them, is damaged, or is over a limit.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        text = f"Send the body as it is, since images are compressed already. Received: {printable(encoding, 100)}."
+        raise Refusal(415, "unsupported_encoding", text)
     options = _query(request)
     if kind == "multipart/form-data":
         found = await _form(request, settings)
@@ -78,7 +82,7 @@ def _query(request: Request) -> dict[str, Any]:
 
 
 async def _form(request: Request, settings: ServeSettings) -> RequestImages:
-    parser = MultiPartParser(
+    parser = _Parser(
         request.headers,
         request.stream(),
         max_files=settings.images_per_request,
@@ -87,15 +91,28 @@ async def _form(request: Request, settings: ServeSettings) -> RequestImages:
     )
     parser.spool_max_size = settings.max_request_bytes  # nothing is written to the disk
     try:
-        return await _parts(await parser.parse())
+        found = await parser.parse()
+        if not parser.ended:
+            raise Refusal(400, "bad_form", "The form is cut off: its last boundary is missing.")
+        return await _parts(found)
     except MultiPartException as error:
         too_many = error.message.startswith("Too many files")
+        hint = " A file needs a filename." if error.message.startswith("Part exceeded") else ""
         raise Refusal(
-            413 if too_many else 400, "too_many_images" if too_many else "bad_form", printable(error.message, 300)
+            413 if too_many else 400,
+            "too_many_images" if too_many else "bad_form",
+            printable(error.message, 300) + hint,
         ) from error
     finally:
         for file in parser._files_to_close_on_error:  # Starlette leaves them open when the client is gone
             file.close()
+
+
+class _Parser(MultiPartParser):
+    ended = False  # without its end, Starlette leaves a part out
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
 async def _parts(form: FormData) -> RequestImages:

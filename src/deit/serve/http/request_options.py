@@ -109,7 +109,8 @@ def _number(options: Mapping[str, Any], name: str) -> float | None:
     if value is None:
         return None
     number = math.nan
-    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    plain = not isinstance(value, str) or (value.isascii() and "_" not in value)  # Python takes 1_000 and other digits
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool) and plain:
         try:
             number = float(value)
         except (ValueError, OverflowError):
