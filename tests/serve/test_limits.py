@@ -221,6 +221,13 @@ def test_why_a_server_is_not_ready_is_told_to_those_with_the_token_alone() -> No
         ({"max_request_bytes": 2**40}, "max_queue_bytes"),
         ({"max_pixels": 2**27}, "max_pixels"),
         ({"degrade_at": 1.5}, "degrade_at"),
+        ({"allow_unload": "no"}, "allow_unload must be true or false"),
+        ({"host": 5}, "host must be a text"),
+        ({"examples": ["a"]}, "examples must be a text"),
+        ({"decode_threads": -1}, "decode_threads must be at least 0"),
+        ({"decode_threads": "4"}, "decode_threads must be a whole number"),
+        ({"max_wait_ms": True}, "max_wait_ms must be a number"),
+        ({"full_status": None}, "full_status"),
     ],
 )
 def test_settings_out_of_their_range_are_refused(values, part) -> None:

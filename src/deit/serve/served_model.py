@@ -270,7 +270,10 @@ class ServedModel:
         answer = tell() if judge is None else await self._pool.run(tell)
         if not wants.explain:
             return answer
-        return answer.explained(await self._explainer.explain(pixels, wants.explain, scored=wants.explain_score))
+        begun = time.monotonic()
+        explanation = await self._explainer.explain(pixels, wants.explain, scored=wants.explain_score)
+        record("explain", begun, time.monotonic())
+        return answer.explained(explanation)
 
     async def _pixels(self, image: bytes | Pixels) -> Array:
         if not isinstance(image, bytes) and image.dtype == np.float32:

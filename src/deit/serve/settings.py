@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from deit.core.errors import DamagedFileError, UserError, parsing, read_bytes
+from deit.core.errors import DamagedFileError, UserError, parsing, read_bytes, shown
 from deit.core.images.reading import MOST_PIXELS
 
 _MIB = 2**20
 _SETTINGS_BYTES = _MIB  # of a file; a full one has 2 KB
-_MAY_BE_ZERO = {"max_wait_ms", "degrade", "port"}
+_MAY_BE_ZERO = {"max_wait_ms", "degrade", "port", "decode_threads"}
 FULL_STATUSES = (429, 503)
 
 
@@ -88,18 +88,7 @@ class ServeSettings:
             UserError: A value is out of its range, or two contradict each other.
         """
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("host", "decode_threads", "allow_unload", "examples"):
-                continue
-            least = 0 if field.name in _MAY_BE_ZERO else 1 if isinstance(field.default, int) else None
-            if isinstance(field.default, int) and not (isinstance(value, int) and not isinstance(value, bool)):
-                raise UserError(f"{field.name} must be a whole number. Received: {value!r}.")
-            if not (isinstance(value, (int, float)) and math.isfinite(value)):
-                raise UserError(f"{field.name} must be a number. Received: {value!r}.")
-            if value < (least or 0) or (least is None and value == 0):
-                raise UserError(
-                    f"{field.name} must be {'more than 0' if not least else 'at least 1'}. Received: {value}."
-                )
+            _check_kind(field.name, getattr(self, field.name), field.default)
         self._check_ranges()
 
     @property
@@ -108,8 +97,6 @@ class ServeSettings:
         return min(self.max_images, self.max_queue)
 
     def _check_ranges(self) -> None:
-        if not isinstance(self.examples, str):
-            raise UserError(f"examples must be the path of a folder. Received: {self.examples!r}.")
         if self.port > 65535:
             raise UserError(f"port must lie between 0 and 65535. Received: {self.port}.")
         if self.full_status not in FULL_STATUSES:
@@ -123,6 +110,23 @@ class ServeSettings:
             )
         if not 0 < self.degrade_at <= 1:
             raise UserError(f"degrade_at must be more than 0 and at most 1. Received: {self.degrade_at}.")
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """Checks that a value is of the kind of its default, and a number not too small."""
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false. Received: {shown(value)}.")
+    if isinstance(default, str) and not isinstance(value, str):
+        raise UserError(f"{name} must be a text. Received: {shown(value)}.")
+    if isinstance(default, (bool, str)):
+        return
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole and (isinstance(default, int) or not (isinstance(value, float) and math.isfinite(value))):
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise UserError(f"{name} must be {kind}. Received: {shown(value)}.")
+    range_ = "at least 0" if name in _MAY_BE_ZERO else "at least 1" if isinstance(default, int) else "more than 0"
+    if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+        raise UserError(f"{name} must be {range_}. Received: {value}.")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
