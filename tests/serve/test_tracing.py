@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -115,9 +117,42 @@ def test_the_console_gets_what_is_asked_for():
     assert '"name": "hello"' in run(code, OTEL_TRACES_EXPORTER="console").stdout
 
 
+def test_a_collector_is_sent_what_is_asked_for():
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason='pip install "deit[telemetry]"')
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    sent: list[tuple[str, str, str]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                names = {each.key: each.value.string_value for each in resource.resource.attributes}
+                spans = [span.name for scope in resource.scope_spans for span in scope.spans]
+                sent.extend((self.path, names["service.name"], span) for span in spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    code = "from deit.serve.tracing import open_tracer as o; o().start_span('hello').end()"
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+        for named in ({}, {"OTEL_SERVICE_NAME": "birds"}, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=owls"}):
+            assert run(code, **endpoint, **named).stderr == ""
+        collector.shutdown()
+    assert sent == [("/v1/traces", name, "hello") for name in ("deit", "birds", "owls")]
+
+
 def test_a_request_for_traces_is_never_ignored(monkeypatch):
     code = "import sys; sys.modules['opentelemetry'] = None; from deit.serve.tracing import open_tracer as o; o()"
     assert 'pip install "deit[telemetry]"' in run(code, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9").stderr
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "jaeger")
     with pytest.raises(ValueError, match="jaeger"):
+        open_tracer()
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(ValueError, match=r"http/protobuf.* Received: 'grpc'"):
         open_tracer()

@@ -19,6 +19,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXPORTER = "OTEL_TRACES_EXPORTER"  # of the environment, as OpenTelemetry defines it: "otlp", "console" or "none"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
+_PROTOCOL = "http/protobuf"
 
 # Asked every few seconds by machines; their spans would hide the others.
 UNTRACED = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
@@ -156,6 +159,9 @@ def open_tracer() -> Any:
         return None
     if exporter not in ("none", "otlp", "console"):
         raise UserError(f'{EXPORTER} must be "otlp", "console" or "none". Received: {shown(exporter)}.')
+    protocol = next(filter(None, map(os.environ.get, PROTOCOLS)), _PROTOCOL)
+    if exporter == "otlp" and protocol != _PROTOCOL:
+        raise UserError(f"Traces are sent as {_PROTOCOL}, often to port 4318. Received: {shown(protocol)}.")
     if exporter == "none" and "opentelemetry.sdk.trace" not in sys.modules:
         return None
     try:
@@ -176,8 +182,10 @@ def _provider(exporter: str) -> Any:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
-    name = os.environ.get("OTEL_SERVICE_NAME") or "deit"
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
+    resource = Resource.create()
+    if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # the environment does not name it
+        resource = resource.merge(Resource({SERVICE_NAME: "deit"}))
+    provider = TracerProvider(resource=resource)
     chosen: SpanExporter
     if exporter == "console":
         chosen = ConsoleSpanExporter()
