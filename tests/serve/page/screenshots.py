@@ -182,7 +182,7 @@ def photograph(url: str, out: Path) -> None:
                 sizes = {"viewport": viewport, "device_scale_factor": 1 if device == "desktop" else 2}
                 page = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **sizes).new_page()
                 page.goto(url)
-                page.get_by_role("button", name="lighthouse.jpg").click()
+                page.get_by_role("button", name="house.jpg", exact=True).click()
                 page.locator("#map").wait_for()
                 page.locator("#working").wait_for(state="hidden")
                 page.get_by_role("button", name="Test the map").click()
