@@ -78,6 +78,7 @@ def test_a_request_without_a_readable_image_is_422(served) -> None:
         (b'{"images": {}}', JSON, 400, "no_image"),
         (b'{"images": []}', JSON, 400, "no_image"),
         (b"[" * 100_000, JSON, 400, "bad_json"),
+        (b'{"images": [' + b"[]," * 60_000 + b"[]]}", JSON, 400, "bad_json"),
         (b"[]", JSON, 400, "bad_json"),
         (b"{", JSON, 400, "bad_json"),
         (b"\xff\xfe", JSON, 400, "bad_json"),

@@ -152,6 +152,7 @@ LARGE = 10**400
         (pixels([1, 3, 4, 6], data={}), b"", "bad_data"),
         (pixels([1, 3, 4, 6], **of_size(288)), struct.pack("<f", float("nan")) * 72, "bad_data"),
         (pixels([1, 3, 4, 6], **of_size(288)), struct.pack("<f", float("inf")) * 72, "bad_data"),
+        (pixels([1, 3, 4, 6], **of_size(288)), struct.pack("<f", -3e38) * 72, "bad_data"),  # a model would overflow
         ({"name": "image", "shape": [1], "data": ["YQ=="]}, b"", "wrong_datatype"),
         ({"name": "image", "datatype": "FP32", "shape": [1], "data": [1]}, b"", "wrong_datatype"),
         ({"name": "pixels", "datatype": "FP16", "shape": [1, 3, 4, 6], **of_size(144)}, b"a" * 144, "wrong_datatype"),
@@ -225,6 +226,7 @@ def test_a_forgotten_header_length_is_named():
         (gzip.compress(b"{}", mtime=0)[:-3], "gzip", "damaged_body"),
         (b"{}", "gzip", "damaged_body"),
         (gzip.compress(b"{}", mtime=0) + b"tail", "gzip", "damaged_body"),
+        (gzip.compress(b"", mtime=0) * 200_000, "gzip", "damaged_body"),  # took minutes, which no deadline ended
         (zlib.compress(b"{}") + b"tail", "deflate", "damaged_body"),
         (b"{}", "br", "unsupported_encoding"),
         (b"{}", "gzip, gzip", "unsupported_encoding"),

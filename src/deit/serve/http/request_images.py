@@ -22,6 +22,7 @@ from deit.serve.settings import ServeSettings
 
 _RAW = ("application/octet-stream", "")
 _OPTION_BYTES = 4096  # of one field of a form
+_JSON_VALUES = 100_000  # of a body, which has some for each image; each takes up to 25 times its bytes in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,8 @@ async def _parts(form: FormData) -> RequestImages:
 
 
 def _json(body: bytes) -> RequestImages:
+    if sum(map(body.count, (b",", b"[", b"{"))) > _JSON_VALUES:
+        raise Refusal(400, "bad_json", f"The JSON has more than {_JSON_VALUES} values.")
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:

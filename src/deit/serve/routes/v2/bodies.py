@@ -16,6 +16,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 _HINT = " Before binary tensors, the header Inference-Header-Content-Length must say how many bytes are JSON."
 _WINDOW = {"gzip": 31, "deflate": 15}  # of zlib: which header it expects
+_MOST_PARTS = 16  # of a gzip body: zlib copies what follows each
 
 
 def refuse(reason: str, message: str) -> NoReturn:
@@ -70,8 +71,11 @@ def inflated(body: bytes, encoding: str, most: int) -> bytes:
         raise Refusal(
             415, "unsupported_encoding", f"Content-Encoding must be one of {known}. Received: {encoding!r:.80}."
         )
-    content, rest = bytearray(), body
+    content, rest, parts = bytearray(), body, 0
     while rest:  # gzip allows several parts
+        parts += 1
+        if parts > _MOST_PARTS:
+            refuse("damaged_body", f"The {encoding} body has more than {_MOST_PARTS} parts.")
         part = zlib.decompressobj(wbits=_WINDOW[encoding])
         try:
             content += part.decompress(rest, most - len(content) + 1)

@@ -18,7 +18,7 @@ from deit.serve.http.limited_body import ByteRoom
 from deit.serve.http.request_log import note
 from deit.serve.http.request_options import deadline_of
 from deit.serve.refusals import Refusal
-from deit.serve.routes.v2.bodies import Body, inflated, refuse, split
+from deit.serve.routes.v2.bodies import inflated, refuse, split
 from deit.serve.routes.v2.outputs import LABELS, LOGITS, OUTPUTS, SCORES, Values, Wanted, wanted_outputs, written
 from deit.serve.routes.v2.server import model_routes, named
 from deit.serve.routes.v2.tensors import Images, Limits, input_kinds, parameters_of, read_images
@@ -54,18 +54,18 @@ def routes(state: State) -> list[BaseRoute]:
 
 def _read(
     served: ServedModel, content: bytes, headers: Mapping[str, str], limits: Limits
-) -> tuple[Body, Images, list[Wanted]]:
+) -> tuple[Images, list[Wanted], dict[str, str], int]:
+    """Returns what is left of the JSON, which takes up to 25 times its size while it is in memory."""
     body = split(content, headers)
     contract = served.predictor.engine.contract
     _, images = read_images(body, input_kinds(contract.image_size, contract.num_channels), limits)
-    return body, images, wanted_outputs(body.header, OUTPUTS)
+    return images, wanted_outputs(body.header, OUTPUTS), _identity(body.header), _timeout(body.header)
 
 
 async def _answered(state: State, served: ServedModel, request: Request, read: Any) -> Response:
-    body, images, wanted = await state.pool.run(read)
+    images, wanted, identity, timeout = await state.pool.run(read)
     note(request, images=len(images))
-    deadline = _deadline(request.headers.get("x-deadline-ms"), body.header)
-    identity = _identity(body.header)
+    deadline = _deadline(request.headers.get("x-deadline-ms"), timeout)
     # An array (1, C, H, W) or (1, H, W, 3) is one image.
     each = images if isinstance(images, list) else [images[place : place + 1] for place in range(len(images))]
     answers = await served.answer(each, Wants(top_k=1), deadline)
@@ -102,12 +102,16 @@ def _identity(header: Mapping[str, Any]) -> dict[str, str]:
     return {"id": identity} if identity else {}
 
 
-def _deadline(milliseconds: str | None, header: Mapping[str, Any]) -> float | None:
-    """Returns the earlier one of the header's deadline and the parameter `timeout`, in microseconds."""
-    latest = deadline_of(milliseconds)
+def _timeout(header: Mapping[str, Any]) -> int:
     timeout = parameters_of(header, "the request").get("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout < 2**63:
         refuse("bad_deadline", f"timeout must be a number of microseconds. Received: {shown(timeout)}.")
+    return timeout
+
+
+def _deadline(milliseconds: str | None, timeout: int) -> float | None:
+    """Returns the earlier one of the header's deadline and the parameter `timeout`, in microseconds; 0 for none."""
+    latest = deadline_of(milliseconds)
     if timeout == 0:
         return latest
     until = time.monotonic() + timeout / 1e6

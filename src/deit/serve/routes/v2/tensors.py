@@ -21,6 +21,7 @@ from deit.serve.routes.v2.bodies import Body, refuse
 BYTES, UINT8, FP32 = "BYTES", "UINT8", "FP32"
 
 _LARGEST = 2**31 - 1  # of a dimension
+_LARGEST_PIXEL = 1e4  # preprocessing makes -3 to 3, or up to 255; from 65504 on, half precision overflows
 _NUMPY: dict[str, Any] = {UINT8: np.uint8, FP32: np.dtype("<f4")}
 
 Images = list[bytes] | npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -169,6 +170,9 @@ def _numbers(
         values = np.frombuffer(binary, _NUMPY[kind.datatype]).reshape(shape)
     if kind.datatype == FP32 and not np.isfinite(values).all():
         refuse("bad_data", f"The input {kind.name!r} holds NaN or infinity.")
+    if kind.datatype == FP32 and np.abs(values).max() > _LARGEST_PIXEL:
+        text = "which no preprocessing makes. Send image files, or pixels as the model's own preprocessing makes them."
+        refuse("bad_data", f"The input {kind.name!r} holds numbers beyond {_LARGEST_PIXEL:g}, {text}")
     return values.astype(np.float32 if kind.datatype == FP32 else np.uint8, copy=False)
 
 
