@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deit.core.errors import UserError
-from deit.runtime.processes import FirstProcessError, current_processes, process_group
+from deit.runtime.processes import FirstProcessError, process_group
 from deit.train.loop import fit
 from deit.train.recipes.sections import Schedule
 from deit.train.tasks.classification import ClassificationTask
@@ -53,21 +53,23 @@ def run(steps: Collection[int], out: Path, *, rank: int | None = None, **options
 
 
 def main(folder: Path) -> None:
-    """On several processes: the second one has infinite images; each process prints what it counted and knows."""
+    """On several processes: the second one has infinite images; the first prints what each counted and knows."""
     logging.disable()
-    with process_group("cpu"):
-        rank = current_processes().rank
+    with process_group("cpu") as processes:
         run([4], folder / "skipped", rank=1)
-        losses = []
+        rows: list[dict[str, Any]] = []
         rare = {"max_skipped_steps": 3, "eval_epochs": 2}
-        run([7, 8, 9, 10], folder / "returned", rank=1, on_epoch=losses.append, **rare)
-        print(f"rank {rank}: {[row.get('skipped_steps', 0) for row in losses]}", flush=True)
+        run([7, 8, 9, 10], folder / "returned", rank=1, on_epoch=rows.append, **rare)
+        said = [str([row.get("skipped_steps", 0) for row in rows])]
         try:
             run([4], folder / "watched", rank=1, detect_anomaly=True)
         except FirstProcessError:
-            print(f"rank {rank}: ended too", flush=True)
+            said.append("ended too")
         except UserError as error:
-            print(f"rank {rank}: {error}", flush=True)
+            said.append(str(error))
+        lines = processes.gather(said)
+        if processes.is_first:
+            print(*(line for each in lines for line in each), sep="\n")
 
 
 if __name__ == "__main__":

@@ -272,10 +272,9 @@ def test_masked_images_skip_too(tmp_path) -> None:
 def test_infinite_images_on_one_process_are_skipped_by_both_and_named_by_the_first(tmp_path) -> None:
     ran = run_on_ranks("tests.train.poisoned", tmp_path)
     assert ran.returncode == 0, ran.stderr
-    lines = sorted(ran.stdout.splitlines())
-    assert sum(line.endswith(": [0, 4, 0]") for line in lines) == 2
-    assert "rank 1: ended too" in lines
-    (named,) = [line for line in lines if "arose in" in line]
+    counts, named, others, ended = ran.stdout.splitlines()
+    assert counts == others == "[0, 4, 0]"
+    assert ended == "ended too"
     assert "arose in the images of the batch, before the student, in 1536 of 1536 numbers, at step 5 " in named
     poisoned.run([4], tmp_path / "one")
     one, two = (load_state(tmp_path / run / "state") for run in ("one", "skipped"))
