@@ -485,21 +485,22 @@ def test_a_teacher_with_truncated_weights_is_refused(request, photos, tmp_path, 
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_names_the_step(photos, tmp_path):
     result = train(photos, tmp_path / "run", "--set", "optimizer.lr=1e30", "--set", "schedule.warmup_epochs=0")
-    is_refused(result, "The loss became infinite or NaN at step 2 (learning rate 9.8e+29). No state was saved before.")
+    said = "in 5 steps in a row until then, at step 6 (learning rate 6.3e+29). No good state was saved before."
+    is_refused(result, said)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "images.npy", "recipe.yaml", "state"}
     assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["images.npz"]  # no state of weights
 
 
 def test_a_run_that_goes_wrong_later_keeps_its_last_good_state(photos, tmp_path):
-    """One step is an epoch here: the warm-up's first one is harmless and saved, the second one is not."""
+    """One step is an epoch here: the second one spoils the weights, which are still finite, and the third shows it."""
     run = tmp_path / "run"
     result = train(photos, run, "--batch-size", 24, "--set", "optimizer.lr=1e30", "--epochs", 3)
-    is_refused(result, "became infinite or NaN at step 2 (learning rate 7.5e+29).")
-    assert f"The last good state is {run / 'state' / 'step-00000001'}." in result.stderr
+    is_refused(result, "The loss or a gradient was infinite or NaN at step 3 (learning rate 2.5e+29).")
+    assert f"The last good state is {run / 'state' / 'step-00000002'}." in result.stderr
     assert not (run / "model.safetensors").exists()
     state = load_state(run / "state")
     assert state is not None
-    assert state.step == 1
+    assert state.step == 2
     weights = {name.removeprefix("student."): t for name, t in state.tensors.items() if name.startswith("student.")}
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
     build_student(VARIANT, COLOURS, Recipe()).model.load_state_dict(weights)

@@ -243,13 +243,13 @@ class _Run:
             self.loss_sums.add(result.losses, result.taken)
             self.guard.add(self.step, result.losses["loss"], result.taken)
             due = self._evaluation_is_due()
-            saves = due or (self.recipe.state_steps and self.step % self.recipe.state_steps == 0)
+            saves = due or (self.recipe.state_steps > 0 and self.step % self.recipe.state_steps == 0)
             if saves or self._looks_each_step or self.step % _GPU_EVENT_STEPS == 0:
                 if on_step is not None:
                     on_step(self._event(result))
                 look_at_steps(
-                    self.guard, self.take_step, self.ending, self.out / STATE_NAME, step=self.step, lr=result.lr,
-                    saves=bool(saves), span=self._steps_per_evaluation if due else 0,
+                    self.guard, self.take_step, self.ending, self.out / STATE_NAME, step=self.step,
+                    ends=self.step == self.total_steps, saves=saves, span=self._steps_per_evaluation if due else 0,
                 )  # fmt: skip
             if saves:
                 self.guard.saves(self.step)

@@ -24,7 +24,7 @@ def look_at_steps(
     states: Path,
     *,
     step: int,
-    lr: float,
+    ends: bool,
     saves: bool,
     span: int,
 ) -> None:
@@ -40,16 +40,18 @@ def look_at_steps(
         ending: Of the run.
         states: Folder of the states.
         step: Steps done.
-        lr: Learning rate of the last one.
+        ends: Whether this was the last step. Then there is no way back: an older state is not the model asked for.
         saves: Whether a state is saved after this step.
         span: See `Guard.gives_up`.
 
     Raises:
-        NonFiniteLossError: There is no good state, or the run went back to it before; or modules are watched, and the
+        NonFiniteLossError: There is no way back, see `Guard.way_back`; or modules are watched, and the
             first number was found that is not finite.
     """
     guard.look()
     watch, processes, gives_up = take_step.anomaly, take_step.processes, guard.gives_up(span)
+    group = take_step.optimizer.param_groups[0]
+    lr = group["lr"] / group["lr_scale"]
     if watch is not None and (guard.is_fault or gives_up):
         found = processes.first_text(watch.found) or "the norm of the gradients"
         what = f"The first value that is infinite or NaN arose in {found},"
@@ -61,7 +63,7 @@ def look_at_steps(
         what = "A weight became infinite or NaN"
     else:
         return
-    state, way = None, guard.way_back
+    state, way = None, None if ends else guard.way_back
     if way is not None:
         state = processes.on_each(lambda: read_state(state_folder(states, way)))
     if state is None:

@@ -80,7 +80,7 @@ class Ending:
             before = f"The last good state is {state_folder(self._states, good)}."
         return NonFiniteLossError(
             f"{what} at step {step} (learning rate {lr:.1e}). {before} Try a lower optimizer.lr, a "
-            f"longer warm-up, optimizer.clip_grad=1 or precision=fp32, in a new folder.{search}"
+            f"longer warm-up, optimizer.clip_grad=1, or precision=fp32 if it was another, in a new folder.{search}"
         )
 
     def _newest_state(self) -> str:
