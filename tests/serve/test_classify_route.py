@@ -175,6 +175,14 @@ def test_answers_of_a_model_are_those_of_the_predictor_in_the_same_batch(deit_di
         assert [p["score"] for p in result["predictions"]] == pytest.approx([p.score for p in wanted], abs=1e-5)
 
 
+def test_a_refusal_does_not_tell_where_the_model_lies(deit_directory) -> None:
+    folder = deit_directory()
+    with serving(Predictor.open(folder, engine="torch")) as running:
+        message = running.classify(RED, "?coverage=95").json["error"]["message"]
+    assert "The model model has no calibration.json" in message
+    assert str(folder) not in message
+
+
 def test_heads_are_the_softmax_of_each_head(deit_directory) -> None:
     predictor = Predictor.open(deit_directory(), engine="torch")
     with serving(predictor) as running:

@@ -25,9 +25,9 @@ from deit.serve.refusals import Refusal
 class Pretended:
     """Stands for an opened model: tells which opening of its folder it is."""
 
-    predictor = SimpleNamespace(engine=None)
-
     def __init__(self, folder: Path, generation: int) -> None:
+        calibration = "calibrated" if (folder / "calibration.json").exists() else None
+        self.predictor = SimpleNamespace(engine=None, calibration=calibration)
         self.folder = folder
         self.class_names = (folder / "classes.json").read_text().split()
         self.generation = generation
@@ -231,6 +231,21 @@ def test_a_reload_that_fails_keeps_the_old_model_and_says_why(folder, caplog):
     with caplog.at_level(logging.ERROR):
         asyncio.run(run())
     assert "damaged" in caplog.text
+
+
+def test_a_calibration_that_a_reload_loses_is_in_the_log(folder, caplog):
+    models, _ = made(folder)
+
+    async def run():
+        await models.start()
+        await models.reload("birds")
+        assert "calibrated" not in caplog.text
+        (folder / "calibration.json").unlink()
+        await models.reload("birds")
+        assert "birds was calibrated before and is not now" in caplog.text
+
+    (folder / "calibration.json").touch()
+    asyncio.run(run())
 
 
 def test_a_bug_in_a_reload_is_no_error_of_the_user_and_keeps_the_old_model(folder):

@@ -223,8 +223,9 @@ class ServedModel:
             self._explainer.check(wants.explain, count)
         try:
             return self._judge(wants.coverage, abstain=wants.abstain)
-        except UserError as error:
-            raise Refusal(400, "bad_option", str(error)) from error
+        except UserError as error:  # a client need not know where the model lies
+            text = str(error).replace(str(self.folder), f"The model {self.label}") if self.folder else str(error)
+            raise Refusal(400, "bad_option", text) from error
 
     def _is_overloaded(self) -> bool:
         """Whether tokens are merged now: from a share of the queue on, until half of it is left."""

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -190,7 +190,9 @@ class Models:
     async def _reload(self, slot: _Slot, allow_other_classes: bool) -> None:
         label = slot.source.label
         if slot.changing or slot.state == "LOADING":
-            raise Refusal(409, "reloading", f"The model {label!r} is being opened already.", retry_after=_RETRY_SECONDS)
+            text = f"The model {label!r} is being opened already."
+            logger.warning(text)
+            raise Refusal(409, "reloading", text, retry_after=_RETRY_SECONDS)
         slot.changing = True
         try:
             fresh = await self._opened(slot.source)
@@ -204,17 +206,19 @@ class Models:
             raise Refusal(409, reason, f"{label}: {slot.reason}") from error
         finally:
             slot.changing = False
+        had = slot.opened is not None and slot.opened.served.predictor.calibration is not None
         self._put(slot, fresh)
         logger.info("Reloaded %s from %s.", label, slot.source.path)
+        if had and fresh.served.predictor.calibration is None:
+            text = "%s was calibrated before and is not now: coverage and abstaining are refused. Run deit calibrate."
+            logger.warning(text, label)
 
     async def reload_all(self) -> None:
         """Reloads each model; what fails is logged and keeps its old model."""
         for slot in self._known(None, None):
             if slot.state != "UNAVAILABLE":
-                try:
+                with suppress(Refusal):  # it is in the log
                     await self._reload(slot, allow_other_classes=False)
-                except Refusal as refusal:
-                    logger.error("%s", refusal)
 
     async def unload(self, name: str, version: str | None = None) -> None:
         """Lets a model answer no more; requests that use it are finished first.
