@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,3 +56,16 @@ def test_one_pixel_by_twenty_thousand_is_prepared_without_its_whole():
         processor(image, do_center_crop=False)
     with pytest.raises(ValueError, match="size may be at most 16384 on a side and 16777216 pixels"):
         size_dict(40_000, "size")
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["tall", "wide"])
+def test_a_million_rows_are_prepared_from_the_few_that_the_model_sees(turned):
+    processor = DeiTImageProcessor(size={"shortest_edge": 224}, crop_size=224)
+    rows = np.random.default_rng(0).integers(0, 256, (1_000_001, 1), dtype=np.uint8)
+    images = [Image.fromarray(each.T if turned else each) for each in (rows, rows[499_950:500_051])]
+    tracemalloc.start()
+    whole, near = (processor(image, return_tensors="np").pixel_values for image in images)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(whole, near)
+    assert most < 50e6  # a file of 2 KB took 1.4 GB, and half a minute

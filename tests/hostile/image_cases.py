@@ -113,6 +113,7 @@ _picture("60,000 x 60,000 pixels in 500 KB", "bomb.png", lambda: png(60_000, 60_
 _picture("2 billion x 2 billion in the header", "bomb.png", lambda: png(2**31 - 1, 2**31 - 1, b""), refused=True)
 _picture("1 x 20,000 pixels", "thin.png", lambda: png(1, 20_000))
 _picture("20,000 x 1 pixels", "flat.png", lambda: png(20_000, 1))
+_picture("1 x 1,000,000 pixels", "thin.png", lambda: png(1, 1_000_000))
 _picture("1 x 65,000 pixels, JPEG", "thin.jpg", lambda: _grey((1, 65_000), "JPEG"))
 _picture("a JPEG that says 65,000 x 65,000", "bomb.jpg", lambda: _jpeg_of_size(65_000, 65_000), refused=True)
 _picture("a JPEG that says 12,000 x 7,000", "bomb.jpg", lambda: _jpeg_of_size(12_000, 7000))

@@ -78,28 +78,58 @@ def resized_part(image: Array, size: tuple[int, int], part: tuple[slice, slice],
         part: Its rows and columns.
         resample: A filter that `can_resize_part` knows.
     """
-    for axis in (2, 1):
-        image = _along(image, axis, size[axis - 1], part[axis - 1], resample)
-    return image
+    rows = _Pass(image.shape[1], size[0], part[0], resample)
+    columns = _Pass(image.shape[2], size[1], part[1], resample)
+    read = rows.read()  # a thin image may have millions of rows, of which the part needs a few
+    return rows.along(columns.along(image[:, read], 2), 1, read.start)
 
 
-def _along(image: Array, axis: int, size: int, part: slice, resample: int) -> Array:
-    length = image.shape[axis]
-    if length == size:
-        return image[(slice(None),) * axis + (part,)]
-    function, reach = _FILTERS[resample]
-    scale = length / size
-    wide = max(scale, 1.0)
-    result = []
-    for place in range(part.start, part.stop):
-        center = (place + 0.5) * scale
-        first = max(int(center - reach * wide + 0.5), 0)
-        last = min(int(center + reach * wide + 0.5), length)
-        weights = function((np.arange(first, last) - center + 0.5) * (1.0 / wide))
-        total = math.fsum(weights)
-        fixed = weights * (1.0 / total) * (1 << _PRECISION)
-        whole = np.trunc(fixed + np.where(fixed < 0, -0.5, 0.5)).astype(np.int64)
-        pixels = np.take(image, range(first, last), axis=axis).astype(np.int64)
-        summed = np.tensordot(pixels, whole, axes=([axis], [0])) + (1 << (_PRECISION - 1))
-        result.append(np.clip(summed >> _PRECISION, 0, 255).astype(np.uint8))
-    return np.stack(result, axis=axis)
+class _Pass:
+    """Resizes a part of one axis.
+
+    Args:
+        length: Of the axis before.
+        size: Of it after.
+        part: Its places after that are wanted.
+        resample: A filter that `can_resize_part` knows.
+    """
+
+    def __init__(self, length: int, size: int, part: slice, resample: int) -> None:
+        self._length, self._size, self._part = length, size, part
+        self._function, self._reach = _FILTERS[resample]
+        self._scale = length / size
+        self._wide = max(self._scale, 1.0)
+
+    def read(self) -> slice:
+        """Returns the places before that the part is computed from."""
+        if self._length == self._size:
+            return self._part
+        return slice(self._window(self._part.start)[0], self._window(self._part.stop - 1)[1])
+
+    def along(self, image: Array, axis: int, cut: int = 0) -> Array:
+        """Returns the part.
+
+        Args:
+            image: (C, H, W) uint8.
+            axis: Which axis.
+            cut: Places that it lacks at its begin.
+        """
+        if self._length == self._size:
+            return image[(slice(None),) * axis + (slice(self._part.start - cut, self._part.stop - cut),)]
+        result = []
+        for place in range(self._part.start, self._part.stop):
+            first, last, center = self._window(place)
+            weights = self._function((np.arange(first, last) - center + 0.5) * (1.0 / self._wide))
+            total = math.fsum(weights)
+            fixed = weights * (1.0 / total) * (1 << _PRECISION)
+            whole = np.trunc(fixed + np.where(fixed < 0, -0.5, 0.5)).astype(np.int64)
+            pixels = np.take(image, range(first - cut, last - cut), axis=axis).astype(np.int64)
+            summed = np.tensordot(pixels, whole, axes=([axis], [0])) + (1 << (_PRECISION - 1))
+            result.append(np.clip(summed >> _PRECISION, 0, 255).astype(np.uint8))
+        return np.stack(result, axis=axis)
+
+    def _window(self, place: int) -> tuple[int, int, float]:
+        center = (place + 0.5) * self._scale
+        first = max(int(center - self._reach * self._wide + 0.5), 0)
+        last = min(int(center + self._reach * self._wide + 0.5), self._length)
+        return first, last, center
