@@ -21,6 +21,8 @@ from deit.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+_FOREVER = float("inf")
+
 Model = Callable[[Array, bool], Mapping[str, Array]]  # of pixels, and whether features are wanted beside the logits
 
 
@@ -79,13 +81,22 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Batch:
+    entries: list[_Waiting]
+    results: list[Mapping[str, Array] | Refusal]
+    began: float
+    seconds: float
+
+
 class Batcher:
     """Gathers images until a batch is full or its first image has waited long enough, and asks the model.
 
     Images count, not requests: a batch never has more than `max_batch` of them, and a request with more is in several.
-    All calls of the model are made in one thread, one after another. An image whose task was canceled (its client is
-    gone, its deadline is over) is dropped before it is computed. A batch that the model fails on is computed once more
-    image by image, so that one bad image fails alone.
+    All calls of the model are made in one thread, one after another. A full batch is given to that thread while the
+    batch before is computed, so that the model does not wait for the event loop. An image whose task was canceled (its
+    client is gone, its deadline is over) is dropped before it is computed. A batch that the model fails on is computed
+    once more image by image, so that one bad image fails alone.
 
     Args:
         model: From pixels (n, 3, H, W), and whether features are wanted, to outputs of n rows.
@@ -110,7 +121,8 @@ class Batcher:
         self._settings, self._name, self._measures = settings, name, measures
         self._is_overloaded = is_overloaded
         self._queue: deque[_Waiting] = deque()
-        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()  # an image arrived, or a batch is answered
+        self._given: set[asyncio.Task[None]] = set()  # batches that the thread has
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-model")
         self._loop: asyncio.Task[None] | None = None
         self._busy_since = 0.0
@@ -157,7 +169,7 @@ class Batcher:
         future: asyncio.Future[Computed] = asyncio.get_running_loop().create_future()
         entry = _Waiting(pixels=pixels, features=features, whole=whole, taken=taken, future=future)
         (self._queue.appendleft if first else self._queue.append)(entry)
-        self._arrived.set()
+        self._changed.set()
         try:
             return await future
         except asyncio.CancelledError:
@@ -167,12 +179,11 @@ class Batcher:
 
     async def close(self) -> None:
         """Ends the batches; who still waits is refused."""
-        if self._loop is not None:
-            self._loop.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._loop
-        gone = Refusal(503, "draining", "The model was closed before the image was computed.", 1.0)
-        self._fail((self._queue.popleft() for _ in range(len(self._queue))), gone)
+        ending = [self._loop, *self._given] if self._loop is not None else []
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        self._fail((self._queue.popleft() for _ in range(len(self._queue))), _closed())
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     # --- batches -------------------------------------------------------------------------------------
@@ -182,18 +193,34 @@ class Batcher:
             await self._until_due()
             batch, merged = self._take()
             if batch:
-                await self._answer(batch, merged)
+                task = asyncio.get_running_loop().create_task(self._answer(batch, merged), name="deit-batch")
+                self._given.add(task)
+                task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._given.discard(task)
+        self._changed.set()
 
     async def _until_due(self) -> None:
-        """Waits until a batch is full, or its first image has waited long enough."""
-        while not self._queue:
-            self._arrived.clear()
-            await self._arrived.wait()
-        due = self._queue[0].since + self._settings.max_wait_ms / 1000
-        while 0 < len(self._queue) < self._settings.max_batch and (left := due - time.monotonic()) > 0:
-            self._arrived.clear()
+        """Waits until the next batch is due, see `_seconds_left`."""
+        while (left := self._seconds_left()) > 0:
+            self._changed.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), left)
+                await asyncio.wait_for(self._changed.wait(), None if left == _FOREVER else left)
+
+    def _seconds_left(self) -> float:
+        """Returns how long the next batch may wait for more images.
+
+        A full batch is due at once, and may be given to the thread while it computes another one. Any other batch is due
+        when its first image has waited long enough and the thread is idle.
+        """
+        if not self._queue or len(self._given) > 1:
+            return _FOREVER
+        if len(self._queue) >= self._settings.max_batch:
+            return 0.0
+        if self._given:
+            return _FOREVER
+        return self._queue[0].since + self._settings.max_wait_ms / 1000 - time.monotonic()
 
     def _take(self) -> tuple[list[_Waiting], bool]:
         """Takes the next batch: images of one size, all for the whole model or all for the one that merges tokens."""
@@ -213,42 +240,56 @@ class Batcher:
         return batch, bool(batch) and merging and not batch[0].whole
 
     async def _answer(self, batch: list[_Waiting], merged: bool) -> None:
-        began = time.monotonic()
-        for entry in batch:
-            entry.taken()
-            self._measures.queued(self._name, began - entry.since)
-        self._measures.batched(self._name, len(batch), began - min(entry.since for entry in batch))
         model = self._merged_model if merged and self._merged_model is not None else self._model
-        features = any(entry.features for entry in batch)
-        pixels = [entry.pixels for entry in batch]
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._compute, model, pixels, features)
+        loop = asyncio.get_running_loop()
+
+        def compute() -> _Batch:
+            loop.call_soon_threadsafe(_take_out, batch)
+            return self._compute(model, batch)
+
         try:
-            results = await work
+            self._tell(await loop.run_in_executor(self._thread, compute), self._settings.degrade if merged else 0)
         except asyncio.CancelledError:
-            self._fail(batch, Refusal(503, "draining", "The model was closed before the image was computed.", 1.0))
+            self._fail(batch, _closed())
             raise
-        seconds = time.monotonic() - began
-        self._measures.computed(self._name, seconds)
-        for entry, result in zip(batch, results, strict=True):
+        except Exception as error:  # noqa: BLE001  # a bug, which whoever waits reports
+            self._fail(batch, error)
+
+    def _tell(self, computed: _Batch, merged: int) -> None:
+        """Gives the results to those who wait for them."""
+        queued = [computed.began - entry.since for entry in computed.entries]
+        if not queued:
+            return
+        for seconds in queued:
+            self._measures.queued(self._name, seconds)
+        self._measures.batched(self._name, len(queued), max(queued))
+        self._measures.computed(self._name, computed.seconds)
+        for entry, result, waited in zip(computed.entries, computed.results, queued, strict=True):
             if entry.future.done():
                 continue
             if isinstance(result, Refusal):
                 entry.future.set_exception(result)
             else:
-                facts = {"queued": began - entry.since, "seconds": seconds}
-                degree = self._settings.degrade if merged else 0
-                entry.future.set_result(Computed(outputs=result, merged=degree, **facts))
+                told = Computed(outputs=result, queued=waited, seconds=computed.seconds, merged=merged)
+                entry.future.set_result(told)
 
-    def _compute(self, model: Model, pixels: list[Array], features: bool) -> list[Mapping[str, Array] | Refusal]:
-        """Asks the model about a batch, and after a failure about each of its images; in the thread of the model."""
+    def _compute(self, model: Model, batch: list[_Waiting]) -> _Batch:
+        """Asks the model about those images of a batch that somebody still waits for; in the thread of the model."""
+        entries = [entry for entry in batch if not entry.future.done()]
+        began = time.monotonic()
+        results = self._results(model, [e.pixels for e in entries], any(e.features for e in entries))
+        return _Batch(entries=entries, results=results, began=began, seconds=time.monotonic() - began)
+
+    def _results(self, model: Model, pixels: list[Array], features: bool) -> list[Mapping[str, Array] | Refusal]:
+        """Asks the model about a batch, and after a failure about each of its images."""
         self._busy_since = time.monotonic()
         try:
-            return list(_rows(model, pixels, features))
+            return list(_rows(model, pixels, features)) if pixels else []
         except Exception as error:  # noqa: BLE001  # whatever a model raises, the other images have answers
             if len(pixels) == 1:
                 return [self._failed(error)]
             logger.warning("%s failed on a batch of %d images (%s).", self._name, len(pixels), type(error).__name__)
-            return [result for each in pixels for result in self._compute(model, [each], features)]
+            return [result for each in pixels for result in self._results(model, [each], features)]
         finally:
             self._busy_since = 0.0
 
@@ -261,10 +302,19 @@ class Batcher:
             f"The model failed on this image. The log of the server says why: reference {reference}.",
         )
 
-    def _fail(self, entries: Iterable[_Waiting], refusal: Refusal) -> None:
+    def _fail(self, entries: Iterable[_Waiting], error: Exception) -> None:
         for entry in entries:
             if not entry.future.done():
-                entry.future.set_exception(refusal)
+                entry.future.set_exception(error)
+
+
+def _take_out(batch: list[_Waiting]) -> None:
+    for entry in batch:
+        entry.taken()
+
+
+def _closed() -> Refusal:
+    return Refusal(503, "draining", "The model was closed before the image was computed.", 1.0)
 
 
 def _rows(model: Model, pixels: list[Array], features: bool) -> Iterable[Mapping[str, Array]]:
