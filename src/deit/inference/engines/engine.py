@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import numpy as np
+
 from deit.core.errors import UserError
 from deit.inference.contract import Array, Contract
+
+
+# Between two layers, the tokens of more images than this leave the second-level cache of a core. On 2 cores, DeiT-Ti and
+# DeiT-S answer a batch of 32 in parts of 8 by 2 to 10 % faster than at once, and equally (OpenVINO 2026.4).
+IMAGES_FOR_A_THREAD = 4
 
 
 class Engine(Protocol):
@@ -50,6 +57,21 @@ def check_pixels(pixels: Array, contract: Contract) -> None:
     if pixels.ndim != 4 or pixels.shape[1:] != (contract.num_channels, *size):
         channels = contract.num_channels
         raise UserError(f"The model takes pixels of (B, {channels}, {size[0]}, {size[1]}). Received: {pixels.shape}.")
+
+
+def ask_in_parts(ask: Callable[[Array], dict[str, Array]], pixels: Array, threads: int) -> dict[str, Array]:
+    """Asks a model of OpenVINO or ONNX Runtime about a batch, in parts of at most `IMAGES_FOR_A_THREAD` per thread.
+
+    Args:
+        ask: Takes pixels (b, C, H, W) and returns name -> (b, ...), in arrays that the next call leaves alone.
+        pixels: (B, C, H, W).
+        threads: That the model computes with.
+    """
+    parts = -(-len(pixels) // (IMAGES_FOR_A_THREAD * threads))
+    if parts < 2:
+        return ask(pixels)
+    told = [ask(part) for part in np.array_split(pixels, parts)]
+    return {name: np.concatenate([each[name] for each in told]) for name in told[0]}
 
 
 class FunctionEngine:

@@ -10,7 +10,7 @@ import numpy as np
 
 from deit.core.errors import UserError, parsing
 from deit.inference.contract import FEATURES, Array, Contract
-from deit.inference.engines.engine import check_pixels
+from deit.inference.engines.engine import ask_in_parts, check_pixels
 from deit.inference.engines.exported import ExportedModel
 from deit.inference.engines.torch_engine import TorchEngine
 from deit.runtime.packages import require_packages
@@ -77,8 +77,12 @@ class OnnxRuntimeEngine:
 
     def _ask(self, pixels: Array, names: list[str]) -> dict[str, Array]:
         check_pixels(pixels, self.contract)
-        found = self._session.run(names, {self._input: np.ascontiguousarray(pixels)})
-        return {name: np.asarray(value, np.float32) for name, value in zip(names, found, strict=True)}
+
+        def ask(part: Array) -> dict[str, Array]:
+            found = self._session.run(names, {self._input: np.ascontiguousarray(part)})
+            return {name: np.asarray(value, np.float32) for name, value in zip(names, found, strict=True)}
+
+        return ask_in_parts(ask, pixels, self.threads)
 
 
 def rewritten_for_onnxruntime(opened: TorchEngine, *, precision: str = "fp32") -> OnnxRuntimeEngine:

@@ -14,7 +14,7 @@ import numpy as np
 
 from deit.core.errors import UserError, parsing
 from deit.inference.contract import FEATURES, Array, Contract
-from deit.inference.engines.engine import check_pixels
+from deit.inference.engines.engine import ask_in_parts, check_pixels
 from deit.inference.engines.exported import ExportedModel
 from deit.inference.engines.torch_engine import TorchEngine
 from deit.runtime.auto_precision import LEAST_SPEEDUP, VARIABLE
@@ -102,9 +102,12 @@ class OpenVinoEngine:
         with self._lock:
             if self._request is None:  # after a fork
                 self._request = self._compile(self._computes)
-            found = self._request.infer({0: np.ascontiguousarray(pixels)})
-            # The arrays lie in memory of OpenVINO, which the next call writes to.
-            return {name: np.array(found[number], np.float32) for name, number in self._names.items()}
+            return ask_in_parts(self._infer, pixels, self.threads)
+
+    def _infer(self, pixels: Array) -> dict[str, Array]:
+        found = self._request.infer({0: np.ascontiguousarray(pixels)})
+        # The arrays lie in memory of OpenVINO, which the next call writes to.
+        return {name: np.array(found[number], np.float32) for name, number in self._names.items()}
 
     @property
     def gives_features(self) -> bool:
