@@ -40,7 +40,8 @@ class ServeSettings:
         max_connections: Open connections.
         header_seconds: Time to send request line and headers, and to begin with them on a new connection.
         body_seconds: Time to send the body.
-        idle_seconds: Time that a connection stays open between two requests.
+        idle_seconds: Time that a connection stays open between two requests. Longer than load balancers keep theirs (60 s
+            in nginx and AWS): who closes first must not be the server, or the next request is lost on its way.
         request_seconds: Time for a request in all; the deadline of requests that name none.
         drain_seconds: Time after SIGTERM for requests that were accepted.
         decode_threads: Threads that decode images; 0 for one for each core.
@@ -69,7 +70,7 @@ class ServeSettings:
     max_connections: int = 1000
     header_seconds: float = 10.0
     body_seconds: float = 30.0
-    idle_seconds: float = 15.0
+    idle_seconds: float = 75.0
     request_seconds: float = 60.0
     drain_seconds: float = 30.0
     decode_threads: int = 0
