@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from deit.inference.predictor import Predictor
+from deit.serve.batcher import Batcher
+from deit.serve.settings import ServeSettings
 from tests.serve.conftest import MeanEngine, form, png, serving, until
 
 RED, GREEN, BLUE = png((255, 0, 0)), png((0, 255, 0)), png((0, 0, 255))
@@ -48,6 +53,33 @@ def test_requests_that_wait_share_a_batch() -> None:
         assert first.result().json["results"][0]["predictions"][0]["label"] == "ant"
         assert {each.result().json["results"][0]["predictions"][0]["label"] for each in others} == {"bee"}
         assert engine.batches == [1, 5]
+
+
+def test_the_model_goes_on_with_a_full_batch_while_the_event_loop_is_busy() -> None:
+    gate, calls = threading.Event(), []
+
+    def model(pixels, features):
+        calls.append(len(pixels))
+        assert gate.wait(20)
+        return {"logits": pixels[:, 0, 0]}
+
+    async def run():
+        batcher = Batcher(model, ServeSettings(max_batch=2), name="model", measures=Mock())
+        batcher.start()
+        images = [np.full((1, 3, 1, 2), value, np.float32) for value in range(4)]
+        asked = [asyncio.create_task(batcher.submit(image)) for image in images]
+        while batcher.waiting or not calls:
+            await asyncio.sleep(0.01)
+        gate.set()
+        end = time.monotonic() + 10
+        while len(calls) < 2 and time.monotonic() < end:
+            time.sleep(0.01)  # not asyncio.sleep: nothing else runs in the event loop meanwhile
+        begun = list(calls)
+        answers = [(await each).outputs["logits"].tolist() for each in asked]
+        await batcher.close()
+        return begun, answers
+
+    assert asyncio.run(run()) == ([2, 2], [[[value, value]] for value in range(4)])
 
 
 @pytest.mark.parametrize("most", [1, 3])

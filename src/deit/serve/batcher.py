@@ -211,8 +211,8 @@ class Batcher:
     def _seconds_left(self) -> float:
         """Returns how long the next batch may wait for more images.
 
-        A full batch is due at once, and may be given to the thread while it computes another one. Any other batch is due
-        when its first image has waited long enough and the thread is idle.
+        A full batch is due at once, and may be given to the thread while it computes another one. Any other batch is
+        due when its first image has waited long enough and the thread is idle.
         """
         if not self._queue or len(self._given) > 1:
             return _FOREVER

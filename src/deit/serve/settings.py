@@ -40,8 +40,8 @@ class ServeSettings:
         max_connections: Open connections.
         header_seconds: Time to send request line and headers, and to begin with them on a new connection.
         body_seconds: Time to send the body.
-        idle_seconds: Time that a connection stays open between two requests. Longer than load balancers keep theirs (60 s
-            in nginx and AWS): who closes first must not be the server, or the next request is lost on its way.
+        idle_seconds: Time that a connection stays open between two requests. Longer than load balancers keep theirs
+            (60 s in nginx and AWS): a server that closes first loses the request that is on its way.
         request_seconds: Time for a request in all; the deadline of requests that name none.
         drain_seconds: Time after SIGTERM for requests that were accepted.
         decode_threads: Threads that decode images; 0 for one for each core.

@@ -10,9 +10,8 @@ import numpy as np
 from deit.core.errors import UserError
 from deit.inference.contract import Array, Contract
 
-
-# Between two layers, the tokens of more images than this leave the second-level cache of a core. On 2 cores, DeiT-Ti and
-# DeiT-S answer a batch of 32 in parts of 8 by 2 to 10 % faster than at once, and equally (OpenVINO 2026.4).
+# Between two layers, the tokens of more images than this leave the second-level cache of a core. On 2 cores, DeiT-Ti
+# and DeiT-S answer a batch of 32 in parts of 8 up to 6 % faster than at once, and equally (OpenVINO 2026.4).
 IMAGES_FOR_A_THREAD = 4
 
 
