@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -96,13 +97,14 @@ async def _form(request: Request, settings: ServeSettings) -> RequestImages:
         if not parser.ended:
             raise Refusal(400, "bad_form", "The form is cut off: its last boundary is missing.")
         return await _parts(found)
-    except MultiPartException as error:
-        too_many = error.message.startswith("Too many files")
-        hint = " A file needs a filename." if error.message.startswith("Part exceeded") else ""
+    except (MultiPartException, FormParserError) as error:  # the second one passes through Starlette 1.3 and older
+        message = str(error)
+        too_many = message.startswith("Too many files")
+        hint = " A file needs a filename." if message.startswith("Part exceeded") else ""
         raise Refusal(
             413 if too_many else 400,
             "too_many_images" if too_many else "bad_form",
-            printable(error.message, 300) + hint,
+            printable(message, 300) + hint,
         ) from error
     finally:
         for file in parser._files_to_close_on_error:  # Starlette leaves them open when the client is gone
