@@ -78,11 +78,18 @@ def test_an_unknown_name_is_refused():
         _ = deit.DeitModel
 
 
-def test_without_pytorch_a_model_says_how_to_install_it():
-    code = BLOCK.format(module="torch") + "print(deit.DeiTConfig().hidden_size)\ndeit.DeiTModel"
+@pytest.mark.parametrize(
+    ("name", "use", "error"),
+    [
+        ("deit.DeiTModel", "", "ModuleNotFoundError"),
+        ("deit.Explainer", "", "ModuleNotFoundError"),
+        ("Opening a model", "deit.Predictor.open('x')", "deit.core.errors.MissingPackageError"),
+    ],
+)
+def test_without_pytorch_what_needs_it_says_how_to_install_it(name, use, error):
+    code = BLOCK.format(module="torch") + f"print(deit.DeiTConfig().hidden_size)\n{use or name}"
     result = python(code)
     assert result.stdout.strip() == "768"
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    hint = "deit.DeiTModel needs the 'torch' package. Install it with: pip install \"deit[torch]\""
-    assert last == f"ModuleNotFoundError: {hint}"
+    assert last == f"{error}: {name} needs the 'torch' package. Install it with: pip install \"deit[torch]\""

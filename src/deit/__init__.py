@@ -29,6 +29,7 @@ _EXTRAS = {
     "deit.client": "client",
     "deit.models": "torch",
     "deit.inference": "torch",
+    "deit.explain": "torch",
     "deit.data": "train",
     "deit.train": "train",
     "deit.evaluate": "train",

@@ -16,6 +16,7 @@ from deit.inference.engines.exported import ENDINGS, ExportedModel, find_export
 from deit.inference.engines.torch_engine import TorchEngine, open_torch_engine, open_torchvision_engine
 from deit.runtime.auto_precision import VARIABLE as AUTO_PRECISION
 from deit.runtime.devices import AUTO, resolve
+from deit.runtime.packages import require_packages
 
 VARIABLE = "DEIT_ENGINE"  # of the environment: what "auto" stands for
 
@@ -136,10 +137,11 @@ def open_engine(
 
     Raises:
         OSError: See `find_model`; or a file is missing.
-        MissingPackageError: The package of the engine is not installed.
+        MissingPackageError: PyTorch or the package of the engine is not installed.
         UserError: A file is damaged or holds no classifier; there is no such engine, device, precision or average; the
             engine does not run on the device; or the model has one head, of which there is no average.
     """
+    require_packages("Opening a model", "torch", extra="torch")
     from deit.models.weights.model_names import find_model, timm_name
     from deit.models.weights.torchvision import torchvision_name
 
