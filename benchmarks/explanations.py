@@ -60,7 +60,7 @@ def train(data: Data, seed: int, options: argparse.Namespace) -> Path:
     recipe = Recipe(
         batch_size=50,
         seed=seed,
-        precision="fp32",
+        precision="auto",
         label_smoothing=0.1,
         drop_path_rate=0.0,
         crop_ratio=1.0,

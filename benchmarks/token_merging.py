@@ -82,7 +82,7 @@ def recipes(seed: int, epochs: int, teacher_epochs: int) -> tuple[Recipe, Recipe
     teacher = Recipe(
         batch_size=50,
         seed=seed,
-        precision="fp32",
+        precision="auto",
         label_smoothing=0.1,
         drop_path_rate=0.0,
         crop_ratio=1.0,
