@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,9 +97,10 @@ def test_processes_share_the_units_and_each_is_done_once(begun):
     written: Counter[int] = Counter()
     told = []
 
-    def write(number: int) -> None:
+    def write(number: int, following: Callable[[], int | None]) -> None:
         written[number] += 1
         time.sleep(0.02)
+        following()
         begun.part(number).write_bytes(b"")
 
     threads = [

@@ -14,7 +14,7 @@ from typing import Any
 from deit.bulk.claims import CLAIMS_NAME, Claims
 from deit.bulk.job import Job, open_job
 from deit.bulk.predictions import PartWriter
-from deit.bulk.work import Progress, Unfinished
+from deit.bulk.work import Progress, Unfinished, claim_of
 from deit.core.errors import UserError
 from deit.runtime.packages import require_packages
 
@@ -142,11 +142,11 @@ class _Pool:
             for number in range(len(self._job.units)):
                 while self._again:
                     yield self._again.popleft()
-                if number in self._unfinished and self._claims.take(f"{number:08d}"):
+                if number in self._unfinished and self._claims.take(claim_of(number)):
                     if number in self._unfinished:
                         yield number
                     else:
-                        self._claims.release(f"{number:08d}")
+                        self._claims.release(claim_of(number))
             yield self._again.popleft() if self._again else None
 
     def _collect(self) -> None:
@@ -166,7 +166,7 @@ class _Pool:
             actor, number = self._busy.pop(reference)
             if self._answered(reference):
                 self._idle.append(actor)
-                self._claims.release(f"{number:08d}")
+                self._claims.release(claim_of(number))
                 self._unfinished.settle(number)
                 if self._progress is not None:
                     self._progress(self._unfinished.images, self._job.manifest.images)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from deit.bulk.job import Job
 from deit.bulk.units import UnitError, UnitImages
 from deit.core.errors import ImageError, UserError, ValueRangeError
 from deit.core.files import replaced_file, write_json_atomically
-from deit.core.processing.batches import pixel_batches
+from deit.core.processing.batches import PixelBatch, begun, pixel_batches
 from deit.core.processing.reduced_reading import ReducedReader
 from deit.data.storage.contents import content_hash
 from deit.inference.contract import FEATURES, Array
@@ -37,23 +38,34 @@ class UnitReader:
     """
 
     def __init__(self, images: UnitImages, predictor: Predictor) -> None:
-        self._images = images
+        self.images = images
+        self._processor = predictor.processor
         self._decode = ReducedReader(predictor.processor, exact=predictor.exact_decoding)
         self.hashes: list[int | None] = [None] * len(images)
 
     def __call__(self, index: int) -> Any:
         """Returns a decoded image. Errors name it."""
-        data = self._images.read(index)
+        data = self.images.read(index)
         self.hashes[index] = content_hash(data)
         try:
             return self._decode(data)
         except ImageError as error:
             kind = ValueRangeError if isinstance(error, ValueRangeError) else ImageError
-            raise kind(str(error).replace("the given bytes", self._images.name(index), 1)) from error
+            raise kind(str(error).replace("the given bytes", self.images.name(index), 1)) from error
 
     def reduced(self) -> int:
         """Returns how many images were decoded at a reduced size since the last call."""
         return self._decode.taken()
+
+    def batches(self, batch_size: int, most: int | None = None) -> Iterator[PixelBatch[int]]:
+        """Yields the numbers and pixels (B, 3, H, W) of the images, batch after batch.
+
+        Args:
+            batch_size: Images in a batch.
+            most: Images in all; None for the whole unit.
+        """
+        numbers = range(len(self.images))[:most]
+        return pixel_batches(numbers, self._processor, batch_size, read=self, name=self.images.name)
 
 
 class PartWriter:
@@ -84,9 +96,15 @@ class PartWriter:
         self.predictor.exact_decoding = job.manifest.identity["options"]["exact_decoding"]
         self._judge = self.predictor.judge(options.wanted(), abstain=options.abstain)
         self._top_k = min(options.top_k, len(self.predictor.label_names))
+        self._begun: dict[int, tuple[UnitReader, Iterator[PixelBatch[int]]]] = {}
 
-    def write(self, number: int) -> None:
+    def write(self, number: int, following: Callable[[], int | None] = lambda: None) -> None:
         """Predicts a unit and writes its part, or the report that it cannot be read.
+
+        Args:
+            number: Of the unit.
+            following: Returns the unit that is written next, if there is one. It is called when all images of this one
+                are read, so that threads begin with the next one while the model works on the last batch.
 
         Raises:
             WritingError: The part cannot be written.
@@ -94,9 +112,9 @@ class PartWriter:
         """
         part, failure = self._job.part(number), self._job.failure(number)
         try:
-            images = images_of(self._job, number)
+            reader, batches = self._begun.pop(number, None) or self._reading(number)
             with replaced_file(part) as temporary:
-                self._write(temporary, number, images)
+                self._write(temporary, number, reader, self._followed(batches, len(reader.images), following))
             failure.unlink(missing_ok=True)
         except UnitError as error:
             failure.parent.mkdir(exist_ok=True)
@@ -104,7 +122,23 @@ class PartWriter:
             told = {"unit": number, "images": facts["images"], "file": facts.get("file", ""), "error": str(error)}
             write_json_atomically(failure, told)
 
-    def _write(self, path: Path, number: int, images: UnitImages) -> None:
+    def _reading(self, number: int) -> tuple[UnitReader, Iterator[PixelBatch[int]]]:
+        """Begins to read a unit, in threads."""
+        reader = UnitReader(images_of(self._job, number), self.predictor)
+        return reader, begun(reader.batches(self._options.batch_size))
+
+    def _followed(
+        self, batches: Iterator[PixelBatch[int]], count: int, following: Callable[[], int | None]
+    ) -> Iterator[PixelBatch[int]]:
+        """Yields the batches of a unit of `count` images, and begins to read the following one before the last."""
+        for batch in batches:
+            count -= len(batch.items)
+            if not count and (number := following()) is not None:
+                with suppress(UnitError):  # `write` meets it again, and reports it
+                    self._begun[number] = self._reading(number)
+            yield batch
+
+    def _write(self, path: Path, number: int, reader: UnitReader, batches: Iterator[PixelBatch[int]]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -118,7 +152,7 @@ class PartWriter:
                 writer.write_table(pa.table(cells, schema=schema))
                 rows.clear()
 
-            for index, (result, hashed, extras) in enumerate(self._results(images)):
+            for index, (result, hashed, extras) in enumerate(self._results(reader, batches)):
                 rows.append([number, index, *cells_of(result, self._top_k, judged=judged), hashed, *extras])
                 if len(rows) == _TOGETHER:
                     flush()
@@ -139,18 +173,16 @@ class PartWriter:
             schema = schema.append(pa.field(EXPLANATION, pa.list_(pa.list_(pa.float32()))))
         return schema
 
-    def _results(self, images: UnitImages) -> Iterator[tuple[Classified, int | None, list[Any]]]:
+    def _results(
+        self, reader: UnitReader, batches: Iterator[PixelBatch[int]]
+    ) -> Iterator[tuple[Classified, int | None, list[Any]]]:
         """Yields for each image its result, the hash of its bytes, and the cells of the optional columns."""
         predictor, options, index = self.predictor, self._options, 0
-        reader = UnitReader(images, predictor)
         features = options.embedding or (self._judge is not None and self._judge.needs_features)
-        told = predictor.answers(
-            range(len(images)), options.batch_size, read=reader, name=images.name, with_features=features
-        )
-        for answers in told:
+        for answers in predictor.answers_to(batches, with_features=features):
             extras = self._extras(answers.outputs.get(FEATURES), answers.batch.pixels)
             for result, error in zip(
-                predictor.classified_batch(answers, top_k=self._top_k, judge=self._judge, name=images.name),
+                predictor.classified_batch(answers, top_k=self._top_k, judge=self._judge, name=reader.images.name),
                 answers.batch.errors,
                 strict=True,
             ):
@@ -206,7 +238,5 @@ def images_of(job: Job, number: int) -> UnitImages:
 
 def first_batches(images: UnitImages, predictor: Predictor, batch_size: int, most: int = 4) -> list[Array]:
     """Returns the pixels (B, 3, H, W) of the first batches of a unit, to measure engines with."""
-    read = UnitReader(images, predictor)
-    count = range(min(len(images), most * batch_size))
-    batches = pixel_batches(count, predictor.processor, batch_size, read=read, name=images.name)
+    batches = UnitReader(images, predictor).batches(batch_size, most * batch_size)
     return [np.ascontiguousarray(batch.pixels) for batch in batches if batch.pixels is not None]

@@ -23,9 +23,13 @@ Progress = Callable[[int, int], None]
 
 
 class Writes(Protocol):
-    """Predicts a unit and writes its part, or the report that it cannot be read."""
+    """Predicts a unit and writes its part, or the report that it cannot be read.
 
-    def __call__(self, number: int) -> None: ...  # noqa: D102
+    It may ask for the unit that it gets next, to begin with reading it. That unit is claimed then, so this should be
+    as late as is useful.
+    """
+
+    def __call__(self, number: int, following: Callable[[], int | None], /) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,40 @@ class Unfinished:
             return False
 
 
+class _Claimed:
+    """Units that are claimed as they are asked for, at most one ahead of the one that is taken.
+
+    Args:
+        order: The units to ask for.
+        unfinished: What is left to do.
+        claims: Of this process.
+    """
+
+    def __init__(self, order: Iterator[int], unfinished: Unfinished, claims: Claims) -> None:
+        self._order, self._unfinished, self._claims = order, unfinished, claims
+        self._next: int | None = None
+
+    def following(self) -> int | None:
+        """Returns the unit that is taken next, which is claimed now; None if there is none."""
+        while self._next is None and (number := next(self._order, None)) is not None:
+            if number in self._unfinished and self._claims.take(claim_of(number)):
+                if number in self._unfinished:
+                    self._next = number
+                else:  # somebody finished it between the look and the claim
+                    self._claims.release(claim_of(number))
+        return self._next
+
+    def take(self) -> int | None:
+        """Returns a unit to work on; None if there is none."""
+        number, self._next = self.following(), None
+        return number
+
+
+def claim_of(number: int) -> str:
+    """Returns the name under which a unit is claimed."""
+    return f"{number:08d}"
+
+
 def work_through(job: Job, write: Writes, share: Share = Share(), progress: Progress | None = None) -> None:
     """Predicts every unit that nobody else predicts, and waits for those of the others.
 
@@ -101,15 +139,13 @@ def work_through(job: Job, write: Writes, share: Share = Share(), progress: Prog
     try:
         while unfinished:
             worked = False
-            for number in share.order(len(job.units)):
-                if number not in unfinished or not claims.take(name := f"{number:08d}"):
-                    continue
+            units = _Claimed(share.order(len(job.units)), unfinished, claims)
+            while (number := units.take()) is not None:
                 try:
-                    if number in unfinished:  # nobody finished it between the look and the claim
-                        write(number)
-                        unfinished.settle(number)
+                    write(number, units.following)
+                    unfinished.settle(number)
                 finally:
-                    claims.release(name)
+                    claims.release(claim_of(number))
                 worked = True
                 if progress is not None:
                     progress(unfinished.images, job.manifest.images)

@@ -57,7 +57,16 @@ def answers(
         FileNotFoundError: See `pixel_batches`.
         UserError: See `pixel_batches`.
     """
-    for batch in pixel_batches(images, processor, batch_size, read=read, name=name, strict=strict, ahead=ahead):
+    return answers_to(
+        model, pixel_batches(images, processor, batch_size, read=read, name=name, strict=strict, ahead=ahead)
+    )
+
+
+def answers_to(
+    model: Callable[[Array], Mapping[str, Array]], batches: Iterable[PixelBatch[Item]]
+) -> Iterator[Answers[Item]]:
+    """Asks a model about batches that are read already; see `answers`."""
+    for batch in batches:
         started = time.perf_counter()
         outputs = {} if batch.pixels is None else model(batch.pixels)
         yield Answers(batch=batch, outputs=outputs, seconds=time.perf_counter() - started)

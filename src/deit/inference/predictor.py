@@ -12,6 +12,7 @@ import numpy as np
 from deit.core.errors import UserError
 from deit.core.images.image_inputs import is_one_image, items_of, name_of
 from deit.core.labels import distinct_names
+from deit.core.processing.batches import PixelBatch, pixel_batches
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.processing.reduced_reading import ReducedReader, wants_exact_decoding
 from deit.core.scores.calibration_file import Calibration
@@ -23,7 +24,7 @@ from deit.core.scores.predictions import (
     Prediction as Prediction,
     Predictions as Predictions,
 )
-from deit.inference.answers import Answers, Item, answers
+from deit.inference.answers import Answers, Item, answers_to
 from deit.inference.contract import FEATURES, Array, Contract
 from deit.inference.engines.auto_engine import held
 from deit.inference.engines.engine import Engine, FunctionEngine
@@ -265,9 +266,15 @@ class Predictor:
         With `with_features`, what the class head is given follows as `FEATURES`, where the engine knows it. `engine`
         takes the place of the predictor's.
         """
+        batches = pixel_batches(images, self.processor, batch_size, read=read, name=name, strict=strict, ahead=ahead)
+        return self.answers_to(batches, with_features=with_features, engine=engine)
+
+    def answers_to(
+        self, batches: Iterable[PixelBatch[Item]], *, with_features: bool = False, engine: Engine | None = None
+    ) -> Iterator[Answers[Item]]:
+        """Yields the same for batches that are read already."""
         engine = self.engine if engine is None else engine
-        model = getattr(engine, "with_features", engine) if with_features else engine
-        return answers(model, self.processor, images, batch_size, read=read, name=name, strict=strict, ahead=ahead)
+        return answers_to(getattr(engine, "with_features", engine) if with_features else engine, batches)
 
     def classified(
         self, name: str, logits: Array, features: Array | None, top_k: int, judge: Judge | None

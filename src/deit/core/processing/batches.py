@@ -158,6 +158,23 @@ def pixel_batches(
         yield PixelBatch(items=[item for item, _ in batch], errors=errors, pixels=pixels)
 
 
+def begun(items: Iterator[Item]) -> Iterator[Item]:
+    """Makes the first item in a thread of its own, while the caller does something else; returns all items.
+
+    An error of the first item is raised where it is asked for.
+    """
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(next, items, None)
+    pool.shutdown(wait=False)
+
+    def following() -> Iterator[Item]:
+        if (item := first.result()) is not None:
+            yield item
+            yield from items
+
+    return following()
+
+
 def read_pixels(item: Item, processor: DeiTImageProcessor, read: Callable[[Item], Any]) -> npt.NDArray[np.float32]:
     """Reads one image and preprocesses it, within the share of memory that all threads have (`DECODING`).
 
