@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -95,13 +95,23 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
 
 
-def report(name: str, rows: list[dict[str, Any]], *, write: bool = True) -> None:
-    """Prints the rows and writes them with the machine to `results/DATE-NAME.json`."""
+def report(name: str, rows: list[dict[str, Any]], *, write: bool = True, keys: Sequence[str] = ()) -> None:
+    """Prints the rows and writes them with the machine to `results/DATE-NAME.json`.
+
+    Args:
+        name: Of the benchmark.
+        rows: What was measured.
+        write: Whether to write the file.
+        keys: What tells rows apart that several runs of a day measure: those of earlier runs stay. Empty: none stay.
+    """
     for row in rows:
         print("  ".join(f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items()))
     if not write:
         return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{date.today().isoformat()}-{name}.json"
+    before = json.loads(path.read_text())["rows"] if keys and path.exists() else []
+    known = [[row[key] for key in keys] for row in rows]
+    rows = [row for row in before if [row[key] for key in keys] not in known] + rows
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     print(f"Written: {path}")
