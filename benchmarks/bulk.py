@@ -112,7 +112,8 @@ class Jobs:
 
     def kill_and_resume(self, out: Path, units: int, draw: random.Random) -> int:
         """Runs a job that is killed at random moments. Returns the number of kills."""
-        goals = sorted(draw.randrange(units) for _ in range(self.arguments.kills))
+        most = max(units * 9 // 10, 1)  # the job must not end before the last kill
+        goals = sorted(draw.randrange(most) for _ in range(self.arguments.kills))
         for kill, goal in enumerate(goals):
             process = self.start(out)
             while process.poll() is None and len(list(out.glob("part-*"))) < goal:
