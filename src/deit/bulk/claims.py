@@ -51,8 +51,12 @@ class Claims:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(_me(), file)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(_me(), file)
+        except BaseException:  # a full disk, a signal: a claim that names no owner would last for a lease
+            path.unlink(missing_ok=True)
+            raise
         with self._lock:
             self._held[name] = path
         for _, old in former:
