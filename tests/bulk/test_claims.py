@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -13,12 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from deit.bulk import claims as claims_module, workers
 from deit.bulk.claims import Claims
 from deit.bulk.job import Job, open_job
 from deit.bulk.on_ray import _connect
+from deit.bulk.predictions import PartWriter
 from deit.bulk.work import Share, work_through
 from deit.bulk.workers import current_launch
 from deit.core.errors import UserError
+from deit.core.files import replaced_file
 from tests.bulk.conftest import COUNT, parts
 from tests.cli.conftest import deit, succeeds
 
@@ -75,6 +80,17 @@ def test_a_claim_shows_signs_of_life(tmp_path):
         time.sleep(0.01)
     assert os.stat(tmp_path / "1.0").st_mtime > 0
     claims.close()
+
+
+def test_a_claim_that_cannot_be_written_is_none(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    claims = Claims(tmp_path)
+    monkeypatch.setattr(claims_module.json, "dump", full)
+    with pytest.raises(OSError, match="No space left"):
+        claims.take("1")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_claim_that_is_being_written_is_respected(tmp_path):
@@ -149,6 +165,41 @@ def test_workers_give_the_bytes_of_one_process(sources, bulk, tmp_path):
     assert (result.exit_code, "Note" in result.stderr) == (0, False)
     assert parts(tmp_path / "one") == parts(tmp_path / "two")
     succeeds("classify", "--audit", f"{tmp_path}/two")
+
+
+def test_a_worker_that_is_stopped_leaves_nothing(begun, monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stopped(self, number, following):
+        with replaced_file(begun.part(number)):
+            following()
+            assert len(os.listdir(begun.folder / "_claims")) == 2
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(PartWriter, "write", stopped)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            workers._main(str(begun.folder), "1", "0")
+        os.kill(os.getpid(), signal.SIGINT)  # ignored: the first one is being answered
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 143
+    assert os.listdir(begun.folder / "_claims") == []
+    assert not [name for name in os.listdir(begun.folder) if "part" in name]
+
+
+def test_a_process_that_ends_leaves_the_unit_that_it_read_ahead_to_others(begun):
+    taken: list[int] = []
+
+    def fails(number: int, following: Callable[[], int | None]) -> None:
+        taken.extend([number, following(), following()])
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError):
+        work_through(begun, fails)
+    assert taken == [0, 1, 1]  # one unit ahead, and no more
+    assert os.listdir(begun.folder / "_claims") == []
 
 
 def test_a_cluster_that_cannot_be_reached_is_told_in_one_line():

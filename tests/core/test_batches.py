@@ -13,7 +13,7 @@ from PIL import Image
 
 from deit.core.errors import UserError
 from deit.core.images.pillow_warnings import pillow_warnings_ignored
-from deit.core.processing.batches import DECODING_THREADS, pixel_batches, prepared_batches
+from deit.core.processing.batches import DECODING_THREADS, begun, pixel_batches, prepared_batches
 from deit.core.processing.image_processor import DeiTImageProcessor
 
 PROCESSOR = DeiTImageProcessor(size=9, crop_size=8)
@@ -46,13 +46,33 @@ def test_results_come_in_order_whatever_the_threads_and_batches(cores, batch_siz
     assert [pair for batch in batches for pair in batch] == [(i, i * i) for i in range(10)]
 
 
+def test_an_iterator_begins_in_a_thread_and_goes_on_where_it_is_read():
+    started = threading.Event()
+    places: list[int] = []
+
+    def numbers():
+        for number in range(3):
+            places.append(threading.get_ident())
+            started.set()
+            yield number
+        raise UserError("the end")
+
+    items = begun(numbers())
+    assert started.wait(10)  # nobody has asked for an item yet
+    assert [next(items), next(items), next(items)] == [0, 1, 2]
+    assert places[0] != threading.get_ident() == places[1] == places[2]
+    with pytest.raises(UserError, match="the end"):
+        next(items)
+    assert list(begun(iter(()))) == []
+
+
 def test_a_list_is_prepared_ahead_and_an_iterator_is_not(cores):
-    begun: list[int] = []
+    started: list[int] = []
     done = threading.Event()
 
     def prepare(number: int) -> int:
-        begun.append(number)
-        if len(begun) == 4:
+        started.append(number)
+        if len(started) == 4:
             done.set()
         return number
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from deit.bulk.job import Job, open_job
 from deit.bulk.predictions import PartWriter
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK = 0.3  # seconds between two looks at the workers
 _USER_ERROR = 2
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,9 @@ def _main(folder: str, count: str, number: str) -> int:
     """Runs one worker. A user's error is the last line of standard output, as JSON."""
     import torch
 
+    for stop in _STOPS:
+        if signal.getsignal(stop) != signal.SIG_IGN:
+            signal.signal(stop, _end)
     job, device = open_job(Path(folder)), ""
     if job.manifest.identity["engine"]["device"] == "cuda":
         device = f"cuda:{int(number) % max(torch.cuda.device_count(), 1)}"
@@ -112,9 +117,14 @@ def _main(folder: str, count: str, number: str) -> int:
     except (UserError, OSError) as error:
         print(json.dumps(str(error)))
         return _USER_ERROR
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return 0
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends a worker by an exception, so that it gives its claims back and removes its temporary file."""
+    for each in _STOPS:  # a terminal sends one to all processes, and the process that started this one another
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":
