@@ -85,7 +85,7 @@ def write_inputs(root: Path, kind: str, images: list[bytes], group: int) -> Path
 
 def make_model(folder: Path, variant: str = SMALL) -> Path:
     """Writes a model with random weights and 10 classes."""
-    config = deit.variant_config(variant, num_labels=10)
+    config: Any = deit.variant_config(variant, num_labels=10)
     kind = deit.DeiTForImageClassificationWithTeacher if "distilled" in variant else deit.DeiTForImageClassification
     kind(config).save_pretrained(folder)
     deit.DeiTImageProcessor(size=config.image_size, crop_size=config.image_size).save_pretrained(folder)
@@ -214,7 +214,9 @@ def measure_speed(jobs: Jobs, root: Path, images: list[bytes], rounds: int) -> d
         processor[name].append(time.process_time() - begin)
         return seconds
 
-    functions = {f.__name__: partial(with_processor_time, f.__name__, f) for f in (alone, job)}
+    functions: dict[str, Callable[[], Any]] = {
+        f.__name__: partial(with_processor_time, f.__name__, f) for f in (alone, job)
+    }
     seconds = take_turns(functions, rounds=rounds, warm_up=0)
     ratios = [a / b for a, b in zip(seconds["alone"], seconds["job"], strict=True)]
     return {
