@@ -112,7 +112,7 @@ class PartWriter:
         """
         part, failure = self._job.part(number), self._job.failure(number)
         try:
-            reader, batches = self._begun.pop(number, None) or self._reading(number)
+            reader, batches = self._begun.pop(number) if number in self._begun else self._reading(number)
             with replaced_file(part) as temporary:
                 self._write(temporary, number, reader, self._followed(batches, len(reader.images), following))
             failure.unlink(missing_ok=True)
