@@ -48,7 +48,8 @@ METHODS: dict[str, Method] = {
     ATTNLRP: Method(title="AttnLRP", source="Achtibat et al., arXiv 2402.05602", signed=True),
     ROLLOUT: Method(title="attention rollout", source="Abnar and Zuidema, arXiv 2005.00928", depends_on_class=False),
 }
-DEFAULT_METHOD = RELEVANCE
+# Best of all by both scores, on each of three models, see docs/explain.md.
+DEFAULT_METHOD = ATTNLRP
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -56,7 +56,7 @@ def explain(
     model: Model,
     images: Images,
     out: Out = Path("explanations"),
-    method: Method = "relevance",
+    method: Method = "attnlrp",
     target: Target = None,
     head: Head = None,
     random_orders: Annotated[
