@@ -1,6 +1,6 @@
 """Measures `deit serve` under load on this machine, beside `Predictor` alone and LitServe with the same engine.
 
-    python benchmarks/serving.py [--model small|tiny] [--seconds 60] [--quick] [--litserve PYTHON]
+    python benchmarks/serving.py [--model small|tiny] [--seconds 60] [--quick] [--litserve PYTHON] [--wrk]
 
 Each answer is checked against the one of the image that was sent: 64 images with known answers, of a DeiT with random
 weights whose heads are scaled so that answers differ. The load comes from a process of its own (`serving_load.py`):
@@ -10,6 +10,7 @@ weights whose heads are scaled so that answers differ. The load comes from a pro
 2. Overload: twice the throughput of 1 as an open loop, for as long.
 3. LitServe (`serving_litserve.py`) in turns with the server; whichever is not measured is stopped (SIGSTOP). Its
    Python is one that has `litserve` beside what `deit` needs: pip install litserve.
+4. The load of 1 once more from wrk, a generator in C (`serving_wrk.lua`): apt install wrk.
 """
 
 from __future__ import annotations
@@ -115,6 +116,18 @@ def write_bodies(folder: Path, images: list[bytes]) -> dict[str, Any]:
 
 
 # --- servers ------------------------------------------------------------------------------------------
+
+
+def load_of_wrk(plan: dict[str, Any], folder: Path, seconds: float) -> dict[str, Any]:
+    """Runs wrk with as many connections as there are clients. Returns a row of the report."""
+    best = [max(one.items(), key=lambda pair: pair[1]) for one in plan["expected"]]
+    lines = [f"{path}\t{label}\t{score}\n" for path, (label, score) in zip(plan["files"], best, strict=True)]
+    (folder / "wrk.txt").write_text("".join(lines))
+    address = f"http://{plan['host']}:{plan['port']}"
+    script = str(BENCHMARKS / "serving_wrk.lua")
+    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds:.0f}s", "--timeout", "60s", "-s", script, address, "--"]
+    told = subprocess.run([*command, str(folder / "wrk.txt")], check=True, capture_output=True, text=True).stdout
+    return {"what": f"wrk, {CLIENTS} connections", **json.loads(told.splitlines()[-1])}
 
 
 def free_port() -> int:
@@ -284,6 +297,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--quick", action="store_true", help="8 seconds each, only tiny; writes no file")
     parser.add_argument("--litserve", metavar="PYTHON", help="measure LitServe beside it, with this Python")
+    parser.add_argument("--wrk", action="store_true", help="measure with wrk too, which must be installed")
     args = parser.parse_args()
     seconds = 8.0 if args.quick else args.seconds
     size = "tiny" if args.quick else args.model
@@ -306,6 +320,8 @@ def main() -> None:
             own.append(own_speed(predictor, images, settings.max_batch, seconds / 6))
             row |= {"Predictor images/s": float(np.mean(own)), "throughput / Predictor": row["images/s"] / np.mean(own)}
             rows.append(row)
+            if args.wrk:
+                rows.append(load_of_wrk(plan, folder, seconds))
             rate = 2 * row["images/s"]
             over = {**plan, "mode": "open", "rate": rate, "seconds": seconds}
             rows.append(measure(f"{size}, overload: {rate:.0f}/s", over, process, folder))

@@ -103,7 +103,7 @@ def test_a_client_that_is_forgotten_or_interrupted_leaves_nothing_behind():
     code = (
         "import gc, os, signal, sys, threading, time, deit\n"
         "client = deit.Client(sys.argv[1])\n"
-        "print(client.classify(sys.argv[3])[0].score)\n"
+        "print(client.classify(sys.argv[3])[0].score, flush=True)\n"
         "if os.fork() == 0:\n"
         "    print(client.classify(sys.argv[3])[0].score, flush=True); os._exit(0)\n"
         "os.wait()\n"

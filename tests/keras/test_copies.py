@@ -188,6 +188,7 @@ def quantize(model: Any, mode: str, block: int | None) -> None:
 
 @pytest.mark.parametrize(("mode", "block"), [("int8", 0), ("int4", 128), ("int4", 12), ("int4", -1), ("float8", 0)])
 def test_the_matrices_of_quantized_layers_are_saved_as_the_formulas_say(mode, block, tmp_path):
+    keras.utils.set_random_seed(0)  # a weight halfway between two steps may be rounded either way
     model = tiny()
     mlp = model.deit.trunk.blocks[0].mlp  # matrices of 16 x 32 and 32 x 16: blocks of 12 do not divide them
     exact = [np.array(ops.convert_to_numpy(layer.kernel.value)) for layer in (mlp.fc1, mlp.fc2)]

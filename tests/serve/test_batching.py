@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -80,6 +81,33 @@ def test_the_model_goes_on_with_a_full_batch_while_the_event_loop_is_busy() -> N
         return begun, answers
 
     assert asyncio.run(run()) == ([2, 2], [[[value, value]] for value in range(4)])
+
+
+def test_an_image_that_nobody_waits_for_any_more_is_neither_computed_nor_taken() -> None:
+    gate, calls, taken = threading.Event(), [], []
+
+    def model(pixels, features):
+        calls.append(pixels[:, 0, 0, 0].tolist())
+        assert gate.wait(20)
+        return {"logits": pixels[:, 0, 0]}
+
+    async def run():
+        batcher = Batcher(model, ServeSettings(max_batch=2), name="model", measures=Mock())
+        batcher.start()
+        asked = [
+            asyncio.create_task(batcher.submit(np.full((1, 3, 1, 2), i, np.float32), taken=partial(taken.append, i)))
+            for i in range(4)
+        ]
+        while batcher.waiting or not calls:  # the thread has both batches
+            await asyncio.sleep(0.01)
+        asked[3].cancel()
+        await asyncio.wait(asked[3:])
+        gate.set()
+        await asyncio.gather(*asked[:3])
+        await batcher.close()
+
+    asyncio.run(run())
+    assert (calls, taken) == ([[0, 1], [2]], [0, 1, 2])
 
 
 @pytest.mark.parametrize("most", [1, 3])

@@ -200,8 +200,7 @@ def pipeline(
         dtype: As in `from_pretrained`.
         torch_dtype: The old name of `dtype`.
         use_fast: See `AutoImageProcessor`.
-        model_kwargs: Further arguments of `from_pretrained`. Unless `low_cpu_mem_usage` is among them, the weights are
-            read into memory, so whatever happens to the file changes no answer.
+        model_kwargs: Further arguments of `from_pretrained`; without `low_cpu_mem_usage`, weights are read into memory.
         pipeline_class: A subclass of the task's class, which is built in place of it.
         trust_remote_code: Without effect: no code is ever fetched.
         framework: "pt" or None.
@@ -219,12 +218,11 @@ def pipeline(
     if task not in _PIPELINES:
         raise UserError(f"Unknown task {task!r}. Known: {', '.join(_PIPELINES)}.")
     kind, auto = _PIPELINES[task]
-    given = feature_extractor if image_processor is None else image_processor
-    folder = None
+    given, folder = feature_extractor if image_processor is None else image_processor, None
     if isinstance(model, (str, os.PathLike)):
         given = model if given is None else given
-        chosen = dtype if torch_dtype is None else torch_dtype
-        arguments = {"dtype": chosen, **OWN_MEMORY, **hub, **(model_kwargs or {})}
+        chosen = {"dtype": dtype if torch_dtype is None else torch_dtype}
+        arguments = OWN_MEMORY | chosen | hub | dict(model_kwargs or {})
         arguments.update({k: v for k, v in (("config", config), ("device_map", device_map)) if v is not None})
         model, folder = auto.from_pretrained(model, **arguments), _folder_of(model, hub)
         device = _device_of(model, device, device_map)

@@ -310,7 +310,8 @@ class Batcher:
 
 def _take_out(batch: list[_Waiting]) -> None:
     for entry in batch:
-        entry.taken()
+        if not entry.future.done():  # else its request has ended, and has given back its room
+            entry.taken()
 
 
 def _closed() -> Refusal:

@@ -92,8 +92,7 @@ def fit(
         resume: True continues from the newest state in `out`.
         teacher_cache: Folder that records the teacher's answers, and returns those recorded before.
         more_record: More entries of `training.json`; nothing by default.
-        detect_anomaly: True ends the run at the first value that is infinite or NaN, and names the module in which it
-            arose. Slow: a step takes up to twice as long, and the student is not compiled.
+        detect_anomaly: True ends the run at the first value that is infinite or NaN, and names its module. Slow.
         on_step: Called after every step; on a GPU after every tenth and before each state.
         on_epoch: Called with the metrics after every evaluation.
 
@@ -115,18 +114,16 @@ def fit(
         found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
         place = resolve(device).device
         run = _Run(task, found, recipe, Path(out), place, resume, teacher_cache, detect_anomaly, until_the_end)
-        try:
+        with run.ending.noted(), interrupts() as interrupt:
             logger.info(" ".join(describe_rates(run.recipe, steps_per_epoch=run.steps_per_epoch)))
-            with interrupts() as interrupt:
-                run.train(interrupt, on_step, on_epoch)
-                return run.finish(more_record or {})
-        except Exception as error:
-            run.ending.add_note(error)
-            raise
+            run.train(interrupt, on_step, on_epoch)
+            return run.finish(more_record or {})
 
 
 class _Run:
     """One training in progress: what `fit` needs from step to step."""
+
+    _saved: tuple[int, Path] | None = None
 
     def __init__(
         self,
@@ -170,9 +167,7 @@ class _Run:
         self.run_files = task.run_files
         self.images_record = self.processes.on_first(lambda: self._keep_images(teacher_cache))
         self.step, self.resumed = 0, Resumed(note=self.precision.note)
-        self._saved: tuple[int, Path] | None = None
-        self.ending = Ending(out, self.processes)
-        self.loss_sums = LossSums()
+        self.ending, self.loss_sums = Ending(out, self.processes), LossSums()
         self.left_out = LeftOut(recipe.data.tolerated, len(data.train.labels), tells=self.processes.is_first)
         if resume:
             self._restore()

@@ -84,11 +84,7 @@ def load_tensors(
     if not may_lack_trunk:
         refuse_missing_trunk(plan.missing, type(model).__name__, source)
     if mismatched and not ignore_mismatched_sizes:
-        shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
-        raise ShapeError(
-            f"{len(mismatched)} tensors of {source} have another shape than the model's ({shown}). "
-            "Pass ignore_mismatched_sizes=True to start them anew."
-        )
+        raise _wrong_shapes(mismatched, source)
     unfilled = [part.name for part in plan.missing.values()] + [plan.found.pop(name).name for name, _, _ in mismatched]
     if before_reading is not None:
         before_reading(unfilled)
@@ -107,6 +103,14 @@ def load_tensors(
         if keys:
             logger.warning("%s: of %s, these tensors %s: %s", type(model).__name__, source, text, ", ".join(keys))
     return LoadingInfo(missing_keys=missing, unexpected_keys=plan.unexpected, mismatched_keys=mismatched)
+
+
+def _wrong_shapes(mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]], source: object) -> ShapeError:
+    shown = "; ".join(f"{n}: {a} in the file, {b} in the model" for n, a, b in mismatched[:3])
+    return ShapeError(
+        f"{len(mismatched)} tensors of {source} have another shape than the model's ({shown}). "
+        "Pass ignore_mismatched_sizes=True to start them anew."
+    )
 
 
 def _map(parameters: Mapping[str, nn.Parameter], tensors: TensorSource, found: Mapping[str, Part]) -> dict[str, str]:

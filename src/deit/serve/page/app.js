@@ -170,7 +170,7 @@ function forget() {
 async function ask() {
   asking.answer?.abort();
   asking.map?.abort();
-  if (!now.file || tooLarge(now.file)) return;
+  if (asking.models || !now.file || tooLarge(now.file)) return; // `start` asks when it knows the models
   clearProblem();
   announce("Asking the model.");
   await during("answer", async (signal) => {
@@ -382,7 +382,7 @@ async function start() {
   });
   if (!known) return;
   await showExamples();
-  if (now.file) ask();
+  if (now.answered !== now.file && !asking.answer) ask();
 }
 
 function watch() {

@@ -28,6 +28,11 @@ CLASS_WEIGHTS = ("none", "balanced", "sqrt")
 EMA_USES = ("save", "keep")
 KEPT = ("last", "best")
 
+_LEAST = {
+    "image_size": 0, "batch_size": 1, "accumulate": 1, "eval_epochs": 1, "kept_states": 1, "state_steps": 0,
+    "max_skipped_steps": 0,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
@@ -149,9 +154,8 @@ class Recipe:
     pseudo_labels: PseudoLabels = field(default_factory=PseudoLabels)
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 0, "image_size must be at least 0", self.image_size)
-        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
-        require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
+        for name, least in _LEAST.items():
+            require(getattr(self, name) >= least, f"{name} must be at least {least}", getattr(self, name))
         require(
             self.batch_size % self.accumulate == 0,
             f"batch_size must be a multiple of accumulate ({self.accumulate})",
@@ -201,10 +205,6 @@ class Recipe:
             self.ema_decay,
         )
         require(0 <= self.drop_path_rate < 1, "drop_path_rate must lie in [0, 1)", self.drop_path_rate)
-        require(self.eval_epochs >= 1, "eval_epochs must be at least 1", self.eval_epochs)
-        require(self.kept_states >= 1, "kept_states must be at least 1", self.kept_states)
-        for name in ("state_steps", "max_skipped_steps"):
-            require(getattr(self, name) >= 0, f"{name} must be at least 0", getattr(self, name))
         require(
             not (self.augment.mixes and self.batch_size % 2),
             "Mixup and CutMix pair the images of a batch, so batch_size must be even",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deit.core.errors import UserError
@@ -28,11 +30,16 @@ class Ending:
         self._out, self._states, self._is_first = out, out / STATE_NAME, processes.is_first
         self._has_told = False  # whether an error of this class ends the run
 
-    def add_note(self, error: Exception) -> None:
-        """Adds the newest state to an error that was not made here."""
-        if not self._has_told and self._is_first:
-            go_on = " Pass --resume to go on from there." if newest_state(self._states) else ""
-            error.add_note(f"{self._newest_state()}{go_on}")
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Adds the newest state to an error that leaves the block and was not made here."""
+        try:
+            yield
+        except Exception as error:
+            if not self._has_told and self._is_first:
+                go_on = " Pass --resume to go on from there." if newest_state(self._states) else ""
+                error.add_note(f"{self._newest_state()}{go_on}")
+            raise
 
     def nothing_left(self, epochs: int, stopped: str) -> str:
         """Returns what a run says that goes on after its last step.
