@@ -161,7 +161,7 @@ class Batcher:
             features: Whether the answer must hold features.
             whole: Whether the model must not merge tokens.
             first: Whether to go in front of all others.
-            taken: Called when the image waits no longer.
+            taken: Called when the model begins with the image; not if the caller was canceled before.
 
         Raises:
             Refusal: The model failed on this image.

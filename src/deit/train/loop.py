@@ -248,7 +248,7 @@ class _Run:
                 )  # fmt: skip
             if saves:
                 self.guard.saves(self.step)
-                self._save_state()  # before the evaluation, which may take long and can fail
+                self._save_state(looked=True)  # before the evaluation, which may take long and can fail
             if due:
                 self._measure(on_epoch)
 
@@ -343,9 +343,9 @@ class _Run:
 
     # --- going on --------------------------------------------------------------------------------------
 
-    def _save_state(self) -> Path:
-        """Saves the state after the step at hand, and returns where it is."""
-        if not self.take_step.is_finite():
+    def _save_state(self, *, looked: bool = False) -> Path:
+        """Saves the state after the step at hand, if not `looked` after a look at its numbers; returns where it is."""
+        if not looked and not self.take_step.is_finite():
             lr = self.take_step.optimizer.param_groups[0]["lr"]
             raise self.ending.non_finite("A weight became infinite or NaN", self.step, lr, good=self.guard.good)
         if self.task.cache is not None:

@@ -17,7 +17,7 @@ from deit.runtime.processes import Processes
 logger = logging.getLogger(__name__)
 
 _WINDOW, _LEAST = 128, 32  # losses that a loss is compared with: at most, at least
-_DEVIATIONS, _SPREAD = 8.0, 0.02  # see `_is_spike`
+_DEVIATIONS, _SPREAD = 8.0, 0.02  # see `_median_below_spike`
 _MOST_TOLD = 10  # streaks of skipped steps, and spikes, that are told one by one; the others are only counted
 
 
@@ -82,12 +82,11 @@ class Guard:
         if self.in_row > 1:
             return
         self._streaks += 1
-        is_fault = not (self._scales and math.isfinite(loss))
-        if not self._processes.is_first or (is_fault and self._streaks > _MOST_TOLD):
+        if not self._processes.is_first or (self.is_fault and self._streaks > _MOST_TOLD):
             return
         what = f"its loss is {loss}" if not math.isfinite(loss) else f"a gradient is infinite or NaN (loss {loss:.4g})"
         last = " Others that follow are counted and not told." if self._streaks == _MOST_TOLD else ""
-        logger.log(logging.WARNING if is_fault else logging.INFO, "Step %d is skipped: %s.%s", step, what, last)
+        logger.log(logging.WARNING if self.is_fault else logging.INFO, "Step %d is skipped: %s.%s", step, what, last)
 
     def _compare(self, step: int, loss: float) -> None:
         median = _median_below_spike(self._losses, loss)
