@@ -47,7 +47,7 @@ def run(steps: Collection[int], out: Path, *, rank: int | None = None, **options
     Returns:
         The result of `fit`.
     """
-    names = ("resume", "on_step", "on_epoch", "detect_anomaly")
+    names = ("resume", "on_step", "on_epoch", "detect_anomaly", "sharding")
     of_fit = {name: options.pop(name) for name in names if name in options}
     return fit(Poisoned(steps, rank=rank), tiny.data(), recipe(**options), out=out, device="cpu", **of_fit)
 

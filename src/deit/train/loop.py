@@ -69,6 +69,8 @@ def fit(
     teacher_cache: str | Path | None = None,
     more_record: Mapping[str, Any] | None = None,
     detect_anomaly: bool = False,
+    sharding: str = "none",
+    gradient_checkpointing: bool = False,
     on_step: Callable[[StepEvent], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
@@ -76,23 +78,23 @@ def fit(
 
     During the run the folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv`, `curves.png`, and a training state
     before each evaluation and after every `recipe.state_steps`; at the end the model, its preprocessing,
-    `training.json` and a model card (`README.md`). The model has the weights that `recipe.keep` names; with "best" the
-    last ones lie in `last`, a model directory too. An interrupt (Ctrl-C, SIGTERM, SIGHUP) saves the state after the
-    current step. Skips images that can no longer be read, up to `data.max_bad_images`; more of them save the state and
-    stop the run. Skips steps whose loss or gradient is infinite or NaN, see docs/reliability.md. Locks the folder.
-    Several threads may train at once; no other thread may draw from the global generators.
+    `training.json` and a card (`README.md`). The model has the weights that `recipe.keep` names; with "best" the last
+    ones lie in `last`, a model directory too. An interrupt saves the state after the current step. Skips unreadable
+    images, up to `data.max_bad_images`; more save the state and stop the run. Skips steps whose loss or gradient is
+    infinite or NaN, see docs/reliability.md. Several threads may train; no other may draw from the global generators.
 
     Args:
         task: Student and losses, from `build_task` with the same recipe.
         data: Images to learn from and to measure on; without the latter nothing is scored.
-        recipe: All hyper-parameters. The run records it with the names of the student and the teacher of the task and
-            the division of the data.
+        recipe: All hyper-parameters. The run records it, with student, teacher and division of the data.
         out: Folder of the run; new or empty, unless `resume`.
         device: "cpu", "cuda", ...; None or "auto" takes the GPU if there is one (each process its own).
         resume: True continues from the newest state in `out`.
         teacher_cache: Folder that records the teacher's answers, and returns those recorded before.
         more_record: More entries of `training.json`; nothing by default.
         detect_anomaly: True ends the run at the first value that is infinite or NaN, and names its module. Slow.
+        sharding: "fsdp" divides weights, gradients, optimizer and average among the processes, see docs/scaling.md.
+        gradient_checkpointing: True keeps only the inputs of blocks, and computes the blocks again.
         on_step: Called after every step; on a GPU after every tenth and before each state.
         on_epoch: Called with the metrics after every evaluation.
 
@@ -102,20 +104,18 @@ def fit(
     Raises:
         FileExistsError: `out` holds a run or other files, and `resume` is off.
         FolderInUseError: Another process or thread uses `out`, or records into the teacher cache.
-        ValueError: Task and recipe, recipe and data, or a resumed run and its recipe do not agree; or the cache is of
-            another training.
+        ValueError: Task, recipe, data or a resumed run do not agree; or the cache is of another training.
         ImageError: Too many images can no longer be read; the state is saved.
         NonFiniteLossError: Losses, gradients or weights were infinite or NaN, and going back to a state did not help.
         OSError: The state or the model cannot be written; the last complete state is kept.
         TrainingInterrupted: An interrupt; the state is saved.
     """
     refuse_import_by_worker()
-    with contextlib.ExitStack() as until_the_end, writing(Path(out)):
-        found = current_processes().on_each(lambda: images_of_run(Path(out), data, recipe, resume=resume))
-        place = resolve(device).device
-        run = _Run(task, found, recipe, Path(out), place, resume, teacher_cache, detect_anomaly, until_the_end)
+    with contextlib.ExitStack() as until_the_end, writing(out := Path(out)):
+        found = current_processes().on_each(lambda: images_of_run(out, data, recipe, resume=resume))
+        how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
+        run = _Run(task, found, recipe, out, resolve(device).device, resume, teacher_cache, how, until_the_end)
         with run.ending.noted(), interrupts() as interrupt:
-            logger.info(" ".join(describe_rates(run.recipe, steps_per_epoch=run.steps_per_epoch)))
             run.train(interrupt, on_step, on_epoch)
             return run.finish(more_record or {})
 
@@ -134,7 +134,7 @@ class _Run:
         device: torch.device,
         resume: bool,
         teacher_cache: str | Path | None,
-        detect_anomaly: bool,
+        how: dict[str, Any],
         until_the_end: contextlib.ExitStack,
     ) -> None:
         self.started = time.monotonic()
@@ -155,11 +155,11 @@ class _Run:
             steps_per_epoch=self.steps_per_epoch,
             num_classes=len(data.train.classes),
             processes=self.processes,
-            detect_anomaly=detect_anomaly,
+            **how,
         )
         self.guard = Guard(recipe.max_skipped_steps, self.processes, scales=self.take_step.scaler.is_enabled())
-        self._looks_each_step = device.type != "cuda" or detect_anomaly
-        self.evaluations = Evaluations(task, self.take_step.average, recipe, data, device, self.processes)
+        self._looks_each_step = device.type != "cuda" or self.take_step.anomaly is not None
+        self.evaluations = Evaluations(task, self.take_step, recipe, data, device, self.processes)
         if teacher_cache is not None:
             self._open_cache(Path(teacher_cache), until_the_end)
         folder = open_run_folder(out, recipe, resume=resume, note=self.precision.note)
@@ -228,6 +228,7 @@ class _Run:
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         """Does all steps that are left, with an evaluation after every `eval_epochs` epochs."""
+        logger.info(" ".join(describe_rates(self.recipe, steps_per_epoch=self.steps_per_epoch)))
         if self.loss_sums and self._evaluation_is_due():  # the run ended between the step and its evaluation
             self._measure(on_epoch)
         batches = iter(self.batches)

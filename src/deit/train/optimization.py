@@ -17,6 +17,7 @@ from deit.core.weights.names import UNDECAYED_TENSORS
 from deit.runtime.library_order import make_order_safe
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Optimizer
+from deit.train.sharding.fully_sharded import own_parts
 
 _BLOCK = re.compile(r"(?P<trunk>(?:.*\.)?)blocks\.(?P<index>\d+)\.")
 _EMBEDDINGS = UNDECAYED_TENSORS | {"patch_embed", "norm_pre"}  # what comes before the first block
@@ -301,6 +302,7 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel:
 
     @torch.no_grad()
     def average(averaged: Any, current: Any, count: Tensor | int) -> None:
+        averaged, current = own_parts(averaged), own_parts(current)
         n = float(count)
         share = 1.0 - min(decay, (1.0 + n) / (10.0 + n))
         if averaged[0].is_floating_point():
@@ -315,6 +317,8 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel:
 def gradient_norm(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     """Returns the norm of all gradients together, (), before they are clipped; not finite if one of them is not.
 
+    Of gradients that are divided among processes it is a divided tensor, which `Processes.whole` puts together.
+
     Args:
         parameters: With gradients; those without are passed over.
         most: Norm to which larger gradients are clipped; 0 for no limit.
@@ -325,9 +329,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number is infinite or NaN."""
+    """Whether no number is infinite or NaN, of divided tensors in this process's part."""
     by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors:
+    for tensor in own_parts(tensors):
         if tensor.is_floating_point() and tensor.numel():
             by_device.setdefault(tensor.device, []).append(tensor.detach())
     # The largest number of each: a sum of squares overflows by itself.

@@ -27,6 +27,8 @@ from deit.train.optimization import (
 )
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.state import optimizer_tensors, restore_optimizer
+from deit.train.sharding.fully_sharded import NONE, FullySharded, Layout, check_sharding, divided, is_divided
+from deit.train.students.checkpointing import checkpoint_activations
 from deit.train.students.freezing import freeze
 from deit.train.tasks.pseudo_labels import PseudoLabeller
 from deit.train.tasks.task import Task
@@ -74,6 +76,9 @@ class TrainStep:
         num_classes: Number of classes K of the data.
         processes: Processes of the run.
         detect_anomaly: True watches all modules, see `AnomalyWatch`; the student is then not compiled.
+        sharding: "none", or "fsdp" to divide weights, gradients, optimizer and average among the processes, see
+            `FullySharded`. Then use `whole` to get a module that can be called or written.
+        gradient_checkpointing: True saves memory, see `checkpoint_activations`.
 
     Attributes:
         anomaly: Watches the modules; None unless `detect_anomaly`.
@@ -89,17 +94,27 @@ class TrainStep:
         num_classes: int,
         processes: Processes,
         detect_anomaly: bool = False,
+        sharding: str = NONE,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.task, self.recipe, self.device, self.processes = task, recipe, device, processes
         self.steps_per_epoch = steps_per_epoch
         check_division(recipe, processes)
+        check_sharding(sharding, recipe, processes, detect_anomaly=detect_anomaly)
+        if gradient_checkpointing:
+            checkpoint_activations(task.student)
         self._share = ShareOfStep(task.student, processes, recipe.accumulate)
         if processes.is_first:
             for note in self._share.notes:
                 logger.warning(note)
         self._frozen = freeze(task.student, recipe.freeze)
-        self.optimizer = build_optimizer(task.student, recipe.optimizer, device)
+        self._placement = resolve(device, recipe.precision)
         self.average = build_average(task.student, recipe.ema_decay) if recipe.ema_decay else None
+        self._shards: FullySharded | None = None
+        if sharding != NONE:
+            average = None if self.average is None else self.average.module
+            self._shards = FullySharded(task.student, average, processes, device, self._placement.dtype)
+        self.optimizer = build_optimizer(task.student, recipe.optimizer, device)
         self.trained = trained_parameters(task.student)
         self.mixer = (
             BatchMixer(recipe.augment, num_classes, recipe.label_smoothing, recipe.seed)
@@ -110,16 +125,16 @@ class TrainStep:
         if recipe.pseudo_labels.weight:
             assert self.average is not None
             self.pseudo_labels = PseudoLabeller(self.average.module, recipe, num_classes, processes)
-        self._placement = resolve(device, recipe.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._placement.dtype is torch.float16)
         self._buffers = list(task.student.buffers())  # statistics of batch norm, which the forward pass changes
         # A GPU need not be waited for, to know whether to skip, if its kernel of the update skips by itself.
-        self._kernel_skips = self.average is None and getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        by_kernel = self.average is None and self._shards is None
+        self._kernel_skips = by_kernel and getattr(self.optimizer, "_step_supports_amp_scaling", False)
         self.anomaly = AnomalyWatch(task.student) if detect_anomaly else None
         module: nn.Module = task
         if recipe.compile and not detect_anomaly:
             module = torch.compile(task)  # type: ignore[assignment]
-        if processes.world_size > 1:
+        if processes.world_size > 1 and self._shards is None:
             module = DistributedDataParallel(module, device_ids=[device.index] if device.type == "cuda" else None)
         self._module = module
 
@@ -178,8 +193,10 @@ class TrainStep:
             waits = number + 1 < parts and isinstance(self._module, DistributedDataParallel)
             if self._share.draws_whole:
                 self._seed(place.step)
-            with self._module.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
-                with self._placement.autocast(), self._share.at_hand(number, len(part[0]), self.device):
+            exchange = self._module.no_sync() if waits else contextlib.nullcontext()  # type: ignore[operator]
+            # At hand in the backward pass too, in which gradient checkpointing computes blocks again.
+            with exchange, self._share.at_hand(number, len(part[0]), self.device):
+                with self._placement.autocast():
                     losses = self._module(*part)
                 scaled = self.scaler.scale(losses["loss"] / parts)
                 # The 1 from which gradients begin is NaN for a loss that is not finite. So they all are, and when the
@@ -193,7 +210,8 @@ class TrainStep:
         """Updates weights and average unless a gradient is not finite; returns whether it did."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        taken = torch.isfinite(gradient_norm(self.trained, self.recipe.optimizer.clip_grad))
+        norm = gradient_norm(self.trained, self.recipe.optimizer.clip_grad)
+        taken = torch.isfinite(self.processes.whole(norm))
         if self._kernel_skips:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~taken).float()  # type: ignore[attr-defined]
             self.optimizer.step()
@@ -210,6 +228,10 @@ class TrainStep:
         (is_bad,) = self.processes.any(not all_finite(self.tensors().values()))
         return not is_bad
 
+    def whole(self, module: nn.Module) -> nn.Module:
+        """Returns the student or its average as a plain module; see `FullySharded.whole`."""
+        return module if self._shards is None else self._shards.whole(module)
+
     # --- state ----------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
@@ -224,12 +246,21 @@ class TrainStep:
             tensors["scaler.growth_tracker"] = torch.tensor(int(values["_growth_tracker"]))
         return tensors
 
+    def layout(self) -> Layout:
+        """Returns the tensors of the state that are divided among the processes; none without sharding."""
+        if self._shards is None:
+            return {}
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        of_optimizer = {f"optimizer.{index}": parameter for index, parameter in enumerate(parameters)}
+        return {name: each for name, each in (self.tensors() | of_optimizer).items() if is_divided(each)}
+
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Restores a state that `tensors` returned.
 
         Raises:
             RuntimeError: The state belongs to another student.
         """
+        tensors = divided(tensors, self.layout())
         self.task.student.load_state_dict(_below(tensors, "student."))
         restore_optimizer(self.optimizer, tensors)
         if self.average is not None:

@@ -66,7 +66,7 @@ def train_folds(
             say(held_out if number else f"The last model: all {count}.")
 
     def fit_one(task: Any, data: Data, of_fold: Recipe, **options: Any) -> Any:
-        options |= {"log": command.log, "detect_anomaly": command.detect_anomaly}
+        options |= {"log": command.log, **command.how}
         return run_fit(task, data, of_fold, processes, **options)
 
     result = fit_folds(
@@ -112,8 +112,7 @@ def train_planned_folds(
                 say("Training its teacher.")
             begun = processes.on_first(lambda: (own / RECIPE_NAME).is_file())
             task = build_task(recipe, build_student(None, data.train.classes, recipe))
-            options: dict[str, Any] = {"out": own, "device": command.device, "resume": begun}
-            options |= {"detect_anomaly": command.detect_anomaly}
+            options: dict[str, Any] = {"out": own, "device": command.device, "resume": begun, **command.how}
             run_fit(task, labelled_part(data), recipe, processes, **options)
         return own
 

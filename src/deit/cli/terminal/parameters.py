@@ -142,4 +142,18 @@ DetectAnomaly = Annotated[
         help="End at the first number that is infinite or NaN, and name the module where it arose. Slow.",
     ),
 ]
+Sharding = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="fsdp divides weights, gradients and optimizer among the processes (FSDP2); none gives each process all.",
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool,
+    typer.Option(
+        "--gradient-checkpointing",
+        help="Save memory: keep only the inputs of blocks, and compute the blocks again in the backward pass.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest saved state.")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,6 @@ from deit.cli.terminal.settings import check_freeze, named_settings, open_on_fir
 from deit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from deit.data.sources import Data
     from deit.planning.plan import Forecast, Plan
     from deit.runtime.processes import Processes
@@ -43,7 +42,7 @@ class TrainCommand:
         started: `time.monotonic()` at the start of the command.
         log: Service to log to; None for none.
         folds: Number of folds; None trains once.
-        detect_anomaly: Whether to end at the first number that is not finite, and name the module.
+        how: Options of `fit` that change no result.
     """
 
     data: str
@@ -60,7 +59,7 @@ class TrainCommand:
     started: float
     log: str | None
     folds: int | None = None
-    detect_anomaly: bool = False
+    how: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_planned(recipe: str | None, epochs: int | None, given: list[str], minutes: float | None) -> bool:
@@ -202,8 +201,7 @@ def run_plan(plan: Plan, images: Data, processes: Processes, command: TrainComma
             say(f"Note: {told}", err=True)
 
     def run(task: Any, data: Data, recipe: Recipe, **options: Any) -> Any:
-        options |= {"watch": watch if processes.is_first else None, "log": command.log}
-        options |= {"detect_anomaly": command.detect_anomaly}
+        options |= {"watch": watch if processes.is_first else None, "log": command.log, **command.how}
         return run_fit(task, data, recipe, processes, **options)
 
     result = carry_out(

@@ -11,7 +11,7 @@ from deit.cli.terminal.console import counted, print_table, progress_bar, report
 from deit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from deit.data.sources import Data
@@ -128,6 +128,13 @@ def check_log(service: str | None) -> None:
         from deit.train.loggers.training_log import check_logger
 
         check_logger(service)
+
+
+def check_steps(how: Mapping[str, Any], recipe: Recipe, processes: Processes) -> None:
+    """Rejects options of `fit` for its steps that these processes or the recipe do not go with."""
+    from deit.train.sharding.fully_sharded import check_sharding
+
+    check_sharding(how["sharding"], recipe, processes, detect_anomaly=how["detect_anomaly"])
 
 
 def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:

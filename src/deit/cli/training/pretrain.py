@@ -12,15 +12,18 @@ from deit.cli.terminal.parameters import (
     DetectAnomaly,
     Device,
     Epochs,
+    GradientCheckpointing,
     ImageSize,
     InitialWeights,
     Resume,
     RunFolder,
     Seed,
+    Sharding,
     place,
 )
 from deit.cli.terminal.settings import (
     check_freeze,
+    check_steps,
     describe_start,
     named_settings,
     named_start,
@@ -96,6 +99,8 @@ def pretrain(
     image_size: ImageSize = None,
     set_: Settings = None,
     device: Device = "auto",
+    sharding: Sharding = "none",
+    gradient_checkpointing: GradientCheckpointing = False,
     detect_anomaly: DetectAnomaly = False,
     resume: Resume = False,
 ) -> None:
@@ -117,7 +122,9 @@ def pretrain(
     free = _left_to_the_data(recipe, settings)
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), free=free)
+    how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
     with process_group(device) as processes:
+        processes.on_first(lambda: check_steps(how, chosen, processes))
         processes.on_first(lambda: refuse_inside_data(out, data, "--out"))
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))
@@ -127,7 +134,7 @@ def pretrain(
         task = build_task(resolved, built)
         if processes.is_first and not (resume and is_finished(out, resolved)):
             _print_plan(images, resolved, built, task)
-        options: dict[str, Any] = {"out": out, "device": device, "detect_anomaly": detect_anomaly, "resume": resume}
+        options: dict[str, Any] = {"out": out, "device": device, "resume": resume, **how}
         result = run_fit(task, images, resolved, processes, **options)
         if processes.is_first:
             print_result(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +16,13 @@ from deit.cli.terminal.parameters import (
     DetectAnomaly,
     Device,
     Epochs,
+    GradientCheckpointing,
     ImageSize,
     InitialWeights,
     Resume,
     RunFolder,
     Seed,
+    Sharding,
     path,
     place,
 )
@@ -36,6 +39,7 @@ from deit.cli.terminal.planned import (
 )
 from deit.cli.terminal.settings import (
     check_log,
+    check_steps,
     describe_start,
     named_settings,
     named_start,
@@ -179,6 +183,8 @@ def train(
     set_: Settings = None,
     log: LoggerName = None,
     device: Device = "auto",
+    sharding: Sharding = "none",
+    gradient_checkpointing: GradientCheckpointing = False,
     detect_anomaly: DetectAnomaly = False,
     resume: Resume = False,
 ) -> None:
@@ -203,18 +209,19 @@ def train(
     chosen = given.with_settings(settings)
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), timed=minutes is not None)
+    how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
     command = TrainCommand(
         data=data, out=out, student=student, init=init, teachers=teacher or [], teacher_cache=teacher_cache,
         image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,
-        folds=folds, detect_anomaly=detect_anomaly,
+        folds=folds, how=how,
     )  # fmt: skip
     with process_group(device) as processes:
+        processes.on_first(lambda: check_steps(how, chosen, processes))
         if found is not None and found[1] is not None:
             go_on_as_planned(command, found[1], chosen, processes)
-        elif planned and found is None:
-            train_as_planned(command, chosen, settings, processes)
         else:
-            _train(command, chosen, processes)
+            go = partial(train_as_planned, settings=settings) if planned and found is None else _train
+            go(command, chosen, processes=processes)
 
 
 def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
@@ -247,7 +254,7 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
         )
         return
     options: dict[str, Any] = {"out": out, "device": device, "resume": resume, "teacher_cache": cache}
-    options |= {"log": command.log, "detect_anomaly": command.detect_anomaly}
+    options |= {"log": command.log, **command.how}
     result = run_fit(task, images, recipe, processes, **options)
     if processes.is_first:
         print_result(result)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from deit.core.errors import UserError
 from deit.core.scores.intervals import describe_width
@@ -16,6 +15,7 @@ from deit.runtime.processes import Processes
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.record import flat_scores
 from deit.train.selection.kept_weights import AVERAGE, PREFIXES, STUDENT, KeptWeights
+from deit.train.step import TrainStep
 from deit.train.tasks.task import Task
 
 
@@ -24,7 +24,7 @@ class Evaluations:
 
     Args:
         task: Student and scores, on the device.
-        average: Running average of the student's weights; None for none.
+        take_step: Of the run; its average is used where there is one.
         recipe: Of the run.
         data: Of the run.
         device: Where to compute.
@@ -42,13 +42,14 @@ class Evaluations:
     def __init__(
         self,
         task: Task,
-        average: AveragedModel | None,
+        take_step: TrainStep,
         recipe: Recipe,
         data: Data,
         device: torch.device,
         processes: Processes,
     ) -> None:
-        self._task, self._average, self._recipe, self._data = task, average, recipe, data
+        self._task, self._recipe, self._data = task, recipe, data
+        self._average, self._whole = take_step.average, take_step.whole
         self._device, self._processes = device, processes
         check_selection(recipe, data)
         self.kept = KeptWeights(recipe, task.score_names(data.problem_type), processes)
@@ -60,7 +61,13 @@ class Evaluations:
         return self._average is not None and self._recipe.ema_use == "save"
 
     def last(self) -> nn.Module:
-        """Returns the module with the last weights: the average where it is saved, else the student."""
+        """Returns the module with the last weights: the average where it is saved, else the student.
+
+        If they are divided among processes it is a copy with all of them, which every process must ask for.
+        """
+        return self._whole(self._last())
+
+    def _last(self) -> nn.Module:
         if self.saves_average:
             assert self._average is not None
             return self._average.module
@@ -70,7 +77,7 @@ class Evaluations:
         """Returns the scores of a module by head; none without validation images."""
         if not len(self._data.val.labels):
             return {}
-        processes = self._processes
+        processes, student = self._processes, self._whole(student)
         size = max(self._recipe.batch_size // processes.world_size, 32)
         with processes.sharing():
             return self._task.score(student, self._data, self._device, batch_size=size, processes=processes)
@@ -80,7 +87,7 @@ class Evaluations:
         self.scores = self.score(self._task.student)
         row = flat_scores(self.scores, PREFIXES[STUDENT])
         if self.saves_average:
-            self.scores = self.score(self.last())
+            self.scores = self.score(self._last())
             row.update(flat_scores(self.scores, PREFIXES[AVERAGE]))
         return row
 
@@ -94,15 +101,19 @@ class Evaluations:
             return
         last = AVERAGE if self.saves_average else STUDENT
         names = {STUDENT, last} if self._recipe.keep == "best" else {last}
-        modules = {STUDENT: self._task.student, AVERAGE: self.last()}
+        modules = {STUDENT: self._task.student, AVERAGE: self._last()}
         self.kept.compare(row, {name: module for name, module in modules.items() if name in names})
 
     def model(self) -> nn.Module:
-        """Returns the module with the weights that become the model; the kept ones are put into the student."""
+        """Returns the module with the weights that become the model; the kept ones are put into the student.
+
+        Of weights that are divided among processes see `last`.
+        """
         if self._recipe.keep != "best" or self.kept.best is None:
             return self.last()
-        self.kept.put_into(self._task.student)
-        return self._task.student
+        student = self._whole(self._task.student)
+        self.kept.put_into(student)
+        return student
 
     def record(self) -> dict[str, Any]:
         """Returns what `training.json` says of the choice of the weights."""

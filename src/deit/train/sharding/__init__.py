@@ -1,0 +1,1 @@
+"""Divides the weights of a student among the processes of a run, and puts them together again."""
