@@ -30,7 +30,8 @@ LONG = 30.0  # seconds of a round, after which two are enough
 
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Measures one model, in this process."""
-    from inference_contenders import Size, contenders, products, useful_work, write_model
+    from inference_contenders import contenders, products
+    from inference_models import Size, useful_work, write_model
 
     size = Size.named(options.models[0])
     write_model(size, folder)

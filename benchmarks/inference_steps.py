@@ -18,7 +18,8 @@ import numpy as np
 import openvino
 import torch
 from harness import compare, take_turns
-from inference_contenders import Size, contract_of, in_openvino, write_model
+from inference_contenders import in_openvino
+from inference_models import Size, contract_of, write_model
 from torch import Tensor
 
 import deit

@@ -29,6 +29,7 @@ from deit.evaluate.results import Evaluation, HeadResult, Temperature, Throughpu
 from deit.evaluate.selective import Trust, measure_trust
 from deit.inference.contract import Contract
 from deit.inference.predictor import Predictor
+from deit.runtime.devices import gpu_name
 from deit.runtime.processes import Processes
 
 # Logits of the answer that are kept, in bytes: all 50,000 x 1,000 of ImageNet's validation images need a fifth of it.
@@ -373,9 +374,7 @@ def _throughput(seen: list[_Seen], batch_size: int, device: str) -> Throughput:
 def _device_name(device: str) -> str:
     import torch
 
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name()
     if torch.device(device).type != "cpu":
-        return device
+        return gpu_name(torch.device(device)) or device
     threads = torch.get_num_threads()
     return f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"

@@ -180,8 +180,8 @@ class DeiTImageProcessorFast(ImageProcessor):
                 "Use DeiTImageProcessor, or resample=3 (bicubic)."
             )
         filter_ = _INTERPOLATION[int(number)]
-        if filter_ == InterpolationMode.LANCZOS and image.device.type != "cpu":  # torchvision has it on the CPU only
-            return tv.resize(image.cpu(), sides, interpolation=filter_, antialias=antialias).to(image.device)
+        if filter_ == InterpolationMode.LANCZOS:
+            return _resize_by_lanczos(image, sides, antialias)
         if sides == [1, 1] and image.ndim == 4:
             # PyTorch 2.15 stops with an internal error at one pixel from planes, not from interleaved
             image = image.contiguous(memory_format=torch.channels_last)
@@ -383,3 +383,15 @@ def _to_rgb(image: Tensor) -> Tensor:
     colors = tv.to_dtype(image, torch.float32, scale=True)
     mixed = colors[:3] * colors[3:] + (1 - colors[3:])
     return tv.to_dtype(mixed, image.dtype, scale=True)
+
+
+def _resize_by_lanczos(image: Tensor, sides: list[int], antialias: bool) -> Tensor:
+    """Resizes where torchvision can: on the CPU, and only in newer versions."""
+    try:
+        resized = tv.resize(image.cpu(), sides, interpolation=InterpolationMode.LANCZOS, antialias=antialias)
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(
+            "The installed torchvision cannot resize tensors with the filter Lanczos. Install a newer one, use "
+            "DeiTImageProcessor, or pass resample=3 (bicubic)."
+        ) from error
+    return resized.to(image.device)

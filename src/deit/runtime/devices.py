@@ -84,6 +84,13 @@ def accelerator() -> torch.device:
     return torch.device("cpu") if found is None else found
 
 
+def gpu_name(device: torch.device) -> str:
+    """Returns the name of a GPU of CUDA, such as "NVIDIA H200"; empty for another device."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
 def local_rank() -> int:
     """Returns the number of this process on its machine, as `torchrun` counts; 0 without it."""
     return int(os.environ.get("LOCAL_RANK", "0"))

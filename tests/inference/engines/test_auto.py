@@ -408,8 +408,25 @@ def test_where_pytorch_has_no_rival_it_stays(timm_directory, deit_directory, mon
     assert (engine.name, engine.is_decided, engine.choice.source) == ("torch", True, "rule")
     assert "the model cannot be rewritten" in engine.reason
     contract = Contract(processor=PROCESSOR, label_names=NAMES, folder=deit_directory())
-    on_gpu = SimpleNamespace(placement=SimpleNamespace(device=torch.device("cuda")), device="cuda:0", contract=contract)
-    assert candidates.why_none(on_gpu) == "the others run on the CPU, and the device is cuda:0"
+    elsewhere = SimpleNamespace(placement=SimpleNamespace(device=torch.device("mps")), device="mps", contract=contract)
+    assert candidates.why_none(elsewhere) == "the others run on the CPU and on GPUs of CUDA, and the device is mps"
+
+
+def test_on_a_gpu_the_rival_is_the_engine_for_it(deit_directory, monkeypatch):
+    opened = open_torch_engine(deit_directory())
+    on_gpu = SimpleNamespace(
+        placement=SimpleNamespace(device=torch.device("cuda")), contract=opened.contract, model=opened.model
+    )
+    for installed, precision, expected in [
+        (True, "auto", ["cuda fp32", "cuda bf16"]),
+        (True, "bf16", ["cuda bf16"]),
+        (False, "auto", []),
+    ]:
+        monkeypatch.setattr(candidates, "find_spec", lambda name, there=installed: there or None)
+        reason = candidates.why_none(on_gpu)
+        found = [] if reason else [f"{c.engine} {c.precision}" for c in candidates.candidates(on_gpu, precision)]
+        assert found == expected
+        assert ("Triton is not installed" in reason) == (not installed)
 
 
 SCRIPT = """
@@ -547,7 +564,7 @@ def test_the_environment_pins_what_auto_stands_for(deit_directory, monkeypatch):
     assert Predictor.open(folder, engine="torch").engine.name == "torch"
     monkeypatch.setenv("DEIT_ENGINE", "fast")
     with pytest.raises(
-        UserError, match="DEIT_ENGINE must be one of auto, torch, torch-compiled, openvino, onnxruntime"
+        UserError, match="DEIT_ENGINE must be one of auto, torch, torch-compiled, cuda, openvino, onnxruntime"
     ):
         Predictor.open(folder)
     monkeypatch.delenv("DEIT_ENGINE")

@@ -236,7 +236,7 @@ def test_a_missing_package_names_its_extra(deit_directory, monkeypatch, engine, 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones(deit_directory):
     with pytest.raises(
-        UserError, match=r"Unknown engine 'tensorrt'\. Known: auto, torch, torch-compiled, openvino, onnxru"
+        UserError, match=r"Unknown engine 'tensorrt'\. Known: auto, torch, torch-compiled, cuda, openvino, onnxru"
     ):
         open_engine(deit_directory(), engine="tensorrt")
     assert list(ENGINES) == ["torch", "torch-compiled", "openvino", "onnxruntime"]

@@ -167,7 +167,7 @@ def test_the_rate_of_matrix_products_is_one_that_this_machine_reaches():
     ("arguments", "words"),
     [
         ({"engines": ["torhc"]}, "Unknown engine 'torhc'"),
-        ({"precisions": ["fp8"]}, "Unknown precision 'fp8'"),
+        ({"precisions": ["fp7"]}, "Unknown precision 'fp7'"),
         ({"batch_sizes": [0]}, "at least 1"),
         ({"batch_sizes": []}, "at least 1"),
         ({"seconds": 0}, "above 0"),
@@ -188,7 +188,8 @@ def test_a_missing_model_is_refused_before_a_process_starts(tmp_path):
 
 def test_engines_that_are_not_installed_are_not_measured_unless_named(monkeypatch):
     monkeypatch.setattr("deit.inference.measuring.cells.find_spec", lambda name: None if name == "openvino" else 1)
-    assert default_engines() == ["torch", "onnxruntime"]
+    assert default_engines("cpu") == ["torch", "onnxruntime"]
+    assert default_engines("mps") == ["torch"]
     assert {cell.engine for cell in cells_of(None, None, [1])} == {"torch", "onnxruntime"}
     assert {cell.engine for cell in cells_of(["openvino", "torch-compiled"], None, [1])} == {
         "openvino",

@@ -72,7 +72,7 @@ Engine = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What runs the model: torch, torch-compiled, openvino, onnxruntime, or auto (the fastest one).",
+        help="What runs the model: torch, torch-compiled, cuda, openvino, onnxruntime, or auto (the fastest one).",
     ),
 ]
 InferenceBatchSize = Annotated[int, typer.Option(metavar="N", help="Number of images per forward pass.")]
@@ -154,6 +154,13 @@ GradientCheckpointing = Annotated[
     typer.Option(
         "--gradient-checkpointing",
         help="Save memory: keep only the inputs of blocks, and compute the blocks again in the backward pass.",
+    ),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Use only kernels of a GPU that give the same bits each time. Slower; a CPU always does so.",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest saved state.")]

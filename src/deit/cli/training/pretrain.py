@@ -10,6 +10,7 @@ from deit.cli.terminal.console import counted, reports_errors, say, say_lines
 from deit.cli.terminal.parameters import (
     BatchSize,
     DetectAnomaly,
+    Deterministic,
     Device,
     Epochs,
     GradientCheckpointing,
@@ -102,6 +103,7 @@ def pretrain(
     sharding: Sharding = "none",
     gradient_checkpointing: GradientCheckpointing = False,
     detect_anomaly: DetectAnomaly = False,
+    deterministic: Deterministic = False,
     resume: Resume = False,
 ) -> None:
     """Train a model on unlabeled images by masking patches (SimMIM).
@@ -109,6 +111,7 @@ def pretrain(
     Fine-tune it afterwards: deit train DATA --init OUT --out CLASSIFIER
     """
     from deit.core.file_names import RECONSTRUCTION_NAME
+    from deit.runtime.determinism import deterministic_kernels
     from deit.runtime.processes import process_group
     from deit.train.build_task import build_task
     from deit.train.open_images import open_images
@@ -123,7 +126,7 @@ def pretrain(
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), free=free)
     how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
-    with process_group(device) as processes:
+    with deterministic_kernels(deterministic), process_group(device) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
         processes.on_first(lambda: refuse_inside_data(out, data, "--out"))
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))

@@ -14,6 +14,7 @@ from deit.cli.terminal.folds import train_folds
 from deit.cli.terminal.parameters import (
     BatchSize,
     DetectAnomaly,
+    Deterministic,
     Device,
     Epochs,
     GradientCheckpointing,
@@ -186,6 +187,7 @@ def train(
     sharding: Sharding = "none",
     gradient_checkpointing: GradientCheckpointing = False,
     detect_anomaly: DetectAnomaly = False,
+    deterministic: Deterministic = False,
     resume: Resume = False,
 ) -> None:
     """Train a classifier from labels, or from labels and a teacher.
@@ -196,6 +198,7 @@ def train(
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     import deit.train.trial  # noqa: F401  # before processes work together: an import that fails is then told once
+    from deit.runtime.determinism import deterministic_kernels
     from deit.runtime.processes import process_group
 
     started = time.monotonic()
@@ -215,7 +218,7 @@ def train(
         image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,
         folds=folds, how=how,
     )  # fmt: skip
-    with process_group(device) as processes:
+    with deterministic_kernels(deterministic), process_group(device) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
         if found is not None and found[1] is not None:
             go_on_as_planned(command, found[1], chosen, processes)

@@ -29,6 +29,7 @@ from deit.inference.engines.choice import (
 )
 from deit.inference.engines.engine import Engine
 from deit.inference.engines.torch_engine import TorchEngine
+from deit.runtime.devices import gpu_name
 
 LOOK_AFTER = 0.2  # seconds of computing after which a process looks for what an earlier one found out
 # Seconds of computing after which engines are measured. Opening one costs about as much, so a process that ends right
@@ -51,10 +52,11 @@ class AutoEngine:
     """Runs a model with the fastest engine whose answers agree with those of plain PyTorch.
 
     Plain PyTorch answers first. After two seconds of computing, a thread opens the other engines (OpenVINO, or ONNX
-    Runtime) while PyTorch goes on answering. Then each batch of the caller is also given to them, after it has been
-    answered, until 32 images and three batches have shown their speed and that they agree: that is what the images, the
-    batches and the load of the machine are like. The answer is kept in the cache folder, so the next process with the
-    same weights, machine, versions and threads opens the engine after its first batch, and compares one batch only.
+    Runtime; on a GPU of CUDA, the engine "cuda") while PyTorch goes on answering. Then each batch of the caller is also
+    given to them, after it has been answered, until 32 images and three batches have shown their speed and that they
+    agree: that is what the images, the batches and the load of the machine are like. The answer is kept in the cache
+    folder, so the next process with the same weights, machine, versions and threads opens the engine after its first
+    batch, and compares one batch only.
 
     A call is answered by one engine; `held` keeps it for several calls. An engine that fails later is given up for
     PyTorch, with a warning.
@@ -207,7 +209,7 @@ class AutoEngine:
         """Opens what may answer; in a thread."""
         try:
             if self._key is None:
-                key = verdict_key(self.contract, self._asked, PACKAGES)
+                key = verdict_key(self.contract, self._asked, PACKAGES, gpu_name(self._plain.placement.device))
                 self._found = remembered(key)
                 self._key = key
                 if self._found is None:

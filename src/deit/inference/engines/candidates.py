@@ -11,7 +11,7 @@ from deit.inference.engines.openvino_engine import computes_in_bf16, rewritten_f
 from deit.inference.engines.torch_engine import TorchEngine
 from deit.runtime.devices import bf16_instructions
 
-PACKAGES = ("openvino", "onnxruntime")  # on which the answer depends
+PACKAGES = ("openvino", "onnxruntime", "triton")  # on which the answer depends
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Candidate:
         """Opens it from what plain PyTorch has opened."""
         if self.engine == "openvino":
             return rewritten_for_openvino(plain, precision=self.precision)
+        if self.engine == "cuda":
+            from deit.inference.engines.cuda_engine import CudaEngine
+
+            return CudaEngine(plain.model, plain.contract, plain.device, precision=self.precision)
         if self.engine == "onnxruntime":
             return rewritten_for_onnxruntime(plain, precision=self.precision)
         return TorchEngine(plain.model, plain.contract, plain.device, precision=self.precision)
@@ -34,13 +38,16 @@ def why_none(plain: TorchEngine) -> str:
     """Returns why plain PyTorch has no rival for a model; empty if it has one."""
     from deit.inference.graph.known_models import why_unknown
 
-    if plain.placement.device.type != "cpu":
-        return f"the others run on the CPU, and the device is {plain.device}"
+    place = plain.placement.device.type
+    if place not in ("cpu", "cuda"):
+        return f"the others run on the CPU and on GPUs of CUDA, and the device is {plain.device}"
     if plain.contract.folder is None or not plain.contract.folder.is_dir():
         return "the model was opened from no model directory"
     if reason := why_unknown(plain.model):
         return f"the model cannot be rewritten: {reason}"
-    if not any(find_spec(name) for name in PACKAGES):
+    if place == "cuda":
+        return "" if find_spec("triton") else "Triton is not installed, which the engine cuda needs"
+    if not any(find_spec(name) for name in ("openvino", "onnxruntime")):
         return 'no other engine is installed, pip install "deit[openvino]" adds a faster one'
     return ""
 
@@ -48,14 +55,16 @@ def why_none(plain: TorchEngine) -> str:
 def candidates(plain: TorchEngine, precision: str) -> list[Candidate]:
     """Returns the engines to measure.
 
-    OpenVINO where it is installed, else ONNX Runtime: beside OpenVINO it was never the fastest. bf16 only where the
-    CPU has instructions for it.
+    On a GPU of CUDA, the engine for it. On the CPU, OpenVINO where it is installed, else ONNX Runtime: beside OpenVINO
+    it was never the fastest. bf16 only where the CPU has instructions for it.
 
     Args:
         plain: What answers until then.
         precision: "fp32" or "bf16" allow that alone, "auto" both.
     """
     found = []
+    if plain.placement.device.type == "cuda":
+        return [Candidate("cuda", each) for each in ("fp32", "bf16") if precision in ("auto", each)]
     if find_spec("openvino"):
         kinds = ["bf16"] if computes_in_bf16() else []
         found = [Candidate("openvino", kind) for kind in ("fp32", *kinds)]

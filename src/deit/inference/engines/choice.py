@@ -161,13 +161,14 @@ class Verdict:
     images: int
 
 
-def verdict_key(contract: Contract, precision: str, packages: tuple[str, ...]) -> dict[str, Any]:
+def verdict_key(contract: Contract, precision: str, packages: tuple[str, ...], gpu: str = "") -> dict[str, Any]:
     """Returns what a verdict depends on: weights, machine, versions and what was asked for.
 
     Args:
         contract: Of a model that was opened from a directory.
         precision: As asked for.
         packages: Of the candidates.
+        gpu: Name of the GPU; empty for the CPU.
     """
     assert contract.folder is not None
     return {
@@ -177,6 +178,7 @@ def verdict_key(contract: Contract, precision: str, packages: tuple[str, ...]) -
         "asked": precision,
         "versions": installed_versions(("deit", *packages)),
         **machine_facts(),
+        "gpu": gpu,
         "format": _FORMAT,
     }
 

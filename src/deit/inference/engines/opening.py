@@ -20,7 +20,9 @@ from deit.runtime.packages import require_packages
 
 VARIABLE = "DEIT_ENGINE"  # of the environment: what "auto" stands for
 
-TORCH, COMPILED, OPENVINO, ONNXRUNTIME = "torch", "torch-compiled", "openvino", "onnxruntime"
+TORCH, COMPILED, CUDA, OPENVINO, ONNXRUNTIME = "torch", "torch-compiled", "cuda", "openvino", "onnxruntime"
+
+_PLACES = {"cpu": "the CPU", "cuda": "GPUs of CUDA"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +33,14 @@ class EngineKind:
         weights: From a model that PyTorch has opened from its weights, and a precision.
         export: From an exported model and a precision; None if the engine opens no files. The endings of these files
             are in `ENDINGS`.
-        only_cpu: Whether the engine runs on no other device.
+        device_type: The only kind of device that the engine runs on; None for all.
         precisions: Those that it computes a model directory in, beside "auto".
         package: What must be installed.
     """
 
     weights: Callable[[TorchEngine, str], Engine]
     export: Callable[[ExportedModel, str], Engine] | None = None
-    only_cpu: bool = True
+    device_type: str | None = "cpu"
     precisions: tuple[str, ...] = ("fp32", "bf16")
     package: str = "torch"
 
@@ -51,6 +53,12 @@ def _compiled(opened: TorchEngine, precision: str) -> Engine:
     from deit.inference.engines.compiled_engine import CompiledEngine
 
     return CompiledEngine(opened.model, opened.contract, opened.device, precision=precision)
+
+
+def _cuda(opened: TorchEngine, precision: str) -> Engine:
+    from deit.inference.engines.cuda_engine import CudaEngine
+
+    return CudaEngine(opened.model, opened.contract, opened.device, precision=precision)
 
 
 def _auto(opened: TorchEngine, precision: str) -> Engine:
@@ -84,8 +92,9 @@ def _onnxruntime_export(exported: ExportedModel, precision: str) -> Engine:
 
 
 ENGINES: dict[str, EngineKind] = {
-    TORCH: EngineKind(weights=_torch, only_cpu=False),
-    COMPILED: EngineKind(weights=_compiled, only_cpu=False),
+    TORCH: EngineKind(weights=_torch, device_type=None),
+    COMPILED: EngineKind(weights=_compiled, device_type=None),
+    CUDA: EngineKind(weights=_cuda, device_type="cuda", precisions=("fp32", "bf16", "fp8"), package="triton"),
     OPENVINO: EngineKind(weights=_openvino, export=_openvino_export, package="openvino"),
     ONNXRUNTIME: EngineKind(
         weights=_onnxruntime, export=_onnxruntime_export, precisions=("fp32",), package="onnxruntime"
@@ -93,7 +102,7 @@ ENGINES: dict[str, EngineKind] = {
 }
 
 
-_AUTO = EngineKind(weights=_auto, only_cpu=False)
+_AUTO = EngineKind(weights=_auto, device_type=None)
 
 
 def chosen_engine(engine: str | None) -> str:
@@ -125,12 +134,13 @@ def open_engine(
             `torchvision/NAME` stands for the weights that torchvision publishes, with its preprocessing. The file of an
             exported model (`openvino_model.xml`, `model.onnx`), and a directory with such files and no weights, open
             with the engine that they belong to, whatever `engine` says.
-        device: "cpu", "cuda", ..., or "auto" for a GPU if there is one. OpenVINO and ONNX Runtime run on the CPU.
-        engine: "torch", "torch-compiled", "openvino" or "onnxruntime"; "auto" takes the fastest one while PyTorch
-            answers, see `AutoEngine`, or what DEIT_ENGINE says.
+        device: "cpu", "cuda", ..., or "auto" for a GPU if there is one. OpenVINO and ONNX Runtime run on the CPU, and
+            the engine "cuda" on a GPU of CUDA.
+        engine: "torch", "torch-compiled", "cuda", "openvino" or "onnxruntime"; "auto" takes the fastest one while
+            PyTorch answers, see `AutoEngine`, or what DEIT_ENGINE says.
         precision: "fp32", or "bf16" to multiply in bfloat16 where the engine finds that safe; "auto" takes the faster
-            one, see `choose_precision` and `OpenVinoEngine`. None is "fp32", for the engine "auto" it is "auto", and
-            for an exported model its own.
+            one, see `choose_precision` and `OpenVinoEngine`. The engine "cuda" has "fp8" too, see `CudaEngine`. None is
+            "fp32", for the engine "auto" it is "auto", and for an exported model its own.
         head_average: What two heads answer with together: "logits" (their mean, as the paper's code and transformers)
             or "probabilities" (the mean of their softmax outputs, as the paper's text). None follows the model's
             configuration, whose default is "logits".
@@ -174,11 +184,11 @@ def _kind(engine: str) -> EngineKind:
 
 def _precisions(engine: str, device: str, precision: str | None) -> tuple[str, str]:
     """Returns the precision in which PyTorch opens a model, and that which its engine is given."""
-    if engine in (OPENVINO, ONNXRUNTIME):
+    if engine in (CUDA, OPENVINO, ONNXRUNTIME):
         return "fp32", precision or "fp32"
     if engine != AUTO:
         return precision or "fp32", precision or "fp32"
-    if resolve(device).device.type != "cpu":  # PyTorch has no rival there
+    if resolve(device).device.type not in ("cpu", "cuda"):  # PyTorch has no rival there
         return precision or "fp32", precision or "fp32"
     asked = precision or AUTO
     if asked == AUTO and os.environ.get(AUTO_PRECISION) in ("fp32", "bf16"):
@@ -187,16 +197,19 @@ def _precisions(engine: str, device: str, precision: str | None) -> tuple[str, s
 
 
 def _device(engine: str, device: str) -> str:
-    """Returns the device that a model is opened on: for an engine of the CPU, "auto" is the CPU.
+    """Returns the device that a model is opened on: "auto" is one of the only kind that an engine runs on.
 
     Raises:
         UserError: The engine does not run on it.
     """
-    if not _kind(engine).only_cpu:
+    only = _kind(engine).device_type
+    if only is None:
         return device
-    if device != AUTO and resolve(device).device.type != "cpu":
-        raise UserError(f"The engine {engine} runs on the CPU. Received the device {device!r}. Pass device='cpu'.")
-    return "cpu"
+    if device != AUTO and resolve(device).device.type != only:
+        raise UserError(
+            f"The engine {engine} runs on {_PLACES[only]}. Received the device {device!r}. Pass device={only!r}."
+        )
+    return only if device == AUTO else device
 
 
 def _open_export(exported: ExportedModel, device: str, precision: str | None, head_average: str | None) -> Engine:

@@ -126,7 +126,11 @@ class LeanClassifier(nn.Module):
         for i, block in enumerate(self.blocks):
             lean: Any = block
             x = lean.run(ops, x, count if i == len(self.blocks) - 1 else None)
-        x = ops.normalize(x, self.head_weight.shape[1], self.epsilon)
+        return self.answers(ops, ops.normalize(x, self.head_weight.shape[1], self.epsilon))
+
+    def answers(self, ops: Operations[Value], x: Value) -> tuple[Value, ...]:
+        """Maps the normalized tokens (B, M, D) that have a head to what `forward` returns."""
+        count = self.head_weight.shape[0]
         heads = ops.split_heads(ops.linear_heads(x, self.head_weight, self.head_bias), count)
         outputs = heads if count == 1 else (self._average(ops, *heads), *heads)
         if not self.gives_features:

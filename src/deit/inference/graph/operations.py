@@ -153,10 +153,15 @@ class _TorchOperations:
         return F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)
 
     def attend_of_few(self, query: Tensor, x: Tensor, key_weight: Tensor, value_weight: Tensor) -> Tensor:
-        heads, width, _ = key_weight.shape
-        rows = query.unflatten(2, (heads, width)).transpose(1, 2) @ key_weight  # (B, H, M, D)
-        mixed = F.softmax(rows.flatten(1, 2) @ x.transpose(1, 2), dim=-1) @ x  # (B, H * M, D)
-        return (mixed.view_as(rows) @ value_weight.transpose(1, 2)).transpose(1, 2).flatten(2)
+        (heads, width, _), count = key_weight.shape, query.shape[1]
+        by_head = query.unflatten(2, (heads, width)).permute(2, 0, 1, 3).flatten(1, 2)  # (H, B * M, d)
+        rows = _swapped(torch.bmm(by_head, key_weight), count)  # (B, H * M, D)
+        # On a GPU, scores are float32, as those of PyTorch's attention are.
+        exact = x.is_cuda and x.dtype != torch.float32
+        scores = torch.bmm(rows, x.mT, out_dtype=torch.float32) if exact else torch.bmm(rows, x.mT)
+        mixed = torch.bmm(F.softmax(scores, dim=-1).to(x.dtype), x)
+        answers = torch.bmm(_swapped(mixed, count), value_weight.transpose(1, 2))  # (H, B * M, d)
+        return answers.unflatten(1, (-1, count)).permute(1, 2, 0, 3).flatten(2)
 
     def linear_heads(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.baddbmm(bias, x.transpose(0, 1), weight)
@@ -178,6 +183,11 @@ class _TorchOperations:
 
     def absolute(self, x: Tensor) -> Tensor:
         return x.abs()
+
+
+def _swapped(x: Tensor, count: int) -> Tensor:
+    """Maps (H, B * M, D) to (B, H * M, D), and the other way round."""
+    return x.unflatten(1, (-1, count)).transpose(0, 1).flatten(1, 2)
 
 
 TORCH = _TorchOperations()

@@ -76,8 +76,9 @@ def benchmark(
     """
     check_seconds(seconds)
     threads = _threads(threads)
-    left_out = [BF16] if precisions is None and not multiplies_bf16(resolve(device).device) else []
-    cells = cells_of(engines, precisions, batch_sizes, without=left_out)
+    place = resolve(device).device
+    left_out = [BF16] if precisions is None and not multiplies_bf16(place) else []
+    cells = cells_of(engines, precisions, batch_sizes, device_type=place.type, without=left_out)
     result = Benchmark(
         left_out=left_out, model=_name(model), machine=this_machine(threads), load_average=_load_average()
     )

@@ -33,9 +33,10 @@ class Cell:
         return f"{self.engine} {self.precision}, batch {self.batch_size}"
 
 
-def default_engines() -> list[str]:
-    """Returns the engines whose packages are installed, without PyTorch's compiler."""
-    return [name for name, kind in ENGINES.items() if name != COMPILED and find_spec(kind.package) is not None]
+def default_engines(device_type: str) -> list[str]:
+    """Returns the engines of a kind of device whose packages are installed, without PyTorch's compiler."""
+    fitting = {name: kind for name, kind in ENGINES.items() if kind.device_type in (None, device_type)}
+    return [name for name, kind in fitting.items() if name != COMPILED and find_spec(kind.package) is not None]
 
 
 def cells_of(
@@ -43,6 +44,7 @@ def cells_of(
     precisions: Sequence[str] | None,
     batch_sizes: Sequence[int],
     *,
+    device_type: str = "cpu",
     without: Collection[str] = (),
 ) -> list[Cell]:
     """Returns the cells of a measurement, those of a batch size beside each other.
@@ -51,6 +53,7 @@ def cells_of(
         engines: Names of engines; None for `default_engines`.
         precisions: Precisions; None for all of each engine.
         batch_sizes: Images in a call.
+        device_type: "cpu", "cuda", ...
         without: Precisions to leave out.
 
     Raises:
@@ -69,7 +72,7 @@ def cells_of(
     cells = [
         Cell(engine, precision, batch_size)
         for batch_size in dict.fromkeys(batch_sizes)
-        for engine in dict.fromkeys(engines or default_engines())
+        for engine in dict.fromkeys(engines or default_engines(device_type))
         for precision in known[engine]
         if (precisions is None or precision in precisions) and precision not in without
     ]

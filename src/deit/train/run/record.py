@@ -13,6 +13,7 @@ import deit
 from deit.core.scores.intervals import score_intervals
 from deit.data.few_labels import count_unlabelled
 from deit.data.sources import Data
+from deit.runtime.devices import gpu_name
 from deit.train.optimization import planned_rates
 from deit.train.recipes.recipe import Recipe
 from deit.train.tasks.agreement import unused_settings
@@ -99,7 +100,8 @@ def flat_scores(scores: Mapping[str, Any], prefix: str) -> dict[str, float]:
 def hardware_and_versions(device: torch.device, world_size: int) -> dict[str, Any]:
     """Returns what a result may depend on beside recipe and data."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": gpu_name(device) or platform.processor() or "cpu",
         "processes": world_size,
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         "versions": {"deit": deit.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
