@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.backends import cuda, cudnn
 
 from deit.core.errors import UserError
-from deit.runtime.determinism import deterministic_kernels
+from deit.runtime.random_state import deterministic_kernels
 from deit.runtime.signals import TrainingInterrupted
 from deit.train.loop import fit
 from tests.train import tiny

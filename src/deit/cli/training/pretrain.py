@@ -111,8 +111,8 @@ def pretrain(
     Fine-tune it afterwards: deit train DATA --init OUT --out CLASSIFIER
     """
     from deit.core.file_names import RECONSTRUCTION_NAME
-    from deit.runtime.determinism import deterministic_kernels
     from deit.runtime.processes import process_group
+    from deit.runtime.random_state import deterministic_kernels
     from deit.train.build_task import build_task
     from deit.train.open_images import open_images
     from deit.train.run.folder import check_run_folder, is_finished, refuse_inside_data

@@ -198,8 +198,8 @@ def train(
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     import deit.train.trial  # noqa: F401  # before processes work together: an import that fails is then told once
-    from deit.runtime.determinism import deterministic_kernels
     from deit.runtime.processes import process_group
+    from deit.runtime.random_state import deterministic_kernels
 
     started = time.monotonic()
     check_log(log)
