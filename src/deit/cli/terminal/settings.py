@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,7 +11,7 @@ from deit.cli.terminal.console import counted, print_table, progress_bar, report
 from deit.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from deit.data.sources import Data
@@ -128,6 +128,17 @@ def check_log(service: str | None) -> None:
         from deit.train.loggers.training_log import check_logger
 
         check_logger(service)
+
+
+@contextmanager
+def training_processes(device: str, deterministic: bool) -> Iterator[Processes]:
+    """Connects the processes of a training, with --deterministic or without; see `process_group`."""
+    import deit.train.trial  # noqa: F401  # before processes work together: an import that fails is then told once
+    from deit.runtime.processes import process_group
+    from deit.runtime.random_state import deterministic_kernels
+
+    with deterministic_kernels(deterministic), process_group(device) as processes:
+        yield processes
 
 
 def check_steps(how: Mapping[str, Any], recipe: Recipe, processes: Processes) -> None:

@@ -34,6 +34,7 @@ from deit.cli.terminal.settings import (
     recipe_settings,
     resumed_settings,
     run_fit,
+    training_processes,
 )
 from deit.core.errors import UserError
 
@@ -111,8 +112,6 @@ def pretrain(
     Fine-tune it afterwards: deit train DATA --init OUT --out CLASSIFIER
     """
     from deit.core.file_names import RECONSTRUCTION_NAME
-    from deit.runtime.processes import process_group
-    from deit.runtime.random_state import deterministic_kernels
     from deit.train.build_task import build_task
     from deit.train.open_images import open_images
     from deit.train.run.folder import check_run_folder, is_finished, refuse_inside_data
@@ -126,7 +125,7 @@ def pretrain(
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), free=free)
     how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
-    with deterministic_kernels(deterministic), process_group(device) as processes:
+    with training_processes(device, deterministic) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
         processes.on_first(lambda: refuse_inside_data(out, data, "--out"))
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))

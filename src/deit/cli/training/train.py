@@ -50,6 +50,7 @@ from deit.cli.terminal.settings import (
     recipe_settings,
     resumed_settings,
     run_fit,
+    training_processes,
 )
 from deit.core.errors import UserError
 
@@ -197,10 +198,6 @@ def train(
 
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
-    import deit.train.trial  # noqa: F401  # before processes work together: an import that fails is then told once
-    from deit.runtime.processes import process_group
-    from deit.runtime.random_state import deterministic_kernels
-
     started = time.monotonic()
     check_log(log)
     planned = is_planned(recipe, epochs, set_ or [], minutes)
@@ -218,7 +215,7 @@ def train(
         image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,
         folds=folds, how=how,
     )  # fmt: skip
-    with deterministic_kernels(deterministic), process_group(device) as processes:
+    with training_processes(device, deterministic) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
         if found is not None and found[1] is not None:
             go_on_as_planned(command, found[1], chosen, processes)
