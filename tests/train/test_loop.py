@@ -169,7 +169,8 @@ def test_a_state_every_few_steps_is_all_that_a_crash_needs(tmp_path) -> None:
     whole = fit(classification_task(), tiny.data(), recipe, out=tmp_path / "whole", device="cpu")
     with pytest.raises(RuntimeError, match="a bug"):
         fit(classification_task(), tiny.data(), recipe, out=tmp_path / "two", device="cpu", on_step=crash)
-    assert seen == [[], [], [2], [2, 3], [3, 4], [3, 4]]
+    assert all(max(steps, default=0) < step for step, steps in enumerate(seen, 1))  # written while steps are done
+    assert sorted(int(path.name[5:]) for path in (tmp_path / "two" / "state").glob("step-*")) == [3, 4]
     two = fit(classification_task(), tiny.data(), recipe, out=tmp_path / "two", device="cpu", resume=True)
     assert [{**row, "seconds": 0} for row in whole.history] == [{**row, "seconds": 0} for row in two.history]
     states = [load_state(tmp_path / run / "state").tensors for run in ("whole", "two")]

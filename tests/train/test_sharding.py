@@ -1,6 +1,7 @@
 """Sharded training (FSDP2): what one process computes, on any number of processes; what does not go with it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,22 +23,39 @@ from tests.train import poisoned, sharded, tiny, together
 def alone(tmp_path_factory) -> tuple[Path, dict[str, list[float]]]:
     """Folders of trainings on one process, and the losses of their steps."""
     folder = tmp_path_factory.mktemp("one")
-    return folder, {kind: sharded.run(kind, folder / kind) for kind in sharded.KINDS}
+    return folder, {kind: sharded.run(kind, folder / kind) for kind in sharded.KINDS}  # one is "stopped"
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory) -> Path:
-    """Folders of the same trainings on 2 and 3 processes; 3 divide no layer of the student evenly."""
+def several(tmp_path_factory, alone) -> Path:
+    """Folders of the same trainings on 2 and 3 processes; 3 divide no layer of the student evenly.
+
+    Trainings that were stopped go on: that of one process on two, that of two on two and on three.
+    """
     folder = tmp_path_factory.mktemp("several")
     for count, names in RUNS.items():
+        if count == 2:
+            shutil.copytree(alone[0] / "stopped", folder / "2" / "fsdp_of_one-stopped")
+        else:
+            shutil.copytree(folder / "2" / "left by fsdp-stopped", folder / "3" / "fsdp-stopped")
         ran = run_on_ranks("tests.train.sharded", folder / str(count), *names, processes=count)
         assert ran.returncode == 0, ran.stderr
     return folder
 
 
 RUNS = {
-    2: ["none-usual", "fsdp-usual", "fsdp-parts", "fsdp-masked", "fsdp-bf16", "fsdp-poisoned"],
-    3: ["fsdp-usual"],
+    2: [
+        "none-usual",
+        "fsdp-usual",
+        "fsdp-parts",
+        "fsdp-masked",
+        "fsdp-bf16",
+        "fsdp-poisoned",
+        "fsdp-stopped",
+        "fsdp-stopped",
+        "fsdp_of_one-stopped",
+    ],
+    3: ["fsdp-usual", "fsdp-stopped"],
 }
 
 
@@ -60,6 +78,44 @@ def test_twenty_steps_have_the_losses_and_the_state_of_one_process(run, alone, s
             torch.testing.assert_close(
                 received[name], tensor, atol=1e-5, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
             )
+
+
+def test_each_process_writes_its_part_of_a_state(several) -> None:
+    names = sorted(path.name for path in (several / "3" / "fsdp-usual" / "state" / "step-00000020").iterdir())
+    assert names == ["manifest.json", "meta.json", *(f"tensors-0000{i}-of-00003.safetensors" for i in (1, 2, 3))]
+
+
+def test_a_run_that_goes_on_ends_with_the_same_bits_on_as_many_processes(several) -> None:
+    left = several / "2" / "left by fsdp-stopped" / "state"
+    assert sorted(path.name for path in left.glob("step-*")) == ["step-00000010", "step-00000012"]
+    whole, gone_on = (several / "2" / name for name in ("fsdp-usual", "fsdp-stopped"))
+    states = [load_state(folder / "state").tensors for folder in (whole, gone_on)]
+    for name, tensor in states[0].items():
+        if not name.startswith("losses."):  # each process goes on with their mean, which ends in other bits
+            assert torch.equal(states[1][name], tensor), name
+    assert (whole / "model.safetensors").read_bytes() == (gone_on / "model.safetensors").read_bytes()
+
+
+def test_a_state_goes_on_on_any_number_of_processes(tmp_path, alone, several) -> None:
+    """Of one process on two, of two on three, and of two on one, which divides nothing."""
+    one, losses = alone
+    shutil.copytree(several / "2" / "left by fsdp-stopped", tmp_path / "on one")
+    last = {"on one": sharded.run("stopped", tmp_path / "on one")}
+    for name in ("2/fsdp_of_one-stopped", "3/fsdp-stopped"):
+        last[name] = json.loads((several / name / "losses.json").read_text())
+    whole = load_file(one / "usual" / "model.safetensors")
+    for name, folder in {"on one": tmp_path / "on one", **{n: several / n for n in last if n != "on one"}}.items():
+        assert last[name] == pytest.approx(losses["usual"][12:], abs=1e-5)
+        for key, tensor in load_file(folder / "model.safetensors").items():
+            torch.testing.assert_close(tensor, whole[key], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("damage", [lambda part: part.write_bytes(part.read_bytes()[:-1]), lambda part: part.unlink()])
+def test_a_state_with_a_damaged_part_is_passed_over(tmp_path, several, damage) -> None:
+    shutil.copytree(several / "2" / "left by fsdp-stopped" / "state", tmp_path / "state")
+    assert load_state(tmp_path / "state").step == 12
+    damage(tmp_path / "state" / "step-00000012" / "tensors-00002-of-00002.safetensors")
+    assert load_state(tmp_path / "state").step == 10
 
 
 def test_the_model_is_a_plain_directory(several) -> None:

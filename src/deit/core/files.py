@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ def at_home(path: str) -> str:
     return path if not path.startswith("~") or os.path.lexists(path) else os.path.expanduser(path)
 
 
+_READING_UMASK = threading.Lock()  # one thread at a time: to read it is to change it for a moment
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile` names them below
 
 
@@ -165,8 +167,9 @@ def _remove(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _READING_UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
 
 

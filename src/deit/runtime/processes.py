@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -52,6 +52,7 @@ class Processes:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    _group: Any = field(default=None, compare=False, repr=False)  # of a thread of its own, see `apart`
 
     @property
     def is_first(self) -> bool:
@@ -94,9 +95,27 @@ class Processes:
         gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)  # DTensor takes seconds to import
         return tensor if gather is None else gather()
 
+    def apart(self) -> Processes:
+        """Returns the same processes with connections of their own, for a thread that works beside the run's.
+
+        Every process must call it. Of the result only `gather`, `on_each` and `on_first` may be used, in one thread;
+        `leave` ends it.
+        """
+        if self.world_size == 1:
+            return self
+        return replace(self, _group=distributed.new_group(backend="gloo", timeout=_PATIENCE))
+
+    def leave(self) -> None:
+        """Ends the connections that `apart` made."""
+        if self._group is not None:
+            distributed.destroy_process_group(self._group)
+
+    def _connections(self) -> Any:
+        return _patient_group() if self._group is None else self._group
+
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(values, value, group=_patient_group())
+        distributed.all_gather_object(values, value, group=self._connections())
         return values
 
     def gathered(self, value: T) -> list[T] | None:
@@ -132,7 +151,7 @@ class Processes:
             FirstProcessError: In place of errors but that of the first process that has one.
         """
         if self.world_size > 1:
-            _patient_group()  # before one keeps the others waiting
+            self._connections()  # before one keeps the others waiting
         failure: Exception | None = None
         try:
             result = function()
@@ -200,7 +219,7 @@ class Processes:
         """
         if self.world_size == 1:
             return function()
-        group = _patient_group()  # before this one keeps the others waiting
+        group = self._connections()  # before this one keeps the others waiting
         outcome: list[Any] = [None, ""]
         failure: Exception | None = None
         if self.is_first:

@@ -42,8 +42,9 @@ from deit.train.run.left_out import LeftOut
 from deit.train.run.record import data_record, hardware_and_versions, rates_record, scores_record, task_record
 from deit.train.run.recorded_images import images_of_run, record_images
 from deit.train.run.resumed import PRECISION, Resumed, precision_of_run
-from deit.train.run.state import State, load_state, remove_states, save_state, state_folder
+from deit.train.run.state import State, load_state, remove_states, state_folder
 from deit.train.selection.evaluations import Evaluations, describe_selection
+from deit.train.states.state_writer import StateWriter
 from deit.train.step import StepResult, TrainStep, check_division
 from deit.train.students.drop_path import apply_drop_path
 from deit.train.tasks.agreement import with_division
@@ -115,7 +116,7 @@ def fit(
         found = current_processes().on_each(lambda: images_of_run(out, data, recipe, resume=resume))
         how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
         run = _Run(task, found, recipe, out, resolve(device).device, resume, teacher_cache, how, until_the_end)
-        with run.ending.noted(), interrupts() as interrupt:
+        with run.ending.noted(), run.states, interrupts() as interrupt:
             run.train(interrupt, on_step, on_epoch)
             return run.finish(more_record or {})
 
@@ -164,10 +165,10 @@ class _Run:
             self._open_cache(Path(teacher_cache), until_the_end)
         folder = open_run_folder(out, recipe, resume=resume, note=self.precision.note)
         self.processes.on_first(lambda: until_the_end.enter_context(folder))
-        self.run_files = task.run_files
         self.images_record = self.processes.on_first(lambda: self._keep_images(teacher_cache))
-        self.step, self.resumed = 0, Resumed(note=self.precision.note)
-        self.ending, self.loss_sums = Ending(out, self.processes), LossSums()
+        self.step, self.run_files, self.loss_sums = 0, task.run_files, LossSums()
+        self.resumed, self.ending = Resumed(note=self.precision.note), Ending(out, self.processes)
+        self.states = StateWriter(out / STATE_NAME, self.processes, last=recipe.kept_states)
         self.left_out = LeftOut(recipe.data.tolerated, len(data.train.labels), tells=self.processes.is_first)
         if resume:
             self._restore()
@@ -244,12 +245,12 @@ class _Run:
                 if on_step is not None:
                     on_step(self._event(result))
                 look_at_steps(
-                    self.guard, self.take_step, self.ending, self.out / STATE_NAME, step=self.step,
+                    self.guard, self.take_step, self.ending, self.states, step=self.step,
                     ends=self.step == self.total_steps, saves=saves, span=self._steps_per_evaluation if due else 0,
                 )  # fmt: skip
             if saves:
                 self.guard.saves(self.step)
-                self._save_state(looked=True)  # before the evaluation, which may take long and can fail
+                self._save_state(planned=True)  # before the evaluation, which may take long and can fail
             if due:
                 self._measure(on_epoch)
 
@@ -264,7 +265,9 @@ class _Run:
             except ImageError as error:
                 failure = error
         unreadable = failure is not None or self.left_out.too_many()
-        number, stop = self.processes.largest(interrupt.number, unreadable)
+        number, stop, failed = self.processes.largest(interrupt.number, unreadable, self.states.failed)
+        if failed:
+            self.states.wait()
         if number:
             raise self.ending.interrupted(self.step, self.total_steps, self._save_state(), number)
         if stop:
@@ -344,9 +347,9 @@ class _Run:
 
     # --- going on --------------------------------------------------------------------------------------
 
-    def _save_state(self, *, looked: bool = False) -> Path:
-        """Saves the state after the step at hand, if not `looked` after a look at its numbers; returns where it is."""
-        if not looked and not self.take_step.is_finite():
+    def _save_state(self, *, planned: bool = False) -> Path:
+        """Saves the state after the step at hand; a `planned` one was looked at, and is written beside the steps."""
+        if not planned and not self.take_step.is_finite():
             lr = self.take_step.optimizer.param_groups[0]["lr"]
             raise self.ending.non_finite("A weight became infinite or NaN", self.step, lr, good=self.guard.good)
         if self.task.cache is not None:
@@ -354,20 +357,20 @@ class _Run:
         self.left_out.share(self.processes)
         if self._saved is None or self._saved[0] != self.step:
             self._saved = self.step, self._write_state()
+        if not planned:
+            self.states.wait()
         return self._saved[1]
 
     def _write_state(self) -> Path:
-        left_out = list(self.left_out.reasons.items())
-        ours: dict[str, Any] = {_LEFT_OUT: left_out, _CHANGED: self.resumed.changes, PRECISION: self.precision.record()}
+        ours = {_LEFT_OUT: list(self.left_out.reasons.items()), _CHANGED: self.resumed.changes}
+        ours |= {PRECISION: self.precision.record(), _GUARD: self.guard.values()}
         kept = self.evaluations.kept
-        ours[_GUARD] = self.guard.values()
         tensors = self.take_step.tensors() | self.loss_sums.tensors(self.processes) | kept.tensors()
         state = State(step=self.step, tensors=tensors, meta={**self.identity, **ours, **kept.values()})
-        folder, good = self.out / STATE_NAME, self.guard.good
-        return save_state(folder, state, self.processes, last=self.recipe.kept_states, good=good)
+        return self.states.save(state, good=self.guard.good)
 
     def _restore(self) -> None:
-        state = load_state(self.out / STATE_NAME)
+        state = load_state(self.out / STATE_NAME, self.take_step.layout())
         if state is None:
             return
         check_identity(self.identity, state.meta, self.data, self.out)
@@ -388,6 +391,7 @@ class _Run:
 
     def finish(self, more_record: Mapping[str, Any]) -> FitResult:
         """Writes the model directory, and with `keep="best"` another one of the last weights."""
+        self.states.wait()
         last, evaluations = self.evaluations.last(), self.evaluations
         finished = finished_record(self.out) if self.step == self.first_step else {}
         if not evaluations.scores:  # resumed after the last step, or there is nothing to measure on

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deit.core.printable import counted
 from deit.train.numerics.guard import Guard
 from deit.train.run.ending import Ending
 from deit.train.run.state import read_state, state_folder
+from deit.train.states.state_writer import StateWriter
 
 if TYPE_CHECKING:
     from deit.train.step import TrainStep
@@ -21,7 +21,7 @@ def look_at_steps(
     guard: Guard,
     take_step: TrainStep,
     ending: Ending,
-    states: Path,
+    states: StateWriter,
     *,
     step: int,
     ends: bool,
@@ -38,7 +38,7 @@ def look_at_steps(
         guard: Of the run, as what follows. Every process calls this after the same step.
         take_step: Of the run.
         ending: Of the run.
-        states: Folder of the states.
+        states: Of the run.
         step: Steps done.
         ends: Whether this was the last step. Then there is no way back: an older state is not the model asked for.
         saves: Whether a state is saved after this step.
@@ -63,9 +63,10 @@ def look_at_steps(
         what = "A weight became infinite or NaN"
     else:
         return
+    states.wait()  # for the state to go back to, or to name
     state, way = None, None if ends else guard.way_back
     if way is not None:
-        state = processes.on_each(lambda: read_state(state_folder(states, way)))
+        state = processes.on_each(lambda: read_state(state_folder(states.folder, way), take_step.layout()))
     if state is None:
         raise ending.non_finite(what, step, lr, good=guard.good)
     take_step.restore(state.tensors)

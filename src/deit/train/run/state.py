@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -15,11 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deit.core.errors import DamagedFileError, UserError, parsing, read_json
-from deit.core.files import replace_folder_content, sha256_of_file
+from deit.core.files import replace_folder_content, sha256_of_file, sync_file
 from deit.core.weights.files import find_weights
 from deit.core.writing import writing
 from deit.models.weights.tensor_source import open_source, read_tensors
 from deit.runtime.processes import Processes, current_processes
+from deit.train.sharding.fully_sharded import Layout, is_divided, own_parts
+from deit.train.states.parts import first_indices, header_of_parts, read_parts
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +46,81 @@ class State:
     meta: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StagedState:
+    """A copy of a state in main memory, which the training does not change any more.
+
+    Attributes:
+        step: Steps done.
+        tensors: This process's parts of tensors that are divided; in the first process the others, too.
+        offsets: Name of a tensor -> where its part begins in the whole one, for each dimension.
+        is_part: Whether each process writes a part of the state; else the first one writes it all.
+        meta: Plain values as JSON.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    offsets: dict[str, tuple[int, ...]]
+    is_part: bool
+    meta: str
+
+
+def stage_state(state: State, processes: Processes) -> StagedState:
+    """Copies a state to main memory, of tensors that are divided among processes only this process's part.
+
+    Args:
+        state: Of this process; each has the same names.
+        processes: Those that save.
+    """
+    tensors, offsets = {}, {}
+    for name, tensor in state.tensors.items():
+        (part,) = own_parts([tensor])
+        if part.numel() if is_divided(tensor) else processes.is_first:
+            tensors[name] = part.detach().to("cpu", copy=True).contiguous()
+            offsets[name] = first_indices(tensor) if is_divided(tensor) else (0,) * tensor.ndim
+    is_part = any(map(is_divided, state.tensors.values()))
+    meta = json.dumps({"step": state.step, **state.meta})
+    return StagedState(step=state.step, tensors=tensors, offsets=offsets, is_part=is_part, meta=meta)
+
+
 def save_state(
     folder: Path, state: State, processes: Processes | None = None, *, last: int = 2, good: int | None = None
 ) -> Path:
+    """Writes a state into `folder/step-N` and waits for it; a run writes its states by `StateWriter`.
+
+    A collective operation: every process calls it with its own tensors.
+
+    Args:
+        folder: See `write_state`.
+        state: See `stage_state`.
+        processes: The processes that save; None takes those of the open process group.
+        last: See `write_state`.
+        good: See `write_state`.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        WritingError: See `write_state`.
+        FirstProcessError: On the other processes, in place of an error of one.
+    """
+    processes = current_processes() if processes is None else processes
+    staged = stage_state(state, processes)
+    if staged.is_part:
+        return write_state(folder, staged, processes, last=last, good=good)
+    return processes.on_first(lambda: write_state(folder, staged, Processes(), last=last, good=good))
+
+
+def write_state(folder: Path, staged: StagedState, processes: Processes, *, last: int, good: int | None) -> Path:
     """Writes a state into `folder/step-N`, and keeps the newest ones and the one to go back to.
 
-    A collective operation: every process calls it with its own tensors. Sharded tensors are gathered one by one, and
-    the first process writes. It writes files into a temporary folder, then a manifest with their hashes, syncs all,
-    and renames the folder.
+    Writes files into a temporary folder, reads them again for their hashes, then writes a manifest with these, syncs
+    all, and renames the folder.
 
     Args:
         folder: Folder of the states.
-        state: The state; each process has the same names in the same order.
-        processes: The processes that save; None takes those of the open process group.
+        staged: Of this process.
+        processes: Those that write a part each, into one folder that all see; or one alone.
         last: How many of the newest states to keep, with this one.
         good: Step of one more state to keep; None for none.
 
@@ -63,37 +128,46 @@ def save_state(
         The new folder.
 
     Raises:
-        WritingError: The first process cannot write.
-        FirstProcessError: On the other processes, in place of an error of the first.
+        WritingError: This process cannot write. Nothing of the state is left behind.
+        FirstProcessError: Another process cannot.
     """
-    processes = current_processes() if processes is None else processes
-    tensors = {}
-    for name, tensor in state.tensors.items():
-        whole = processes.whole(tensor)
-        if processes.is_first:
-            tensors[name] = whole.detach().cpu().contiguous()
+    target = state_folder(folder, staged.step)
+    with contextlib.ExitStack() as place:
 
-    def write() -> Path:
-        target = _write(folder, state.step, tensors, state.meta)
-        spared = None if good is None else state_folder(folder, good)
-        for old in _step_folders(folder)[:-last]:
-            if old != spared:
-                shutil.rmtree(old, ignore_errors=True)
-        return target
+        def begin() -> Path:
+            with writing(target):
+                folder.mkdir(parents=True, exist_ok=True)
+            return place.enter_context(replace_folder_content(target))
 
-    return processes.on_first(write)
+        temporary = processes.on_first(begin)
+        own = processes.on_each(lambda: _write_tensors(temporary, target, staged, processes))
+        hashes = {name: digest for each in processes.gather(own) for name, digest in each.items()}
 
+        def end() -> None:
+            (temporary / _META).write_text(staged.meta, encoding="utf-8")
+            manifest = {**hashes, _META: _hash(temporary / _META)}
+            (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)  # of that name only a damaged one can be left, perhaps of others
+            place.close()
+            spared = None if good is None else state_folder(folder, good)
+            for old in _step_folders(folder)[:-last]:
+                if old != spared:
+                    shutil.rmtree(old, ignore_errors=True)
 
-def _write(folder: Path, step: int, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Path:
-    target = state_folder(folder, step)
-    with writing(target):
-        folder.mkdir(parents=True, exist_ok=True)
-    with replace_folder_content(target) as temporary:
-        save_file(tensors, temporary / _TENSORS)
-        (temporary / _META).write_text(json.dumps({"step": step, **meta}), encoding="utf-8")
-        manifest = {name: _hash(temporary / name) for name in (_TENSORS, _META)}
-        (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        processes.on_first(end)
     return target
+
+
+def _write_tensors(temporary: Path, target: Path, staged: StagedState, processes: Processes) -> dict[str, str]:
+    """Writes this process's file into the temporary folder of a state; returns its name and hash."""
+    name, header = _TENSORS, None
+    if staged.is_part:
+        name = f"tensors-{processes.rank + 1:05d}-of-{processes.world_size:05d}.safetensors"
+        header = header_of_parts(staged.offsets)
+    with writing(target, "Nothing of it is left behind."):
+        save_file(staged.tensors, temporary / name, metadata=header)
+        sync_file(temporary / name)
+        return {name: _hash(temporary / name)}
 
 
 def state_folder(folder: Path, step: int) -> Path:
@@ -127,17 +201,21 @@ def newest_values(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def load_state(folder: Path) -> State | None:
+def load_state(folder: Path, layout: Layout | None = None) -> State | None:
     """Reads the newest complete state of a folder, or None when none was ever saved.
 
     Skips damaged states with a warning.
+
+    Args:
+        folder: Folder of the states.
+        layout: Of tensors of which only this process's part is wanted; None for none.
 
     Raises:
         ValueError: There are states, and all of them are damaged.
     """
     paths = _step_folders(folder)
     for path in reversed(paths):
-        state = read_state(path)
+        state = read_state(path, layout)
         if state is not None:
             return state
     if paths:
@@ -145,13 +223,15 @@ def load_state(folder: Path) -> State | None:
     return None
 
 
-def read_state(path: Path) -> State | None:
-    """Reads the state in a folder `step-N`; None, with a warning, if it is missing or damaged."""
+def read_state(path: Path, layout: Layout | None = None) -> State | None:
+    """Reads the state in a folder `step-N`; None, with a warning, if it is missing or damaged. See `load_state`."""
     try:
         manifest = read_json(path / _MANIFEST, "the manifest of a training state")
-        damaged = [name for name in (_TENSORS, _META) if manifest.get(name) != _hash(path / name)]
+        parts = [*path.glob("*.safetensors")] or [path / _TENSORS]
+        names = sorted({_META, *manifest, *(part.name for part in parts)})
+        damaged = [name for name in names if manifest.get(name) != _hash(path / name)]
         if not damaged:
-            return _read(path)
+            return _read(path, layout or {})
     except (OSError, UserError) as error:
         logger.warning("Passed over the training state %s: %s", path, error)
         return None
@@ -159,11 +239,13 @@ def read_state(path: Path) -> State | None:
     return None
 
 
-def _read(path: Path) -> State:
+def _read(path: Path, layout: Layout) -> State:
     meta = read_json(path / _META, "the values of a training state")
     with parsing(path, "a training state"):
-        # Into memory: the kept weights stay as long as the run, and the file might be written into.
-        tensors = read_tensors(open_source(find_weights(path / _TENSORS, use_safetensors=True)))
+        if layout or not (path / _TENSORS).is_file():
+            tensors = read_parts(path, layout)
+        else:  # into memory: the kept weights stay as long as the run, and the file might be written into
+            tensors = read_tensors(open_source(find_weights(path / _TENSORS, use_safetensors=True)))
         return State(step=int(meta.pop("step")), tensors=tensors, meta=meta)
 
 
