@@ -14,7 +14,7 @@ from tests.ranks import run_on_ranks
 
 SOURCE = Path(deit.__file__).parent
 # Starts processes and asks them nothing; divides weights by PyTorch, which asks; reads files alone.
-LAUNCHES_AND_PARTS = {"cli/terminal/launch.py", "train/sharding/fully_sharded.py", "train/states/parts.py"}
+LAUNCHES_AND_PARTS = {"cli/terminal/launch.py", "train/sharding/fully_sharded.py", "train/sharding/parts_of_states.py"}
 
 
 def test_no_other_file_asks_processes_anything() -> None:

@@ -22,7 +22,7 @@ from deit.core.writing import writing
 from deit.models.weights.tensor_source import open_source, read_tensors
 from deit.runtime.processes import Processes, current_processes
 from deit.train.sharding.fully_sharded import Layout, is_divided, own_parts
-from deit.train.states.parts import first_indices, header_of_parts, read_parts
+from deit.train.sharding.parts_of_states import first_indices, header_of_parts, read_parts
 
 logger = logging.getLogger(__name__)
 

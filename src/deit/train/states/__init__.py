@@ -1,1 +1,1 @@
-"""Training states beside the steps: written in the background, and in parts where the weights are divided."""
+"""Training states that are written beside the steps."""
