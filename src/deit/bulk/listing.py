@@ -13,9 +13,10 @@ from deit.bulk.units import FILES, PARQUET, SHARDS, stamp_of
 from deit.core.errors import DamagedFileError, UserError
 from deit.data.readers.parquet import row_groups
 from deit.data.readers.reader import Place
-from deit.data.readers.split_files import files_at, is_address
+from deit.data.readers.split_files import files_at
 from deit.data.readers.webdataset import DAMAGED, expand_braces, images_of_shard
 from deit.data.storage.image_search import SkippedFile, find_images
+from deit.data.streams.addresses import is_address, shown
 
 Facts = dict[str, Any]
 Progress = Callable[[int], None]
@@ -117,7 +118,9 @@ def list_inputs(inputs: Sequence[str], image_column: str = "") -> Listing:
     """
     for given in inputs:
         if given == "-" or is_address(given):
-            raise UserError(f"A bulk job reads files and folders that are here. Received: {given}. Save it first.")
+            raise UserError(
+                f"A bulk job reads files and folders that are here. Received: {shown(given)}. Save it first."
+            )
     given_names = [name for each in inputs for name in ([each] if os.path.exists(each) else _braces(each))]
     kinds: dict[str, list[str]] = {}
     for name in given_names:

@@ -18,6 +18,7 @@ from deit.core.images.reading import ImageError
 from deit.data.readers.arrow_columns import image_bytes
 from deit.data.readers.parquet import images_of_groups
 from deit.data.readers.webdataset import Member, TarImages
+from deit.data.streams.shard_files import LocalFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -117,7 +118,7 @@ class UnitImages:
                 None if size < 0 else Member(name=name, offset=at, size=size) for _, name, at, size in facts["samples"]
             ]
             keys = [key for key, *_ in facts["samples"]]
-            self._tar = TarImages([path], [0] * len(keys), members, keys)
+            self._tar = TarImages([LocalFile(path)], [0] * len(keys), members, keys)
 
     def __len__(self) -> int:
         return self._count

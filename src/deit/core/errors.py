@@ -67,6 +67,10 @@ class ValueRangeError(ImageError):
     """The range of an image's values is unknown. Set `value_range`."""
 
 
+class UnreachableError(UserError):
+    """Where images are cannot be reached. Not an OSError: the images are not broken, so none of them is left out."""
+
+
 @contextmanager
 def parsing(path: Path, kind: str) -> Iterator[None]:
     """Converts every error of a parser to `DamagedFileError`. The block must do nothing but parse.

@@ -26,6 +26,7 @@ from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.readers.reader import DataPath, OpenedSource
 from deit.data.sources import Labels, SkippedFile, Source, Subset, contents_of, ignored_of, place_of, skipped_of
 from deit.data.storage.contents import Hashes
+from deit.data.streams.addresses import is_address, named
 
 DROP, RELABEL, CHECK, KEEP = "drop", "relabel", "check", "keep"
 ACTIONS = (DROP, RELABEL, CHECK, KEEP)
@@ -71,6 +72,9 @@ def _roots(path: DataPath) -> Iterator[str]:
         return
     paths: Sequence[Any] = path if isinstance(path, (list, tuple)) else [path]
     for each in dict.fromkeys(os.fspath(one) for one in paths):
+        if is_address(each):
+            yield named(each).rpartition("/")[0] + "/"
+            continue
         root = str(Path(each)) if os.path.isdir(each) else os.path.dirname(str(Path(each)))
         if root not in ("", "."):
             yield root.rstrip(os.sep) + os.sep

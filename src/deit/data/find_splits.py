@@ -11,8 +11,9 @@ from deit.data.readers.hf_datasets import HuggingFaceDatasets
 from deit.data.readers.image_folder import ImageFolders
 from deit.data.readers.parquet import ParquetFiles
 from deit.data.readers.reader import DataPath, Place, Reader, ReadOptions, Splits
-from deit.data.readers.split_files import bare, is_address
 from deit.data.readers.webdataset import Shards, expand_braces
+from deit.data.streams.addresses import check_address, is_address, name_of, path_of, shown
+from deit.data.streams.shard_files import addresses_of
 
 # The first reader that takes a place reads it. To add a source, add a line.
 READERS: tuple[Reader, ...] = (
@@ -25,7 +26,8 @@ READERS: tuple[Reader, ...] = (
 
 SUPPORTED = (
     "a folder with one sub-folder of images for each class (or train/ and val/ of that form), .parquet files, "
-    "a .csv or .tsv file of paths and labels, a folder of datasets.save_to_disk, or .tar shards"
+    "a .csv or .tsv file of paths and labels, a folder of datasets.save_to_disk, or .tar shards; .parquet and .tar "
+    "files also by their addresses (https://, s3://, ...)"
 )
 
 
@@ -52,7 +54,8 @@ def _place(path: DataPath) -> Place:
     if not isinstance(path, (str, os.PathLike, list, tuple)):
         return Place(data=path)
     names = [os.fspath(each) for each in path] if isinstance(path, (list, tuple)) else [os.fspath(path)]
-    names = [name for each in names for name in ([each] if os.path.exists(each) else expand_braces(each))]
+    names = [path_of(name) for each in names for name in ([each] if os.path.exists(each) else expand_braces(each))]
+    names = [name for each in names for name in (addresses_of(each) if is_address(each) else [each])]
     if not names:
         raise UserError(f"An empty list has no data. Supported: {SUPPORTED}.")
     for name in names:
@@ -77,10 +80,13 @@ def _refusal(place: Place) -> Exception:
     for name in place.names:
         if _reader_of(Place(names=(name,))) is not None:
             continue
-        if is_address(name) and _reader_of(Place(names=(Path(bare(name)).name,))) is not None:
-            return UserError(
-                f"{bare(name)} cannot be opened: only .tar shards are downloaded. Download it and pass its path."
-            )
-        return UserError(f"{bare(name)} is not a data set of a known kind. Supported: {SUPPORTED}.")
-    kinds = sorted({Path(bare(name)).suffix.lower() for name in place.names})
+        if is_address(name):
+            check_address(name)
+            if _reader_of(Place(names=(name_of(name),))) is not None:
+                return UserError(
+                    f"{shown(name)} cannot be opened: only .tar and .parquet files are read by their addresses. Copy "
+                    "it and pass its path."
+                )
+        return UserError(f"{shown(name)} is not a data set of a known kind. Supported: {SUPPORTED}.")
+    kinds = sorted({Path(name_of(name)).suffix.lower() for name in place.names})
     return UserError(f"The files are of several kinds: {', '.join(kinds)}. Pass files of one.")

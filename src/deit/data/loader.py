@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from deit.core.errors import UserError
+from deit.core.errors import UnreachableError, UserError
 from deit.core.images.reading import ImageError
 from deit.core.processing.batches import pixel_batches, usable_cores
 from deit.core.processing.image_processor import DeiTImageProcessor
+from deit.data.shard_order import fetch_ahead, nearby_order
 from deit.data.sources import Source, place_of
 from deit.runtime.random_state import forget_other_threads, random_state_kept, set_random_state
 
@@ -75,6 +76,8 @@ class StepOrder(Sampler[list[View]]):
         multiple: Number that must divide the batch size; used in the message for batches that are too large.
         again: Numbers of images that each add one occurrence to the permutation, as another view. The epoch keeps its
             length, so it shows fewer of the other images.
+        pieces: (N,) number of the piece of a shard that each image is in, with `buffer`.
+        buffer: Shuffles the images as `nearby_order` does, with a buffer of so many; 0 draws a permutation of all.
         rank: Number of this process.
         world_size: Number of processes.
 
@@ -97,6 +100,8 @@ class StepOrder(Sampler[list[View]]):
         num_repeats: int = 1,
         multiple: int = 1,
         again: Sequence[int] | npt.NDArray[np.int64] = (),
+        pieces: npt.NDArray[np.int64] | None = None,
+        buffer: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -114,6 +119,8 @@ class StepOrder(Sampler[list[View]]):
             )
         self._images = np.concatenate([np.arange(num_images), np.asarray(again, dtype=np.int64)])
         self._num_images = num_images
+        self._pieces = pieces[self._images] if buffer and pieces is not None else None
+        self._buffer = buffer
         self.steps_per_epoch = num_images // batch_size
         self._batch_size = batch_size
         self._seed = seed
@@ -130,10 +137,15 @@ class StepOrder(Sampler[list[View]]):
         for step in self._steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = np.random.default_rng((self._seed, epoch)).permutation(len(self._images))
+                order = self._permutation(np.random.default_rng((self._seed, epoch)))
             start = step % self.steps_per_epoch * self._batch_size
             entries = range(start + self._rank, start + self._batch_size, self._world_size)
             yield [self._view(epoch, order, *divmod(entry, self._num_repeats)) for entry in entries]
+
+    def _permutation(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
+        if self._pieces is None:
+            return random.permutation(len(self._images))
+        return nearby_order(self._pieces, self._buffer, random)
 
     def _view(self, epoch: int, order: npt.NDArray[np.int64], place: int, repeat: int) -> View:
         number = int(order[place])
@@ -171,6 +183,7 @@ class _AugmentedImages(Dataset[Any]):
 
     def __getitems__(self, views: Sequence[View]) -> Batch | _Broken:
         """Draws views. Replaces an unreadable image by another view of the next image of the batch."""
+        fetch_ahead(self._source, np.array([index for _, _, index, _ in views]))
         shown, left_out = list(views), {}
         weak: dict[int, Tensor] = {}
         with random_state_kept():
@@ -178,6 +191,8 @@ class _AugmentedImages(Dataset[Any]):
             for place, view in enumerate(views):
                 try:
                     drawn = self._draw(view, None if pixels is None else pixels[place], place, weak)
+                except UnreachableError as error:
+                    return _Broken(str(error))
                 except (ImageError, OSError) as error:
                     left_out[place] = _reason(error)
                     continue
@@ -192,6 +207,8 @@ class _AugmentedImages(Dataset[Any]):
                     self._draw(shown[place], pixels[place], place, weak)
             except (ImageError, OSError) as error:  # was readable a moment ago
                 return _Broken(_reason(error))
+            except UnreachableError as error:
+                return _Broken(str(error))
         targets = torch.from_numpy(self._source.labels[[index for _, _, index, _ in shown]])
         bad = tuple((views[place][2], reason) for place, reason in left_out.items())
         second = torch.stack([weak[place] for place in range(len(views))]) if weak else None

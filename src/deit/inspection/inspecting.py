@@ -18,6 +18,7 @@ from deit.data.exclusions import IMAGES_LIST
 from deit.data.labels.label_columns import UNLABELLED
 from deit.data.readers.reader import DataPath, ReadOptions
 from deit.data.sources import check_problem_type
+from deit.data.streams.addresses import named
 from deit.inspection.facts import Facts, collect_facts
 from deit.inspection.files import FIX_NAME, JSON_NAME, REPORT_NAME, write_fix_list, write_images_list, write_json
 from deit.inspection.findings import (
@@ -99,7 +100,7 @@ def inspect_data(
         notes += more
     labels = [] if told is None else wrong(opened, facts, told, wrong_labels(told.values, told.labels))
     findings = [*unusable(opened, facts), *sorted(copied, key=_order), *labels, *odd(opened, facts, odd_images(facts))]
-    return Inspection(data=str(path), opened=opened, facts=facts, findings=findings, notes=notes, told=told)
+    return Inspection(data=named(str(path)), opened=opened, facts=facts, findings=findings, notes=notes, told=told)
 
 
 def _refuse(model: str | None, predictions: str | Path | None, problem_type: str) -> None:

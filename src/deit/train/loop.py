@@ -144,7 +144,7 @@ class _Run:
         self.task, self.data, self.out, self.device = task, data, out, device
         self.steps_per_epoch = self.processes.on_each(lambda: self._set_up_task(teacher_cache)).steps_per_epoch
         self.total_steps = self.steps_per_epoch * recipe.schedule.last_epoch
-        self.identity = identity_of_run(task, data)
+        self.identity = identity_of_run(task, data, recipe)
         task.to(device)
         if task.teacher is not None:
             task.teacher.to(device)

@@ -8,6 +8,7 @@ from deit.data.exclusions import ExclusionList
 from deit.data.few_labels import labelled_again, limited, with_fewer_labels
 from deit.data.loader import StepOrder
 from deit.data.open_data import open_data, open_unlabelled
+from deit.data.shard_order import buffer_of, pieces_of
 from deit.data.sources import Data, Progress, Source
 from deit.runtime.processes import Processes
 from deit.train.recipes.recipe import Recipe
@@ -68,6 +69,7 @@ def step_order(images: Source, recipe: Recipe, processes: Processes, first_step:
         first_step: To begin with, from 0.
         last_step: To end before.
     """
+    buffer = buffer_of(images, recipe.data.shuffle_buffer)
     return StepOrder(
         len(images.labels),
         recipe.batch_size,
@@ -77,6 +79,8 @@ def step_order(images: Source, recipe: Recipe, processes: Processes, first_step:
         num_repeats=recipe.augment.num_repeats,
         multiple=recipe.batch_multiple(processes.world_size),
         again=labelled_again(images, recipe.data.labelled_share),
+        pieces=pieces_of(images) if buffer else None,
+        buffer=buffer,
         rank=processes.rank,
         world_size=processes.world_size,
     )

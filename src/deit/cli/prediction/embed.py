@@ -23,6 +23,7 @@ from deit.cli.terminal.console import (
 from deit.cli.terminal.parameters import Device, InferenceBatchSize, Strict, ValueRange, path, place
 from deit.cli.terminal.settings import open_on_first
 from deit.core.errors import UserError
+from deit.data.streams.addresses import named
 
 if TYPE_CHECKING:
     from deit.data.sources import Data
@@ -123,7 +124,7 @@ def evaluate_features_of(
             )
     if result is None:  # the first process speaks for all
         return
-    notes = _notes(result)
+    notes, data, known = _notes(result), named(data), named(known)
     if as_json:
         values = {"model": str(model), "data": data, "known": known, "known_images": result.known, "notes": notes}
         values |= {"unreadable": result.unreadable, "unreadable_known": result.unreadable_known}
@@ -159,8 +160,8 @@ def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
     second = open_labelled(data, classes=first.classes, **settings)
     if count_shared(second, first) == len(second.labels):
         raise UserError(
-            f"{known} and {data} hold the same images, which would be compared with themselves. Pass other images, or "
-            "the same path twice to have it divided."
+            f"{named(known)} and {named(data)} hold the same images, which would be compared with themselves. Pass other "
+            "images, or the same path twice to have it divided."
         )
     skipped, ignored = (*first.skipped, *second.skipped), Counter(first.ignored) + Counter(second.ignored)
     return Data(train=first, val=second, skipped=skipped, ignored=ignored)

@@ -12,6 +12,7 @@ import typer
 from deit.cli.terminal.console import counted, print_table, progress_bar, report_found, reports_errors, say, say_json
 from deit.cli.terminal.parameters import (
     Average,
+    CacheSize,
     Device,
     Engine,
     ImageColumn,
@@ -24,8 +25,10 @@ from deit.cli.terminal.parameters import (
     command_line,
     path,
     place,
+    use_cache_size,
 )
 from deit.core.errors import UserError
+from deit.data.streams.addresses import named
 
 if TYPE_CHECKING:
     from deit.data.sources import Source
@@ -86,12 +89,14 @@ def evaluate(
     value_range: ValueRange = None,
     average: Average = None,
     strict: Strict = False,
+    cache_size: CacheSize = None,
 ) -> None:
     """Measure accuracy, calibration and speed on labeled images.
 
     Reports each head, each class, the most frequent mistakes and the throughput. With deit --processes N, or under
     torchrun, processes share the images.
     """
+    use_cache_size(cache_size)
     if knn is not None:
         _score_features(context, knn)
         return
@@ -141,7 +146,7 @@ def _tell(
     from deit.data.sources import place_of
 
     given = context.params
-    model, data, report = str(given["model"]), str(given["data"]), given["report"]
+    model, data, report = str(given["model"]), named(str(given["data"])), given["report"]
     if report is not None:
         _write_report(report, result, source, context, notes, folder)
     if given["as_json"]:
@@ -266,7 +271,7 @@ def _write_report(
         result,
         source,
         model=str(context.params["model"]),
-        data=str(context.params["data"]),
+        data=named(str(context.params["data"])),
         command=command_line(context),
         notes=notes,
         folder=folder,
@@ -277,7 +282,7 @@ def _write_report(
 def _settings(context: typer.Context) -> dict[str, str]:
     """Returns all options, defaults included."""
     given = {name: value for name, value in context.params.items() if name not in ("report", "as_json", "knn")}
-    return {name.replace("_", " "): str(value) for name, value in given.items() if value not in (None, "")}
+    return {name.replace("_", " "): named(str(value)) for name, value in given.items() if value not in (None, "")}
 
 
 # --- the table -----------------------------------------------------------------------------------------

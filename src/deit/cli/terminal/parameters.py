@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Collection
 from pathlib import Path
@@ -22,15 +23,33 @@ def place(text: str) -> str:
     return at_home(text)
 
 
+def use_cache_size(size: str | None) -> None:
+    """Sets the size of the cache of streams for this process and those that it starts; None leaves it.
+
+    Raises:
+        UserError: It is no size.
+    """
+    from deit.data.streams.disk_cache import SIZE_SWITCH, parse_size
+
+    if size is not None:
+        parse_size(size)
+        os.environ[SIZE_SWITCH] = size
+
+
 def command_line(context: typer.Context, without: Collection[str] = ()) -> str:
-    """Returns the command line, without options at their defaults and those of some names. Pairs are numbers."""
+    """Returns the command line, without options at their defaults and those of some names. Pairs are numbers.
+
+    Addresses come without their queries, which may be keys.
+    """
+    from deit.data.streams.addresses import named
+
     words = ["deit", str(context.info_name)]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         if parameter.name in without:
             continue
         if parameter.param_type_name == "argument":
-            words.append(str(value))
+            words.append(named(str(value)))
         elif value is True:
             words.append(parameter.opts[0])
         elif value != parameter.default and value is not None:
@@ -161,6 +180,14 @@ Deterministic = Annotated[
     typer.Option(
         "--deterministic",
         help="Use only kernels of a GPU that give the same bits each time. Slower; a CPU always does so.",
+    ),
+]
+CacheSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Disk space for parts of shards that are elsewhere (https://, s3://, ...), such as 20GB; 0 for none.",
+        show_default="DEIT_CACHE_SIZE, or 10GB",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest saved state.")]

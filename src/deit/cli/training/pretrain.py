@@ -9,6 +9,7 @@ import typer
 from deit.cli.terminal.console import counted, reports_errors, say, say_lines
 from deit.cli.terminal.parameters import (
     BatchSize,
+    CacheSize,
     DetectAnomaly,
     Deterministic,
     Device,
@@ -21,6 +22,7 @@ from deit.cli.terminal.parameters import (
     Seed,
     Sharding,
     place,
+    use_cache_size,
 )
 from deit.cli.terminal.settings import (
     check_freeze,
@@ -105,6 +107,7 @@ def pretrain(
     gradient_checkpointing: GradientCheckpointing = False,
     detect_anomaly: DetectAnomaly = False,
     deterministic: Deterministic = False,
+    cache_size: CacheSize = None,
     resume: Resume = False,
 ) -> None:
     """Train a model on unlabeled images by masking patches (SimMIM).
@@ -117,6 +120,7 @@ def pretrain(
     from deit.train.run.folder import check_run_folder, is_finished, refuse_inside_data
     from deit.train.trial import try_start
 
+    use_cache_size(cache_size)
     student, init = named_start(student, init, set_ or [])
     given = _open_recipe(recipe, init, config)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])

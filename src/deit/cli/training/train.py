@@ -13,6 +13,7 @@ from deit.cli.terminal.console import counted, reports_errors, say, say_lines
 from deit.cli.terminal.folds import train_folds
 from deit.cli.terminal.parameters import (
     BatchSize,
+    CacheSize,
     DetectAnomaly,
     Deterministic,
     Device,
@@ -26,6 +27,7 @@ from deit.cli.terminal.parameters import (
     Sharding,
     path,
     place,
+    use_cache_size,
 )
 from deit.cli.terminal.planned import (
     TrainCommand,
@@ -189,6 +191,7 @@ def train(
     gradient_checkpointing: GradientCheckpointing = False,
     detect_anomaly: DetectAnomaly = False,
     deterministic: Deterministic = False,
+    cache_size: CacheSize = None,
     resume: Resume = False,
 ) -> None:
     """Train a classifier from labels, or from labels and a teacher.
@@ -199,6 +202,7 @@ def train(
     On N GPUs: deit --processes N train DATA ... On several machines: torchrun ... -m deit train DATA ...
     """
     started = time.monotonic()
+    use_cache_size(cache_size)
     check_log(log)
     planned = is_planned(recipe, epochs, set_ or [], minutes)
     student, init = named_start(student, init, set_ or [])

@@ -177,8 +177,16 @@ def _can_be_switch(kind: pa.DataType) -> bool:
     return bool(number or is_text(kind))
 
 
-def image_bytes(cell: pa.Scalar, folder: Path) -> bytes:
-    """Returns the content of an image file from a cell: bytes, or `datasets`' {"bytes": ..., "path": ...}."""
+def image_bytes(cell: pa.Scalar, folder: Path | None) -> bytes:
+    """Returns the content of an image file from a cell: bytes, or `datasets`' {"bytes": ..., "path": ...}.
+
+    Args:
+        cell: The cell.
+        folder: Folder of the files that cells name; None reads no such files.
+
+    Raises:
+        ImageError: There is no image.
+    """
     path = None
     try:
         value: Any = cell.as_py()
@@ -186,7 +194,7 @@ def image_bytes(cell: pa.Scalar, folder: Path) -> bytes:
         raise ImageError(f"its path is not UTF-8 text ({error}).") from error
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")
-    if value is None and path:
+    if value is None and path and folder is not None:
         try:
             return read_content(folder / path, f"the file {path}, which it names,")
         except FileNotFoundError as error:

@@ -21,6 +21,7 @@ from deit.data.labels.label_columns import EncodedLabels, LabelColumn, encode_la
 from deit.data.readers.reader import ReadOptions
 from deit.data.sources import Labels, Progress, SkippedFile, Source, WithoutLabels, refuse_skipped
 from deit.data.storage.contents import Bytes, Contents, examine, refuse_unknown_ranges, unexamined
+from deit.data.streams.shard_files import ShardFile
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,20 @@ class StampedStore(ImageStore, Protocol):
 
     def cache_place(self) -> str:
         """Returns the key of the cache of these images."""
+        ...
+
+
+@runtime_checkable
+class ShardStore(ImageStore, Protocol):
+    """A store of images in shards."""
+
+    @property
+    def files(self) -> Sequence[ShardFile]:
+        """The shards."""
+        ...
+
+    def pieces(self) -> npt.NDArray[np.int64]:
+        """Returns (N,) numbers; images with equal numbers are near to each other, see `deit.data.shard_order`."""
         ...
 
 
@@ -108,6 +123,20 @@ class SomeRows:
         if not isinstance(self._store, StampedStore):
             return ""  # no cache
         return f"{self._store.cache_place()}\0{hashlib.sha256(self._rows.tobytes()).hexdigest()}"
+
+    @property
+    def files(self) -> Sequence[ShardFile]:
+        """The shards of the other store; none if it has none."""
+        return self._store.files if isinstance(self._store, ShardStore) else ()
+
+    def fetch_ahead(self, rows: npt.NDArray[np.int64]) -> None:
+        """Passes it to the other store; see `StoredImages.fetch_ahead`."""
+        _fetch_ahead(self._store, self._rows[rows])
+
+    def pieces(self) -> npt.NDArray[np.int64]:
+        """Returns the pieces of the rows; see `ShardStore`."""
+        assert isinstance(self._store, ShardStore)
+        return self._store.pieces()[self._rows]
 
     def place(self, row: int) -> str:
         """Names the row as the other store does."""
@@ -229,6 +258,17 @@ class StoredImages:
         self.labels: Labels = encoded.labels[self.rows]
 
     @property
+    def shards(self) -> Sequence[ShardFile]:
+        """The shards that the images are in; none for other stores."""
+        return self._store.files if isinstance(self._store, ShardStore) else ()
+
+    @property
+    def pieces(self) -> npt.NDArray[np.int64] | None:
+        """(N,) numbers of the pieces of the shards; None for other stores."""
+        store = self._store
+        return store.pieces()[self.rows] if isinstance(store, ShardStore) and store.files else None
+
+    @property
     def rows_in_all(self) -> int:
         """Number of rows of the split, used or not."""
         return len(self._store)
@@ -252,6 +292,10 @@ class StoredImages:
             return load_image(data, value_range=self._value_range)
         except ImageError as error:
             raise type(error)(f"{self._store.place(row)}: {str(error).removeprefix('the given bytes ')}") from error
+
+    def fetch_ahead(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Begins to fetch images that are elsewhere; see `deit.data.shard_order.fetch_ahead`."""
+        _fetch_ahead(self._store, self.rows[numbers])
 
     def encoded(self, index: int) -> bytes:
         """Returns the bytes of the image."""
@@ -326,6 +370,12 @@ class StoredSplit:
         return EncodedLabels(
             classes=found.classes, labels=found.labels[images.rows], missing=found.missing[images.rows]
         )
+
+
+def _fetch_ahead(store: ImageStore, rows: npt.NDArray[np.integer]) -> None:
+    fetch = getattr(store, "fetch_ahead", None)
+    if fetch is not None:
+        fetch(rows)
 
 
 def _without_label(place: str) -> SkippedFile:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from deit.core.errors import DamagedFileError, UserError, parsing
 from deit.core.images.reading import ImageError
@@ -29,7 +33,9 @@ from deit.data.readers.parquet_limits import check_columns, check_parquet, joine
 from deit.data.readers.reader import Place, ReadOptions, Splits
 from deit.data.readers.split_files import files_at, split_files
 from deit.data.sources import Progress
-from deit.data.storage.contents import file_stamp, part_stamp
+from deit.data.storage.contents import part_stamp
+from deit.data.streams.parquet_groups import BrokenGroupError, Groups, StreamedRows
+from deit.data.streams.shard_files import LocalFile, Reader, ShardFile, StreamedFile, each_of, shard_files
 from deit.runtime.cache_folder import cache_folder
 
 if TYPE_CHECKING:
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
 # mapped from there, one copy for all processes, because reading one row of a Parquet file unpacks many.
 IN_MEMORY = 2**28
 _BATCH = 1000  # rows that are unpacked together
+_READ_BYTES = 2**16  # of a file elsewhere at once: most footers, and columns of labels of a group of rows
 
 
 class ParquetFiles:
@@ -46,20 +53,21 @@ class ParquetFiles:
 
     def takes(self, place: Place) -> bool:
         """Returns True for Parquet files."""
-        return bool(files_at(place, [".parquet"]))
+        return bool(files_at(place, [".parquet"], fetched=True))
 
     def splits(self, place: Place, options: ReadOptions) -> Splits:
         """Finds the splits by the names of the files, or by a column."""
-        return split_files(files_at(place, [".parquet"]), _open_files, options)
+        return split_files(files_at(place, [".parquet"], fetched=True), _open_files, options)
 
 
 def _open_files(name: str, files: Sequence[str], options: ReadOptions) -> dict[str, Rows]:
-    return divided(read_parquet(name, [Path(f) for f in files], **options.columns(), progress=options.progress))
+    opened = shard_files(files, options.progress)
+    return divided(read_parquet(name, opened, **options.columns(), progress=options.progress))
 
 
 def read_parquet(
     name: str,
-    paths: Sequence[Path],
+    shards: Sequence[Path | ShardFile],
     *,
     image_column: str = "",
     label_column: str = "",
@@ -70,7 +78,7 @@ def read_parquet(
 
     Args:
         name: Name of the split.
-        paths: The files, in order.
+        shards: The files, in order, all here or all elsewhere.
         image_column: Column of images: bytes, or a struct of bytes and path; empty finds it by its type.
         label_column: Column of labels; empty finds it by type and name.
         problem_type: Type of the labels.
@@ -80,40 +88,87 @@ def read_parquet(
         ValueError: A file is not Parquet or lacks a column, or the columns cannot be found.
         ModuleNotFoundError: pyarrow is not installed.
     """
-    import pyarrow.parquet as pq
-
-    if not paths:
+    if not shards:
         raise UserError("No Parquet files were given.")
-    schemas, counts = [], []
-    for path in paths:
-        with _readable(path), pq.ParquetFile(path) as file:
-            check_parquet(path, file.metadata)
-            schemas.append(file.schema_arrow)
-            counts.append(file.metadata.num_rows)
-    image = image_column_of(schemas[0], str(paths[0]), image_column)
-    store = ParquetStore(paths, counts, image)
+    files = [LocalFile(shard) if isinstance(shard, Path) else shard for shard in shards]
+    if len({isinstance(file, StreamedFile) for file in files}) > 1:
+        raise UserError("Some of the Parquet files are here and others elsewhere. Open them one by one.")
+    described = each_of(_footer, files, None)
+    schemas = [metadata.schema.to_arrow_schema() for metadata in described]
+    image = image_column_of(schemas[0], str(files[0]), image_column)
+    store = _store(files, described, image)
 
     def read(names: Sequence[str]) -> dict[str, list[Any]]:
-        _require_same_columns(paths, schemas, [image, *names])
-        values: dict[str, list[Any]] = {each: [] for each in names}
-        for path in paths if names else ():
-            with _readable(path), pq.ParquetFile(path) as file:
-                check_columns(path, file.metadata, names)
-                table = file.read(columns=list(names))
-                for each in names:
-                    values[each] += table.column(each).to_pylist()
-        return values
+        _require_same_columns(files, schemas, [image, *names])
+        numbers = {id(file): number for number, file in enumerate(files)}
 
-    origin = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    table = ArrowTable(schema=schemas[0], origin=str(paths[0]), read=read, place=store.place)
+        def columns(file: ShardFile) -> dict[str, list[Any]]:
+            with _opened(file, described[numbers[id(file)]]) as opened:
+                check_columns(str(file), opened.metadata, names)
+                table = opened.read(columns=list(names))
+                return {each: table.column(each).to_pylist() for each in names}
+
+        parts = each_of(columns, files, None) if names else []
+        return {each: [value for part in parts for value in part[each]] for each in names}
+
+    origin = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    table = ArrowTable(schema=schemas[0], origin=str(files[0]), read=read, place=store.place)
     labels, split = labels_and_split(table, len(store), label_column, problem_type)
-    store.load(progress)
-    if not split:
-        note_splits_in_paths(str(paths[0]), store.folders())
+    if isinstance(store, ParquetStore):
+        store.load(progress)
+        if not split:
+            note_splits_in_paths(str(files[0]), store.folders())
     return Rows(name=name, origin=origin, store=store, labels=labels, split=split)
 
 
-def _require_same_columns(paths: Sequence[Path], schemas: Sequence[pa.Schema], names: Sequence[str]) -> None:
+def _footer(file: ShardFile) -> Any:
+    with _opened(file) as opened:
+        check_parquet(str(file), file.size, opened.metadata)
+        return opened.metadata
+
+
+@contextmanager
+def _opened(file: ShardFile, metadata: Any = None) -> Iterator[Any]:
+    """Opens a `ParquetFile`; of one elsewhere it fetches only what is read, past the cache."""
+    import pyarrow.parquet as pq
+
+    source: Any = file.path if isinstance(file, LocalFile) else None
+    if isinstance(file, StreamedFile):
+        source = io.BufferedReader(Reader(lambda at, size: file.fetch(at, at + size), file.size), _READ_BYTES)
+    with _readable(file), pq.ParquetFile(source, metadata=metadata) as opened:
+        yield opened
+
+
+def _store(files: Sequence[ShardFile], described: Sequence[Any], column: str) -> ParquetStore | StreamedRows:
+    here = [file.path for file in files if isinstance(file, LocalFile)]
+    if here:
+        return ParquetStore(here, described, column)
+    groups = []
+    for file, metadata in zip(files, described, strict=True):
+        assert isinstance(file, StreamedFile)
+        check_columns(str(file), metadata, [column])
+        groups.append(Groups(file=file, metadata=metadata, cells=_images_of))
+    return StreamedRows(groups, column)
+
+
+def _images_of(source: Any, of: Groups, column: str, group: int) -> Iterator[bytes]:
+    """Yields the images of a group of rows of a file elsewhere; b"" for a row that has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(source, metadata=of.metadata) as file:
+            for cells in _cells(of.file, file, group, column, [0]):
+                for cell in cells:
+                    try:
+                        yield image_bytes(cell, None)
+                    except ImageError:
+                        yield b""
+    except (pa.ArrowException, OSError) as error:
+        raise BrokenGroupError(f"its part of the Parquet file cannot be read ({_first_line(error)}).") from error
+
+
+def _require_same_columns(files: Sequence[ShardFile], schemas: Sequence[pa.Schema], names: Sequence[str]) -> None:
     """Refuses files that lack a column, name its classes differently, or have another column of splits."""
 
     def shape(schema: pa.Schema) -> list[Any]:
@@ -123,26 +178,30 @@ def _require_same_columns(paths: Sequence[Path], schemas: Sequence[pa.Schema], n
             *((name in schema.names, class_names_of(features.get(name))) for name in names),
         ]
 
-    for path, schema in zip(paths[1:], schemas[1:], strict=True):
+    for file, schema in zip(files[1:], schemas[1:], strict=True):
         if shape(schema) != shape(schemas[0]):
-            raise UserError(f"{path} has other columns or class names than {paths[0]}. Open them one by one.")
+            raise UserError(f"{file} has other columns or class names than {files[0]}. Open them one by one.")
 
 
 class ParquetStore:
-    """The images of Parquet files.
+    """The images of Parquet files on a disk.
 
     Args:
         paths: The files.
-        counts: Number of rows of each.
+        described: Their `pyarrow.parquet.FileMetaData`.
         column: The column of images.
     """
 
-    def __init__(self, paths: Sequence[Path], counts: Sequence[int], column: str) -> None:
+    def __init__(self, paths: Sequence[Path], described: Sequence[Any], column: str) -> None:
         self._paths = list(paths)
+        self.files = [LocalFile(path) for path in paths]
         self._column = column
+        counts = [metadata.num_rows for metadata in described]
         self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
-        self._sizes = [path.stat().st_size for path in paths]
-        self._stamps = [file_stamp(os.path.abspath(path)) for path in paths]
+        self._sizes = [file.size for file in self.files]
+        self._groups = [
+            metadata.row_group(group).num_rows for metadata in described for group in range(metadata.num_row_groups)
+        ]
         self._rows: pa.ChunkedArray | None = None
         self._broken: list[tuple[range, str]] = []
 
@@ -174,7 +233,7 @@ class ParquetStore:
             with _readable(path):
                 described.append(pq.read_metadata(path))
         for path, metadata in zip(self._paths, described, strict=True):
-            check_columns(path, metadata, [self._column])
+            check_columns(str(path), metadata, [self._column])
         total = sum(_unpacked_size(metadata, self._column) for metadata in described)
         chunks: list[pa.Array] = []
         for start, path in zip(self._starts, self._paths, strict=False):
@@ -201,7 +260,7 @@ class ParquetStore:
             for group in range(file.num_row_groups):
                 expected, done = file.metadata.row_group(group).num_rows, 0
                 try:
-                    for rows in _cells(path, file, group, self._column, unpacked):
+                    for rows in _cells(LocalFile(path), file, group, self._column, unpacked):
                         done += len(rows)
                         yield rows
                 except (pa.ArrowException, OSError) as error:
@@ -250,12 +309,18 @@ class ParquetStore:
         content = cell["bytes"] if cell.is_valid and hasattr(cell, "keys") else cell
         file = self._file(row)
         return (
-            part_stamp(self._stamps[file], f"{self._column} {row - self._starts[file]}") if content.is_valid else None
+            part_stamp(self.files[file].stamp(), f"{self._column} {row - self._starts[file]}")
+            if content.is_valid
+            else None
         )
 
     def cache_place(self) -> str:
         """Returns the paths of the files."""
-        return "\0".join(os.path.abspath(path) for path in self._paths)
+        return "\0".join(file.key for file in self.files)
+
+    def pieces(self) -> npt.NDArray[np.int64]:
+        """Returns the number of the group of rows that each image is in; see `ShardStore`."""
+        return np.repeat(np.arange(len(self._groups)), self._groups)
 
     def place(self, row: int) -> str:
         """Returns file and row, counted from 0."""
@@ -263,10 +328,12 @@ class ParquetStore:
         return f"{self._paths[file]} row {row - self._starts[file]}"
 
 
-def _cells(path: Path, file: Any, group: int, column: str, unpacked: list[int]) -> Iterator[pa.Array]:
+def _cells(shard: ShardFile, file: Any, group: int, column: str, unpacked: list[int]) -> Iterator[pa.Array]:
     """Reads a column of a group of rows in pieces; `unpacked` as `joined` takes it."""
     together = rows_together(file.metadata.row_group(group), column, _BATCH)
-    return joined(file.iter_batches(together, row_groups=[group], columns=[column]), _BATCH, path, unpacked)
+    return joined(
+        file.iter_batches(together, row_groups=[group], columns=[column]), _BATCH, str(shard), shard.size, unpacked
+    )
 
 
 def row_groups(path: Path, image_column: str = "") -> tuple[str, list[int]]:
@@ -280,10 +347,8 @@ def row_groups(path: Path, image_column: str = "") -> tuple[str, list[int]]:
         DamagedFileError: It is no Parquet file, or exceeds a limit.
         UserError: It has no such column.
     """
-    import pyarrow.parquet as pq
-
-    with _readable(path), pq.ParquetFile(path) as file:
-        check_parquet(path, file.metadata)
+    with _opened(shard := LocalFile(path)) as file:
+        check_parquet(str(path), shard.size, file.metadata)
         schema = file.schema_arrow
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     return image_column_of(schema, str(path), image_column), counts
@@ -304,13 +369,13 @@ def images_of_groups(path: Path, column: str, groups: Sequence[int]) -> Iterator
 
     unpacked = [0]
     with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
-        check_columns(path, file.metadata, [column])
+        check_columns(str(path), file.metadata, [column])
         for group in groups:
-            yield from _cells(path, file, group, column, unpacked)
+            yield from _cells(LocalFile(path), file, group, column, unpacked)
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path | ShardFile) -> Iterator[None]:
     """Converts pyarrow's errors to `DamagedFileError`."""
     import pyarrow as pa
 

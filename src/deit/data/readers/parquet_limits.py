@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deit.core.errors import DamagedFileError
@@ -25,17 +24,17 @@ MOST_NOTES_BYTES = 2**22
 _BATCH_BYTES = 2**24
 
 
-def check_parquet(path: Path, metadata: Any) -> None:
+def check_parquet(path: str, size: int, metadata: Any) -> None:
     """Refuses a file whose footer claims more rows or columns than a file of its size can hold.
 
     Args:
-        path: The file.
+        path: Name of the file for messages.
+        size: Its length in bytes.
         metadata: Its `pyarrow.parquet.FileMetaData`.
 
     Raises:
         DamagedFileError: The file exceeds a limit.
     """
-    size = path.stat().st_size
     if metadata.num_rows > size * MOST_ROWS_PER_BYTE:
         raise DamagedFileError(f"{path} claims {metadata.num_rows} rows in {size} bytes, too few for so many images.")
     if metadata.num_rows != sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)):
@@ -44,11 +43,11 @@ def check_parquet(path: Path, metadata: Any) -> None:
         raise DamagedFileError(f"{path} has {metadata.num_columns} columns. At most {MOST_COLUMNS} are read.")
 
 
-def check_columns(path: Path, metadata: Any, names: Iterable[str]) -> None:
+def check_columns(path: str, metadata: Any, names: Iterable[str]) -> None:
     """Refuses columns that unpack to more than images and labels can.
 
     Args:
-        path: The file.
+        path: Name of the file for messages.
         metadata: Its `pyarrow.parquet.FileMetaData`.
         names: Names of the columns to read.
 
@@ -88,13 +87,14 @@ def rows_together(row_group: Any, column: str, most: int) -> int:
     return max(min(_BATCH_BYTES // largest, most), 1)
 
 
-def joined(batches: Iterable[pa.RecordBatch], rows: int, path: Path, used: list[int]) -> Iterator[pa.Array]:
+def joined(batches: Iterable[pa.RecordBatch], rows: int, path: str, size: int, used: list[int]) -> Iterator[pa.Array]:
     """Joins the first columns of small batches into larger arrays.
 
     Args:
         batches: Batches of one column.
         rows: Approximate number of rows in an array.
-        path: The file, for the message.
+        path: Name of the file for messages.
+        size: Its length in bytes.
         used: List with one number, the unpacked bytes of the file so far, which this increases.
 
     Raises:
@@ -107,7 +107,7 @@ def joined(batches: Iterable[pa.RecordBatch], rows: int, path: Path, used: list[
         held.clear()
         return rows
 
-    most = MOST_UNPACKED_BYTES + MOST_TIMES_UNPACKED * path.stat().st_size
+    most = MOST_UNPACKED_BYTES + MOST_TIMES_UNPACKED * size
     held: list[pa.Array] = []
     try:
         for batch in batches:

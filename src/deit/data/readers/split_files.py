@@ -13,19 +13,10 @@ from deit.data.labels.split_names import split_of, split_within
 from deit.data.readers.image_stores import Rows, StoredSplit
 from deit.data.readers.reader import Place, ReadOptions, Splits
 from deit.data.storage.image_search import is_hidden, visible_folders
+from deit.data.streams.addresses import is_address, name_of, named
 
 # Opens the files of one split, given its name. A column may divide them into several splits.
 OpenFiles: TypeAlias = Callable[[str, Sequence[str], ReadOptions], Mapping[str, Rows]]
-
-
-def is_address(name: str) -> bool:
-    """Returns True for a web address or a pipe command, False for a path."""
-    return "://" in name or name.startswith("pipe:")
-
-
-def bare(name: str) -> str:
-    """Returns a path unchanged, and an address without its query."""
-    return name.partition("?")[0] if is_address(name) else name
 
 
 def files_at(place: Place, endings: Sequence[str], *, fetched: bool = False) -> list[str]:
@@ -36,7 +27,7 @@ def files_at(place: Place, endings: Sequence[str], *, fetched: bool = False) -> 
     Args:
         place: Files, or a folder.
         endings: Endings of that kind, in lower case.
-        fetched: True accepts web addresses too.
+        fetched: True accepts addresses too.
     """
     if place.folder is None:
         return list(place.names) if all(_is_file(name, endings, fetched) for name in place.names) else []
@@ -51,7 +42,9 @@ def files_in(folders: Sequence[Path], endings: Sequence[str]) -> list[str]:
 
 
 def _is_file(name: str, endings: Sequence[str], fetched: bool) -> bool:
-    return Path(bare(name)).suffix.lower() in endings and (fetched or not is_address(name)) and not os.path.isdir(name)
+    return (
+        Path(name_of(name)).suffix.lower() in endings and (fetched or not is_address(name)) and not os.path.isdir(name)
+    )
 
 
 def split_files(names: Sequence[str], open_files: OpenFiles, options: ReadOptions, *, at_once: bool = False) -> Splits:
@@ -130,7 +123,7 @@ def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
     several = len({Path(name).parent for name in names}) > 1  # one word of a folder's name is then enough
     groups: dict[str, list[str]] = {}
     for name in names:
-        path = Path(bare(name))
+        path = Path(named(name))
         parent = path.parent.name
         told = split_within(path.stem) or (split_within(parent) if several else split_of(parent))
         groups.setdefault(told, []).append(name)

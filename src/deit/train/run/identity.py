@@ -8,14 +8,17 @@ from typing import Any
 
 from deit.core.config.field_values import OPTIONAL_FIELDS
 from deit.core.errors import UserError
+from deit.data.shard_order import buffer_of
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
+from deit.train.recipes.recipe import Recipe
 from deit.train.tasks.task import Task
 
 _IMAGES = {"training images": "train", "validation images": "val"}  # in an identity -> in the data
+_BUFFER = "shuffle buffer"  # follows from where the images are if the recipe does not tell it
 
 
-def identity_of_run(task: Task, data: Data) -> dict[str, Any]:
+def identity_of_run(task: Task, data: Data, recipe: Recipe) -> dict[str, Any]:
     """Returns plain values that identify teacher, images, student and preprocessing. Hashes every image once."""
     teacher, student = task.teacher, task.student
     return {
@@ -24,6 +27,7 @@ def identity_of_run(task: Task, data: Data) -> dict[str, Any]:
         **{name: getattr(data, part).fingerprint() for name, part in _IMAGES.items()},
         "student": _plain_settings(student.config) if isinstance(student, PreTrainedModel) else None,
         "preprocessing": _plain_settings(task.processor),
+        _BUFFER: buffer_of(data.train, recipe.data.shuffle_buffer),
     }
 
 
@@ -50,7 +54,7 @@ def check_identity(identity: dict[str, Any], state: dict[str, Any], data: Data, 
 def _is_same(name: str, value: Any, state: dict[str, Any], data: Data) -> bool:
     if name in _IMAGES and name not in state:
         return name == "validation images"  # not recorded by older versions
-    found = state.get(name)
+    found = state.get(name, 0 if name == _BUFFER else None)
     if name == "student" and isinstance(found, dict) and isinstance(value, dict):
         found = {
             **{key: OPTIONAL_FIELDS[key] for key in value if key in OPTIONAL_FIELDS},

@@ -16,8 +16,11 @@ from deit.core.file_names import STATE_NAME
 from deit.core.files import replaced_file
 from deit.core.images.reading import ImageError
 from deit.core.writing import writing
+from deit.data.shard_order import shards_of
 from deit.data.sources import Data, Joined, Labels, Source, contents_of, place_of
 from deit.data.storage.contents import Hashes
+from deit.data.streams.shard_files import ShardFile
+from deit.data.streams.shard_list import LIST_NAME, check_list, keep_list
 from deit.train.recipes.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,9 @@ def record_images(out: Path, data: Data) -> None:
     path = out / STATE_NAME / RECORD_NAME
     if path.is_file():  # the run is resumed
         return
+    if shards := _shards(data):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep_list(path.with_name(LIST_NAME), shards)
     arrays: dict[str, Any] = {}
     for part in _PARTS:
         source: Source = getattr(data, part)
@@ -62,9 +68,11 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
         resume: True if the run is resumed. A new run uses `data`.
 
     Raises:
-        UserError: More images are gone than allowed.
+        UserError: More images are gone than allowed, or shards elsewhere are others; see `check_list`.
     """
     path = out / STATE_NAME / RECORD_NAME
+    if resume:
+        check_list(path.with_name(LIST_NAME), _shards(data))
     if not resume or not path.is_file():
         return data
     try:
@@ -102,6 +110,10 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
         ignored=data.ignored,
         used=images - len(gone),
     )
+
+
+def _shards(data: Data) -> list[ShardFile]:
+    return [*shards_of(data.train), *shards_of(data.val)]
 
 
 class _Recorded:

@@ -1,0 +1,1 @@
+"""Reads shards that are elsewhere, sample by sample, through a bounded cache on disk."""
