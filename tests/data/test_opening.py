@@ -430,11 +430,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "an empty list": (lambda p: [], ValueError, "An empty list has no data"),
     "a number": (lambda p: 3, TypeError, "path must be a path, .* Received: int"),
     "an address of no shard": (
-        lambda p: "http://h/a.parquet?k",
+        lambda p: "http://h/a.csv?k",
         ValueError,
-        "http://h/a.parquet cannot be opened: only .tar",
+        r"http://h/a.csv cannot be opened: only .tar and .parquet files",
     ),
-    "a command": (lambda p: "pipe:cat a.tar", ValueError, "cannot be opened: shards come from http, https or files"),
+    "a command": (lambda p: "pipe:cat a.tar", ValueError, "cannot be opened: shards come from files, http"),
     "an empty folder": (lambda p: p, ValueError, "has no class folders"),
     "braces": (lambda p: f"{p}/a-{{0..1.tar", ValueError, "do not match"),
 }

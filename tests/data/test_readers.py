@@ -59,7 +59,7 @@ def test_several_kinds_and_unknown_ones_are_refused(listed, tmp_path) -> None:
         open_data([listed, tmp_path / "a.csv"])
     with pytest.raises(UserError, match=r"a\.txt is not a data set of a known kind"):
         open_data([listed, tmp_path / "a.txt"])
-    with pytest.raises(UserError, match=r"https://host/a\.parquet cannot be opened: only \.tar shards are downloaded"):
-        open_data("https://host/a.parquet?key=1")
+    with pytest.raises(UserError, match=r"https://host/a\.csv cannot be opened: only \.tar and \.parquet"):
+        open_data("https://host/a.csv?key=1")
     with pytest.raises(TypeError, match="path must be a path, a list of paths, a datasets"):
         open_data(3)

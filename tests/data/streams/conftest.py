@@ -27,6 +27,6 @@ def small(monkeypatch, tmp_path) -> None:
 
 @pytest.fixture
 def web(tmp_path) -> Iterator[FaultyServer]:
-    (tmp_path / "web").mkdir()
+    (tmp_path / "web").mkdir(exist_ok=True)
     with serving(folder=tmp_path / "web") as server:
         yield server

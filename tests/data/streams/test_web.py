@@ -202,7 +202,7 @@ def test_what_is_no_shard_is_refused(answers, content, headers, message):
 
 def test_a_server_that_tells_no_length_is_refused(tmp_path, answers):
     address, _ = answers(answer(shard_bytes(tmp_path)))
-    with pytest.raises(UserError, match="its server tells no length. Copy it first"):
+    with pytest.raises(UserError, match=r"its server tells no length. Copy it first"):
         opened(f"{address}/a.tar")
 
 
