@@ -160,8 +160,8 @@ def _open(known: str, data: str, settings: dict[str, Any]) -> Data:
     second = open_labelled(data, classes=first.classes, **settings)
     if count_shared(second, first) == len(second.labels):
         raise UserError(
-            f"{named(known)} and {named(data)} hold the same images, which would be compared with themselves. Pass other "
-            "images, or the same path twice to have it divided."
+            f"{named(known)} and {named(data)} hold the same images, which would be compared with themselves. Pass "
+            "other images, or the same path twice to have it divided."
         )
     skipped, ignored = (*first.skipped, *second.skipped), Counter(first.ignored) + Counter(second.ignored)
     return Data(train=first, val=second, skipped=skipped, ignored=ignored)
