@@ -117,6 +117,7 @@ class StreamedFile:
         text = f"{self.key}\0{known.size}\0{version}\0".encode("utf-8", "surrogateescape") + known.head
         self.identity = hashlib.sha256(text).hexdigest()[:32]
         self._part_bytes = PART_BYTES if known.has_parts else max(known.size, 1)
+        self.parts_name = f"{self.identity}-{self._part_bytes}"
         if cache is None and not known.has_parts:
             raise UserError(f"The server of {self} sends only whole files. Reading them needs a cache: --cache-size.")
 
@@ -201,11 +202,11 @@ class _Part:
 
     @property
     def name(self) -> str:
-        return f"{self.file.identity}-{self.number}-{len(self.file.part(0))}"
+        return f"{self.file.parts_name}-{self.number}"
 
     @property
     def shard(self) -> str:
-        return f"{self.file.identity}-{len(self.file.part(0))}"
+        return self.file.parts_name
 
     @property
     def origin(self) -> str:
