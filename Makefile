@@ -23,7 +23,7 @@ test: $(VENV)/.dev
 # environment of its own. The first of them checks that these are the versions installed. trackio is not among them: it
 # asks for a newer huggingface_hub than the rest.
 LOWEST ?= .venv-lowest
-LOWEST_EXTRAS := dev docs telemetry wandb ray
+LOWEST_EXTRAS := dev docs telemetry wandb ray s3
 LOWEST_TESTS := tests/lowest_versions.py tests/core $(addprefix tests/,$(addsuffix .py,\
 	data/test_augment data/test_listings data/test_shards data/test_stores data/test_tables \
 	models/test_deit models/test_timm_models models/test_weights_of_training_scripts parity/test_models \

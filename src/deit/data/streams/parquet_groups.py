@@ -51,7 +51,10 @@ class Groups:
             if chunk.path_in_schema.split(".")[0] == column:
                 starts = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
                 spans.append((min(starts), min(starts) + chunk.total_compressed_size))
-        return range(min(start for start, _ in spans), max(stop for _, stop in spans))
+        found = range(min(start for start, _ in spans), max(stop for _, stop in spans))
+        if found.start < 0 or found.stop > self.file.size:
+            raise BrokenGroupError("its part of the Parquet file claims bytes beyond its end.")
+        return found
 
 
 class StreamedRows:
