@@ -93,8 +93,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy, calibration and speed on labeled images.
 
-    Reports each head, each class, the most frequent mistakes and the throughput. With deit --processes N, or under
-    torchrun, processes share the images.
+    Reports heads, classes, frequent mistakes and throughput. Processes (deit --processes N, torchrun) share the images.
     """
     use_cache_size(cache_size)
     if knn is not None:
