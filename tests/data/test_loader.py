@@ -210,7 +210,7 @@ def assert_equal(ones: list[Batch], others: list[Batch]) -> None:
     for one, other in zip(ones, others, strict=True):
         assert torch.equal(one.pixels, other.pixels)
         assert torch.equal(one.targets, other.targets)
-        assert one.checksum == other.checksum
+        assert one.checksums == other.checksums
 
 
 def test_batches_hold_the_views_of_the_images_that_the_order_names():
@@ -291,7 +291,7 @@ def test_the_checksum_is_the_crc_of_a_sample_of_the_pixels_the_targets_and_the_v
     (views,) = order(3, 4, batch=2, seed=7)
     data = np.ascontiguousarray(batch.pixels.numpy()[:, :, ::16, ::16]).tobytes()
     data += batch.targets.numpy().tobytes() + np.array(views, np.int64).tobytes()
-    assert batch.checksum == zlib.crc32(data)
+    assert batch.checksums == (zlib.crc32(data),)
 
 
 def test_the_checksum_tells_other_pixels_targets_and_views_apart():
@@ -299,7 +299,7 @@ def test_the_checksum_tells_other_pixels_targets_and_views_apart():
     relabelled = Images((source().labels + 1) % 3)
     batches = [training(0)[0], training(0, images=changed)[0], training(0, images=relabelled)[0]]
     batches += [training(0, first=1)[0], training(0, num_repeats=3)[0], training(0, rank=1, world_size=3)[0]]
-    assert len({batch.checksum for batch in batches}) == len(batches)
+    assert len({batch.checksums for batch in batches}) == len(batches)
 
 
 def an_image_that_breaks(error: Exception) -> Images:
@@ -345,7 +345,7 @@ def test_in_place_of_a_broken_image_stands_the_next_one_of_its_batch_as_another_
         assert torch.equal(batches[2].pixels[1], transform(source().image(last)))
     (again,) = training_batches(images, transform, StepOrder(10, 3, 7, 2, 3), num_workers=0)
     assert torch.equal(again.pixels, batches[2].pixels)
-    assert again.checksum == batches[2].checksum != whole[2].checksum
+    assert again.checksums == batches[2].checksums != whole[2].checksums
 
 
 def test_a_batch_of_which_nothing_can_be_read_says_why():

@@ -114,7 +114,7 @@ def test_a_teacher_with_weights_that_are_no_numbers_is_refused():
 @pytest.mark.parametrize("records", [HardRecords(3), SoftRecords(3, 3, 1.0), SoftRecords(3, 1, 1.0)])
 def test_a_cache_records_no_answer_that_is_no_number(tmp_path, records):
     cache = TeacherCache(tmp_path / "cache", {"teacher": "a"}, records, batch_size=1)
-    place = BatchPlace(step=0, part=0, checksum=7)
+    place = BatchPlace(step=0, part=0, checksums=(7,))
     with pytest.raises(ValueError, match="answers 1 of 1 images with NaN or infinity"):
         cache.write(place, torch.tensor([[0.0, float("nan"), 1.0]]))
     assert cache.read(place) is None

@@ -13,14 +13,14 @@ from deit.train.run.state import load_state
 from tests.ranks import run_on_ranks
 
 SOURCE = Path(deit.__file__).parent
-# Starts processes and asks them nothing; divides weights by PyTorch, which asks; reads files alone.
-LAUNCHES_AND_PARTS = {"cli/terminal/launch.py", "train/sharding/fully_sharded.py", "train/sharding/parts_of_states.py"}
+# Divides weights by PyTorch, which asks; reads files alone.
+PARTS = {"train/sharding/fully_sharded.py", "train/sharding/parts_of_states.py"}
 
 
 def test_no_other_file_asks_processes_anything() -> None:
     imports = re.compile(r"torch\.distributed|from torch import [^\n]*\bdistributed\b")
     found = {f.relative_to(SOURCE).as_posix() for f in SOURCE.rglob("*.py") if imports.search(f.read_text("utf-8"))}
-    assert found - LAUNCHES_AND_PARTS == {"runtime/processes.py"}
+    assert found - PARTS == {"runtime/processes.py"}
 
 
 def test_a_state_of_sharded_tensors_is_written_in_parts_and_read_whole(tmp_path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deit.runtime.processes import Processes, current_processes
-from deit.train.run.state import load_state
+from deit.train.run.state import load_state, state_folder
 from deit.train.whole_step import ShareOfStep
 from tests.ranks import run_on_ranks
 from tests.train import together
@@ -197,6 +197,30 @@ def test_the_command_under_torchrun_prints_once_resumes_and_refuses_once(photos,
     assert resumed.returncode == 0, resumed.stderr
     after = load_state(tmp_path / "run" / "state").tensors
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_one_process_that_is_asked_to_stop_stops_all_after_the_same_step_and_the_run_goes_on_to_the_same_bits(
+    tmp_path,
+) -> None:
+    """Each with a teacher cache, repeats, Mixup, drop path and a running average."""
+    ran = run_on_ranks("tests.train.stopped_ranks", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    said: dict[str, list[str]] = {"0": [], "1": []}
+    for line in ran.stdout.splitlines():
+        said[line[0]].append(line[2:])
+    assert said["0"] == said["1"]
+    whole, *others = said["0"]
+    assert whole == "whole: 0 5"
+    codes = {"SIGTERM": 143, "SIGUSR1": 138, "SIGHUP": 129, "notice": 138}
+    for (name, code), stopped, resumed in zip(codes.items(), others[::2], others[1::2], strict=True):
+        assert (
+            stopped
+            == f"{name}: {code} Stopped after step 3 of 5; its state is {state_folder(tmp_path / name / 'state', 3)}."
+        )
+        assert resumed == f"{name}: 0 5"
+        one, two = (load_state(tmp_path / run / "state").tensors for run in ("whole", name))
+        assert all(torch.equal(two[each], tensor) for each, tensor in one.items())
+        assert all(torch.equal(w, weights(tmp_path / "whole")[k]) for k, w in weights(tmp_path / name).items())
 
 
 def test_a_process_alone_is_the_first_of_one_and_needs_nobody() -> None:

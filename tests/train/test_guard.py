@@ -50,7 +50,7 @@ def batch(number: int, *, last: float = 0.0) -> Batch:
     """Four images; `last` is added to the last one, so with accumulate=2 the first part has finite numbers alone."""
     pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(number))
     pixels[3] += last
-    return Batch(pixels, torch.tensor([0, 1, 2, 0]), 0)
+    return Batch(pixels, torch.tensor([0, 1, 2, 0]), (0,))
 
 
 def take_steps(numbers, student, poison: float = 0.0, **settings) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ def test_loss_and_reconstruction_equal_transformers_on_the_same_weights_and_mask
     name = {"deit": "DeiTForMaskedImageModeling", "vit": "ViTForMaskedImageModeling"}[kind]
     theirs = getattr(transformers, name).from_pretrained(tmp_path).eval()
     pixels = torch.randn(3, 3, tiny.SIDE, tiny.SIDE)
-    pixels, mask = ours.prepare(pixels, torch.zeros(3), BatchPlace(step=9, part=0, checksum=0))
+    pixels, mask = ours.prepare(pixels, torch.zeros(3), BatchPlace(step=9, part=0, checksums=(0,)))
     expected = theirs(pixels, bool_masked_pos=mask.to(torch.int64))
     ours.eval()
     torch.testing.assert_close(ours(pixels, mask)["loss"], expected.loss, rtol=1e-5, atol=1e-6)
@@ -121,9 +121,9 @@ def test_a_mask_changes_the_output_and_an_empty_one_gives_the_plain_forward():
 
 def test_processes_that_share_a_step_hide_what_one_would():
     ours = task()
-    _, whole = ours.prepare(torch.zeros(6, 3, 16, 16), torch.zeros(6), BatchPlace(step=2, part=0, checksum=0))
+    _, whole = ours.prepare(torch.zeros(6, 3, 16, 16), torch.zeros(6), BatchPlace(step=2, part=0, checksums=(0,)))
     for part in range(3):
-        place = BatchPlace(step=2, part=part, checksum=0, parts=3)
+        place = BatchPlace(step=2, part=part, checksums=(0,), parts=3)
         _, share = ours.prepare(torch.zeros(2, 3, 16, 16), torch.zeros(2), place)
         assert torch.equal(share, whole[part::3])
 

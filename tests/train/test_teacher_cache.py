@@ -19,7 +19,7 @@ from deit.train.teachers.teacher import Teacher
 from tests.train import tiny
 
 MIXED = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, num_repeats=2)
-PLACE = BatchPlace(step=3, part=0, checksum=99)
+PLACE = BatchPlace(step=3, part=0, checksums=(99,))
 
 
 class CountingConvnet(tiny.TinyConvnet):
@@ -96,14 +96,14 @@ def test_a_sparse_record_keeps_the_largest_probabilities_and_spreads_the_rest(te
 
 
 def test_the_record_of_a_batch_by_hand(tmp_path) -> None:
-    cache = TeacherCache(tmp_path / "cache", {"teacher": "t"}, HardRecords(3), batch_size=2, parts=2)
-    cache.write(BatchPlace(step=1, part=1, checksum=7), torch.tensor([[0.0, 0.0, 5.0], [0.0, 1.0, 0.0]]))
+    cache = TeacherCache(tmp_path / "cache", {"teacher": "t"}, HardRecords(3), batch_size=2, units=2)
+    cache.write(BatchPlace(step=1, part=1, checksums=(7,)), torch.tensor([[0.0, 0.0, 5.0], [0.0, 1.0, 0.0]]))
     payload = np.array([2, 1], "<u2").tobytes()
     own = zlib.crc32(payload, zlib.crc32(np.array([7, 1, 1], "<u4").tobytes()))
     expected = bytes(3 * 12) + np.array([7, own], "<u4").tobytes() + payload  # the fourth record of 8 + 4 bytes
     assert (tmp_path / "cache" / "records.bin").read_bytes() == expected
-    assert cache.read(BatchPlace(step=1, part=0, checksum=7)) is None
-    assert cache.read(BatchPlace(step=9, part=0, checksum=7)) is None
+    assert cache.read(BatchPlace(step=1, part=0, checksums=(7,))) is None
+    assert cache.read(BatchPlace(step=9, part=0, checksums=(7,))) is None
 
 
 def test_a_damaged_or_half_written_record_counts_as_missing_and_is_told(tmp_path, caplog) -> None:
@@ -124,7 +124,7 @@ def test_other_views_than_the_teacher_saw_are_refused(tmp_path) -> None:
     cache = TeacherCache(tmp_path / "cache", {"teacher": "t"}, HardRecords(3), batch_size=2)
     cache.write(PLACE, torch.eye(3)[:2])
     with pytest.raises(ValueError, match="views of step 3 are not those"):
-        cache.read(dataclasses.replace(PLACE, checksum=100))
+        cache.read(dataclasses.replace(PLACE, checksums=(100,)))
 
 
 # --- runs --------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_a_cached_run_equals_the_uncached_one_and_asks_nobody(tmp_path, distilla
     views = 4
     size = (tmp_path / "cache" / "records.bin").stat().st_size
     bytes_per_view = {"hard": 2, "soft": 12 if distillation.cache_top_k > 3 else 10}[distillation.kind]
-    assert size == steps * (8 + views * bytes_per_view)
+    assert size == steps * views * (8 + bytes_per_view)  # a step has four units here
 
 
 def test_a_half_filled_cache_asks_for_what_is_missing_or_says_so(tmp_path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import signal
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.data.shard_order import fetch_ahead, nearby_order
 from deit.data.sources import Source, place_of
 from deit.runtime.random_state import forget_other_threads, random_state_kept, set_random_state
+from deit.runtime.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:  # imports timm, which evaluation does not need
     from deit.data.augment import ViewTransform
@@ -42,15 +44,15 @@ class Batch(NamedTuple):
     Attributes:
         pixels: (b, 3, H, W) float32, augmented but not mixed.
         targets: (b,) int64 classes, (b, K) float32 of several labels, or (b,) float32 values.
-        checksum: CRC-32 of a sample of the pixels, of the numbers of the views and of the targets. It differs if two
-            runs see different images.
-        left_out: Number and reason of each unreadable image; another image of the batch replaces it.
+        checksums: CRC-32 of a sample of the pixels, of the numbers of the views and of the targets, for each unit of
+            the batch, see `training_batches`. It differs if two runs see different images.
+        left_out: Number and reason of each unreadable image; another image of the step replaces it.
         weak: (b, 3, H, W), second views of the same images; None unless the transform has a second one.
     """
 
     pixels: Tensor
     targets: Tensor
-    checksum: int
+    checksums: tuple[int, ...]
     left_out: Sequence[tuple[int, str]] = ()
     weak: Tensor | None = None
 
@@ -83,6 +85,7 @@ class StepOrder(Sampler[list[View]]):
 
     Attributes:
         steps_per_epoch: Length of an epoch.
+        steps: Numbers of the steps.
 
     Raises:
         ValueError: There are fewer images than a batch needs, the processes cannot share a batch evenly, or a number
@@ -124,31 +127,48 @@ class StepOrder(Sampler[list[View]]):
         self.steps_per_epoch = num_images // batch_size
         self._batch_size = batch_size
         self._seed = seed
-        self._steps = range(first_step, last_step)
+        self.steps = range(first_step, last_step)
         self._num_repeats = num_repeats
         self._rank = rank
         self._world_size = world_size
+        self._order: tuple[int, npt.NDArray[np.int64]] = -1, self._images  # an epoch and its permutation
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self.steps)
 
     def __iter__(self) -> Iterator[list[View]]:
-        epoch = -1
-        for step in self._steps:
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
-                order = self._permutation(np.random.default_rng((self._seed, epoch)))
-            start = step % self.steps_per_epoch * self._batch_size
-            entries = range(start + self._rank, start + self._batch_size, self._world_size)
-            yield [self._view(epoch, order, *divmod(entry, self._num_repeats)) for entry in entries]
+        return map(self.views, self.steps)
+
+    def views(self, step: int) -> list[View]:
+        """Returns the views that this process shows in a step."""
+        return [self._view(step, place) for place in range(self._rank, self._batch_size, self._world_size)]
+
+    def stand_ins(self, step: int, number: int) -> Iterator[View]:
+        """Yields views that may replace one of this process: others of the step, with an unused repeat number.
+
+        They are those after it in the whole step, cyclically, so they do not depend on the number of processes.
+
+        Args:
+            step: Number of the step.
+            number: Of the view in `views(step)`.
+        """
+        place = self._rank + number * self._world_size
+        for other in range(place + 1, place + self._batch_size):
+            seed, epoch, index, repeat = self._view(step, other % self._batch_size)
+            yield seed, epoch, index, repeat + _STAND_IN * (place + 1)
 
     def _permutation(self, random: np.random.Generator) -> npt.NDArray[np.int64]:
         if self._pieces is None:
             return random.permutation(len(self._images))
         return nearby_order(self._pieces, self._buffer, random)
 
-    def _view(self, epoch: int, order: npt.NDArray[np.int64], place: int, repeat: int) -> View:
-        number = int(order[place])
+    def _view(self, step: int, place: int) -> View:
+        epoch = step // self.steps_per_epoch
+        if self._order[0] != epoch:
+            self._order = epoch, self._permutation(np.random.default_rng((self._seed, epoch)))
+        entry = step % self.steps_per_epoch * self._batch_size + place
+        occurrence, repeat = divmod(entry, self._num_repeats)
+        number = int(self._order[1][occurrence])
         if number >= self._num_images:  # an added occurrence
             repeat += (number - self._num_images + 1) * self._num_repeats
         return self._seed, epoch, int(self._images[number]), repeat
@@ -175,44 +195,44 @@ class _Broken(NamedTuple):
 
 
 class _AugmentedImages(Dataset[Any]):
-    """Data set that returns whole batches of views from `__getitems__`."""
+    """Data set that returns the batch of a step from `__getitems__`."""
 
-    def __init__(self, source: Source, transform: ViewTransform) -> None:
-        self._source = source
-        self._transform = transform
+    def __init__(self, source: Source, transform: ViewTransform, order: StepOrder, units: int) -> None:
+        self._source, self._transform, self._order, self._units = source, transform, order, units
 
-    def __getitems__(self, views: Sequence[View]) -> Batch | _Broken:
-        """Draws views. Replaces an unreadable image by another view of the next image of the batch."""
+    def __getitems__(self, step: int) -> Batch | _Broken:
+        """Draws views. Replaces an unreadable image by another view of the next image of the step."""
+        views = self._order.views(step)
         fetch_ahead(self._source, np.array([index for _, _, index, _ in views]))
-        shown, left_out = list(views), {}
+        shown: list[View] = []
+        left_out: dict[int, str] = {}  # number of an image -> why it cannot be read
+        pixels: Tensor | None = None
         weak: dict[int, Tensor] = {}
         with random_state_kept():
-            pixels: Tensor | None = None
-            for place, view in enumerate(views):
-                try:
-                    drawn = self._draw(view, None if pixels is None else pixels[place], place, weak)
-                except UnreachableError as error:
-                    return _Broken(str(error))
-                except (ImageError, OSError) as error:
-                    left_out[place] = _reason(error)
-                    continue
-                if pixels is None:
-                    pixels = drawn.new_empty(len(views), *drawn.shape)
-                    pixels[place] = drawn
-            if pixels is None:
-                return _Broken(next(iter(left_out.values())))
-            try:
-                for place in left_out:
-                    shown[place] = _stand_in(views, place, left_out)
-                    self._draw(shown[place], pixels[place], place, weak)
-            except (ImageError, OSError) as error:  # was readable a moment ago
-                return _Broken(_reason(error))
-            except UnreachableError as error:
-                return _Broken(str(error))
+            for place, wanted in enumerate(views):
+                for view in itertools.chain([wanted], self._order.stand_ins(step, place)):
+                    if view[2] in left_out:
+                        continue
+                    try:
+                        drawn = self._draw(view, None if pixels is None else pixels[place], place, weak)
+                    except UnreachableError as error:
+                        return _Broken(str(error))
+                    except (ImageError, OSError) as error:
+                        left_out[view[2]] = _reason(error)
+                        continue
+                    if pixels is None:
+                        pixels = drawn.new_empty(len(views), *drawn.shape)
+                        pixels[place] = drawn
+                    shown.append(view)
+                    break
+                else:
+                    return _Broken(left_out[wanted[2]])
+        assert pixels is not None
         targets = torch.from_numpy(self._source.labels[[index for _, _, index, _ in shown]])
-        bad = tuple((views[place][2], reason) for place, reason in left_out.items())
         second = torch.stack([weak[place] for place in range(len(views))]) if weak else None
-        return Batch(pixels, targets, _checksum(pixels, targets, shown), bad, second)
+        units = [slice(number, None, self._units) for number in range(self._units)]
+        checksums = tuple(_checksum(pixels[unit], targets[unit], shown[unit]) for unit in units)
+        return Batch(pixels, targets, checksums, tuple(left_out.items()), second)
 
     def _draw(self, view: View, out: Tensor | None, place: int, weak: dict[int, Tensor]) -> Tensor:
         """Draws one view, and puts a second one into `weak` if the transform has one."""
@@ -229,13 +249,6 @@ def _reason(error: ImageError | OSError) -> str:
     if isinstance(error, ImageError):
         return str(error)
     return f"A training image can no longer be read ({error}). Restore it, or leave it out."
-
-
-def _stand_in(views: Sequence[View], place: int, left_out: Collection[int]) -> View:
-    """Returns the next readable view of a batch, cyclically, with an unused repeat number."""
-    following = (number % len(views) for number in range(place + 1, place + len(views)))
-    seed, epoch, index, repeat = views[next(number for number in following if number not in left_out)]
-    return seed, epoch, index, repeat + _STAND_IN * (place + 1)
 
 
 def view_key(seed: int, epoch: int, index: int, repeat: int = 0) -> tuple[int, ...]:
@@ -278,11 +291,12 @@ def training_batches(
     *,
     num_workers: int = -1,
     pin_memory: bool = False,
+    units: int = 1,
 ) -> Iterable[Batch]:
     """Returns one `Batch` for each step of `order`. Lists unreadable images in `Batch.left_out`.
 
-    The replacement of an unreadable image depends only on the batch, so resumed runs, teacher caches and any number of
-    worker processes see the same views. A batch without any readable image raises ImageError.
+    The replacement of an unreadable image depends only on the step, so resumed runs, teacher caches and any number of
+    processes and workers see the same views. A step without any readable image raises ImageError.
 
     Args:
         source: Labeled images.
@@ -290,11 +304,13 @@ def training_batches(
         order: Order of the views.
         num_workers: Processes that prepare images; -1 chooses, see `default_workers`.
         pin_memory: True puts batches in page-locked memory, for a faster copy to a GPU.
+        units: Number of parts of each batch that get a checksum; the images i, i + units, ... are one. See
+            `TeacherCache`.
     """
     workers = default_workers(gpu=pin_memory) if num_workers < 0 else num_workers
     loader = DataLoader(
-        _AugmentedImages(source, transform),
-        batch_sampler=order,
+        _AugmentedImages(source, transform, order, units),
+        batch_sampler=order.steps,
         num_workers=workers,
         collate_fn=_whole,
         pin_memory=pin_memory,
@@ -306,9 +322,8 @@ def training_batches(
 
 def _begin_worker(number: int) -> None:
     forget_other_threads()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # terminals and job schedulers send them to all processes
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)  # the run stops and ends its workers
+    for number in STOP_SIGNALS:  # terminals and job schedulers send them to all processes
+        signal.signal(number, signal.SIG_IGN)  # the run stops and ends its workers
 
 
 def refuse_import_by_worker() -> None:

@@ -16,6 +16,9 @@ from torch import Tensor, distributed
 
 from deit.core.errors import UserError
 from deit.runtime.devices import local_rank, resolve
+from deit.runtime.signals import deadly_signals
+from deit.runtime.together.joining import name_of_start
+from deit.runtime.together.watch import LostProcessError, Watch, begin_watch
 
 T = TypeVar("T")
 
@@ -273,8 +276,15 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
         device: Where the work will be done: "cpu" talks by gloo, "cuda" by nccl; "auto" and None take the GPU if there
             is one.
 
+    While they work, each process watches the others: when one ends without a word, all end within ten seconds, see
+    `Watch`.
+
     Yields:
         The place of this process.
+
+    Raises:
+        LostProcessError: Another process has ended, which has been told.
+        UserError: A process cannot connect to the first one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield current_processes()
@@ -284,12 +294,34 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
     if on_gpu:
         torch.cuda.set_device(chosen)
     # Numbers that Python asks for travel by gloo even so: no GPU has to wait for them.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    with deadly_signals():  # PyTorch waits for the others without looking at them
+        store, rank, world_size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
+        name = name_of_start(store, rank, world_size)
+        store = distributed.PrefixStore(name, store)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    watch: Watch | None = None
+    fails = True
     try:
-        yield current_processes()
+        processes = current_processes()
+        watch = begin_watch(processes.rank, processes.local_rank, processes.gather)
+        yield processes
+        fails = False
     except Exception as error:
+        if watch is not None and watch.explains(error):
+            raise LostProcessError(str(error)) from error
         error.within_group = True  # type: ignore[attr-defined]  # it may be this process's alone
+        fails = not _is_agreed(error)
         raise
     finally:
+        if watch is not None:
+            watch.leave(fails=fails)
         _forget_patient_group()
         distributed.destroy_process_group()
+        if watch is not None:
+            watch.close()
+
+
+def _is_agreed(error: Exception) -> bool:
+    """Whether all processes end the work together: the first tells why, or a signal stopped them after a step."""
+    return isinstance(error, (FirstProcessError, OtherProcessError)) or hasattr(error, "exit_code")

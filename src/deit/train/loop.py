@@ -21,7 +21,7 @@ from deit.core.errors import UserError
 from deit.core.file_names import LAST_NAME, STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.core.writing import writing
-from deit.data.loader import Batch, StepOrder, refuse_import_by_worker, training_batches
+from deit.data.loader import Batch, StepOrder, refuse_import_by_worker
 from deit.data.sources import Data, former_fingerprint
 from deit.runtime.devices import resolve
 from deit.runtime.processes import current_processes
@@ -29,7 +29,7 @@ from deit.runtime.signals import Interrupt, interrupts
 from deit.train.loss_sums import LossSums
 from deit.train.numerics.going_back import look_at_steps
 from deit.train.numerics.guard import Guard, describe_guard
-from deit.train.open_images import step_order
+from deit.train.open_images import open_batches, step_order
 from deit.train.optimization import describe_rates, learning_rate
 from deit.train.progress import FitResult, StepEvent
 from deit.train.recipes.recipe import Recipe
@@ -48,7 +48,6 @@ from deit.train.states.state_writer import StateWriter
 from deit.train.step import StepResult, TrainStep, check_division
 from deit.train.students.drop_path import apply_drop_path
 from deit.train.tasks.agreement import with_division
-from deit.train.tasks.pseudo_labels import training_transform
 from deit.train.tasks.task import EACH_EVALUATION, Task
 from deit.train.teachers.batch_norm import check_batch_norm
 from deit.train.teachers.cache import open_cache
@@ -72,17 +71,16 @@ def fit(
     detect_anomaly: bool = False,
     sharding: str = "none",
     gradient_checkpointing: bool = False,
+    notice_file: str | Path | None = None,
     on_step: Callable[[StepEvent], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
     """Trains a student and writes it as a model directory.
 
-    During the run the folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv`, `curves.png`, and a training state
-    before each evaluation and after every `recipe.state_steps`; at the end the model, its preprocessing,
-    `training.json` and a card (`README.md`). The model has the weights that `recipe.keep` names; with "best" the last
-    ones lie in `last`, a model directory too. An interrupt saves the state after the current step. Skips unreadable
-    images, up to `data.max_bad_images`; more save the state and stop the run. Skips steps whose loss or gradient is
-    infinite or NaN, see docs/reliability.md. Several threads may train; no other may draw from the global generators.
+    The folder gets `recipe.yaml`, `metrics.jsonl`, `metrics.csv`, `curves.png`, and a training state before each
+    evaluation and after every `recipe.state_steps`; at the end the model, with the weights that `recipe.keep` names
+    (with "best" the last ones lie in `last`). An interrupt saves a state. docs/reliability.md says what happens to
+    unreadable images and to numbers that are infinite or NaN. No other thread may draw from the global generators.
 
     Args:
         task: Student and losses, from `build_task` with the same recipe.
@@ -96,6 +94,7 @@ def fit(
         detect_anomaly: True ends the run at the first value that is infinite or NaN, and names its module. Slow.
         sharding: "fsdp" divides weights, gradients, optimizer and average among the processes, see docs/scaling.md.
         gradient_checkpointing: True keeps only the inputs of blocks, and computes the blocks again.
+        notice_file: File whose appearance, on the machine of any process, stops the run as SIGUSR1 does.
         on_step: Called after every step; on a GPU after every tenth and before each state.
         on_epoch: Called with the metrics after every evaluation.
 
@@ -116,7 +115,7 @@ def fit(
         found = current_processes().on_each(lambda: images_of_run(out, data, recipe, resume=resume))
         how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
         run = _Run(task, found, recipe, out, resolve(device).device, resume, teacher_cache, how, until_the_end)
-        with run.ending.noted(), run.states, interrupts() as interrupt:
+        with run.ending.noted(), run.states, interrupts(notice_file) as interrupt:
             run.train(interrupt, on_step, on_epoch)
             return run.finish(more_record or {})
 
@@ -179,13 +178,8 @@ class _Run:
         if self.history.epochs and self.history.epochs[-1]["step"] == self.step:
             self.loss_sums = LossSums()  # the evaluation that needs them was done
             self.evaluations.compare(self.history.epochs[-1])
-        self.batches = training_batches(
-            data.train,
-            training_transform(recipe, task.processor),
-            self._order(self.step, self.total_steps),
-            num_workers=recipe.num_workers,
-            pin_memory=device.type == "cuda",
-        )
+        order = self._order(self.step, self.total_steps)
+        self.batches = open_batches(task, data.train, recipe, order, device, self.processes)
 
     def _keep_images(self, teacher_cache: str | Path | None) -> dict[str, Any]:
         record_images(self.out, self.data)

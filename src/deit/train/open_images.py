@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import torch
 
 from deit.data.exclusions import ExclusionList
 from deit.data.few_labels import labelled_again, limited, with_fewer_labels
-from deit.data.loader import StepOrder
+from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.open_data import open_data, open_unlabelled
 from deit.data.shard_order import buffer_of, pieces_of
 from deit.data.sources import Data, Progress, Source
 from deit.runtime.processes import Processes
 from deit.train.recipes.recipe import Recipe
+from deit.train.tasks.pseudo_labels import training_transform
+from deit.train.tasks.task import Task
 
 
 def open_images(
@@ -83,4 +88,27 @@ def step_order(images: Source, recipe: Recipe, processes: Processes, first_step:
         buffer=buffer,
         rank=processes.rank,
         world_size=processes.world_size,
+    )
+
+
+def open_batches(
+    task: Task, images: Source, recipe: Recipe, order: StepOrder, device: torch.device, processes: Processes
+) -> Iterable[Batch]:
+    """Returns the batches of this process for a training, with the checksums that the task's teacher cache needs.
+
+    Args:
+        task: Of the training.
+        images: Training images.
+        recipe: Of the training.
+        order: From `step_order`.
+        device: That computes.
+        processes: Those that share each step.
+    """
+    return training_batches(
+        images,
+        training_transform(recipe, task.processor),
+        order,
+        num_workers=recipe.num_workers,
+        pin_memory=device.type == "cuda",
+        units=1 if task.cache is None else task.cache.units // processes.world_size,
     )

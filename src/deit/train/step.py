@@ -169,7 +169,7 @@ class TrainStep:
 
     def _place(self, batch: Batch, step: int) -> BatchPlace:
         processes = self.processes
-        return BatchPlace(step=step, part=processes.rank, checksum=batch.checksum, parts=processes.world_size)
+        return BatchPlace(step=step, part=processes.rank, checksums=batch.checksums, parts=processes.world_size)
 
     def _backward(self, batch: Batch, place: BatchPlace) -> dict[str, Tensor]:
         pixels = batch.pixels.to(self.device, non_blocking=True)

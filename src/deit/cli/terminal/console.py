@@ -36,6 +36,7 @@ from deit.cli.terminal.wording import in_options
 from deit.core.errors import UserError, shown
 from deit.core.printable import counted as counted, printable, printable_lines
 from deit.core.writing import why_unwritten
+from deit.runtime.together.watch import LOST_EXIT_CODE
 
 if TYPE_CHECKING:
     from deit.data.storage.image_search import SkippedFile
@@ -76,7 +77,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         notes = _Notes()
-        notes.setFormatter(_OneLine("Note: %(message)s", parameters))
+        notes.setFormatter(_OneLine("%(message)s", parameters))
         notes.addFilter(lambda record: record.name != "deit.data.sources")  # `report_skipped` says it with names
         notes.addFilter(_Once())
         logging.basicConfig(level=logging.WARNING, handlers=[notes])
@@ -93,9 +94,8 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
                 say(f"Stopped ({signal.Signals(stop.number).name}).", err=True)
             raise typer.Exit(128 + stop.number) from error
         except Exception as error:
-            if is_lost_process(error):  # which has told why it ended
-                leave_time_to_speak()
-                raise typer.Exit(1) from error
+            if is_lost_process(error):
+                raise typer.Exit(LOST_EXIT_CODE) from error
             if not _is_of_user(error):
                 raise
             if not speaks(error):
@@ -154,7 +154,8 @@ class _OneLine(logging.Formatter):
         self._parameters = parameters
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(in_options(super().format(record), self._parameters))
+        what = "Error" if record.levelno >= logging.ERROR else "Note"
+        return f"{what}: " + printable(in_options(super().format(record), self._parameters))
 
 
 def _warning_line(

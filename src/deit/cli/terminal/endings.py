@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 import time
@@ -11,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_LOST = re.compile("gloo|nccl|connection (closed|reset) by peer|broken pipe", re.IGNORECASE)
+from deit.runtime.signals import STOP_SIGNALS
+
 _RANK = "LOCAL_RANK"  # set by torchrun
-_FIRST_SECONDS = 20.0  # for the process that reports the error to do so; torchrun then ends this one
+_FIRST_SECONDS = 8.0  # for the process that reports the error to do so; torchrun then ends this one
 
 
 class SignalError(BaseException):
@@ -30,14 +30,13 @@ class SignalError(BaseException):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Raises `SignalError` for SIGTERM and SIGHUP in a block, as Python for SIGINT. Ignored signals stay ignored."""
+    """Raises `SignalError` for the other signals in a block, as Python for SIGINT. Ignored signals stay ignored."""
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
         raise SignalError(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     for number in numbers:
@@ -77,5 +76,5 @@ def speaks_of_signal(error: SignalError) -> bool:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether PyTorch raised an error because another process has ended."""
-    return isinstance(error, RuntimeError) and _RANK in os.environ and bool(_LOST.search(str(error)))
+    """Whether the command ends because another process has ended, which has been told."""
+    return type(error).__name__ == "LostProcessError"

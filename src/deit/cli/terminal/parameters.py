@@ -191,3 +191,22 @@ CacheSize = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest saved state.")]
+AutoResume = Annotated[
+    bool,
+    typer.Option(
+        "--auto-resume",
+        help="Continue the run in --out if there is one, and begin it otherwise: for commands that torchrun or a "
+        "scheduler starts again.",
+    ),
+]
+NoticeFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        envvar="DEIT_NOTICE_FILE",
+        help="File that a scheduler makes before it takes the machine away: the run saves its state and exits with "
+        "code 138.",
+        show_default="none",
+        parser=path,
+    ),
+]

@@ -80,6 +80,23 @@ def named_start(student: str | None, init: str | None, given: list[str]) -> tupl
     return names["student"], names["init"]
 
 
+def goes_on(out: Path, *, resume: bool, auto_resume: bool, folds: bool = False) -> bool:
+    """Returns whether the command goes on with a run.
+
+    Processes must all have asked before one of them begins the run, so before they work together.
+
+    Args:
+        out: Folder of the run.
+        resume: Of the command line.
+        auto_resume: Of the command line.
+        folds: Whether it trains folds.
+    """
+    from deit.core.file_names import FOLDS_NAME, PLAN_NAME, RECIPE_NAME
+
+    folder = out / FOLDS_NAME if folds else out
+    return resume or (auto_resume and any((folder / name).is_file() for name in (RECIPE_NAME, PLAN_NAME)))
+
+
 def resumed_settings(
     out: Path, recipe: Recipe, *, chosen: Iterable[str], free: Iterable[str] = (), timed: bool = False
 ) -> Recipe:

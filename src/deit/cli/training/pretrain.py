@@ -8,6 +8,7 @@ import typer
 
 from deit.cli.terminal.console import counted, reports_errors, say, say_lines
 from deit.cli.terminal.parameters import (
+    AutoResume,
     BatchSize,
     CacheSize,
     DetectAnomaly,
@@ -17,6 +18,7 @@ from deit.cli.terminal.parameters import (
     GradientCheckpointing,
     ImageSize,
     InitialWeights,
+    NoticeFile,
     Resume,
     RunFolder,
     Seed,
@@ -28,6 +30,7 @@ from deit.cli.terminal.settings import (
     check_freeze,
     check_steps,
     describe_start,
+    goes_on,
     named_settings,
     named_start,
     open_named_recipe,
@@ -109,6 +112,8 @@ def pretrain(
     deterministic: Deterministic = False,
     cache_size: CacheSize = None,
     resume: Resume = False,
+    auto_resume: AutoResume = False,
+    notice_file: NoticeFile = None,
 ) -> None:
     """Train a model on unlabeled images by masking patches (SimMIM).
 
@@ -126,9 +131,11 @@ def pretrain(
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     chosen = given.with_settings(settings)
     free = _left_to_the_data(recipe, settings)
+    resume = goes_on(out, resume=resume, auto_resume=auto_resume)
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), free=free)
-    how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
+    how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing}
+    how |= {"detect_anomaly": detect_anomaly, "notice_file": notice_file}
     with training_processes(device, deterministic) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
         processes.on_first(lambda: refuse_inside_data(out, data, "--out"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from deit.cli.terminal.console import counted, reports_errors, say, say_lines
 from deit.cli.terminal.folds import train_folds
 from deit.cli.terminal.parameters import (
+    AutoResume,
     BatchSize,
     CacheSize,
     DetectAnomaly,
@@ -21,6 +21,7 @@ from deit.cli.terminal.parameters import (
     GradientCheckpointing,
     ImageSize,
     InitialWeights,
+    NoticeFile,
     Resume,
     RunFolder,
     Seed,
@@ -44,6 +45,7 @@ from deit.cli.terminal.settings import (
     check_log,
     check_steps,
     describe_start,
+    goes_on,
     named_settings,
     named_start,
     open_named_recipe,
@@ -57,7 +59,10 @@ from deit.cli.terminal.settings import (
 from deit.core.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from deit.data.sources import Data
+    from deit.planning.plan import Plan
     from deit.runtime.processes import Processes
     from deit.train.recipes.recipe import Recipe
     from deit.train.students.deit import Student
@@ -193,6 +198,8 @@ def train(
     deterministic: Deterministic = False,
     cache_size: CacheSize = None,
     resume: Resume = False,
+    auto_resume: AutoResume = False,
+    notice_file: NoticeFile = None,
 ) -> None:
     """Train a classifier from labels, or from labels and a teacher.
 
@@ -204,6 +211,7 @@ def train(
     started = time.monotonic()
     use_cache_size(cache_size)
     check_log(log)
+    resume = goes_on(out, resume=resume, auto_resume=auto_resume, folds=folds is not None)
     planned = is_planned(recipe, epochs, set_ or [], minutes)
     student, init = named_start(student, init, set_ or [])
     found = recipe_of_run(out, folds=folds is not None) if planned and resume else None
@@ -213,7 +221,8 @@ def train(
     chosen = given.with_settings(settings)
     if resume:
         chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), timed=minutes is not None)
-    how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing, "detect_anomaly": detect_anomaly}
+    how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing}
+    how |= {"detect_anomaly": detect_anomaly, "notice_file": notice_file}
     command = TrainCommand(
         data=data, out=out, student=student, init=init, teachers=teacher or [], teacher_cache=teacher_cache,
         image_size=image_size, device=device, resume=resume, minutes=minutes, plan_only=plan, started=started, log=log,
@@ -221,11 +230,23 @@ def train(
     )  # fmt: skip
     with training_processes(device, deterministic) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
-        if found is not None and found[1] is not None:
-            go_on_as_planned(command, found[1], chosen, processes)
-        else:
-            go = partial(train_as_planned, settings=settings) if planned and found is None else _train
-            go(command, chosen, processes=processes)
+        _choose_and_train(command, chosen, processes, found and found[1], settings if planned and not found else None)
+
+
+def _choose_and_train(
+    command: TrainCommand,
+    chosen: Recipe,
+    processes: Processes,
+    plan: Plan | None,
+    settings: Mapping[str, Any] | None,
+) -> None:
+    """Goes on with a plan; or makes one around settings; or trains as the recipe says."""
+    if plan is not None:
+        go_on_as_planned(command, plan, chosen, processes)
+    elif settings is not None:
+        train_as_planned(command, chosen, settings, processes)
+    else:
+        _train(command, chosen, processes)
 
 
 def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:

@@ -137,7 +137,7 @@ class MaskedImageTask(Task):
             targets: Not used.
             place: Step and share of the batch; None means the first batch of a training.
         """
-        place = BatchPlace(step=0, part=0, checksum=0) if place is None else place
+        place = BatchPlace(step=0, part=0) if place is None else place
         positions = range(place.part, place.part + len(pixels) * place.parts, place.parts)
         return pixels, self.masks.for_step(self.seed, place.step, positions).to(pixels.device)
 
