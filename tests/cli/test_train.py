@@ -307,7 +307,7 @@ def test_resuming_where_there_is_no_run_is_refused(photos, tmp_path):
 
 def test_resuming_with_other_settings_is_refused_by_their_names(photos, alone, copied):
     result = train(photos, copied(alone[0]), "--resume", "--epochs", 3, "--set", "optimizer.eps=1e-7")
-    is_refused(result, "has other settings: optimizer.eps. Resume it with the same ones.")
+    is_refused(result, "has other settings: optimizer.eps (1e-08, now 1e-07). Resume it with the same ones.")
 
 
 def test_a_run_goes_on_for_more_epochs_where_that_is_asked_for(photos, alone, copied, caplog):

@@ -2,10 +2,11 @@
 
 Every other kill is a SIGKILL at a random moment of what a run has left; the others (SIGALRM without a handler, as
 deadly) come within a random time from the beginning of one of its writes, so that files are cut in the middle. Only
-kills of living runs count: there are as many as were asked for.
+kills of living runs count: there are as many as were asked for. Of several processes a random one dies, or has the full
+disk; the others must end within ten seconds, and one line must name it.
 
-As a script it does both many times and prints a table: `python -m tests.train.disk_and_death --kills 100 --full 50`.
-test_endings.py does it a few times.
+As a script it does both many times and prints a table: `python -m tests.train.disk_and_death --kills 100 --full 50`;
+with `--processes 2` of trainings on two processes. test_endings.py does it a few times.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import io
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -35,11 +37,14 @@ from safetensors import SafetensorError
 
 import deit.train.run.state
 from deit.cli.terminal.console import reports_errors
-from deit.cli.terminal.settings import run_fit
-from deit.runtime.processes import Processes
+from deit.cli.terminal.settings import goes_on, run_fit
+from deit.runtime.processes import process_group
+from deit.runtime.together.watch import LOST_EXIT_CODE
 from tests.blank_curves import blank_curves
 from tests.train import tiny, together
 
+JOINED = b"joined\n"
+SOON = 10.0  # seconds in which the other processes must end
 KILLS_OF_ONE = 3  # before a run goes on to its end
 WRITE_SECONDS = 0.002  # in which a kill inside a write comes: about what a state takes to be written
 
@@ -48,7 +53,7 @@ WRITE_SECONDS = 0.002  # in which a kill inside a write comes: about what a stat
 
 
 def train(out: Path, *, cache: Path) -> None:
-    """Trains as `deit train` does, errors in one line, and goes on with the run in the folder if there is one."""
+    """Trains as `deit train --auto-resume` does, errors in one line."""
     recipe = tiny.recipe(
         augment=together.MIXED, ema_decay=0.9, drop_path_rate=0.1, keep="best",
         schedule=together.Schedule(epochs=4, warmup_epochs=1, patience=3),
@@ -56,10 +61,13 @@ def train(out: Path, *, cache: Path) -> None:
 
     @reports_errors
     def command() -> None:
-        run_fit(
-            together.task("adamw"), tiny.data(), recipe, Processes(), out=out, device="cpu", teacher_cache=cache,
-            resume=(out / "recipe.yaml").is_file(),
-        )  # fmt: skip
+        resume = goes_on(out, resume=False, auto_resume=True)
+        with process_group("cpu") as processes:
+            os.write(2, JOINED)
+            run_fit(
+                together.task("adamw"), tiny.data(), recipe, processes, out=out, device="cpu", teacher_cache=cache,
+                resume=resume,
+            )  # fmt: skip
 
     try:
         command()
@@ -132,45 +140,93 @@ def child(out: Path, fail_at: int | None, errors: Path, dies_after: float | None
 
 
 class Run:
-    """A training in a process of its own, which begins where this one has imported everything."""
+    """A training in processes of its own, which begin where this one has imported everything.
 
-    def __init__(self, out: Path, fail_at: int | None = None, *, dies_after: float | None = None) -> None:
-        self._errors = out.parent / f"{out.name} says"
-        self.number = os.fork()
-        if not self.number:
-            child(out, fail_at, self._errors, dies_after)
+    Args:
+        out: Folder of the run.
+        processes: How many.
+        fail_at: Number of the write that fails; None for none.
+        victim: The process whose write fails.
+        dies_after: See `fail_at_write`.
+    """
 
-    def end(self) -> tuple[int, list[str]]:
+    def __init__(
+        self, out: Path, processes: int, fail_at: int | None = None, *, victim: int = 0, dies_after: float | None = None
+    ) -> None:
+        self._errors = [out.parent / f"{out.name} says {rank}" for rank in range(processes)]
+        self.numbers: list[int] = []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        for rank, errors in enumerate(self._errors):
+            errors.unlink(missing_ok=True)
+            number = os.fork()
+            if not number:
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                os.environ.update(place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                fails = fail_at if rank == victim or fail_at is None else 10**9
+                child(out, fails, errors, dies_after)
+            self.numbers.append(number)
+
+    def end(self, seen: Counter[str]) -> tuple[int, list[str]]:
         """Waits; returns the exit code, negative for a signal, and what was said but notes and epochs."""
-        _, status = os.waitpid(self.number, 0)
-        lines = self._errors.read_text().splitlines()
-        return os.waitstatus_to_exitcode(status), [
-            line for line in lines if not line.startswith(("Note:", "epoch ", "writes "))
+        codes: dict[int, int] = {}
+        first = 0.0
+        while len(codes) < len(self.numbers):
+            for rank, number in enumerate(self.numbers):
+                ended, status = (0, 0) if rank in codes else os.waitpid(number, os.WNOHANG)
+                if ended:
+                    codes[rank] = os.waitstatus_to_exitcode(status)
+            if any(codes.values()) and not first:
+                first = time.monotonic()
+            late = time.monotonic() - first > SOON
+            if first and len(codes) < len(self.numbers) and (late or not self._joined()):
+                seen["OTHERS DID NOT END" if late else "killed before all had joined, the rest ended here"] += 1
+                for rank, number in enumerate(self.numbers):
+                    if rank not in codes:
+                        os.kill(number, signal.SIGKILL)
+                        os.waitpid(number, 0)
+                        codes[rank] = LOST_EXIT_CODE
+            time.sleep(0.002)
+        lines = [line for errors in self._errors for line in errors.read_text().splitlines()]
+        told = [line for line in lines if "ended without a word" in line]
+        if min(codes.values()) < 0 and len(codes) > 1 and self._joined():
+            seen[f"{len(told)} line(s) name the process"] += 1
+        other = {rank: code for rank, code in codes.items() if code != LOST_EXIT_CODE} or codes
+        others = ("Note:", "epoch ", "writes ", "joined")
+        return min(other.values()) or max(other.values()), [
+            line for line in lines if not line.startswith(others) and line not in told
         ]
 
-    def writes(self) -> int:
-        """How many writes there were."""
-        return int(self._errors.read_text().split("writes ")[1])
+    def _joined(self) -> bool:
+        return all(JOINED.decode() in errors.read_text() for errors in self._errors if errors.exists())
+
+    def writes(self) -> list[int]:
+        """How many writes there were in each process."""
+        return [int(errors.read_text().split("writes ")[1]) for errors in self._errors]
 
 
-def kill(folder: Path, count: int, seconds: float, writes: int, expected: bytes, seed: int) -> Counter[str]:
+def kill(
+    folder: Path, count: int, seconds: float, all_writes: list[int], expected: bytes, choice: random.Random
+) -> Counter[str]:
     """Kills living trainings, each several times, lets them go on to the end, and counts what was seen."""
     seen: Counter[str] = Counter()
-    choice = random.Random(seed)
+    processes = len(all_writes)
     hits, runs, kills_of_this, left = 0, 0, 0, 1.0
     while hits < count:
         out = folder / f"killed {runs}"
-        inside = hits % 2 == 1
+        inside, victim = hits % 2 == 1, choice.randrange(processes)
         if inside:
-            number = choice.randint(1, max(int(writes * left), 1))
-            code, said = Run(out, number, dies_after=choice.uniform(1e-6, WRITE_SECONDS)).end()
-            lived = number / writes
+            number = choice.randint(1, max(int(all_writes[victim] * left), 1))
+            dies_after = choice.uniform(1e-6, WRITE_SECONDS)
+            code, said = Run(out, processes, number, victim=victim, dies_after=dies_after).end(seen)
+            lived = number / all_writes[victim]
         else:
             lived = choice.uniform(0, left)
-            run = Run(out)
+            run = Run(out, processes)
             time.sleep(lived * seconds)
-            os.kill(run.number, signal.SIGKILL)
-            code, said = run.end()
+            os.kill(run.numbers[victim], signal.SIGKILL)
+            code, said = run.end(seen)
             seconds *= 0.7 if code == 0 else 1.1  # the machine may have become faster, or slower
         if code in (-signal.SIGKILL, -signal.SIGALRM):
             hits += 1
@@ -181,25 +237,26 @@ def kill(folder: Path, count: int, seconds: float, writes: int, expected: bytes,
         else:
             seen["had ended, not counted" if code == 0 else f"exit {code}: {said}"] += 1
         if code == 0 or kills_of_this == KILLS_OF_ONE or hits == count:
-            judge(out, expected, seen)
+            judge(out, processes, expected, seen)
             runs, kills_of_this, left = runs + 1, 0, 1.0
     return seen
 
 
-def starve(folder: Path, count: int, writes: int, expected: bytes) -> Counter[str]:
+def starve(folder: Path, count: int, all_writes: list[int], expected: bytes) -> Counter[str]:
     """Lets the disk be full at writes all over a training, then goes on to the end, and counts what was seen."""
     seen: Counter[str] = Counter()
     for i in range(count):
         out = folder / f"full {i}"
-        code, said = Run(out, 1 + i * writes // count).end()
+        victim = i % len(all_writes)
+        code, said = Run(out, len(all_writes), 1 + i * all_writes[victim] // count, victim=victim).end(seen)
         named = all(word in " ".join(said) for word in ("cannot be written", "the disk is full", str(folder)))
         seen[f"exit {code}, {len(said)} line(s){', the place named' if named else f': {said}'}"] += 1
-        judge(out, expected, seen)
+        judge(out, len(all_writes), expected, seen)
     return seen
 
 
-def judge(out: Path, expected: bytes, seen: Counter[str]) -> None:
-    code, said = Run(out).end()
+def judge(out: Path, processes: int, expected: bytes, seen: Counter[str]) -> None:
+    code, said = Run(out, processes).end(seen)
     seen["went on to the end" if code == 0 else f"CANNOT GO ON: {said}"] += 1
     seen["same bits" if code == 0 and (out / "model.safetensors").read_bytes() == expected else "OTHER BITS"] += 1
     seen["leftovers"] += len(list(out.parent.rglob("*.tmp")))
@@ -210,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--full", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1, help="Of each training.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blank-curves", action="store_true", help="Draw no curves, but write a picture of them.")
     arguments = parser.parse_args()
@@ -218,16 +276,20 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        Run(folder / "warm-up").end()  # what it reads from the disk is in memory afterwards
-        whole = Run(folder / "whole", fail_at=10**9)
+        seen: Counter[str] = Counter()
+        Run(folder / "warm-up", arguments.processes).end(seen)  # what it reads from the disk is in memory afterwards
+        whole = Run(folder / "whole", arguments.processes, fail_at=10**9)
         begun = time.monotonic()
-        code, said = whole.end()
+        code, said = whole.end(seen)
         seconds = time.monotonic() - begun
         assert code == 0, said
         expected = (folder / "whole" / "model.safetensors").read_bytes()
         print(f"undisturbed: {seconds:.1f} s, {whole.writes()} writes", flush=True)
         for title, seen in (
-            ("kill -9", kill(folder, arguments.kills, seconds, whole.writes(), expected, arguments.seed)),
+            (
+                "kill -9",
+                kill(folder, arguments.kills, seconds, whole.writes(), expected, random.Random(arguments.seed)),
+            ),
             ("disk full", starve(folder, arguments.full, whole.writes(), expected)),
         ):
             for what, count in seen.items():

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -344,6 +345,35 @@ def test_a_real_disk_that_is_full_ends_in_one_sentence_and_the_run_goes_on_with_
         train(tmp_path / "whole")
         one, two = (load_file(folder / "model.safetensors") for folder in (disk / "run", tmp_path / "whole"))
         assert all((one[name] == two[name]).all() for name in one)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_disk_without_room_for_a_state_is_found_before_the_first_step(tmp_path, monkeypatch) -> None:
+    """A student of 4,790 numbers, with as many in the optimizer twice."""
+    steps: list[object] = []
+    numbers = sum(weight.numel() for weight in task().student.parameters())
+    free = 3 * 4 * numbers - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - free, free))
+    with pytest.raises(WritingError, match="the disk is full") as caught:
+        train(tmp_path / "run", on_step=steps.append)
+    assert caught.value.__notes__[0] == "A state takes about 0 MB, and 0 MB are free."
+    assert steps == []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - free - 1, free + 1))
+    train(tmp_path / "other", on_step=steps.append)
+    assert len(steps) == 9
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_that_is_read_only_is_found_before_the_images_are_looked_at(tmp_path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with pytest.raises(WritingError, match="run cannot be written: the file system is read-only"):
+            check_run_folder(disk / "run", tiny.recipe(), resume=False)
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 

@@ -84,6 +84,6 @@ def test_workers_may_change_and_no_weight_does(tmp_path, caplog):
 def test_the_refusal_of_others_says_what_may_change(tmp_path):
     run(tmp_path / "run", recipe(1))
     with pytest.raises(
-        ValueError, match=r"has other settings: seed\. Resume it with the same ones\. What may change is"
+        ValueError, match=r"has other settings: seed \(0, now 3\)\. Resume it with the same ones\. What may change is"
     ):
         run(tmp_path / "run", recipe(2, seed=3), resume=True)

@@ -310,7 +310,7 @@ def training_batches(
     workers = default_workers(gpu=pin_memory) if num_workers < 0 else num_workers
     loader = DataLoader(
         _AugmentedImages(source, transform, order, units),
-        batch_sampler=order.steps,
+        batch_sampler=order.steps,  # type: ignore[arg-type]  # the data set knows the views of a step
         num_workers=workers,
         collate_fn=_whole,
         pin_memory=pin_memory,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from deit.core.errors import UserError
 from deit.runtime.devices import local_rank, resolve
 from deit.runtime.signals import deadly_signals
+from deit.runtime.together.alike import describe_differences, versions
 from deit.runtime.together.joining import name_of_start
 from deit.runtime.together.watch import LostProcessError, Watch, begin_watch
 
@@ -171,6 +172,17 @@ class Processes:
                 raise FirstProcessError(messages[failed[0]])
         return result
 
+    def must_agree(self, facts: Mapping[str, Any]) -> None:
+        """Refuses to work together if a process has other facts than the first; all must call it.
+
+        Raises:
+            UserError: One has; the message names it and the facts.
+            FirstProcessError: Likewise, on processes but the first.
+        """
+        told = describe_differences(self._gather(dict(facts))) if self.world_size > 1 else ""
+        if told:
+            raise (UserError if self.is_first else FirstProcessError)(told)
+
     def first_text(self, text: str) -> str:
         """Returns the first text that is not empty, in the order of the processes."""
         return text if self.world_size == 1 else next(filter(None, self._gather(text)), "")
@@ -284,7 +296,7 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
 
     Raises:
         LostProcessError: Another process has ended, which has been told.
-        UserError: A process cannot connect to the first one.
+        UserError: A process cannot connect to the first one, or has other versions of libraries.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield current_processes()
@@ -305,6 +317,7 @@ def process_group(device: str | None = None) -> Iterator[Processes]:
     try:
         processes = current_processes()
         watch = begin_watch(processes.rank, processes.local_rank, processes.gather)
+        processes.must_agree(versions())
         yield processes
         fails = False
     except Exception as error:

@@ -34,9 +34,9 @@ from deit.train.optimization import describe_rates, learning_rate
 from deit.train.progress import FitResult, StepEvent
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.ending import Ending
-from deit.train.run.folder import finished_record, open_run_folder, write_model
+from deit.train.run.folder import check_room, finished_record, open_run_folder, write_model
 from deit.train.run.history import History
-from deit.train.run.identity import check_identity, identity_of_run
+from deit.train.run.identity import check_identity, facts_of_start, identity_of_run
 from deit.train.run.known_images import keep_run_images
 from deit.train.run.left_out import LeftOut
 from deit.train.run.record import data_record, hardware_and_versions, rates_record, scores_record, task_record
@@ -143,7 +143,8 @@ class _Run:
         self.task, self.data, self.out, self.device = task, data, out, device
         self.steps_per_epoch = self.processes.on_each(lambda: self._set_up_task(teacher_cache)).steps_per_epoch
         self.total_steps = self.steps_per_epoch * recipe.schedule.last_epoch
-        self.identity = identity_of_run(task, data, recipe)
+        self.identity = self.processes.on_each(lambda: identity_of_run(task, data, recipe))
+        self.processes.must_agree(facts_of_start(self.identity, task.student, recipe))
         task.to(device)
         if task.teacher is not None:
             task.teacher.to(device)
@@ -164,6 +165,7 @@ class _Run:
             self._open_cache(Path(teacher_cache), until_the_end)
         folder = open_run_folder(out, recipe, resume=resume, note=self.precision.note)
         self.processes.on_first(lambda: until_the_end.enter_context(folder))
+        self.processes.on_first(lambda: check_room(out, self.take_step.state_bytes()))
         self.images_record = self.processes.on_first(lambda: self._keep_images(teacher_cache))
         self.step, self.run_files, self.loss_sums = 0, task.run_files, LossSums()
         self.resumed, self.ending = Resumed(note=self.precision.note), Ending(out, self.processes)
@@ -171,6 +173,7 @@ class _Run:
         self.left_out = LeftOut(recipe.data.tolerated, len(data.train.labels), tells=self.processes.is_first)
         if resume:
             self._restore()
+            self.processes.must_agree({"newest state in the folder: step": self.step})
             options = {"step": self.step, "steps_per_epoch": self.steps_per_epoch}
             self.processes.on_first(lambda: self.resumed.take(out, recipe, **options))
         self.first_step = self.step

@@ -246,6 +246,11 @@ class TrainStep:
             tensors["scaler.growth_tracker"] = torch.tensor(int(values["_growth_tracker"]))
         return tensors
 
+    def state_bytes(self) -> int:
+        """Returns about how many bytes a state takes: weights, average, and two numbers of the optimizer for each."""
+        trained = sum(weight.numel() * weight.element_size() for weight in self.trained)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values()) + 2 * trained
+
     def layout(self) -> Layout:
         """Returns the tensors of the state that are divided among the processes; none without sharding."""
         if self._shards is None:

@@ -165,6 +165,16 @@ def check_steps(how: Mapping[str, Any], recipe: Recipe, processes: Processes) ->
     check_sharding(how["sharding"], recipe, processes, detect_anomaly=how["detect_anomaly"])
 
 
+def command_facts(
+    recipe: Recipe, student: str | None, init: str | None, how: Mapping[str, Any], *, resume: bool
+) -> dict[str, Any]:
+    """Returns what the command line of each process must say alike; folders may have other names on other machines."""
+    from deit.train.recipes.values import flat
+
+    same = {name: value for name, value in how.items() if name != "notice_file"}
+    return {**flat(recipe.to_dict()), "student": student, "init": init, **same, "resume": resume}
+
+
 def describe_start(recipe: Recipe, images: Data, processor: Any) -> list[str]:
     """Returns lines that describe the start of a training and its learning-rate schedule."""
     from deit.train.optimization import describe_rates

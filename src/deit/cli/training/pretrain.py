@@ -29,6 +29,7 @@ from deit.cli.terminal.parameters import (
 from deit.cli.terminal.settings import (
     check_freeze,
     check_steps,
+    command_facts,
     describe_start,
     goes_on,
     named_settings,
@@ -138,6 +139,7 @@ def pretrain(
     how |= {"detect_anomaly": detect_anomaly, "notice_file": notice_file}
     with training_processes(device, deterministic) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
+        processes.must_agree(command_facts(chosen, student, init, how, resume=resume))
         processes.on_first(lambda: refuse_inside_data(out, data, "--out"))
         resolved = processes.on_first(lambda: _resolved(chosen, student, init, image_size))
         processes.on_first(lambda: check_run_folder(out, resolved, resume=resume))

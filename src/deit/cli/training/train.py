@@ -44,6 +44,7 @@ from deit.cli.terminal.planned import (
 from deit.cli.terminal.settings import (
     check_log,
     check_steps,
+    command_facts,
     describe_start,
     goes_on,
     named_settings,
@@ -241,6 +242,7 @@ def _choose_and_train(
     settings: Mapping[str, Any] | None,
 ) -> None:
     """Goes on with a plan; or makes one around settings; or trains as the recipe says."""
+    processes.must_agree(command_facts(chosen, command.student, command.init, command.how, resume=command.resume))
     if plan is not None:
         go_on_as_planned(command, plan, chosen, processes)
     elif settings is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +29,7 @@ from deit.core.labels import id2label_from_names
 from deit.core.model_directory import is_run_folder, read_training_record
 from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.out_of_fold import ANSWERS_NAME, ANSWERS_TABLE_NAME, SCORES_NAME
-from deit.core.writing import writing
+from deit.core.writing import WritingError, writing
 from deit.models.pretrained import PreTrainedModel
 from deit.models.timm.preprocessing import timm_preprocessing
 from deit.runtime.folder_lock import LOCK_NAME, FolderInUseError, folder_lock, is_in_use
@@ -52,12 +55,35 @@ def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
         FileExistsError: It holds a run or other files, and `resume` is off.
         FileNotFoundError: It holds no run, and `resume` is on.
         FolderInUseError: Another process is at work in it.
+        WritingError: Nothing can be written there.
         ValueError: Its run has other settings, or is finished and has no state; or the learning rate of a new one
             would go the wrong way.
     """
     _check(out, recipe, resume=resume)
     if is_in_use(out):
         raise FolderInUseError(f"Another run is at work in {out}. Wait until it has ended, or pass another folder.")
+    with (
+        writing(out),
+        tempfile.TemporaryFile(dir=next(each for each in (out, *out.absolute().parents) if each.is_dir())),
+    ):
+        pass  # a disk that is read-only or full is found before the images are looked at
+
+
+def check_room(out: Path, state: int) -> None:
+    """Checks before the first step that the disk has room for a state and the model.
+
+    Args:
+        out: Folder of the run.
+        state: Bytes of a state.
+
+    Raises:
+        WritingError: It has not.
+    """
+    free = shutil.disk_usage(out).free
+    if free < state:
+        error = WritingError(out, errno.ENOSPC)
+        error.add_note(f"A state takes about {state / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free.")
+        raise error
 
 
 def refuse_inside_data(folder: Path, data: str, option: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from deit.core.config.field_values import OPTIONAL_FIELDS
 from deit.core.errors import UserError
@@ -12,6 +16,7 @@ from deit.data.shard_order import buffer_of
 from deit.data.sources import Data, former_fingerprint
 from deit.models.pretrained import PreTrainedModel
 from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.values import flat
 from deit.train.tasks.task import Task
 
 _IMAGES = {"training images": "train", "validation images": "val"}  # in an identity -> in the data
@@ -29,6 +34,14 @@ def identity_of_run(task: Task, data: Data, recipe: Recipe) -> dict[str, Any]:
         "preprocessing": _plain_settings(task.processor),
         _BUFFER: buffer_of(data.train, recipe.data.shuffle_buffer),
     }
+
+
+def facts_of_start(identity: dict[str, Any], student: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Returns what all processes of a run must have alike when it starts: identity, settings and initial weights."""
+    content = hashlib.blake2b(digest_size=8)
+    for name, tensor in student.state_dict().items():
+        content.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return {**identity, "initial weights": content.hexdigest(), **flat(recipe.to_dict())}
 
 
 def check_identity(identity: dict[str, Any], state: dict[str, Any], data: Data, out: Path) -> None:

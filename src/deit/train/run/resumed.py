@@ -49,12 +49,13 @@ def changed_settings(out: Path, recipe: Recipe) -> Changes:
         compared -= {"data.val_fraction", "data.problem_type"}
     other = [name for name in differences(began, recipe) if name in compared]
     refused = [name for name in other if name not in _FREE and name != _EPOCHS and name not in _ENDS]
+    old, new = flat(began.to_dict()), flat(recipe.to_dict())
     if refused:
+        listed = ", ".join(f"{name} ({shown(old[name])}, now {shown(new[name])})" for name in refused)
         raise UserError(
-            f"The run in {out} has other settings: {', '.join(refused)}. Resume it with the same ones. What may change "
+            f"The run in {out} has other settings: {listed}. Resume it with the same ones. What may change "
             f"is {_EPOCHS}, {', '.join(_ENDS)} and what no result follows from ({', '.join(sorted(_FREE))})."
         )
-    old, new = flat(began.to_dict()), flat(recipe.to_dict())
     return {name: [old[name], new[name]] for name in other}
 
 
