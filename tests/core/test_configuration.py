@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -112,6 +113,24 @@ def test_sides_are_height_then_width():
     assert height_and_width([3, 4], "size") == (3, 4)
     assert DeiTConfig(image_size=(32, 48), patch_size=(16, 8)).grid_size == (2, 6)
     assert DeiTConfig(image_size=[33, 47]).grid_size == (2, 2)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), math.inf, math.nan])
+@pytest.mark.parametrize(
+    "name", ["initializer_range", "layer_norm_eps", "hidden_dropout_prob", "distillation_temperature"]
+)
+def test_a_number_that_is_none_is_refused(name, number):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        DeiTConfig(**{name: number})
+
+
+@pytest.mark.parametrize("given", [5, "DeiTModel", [["DeiTModel"]], {"DeiTModel": 1}, [None]])
+def test_architectures_that_are_no_list_of_texts_are_refused(given, tmp_path):
+    with pytest.raises(TypeError, match="architectures must be a list of names"):
+        DeiTConfig(architectures=given)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": given}))
+    with pytest.raises(TypeError, match="architectures must be a list of names"):
+        read_config(tmp_path)
 
 
 # --- labels -------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.config.field_checks import is_finite
 from deit.core.errors import UserError, shown
 from deit.core.scores.predictions import Classified, Judgement, Prediction, Predictions
 
@@ -141,7 +141,7 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
         raise UserError(f"{shown(value)} is no number")
     return float(value)
 

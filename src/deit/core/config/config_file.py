@@ -6,8 +6,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from deit.core.config.field_checks import check_architectures
 from deit.core.errors import DamagedConfigurationError, DamagedFileError, UserError, read_json, shown
 from deit.core.file_names import CONFIG_NAME
 from deit.core.hub import HubOptions, is_hub_name, local_path
@@ -33,9 +35,14 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"No {CONFIG_NAME} at {path}. Pass a model directory, as save_pretrained writes it.")
     try:
-        return read_json(file, "a configuration")
+        values = read_json(file, "a configuration")
     except DamagedFileError as error:
         raise DamagedConfigurationError(str(error)) from error
+    # What class opens the folder follows from these two, before the other fields are checked.
+    check_architectures(values.get("architectures"))
+    if not isinstance(values.get("model_type"), (str, NoneType)):
+        raise DamagedConfigurationError(f"{file} is damaged: its model_type is {shown(values['model_type'])}, no text.")
+    return values
 
 
 def find_config(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

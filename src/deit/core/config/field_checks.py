@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,11 +50,16 @@ def check_count(name: str, value: Any) -> None:
         raise UserError(f"{name} must be at most {_MOST[name]}. Received: {shown(value)}.")
 
 
+def is_finite(number: Any) -> bool:
+    """Whether a number is none of infinity, NaN, and the whole numbers that are too large for a float."""
+    return bool(-sys.float_info.max <= number <= sys.float_info.max)
+
+
 def check_number(name: str, value: Any, *, low: float, high: float | None = None) -> None:
     """Checks a number between two bounds."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise WrongTypeError(f"{name} must be a number. Received: {shown(value)}.")
-    if not math.isfinite(value) or value < low or (high is not None and value > high):
+    if not is_finite(value) or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"{name} must be {bounds}. Received: {shown(value)}.")
 
@@ -63,6 +68,12 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Checks one of several values."""
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}. Received: {shown(value)}.")
+
+
+def check_architectures(value: Any) -> None:
+    """Checks the names of classes that a configuration is for: None, or a list of texts."""
+    if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise WrongTypeError(f"architectures must be a list of names of classes. Received: {shown(value)}.")
 
 
 def height_and_width(size: Any, name: str) -> tuple[int, int]:
@@ -104,6 +115,7 @@ def check_fields(config: Any) -> None:
     for name in ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"):
         if not isinstance(getattr(config, name), bool):
             raise WrongTypeError(f"{name} must be True or False. Received: {shown(getattr(config, name))}.")
+    check_architectures(config.architectures)
     check_choice("problem_type", config.problem_type, (None, *PROBLEM_TYPES))
     check_choice("attn_implementation", config.attn_implementation, ATTENTION_IMPLEMENTATIONS)
     check_choice("head_average", config.head_average, HEAD_AVERAGES)

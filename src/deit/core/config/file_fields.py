@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deit.core.config.field_checks import is_finite
 from deit.core.errors import DamagedFileError
 
 
@@ -44,6 +44,18 @@ class FileFields:
         self.require(is_whole and low <= value <= high, name, f"a whole number from {low} to {high}")  # type: ignore[operator]
         return int(value)  # type: ignore[arg-type]
 
+    def any_number(self, values: Mapping[str, Any], name: str) -> Any:
+        """Returns a number as it is: infinite and NaN too, as Python writes them."""
+        self.require(type(values.get(name)) in (int, float), name, "a number")
+        return values[name]
+
+    def any_numbers(self, values: Mapping[str, Any], name: str, most: int) -> list[Any]:
+        """Returns a list of at most so many numbers; see `any_number`."""
+        value = values.get(name)
+        ok = isinstance(value, list) and len(value) <= most and all(type(each) in (int, float) for each in value)
+        self.require(ok, name, f"a list of at most {most} numbers")
+        return list(value or ())
+
     def text(self, values: Mapping[str, Any], name: str, known: Any = None) -> str:
         """Returns a text; one of `known`, where that is given."""
         value = values.get(name)
@@ -61,6 +73,6 @@ class FileFields:
         value = values.get(name) if isinstance(values, dict) else None
         kinds = (int, float) if kind is float else (kind,)
         ok = isinstance(value, list) and len(value) <= most and all(type(each) in kinds for each in value)
-        ok = ok and (kind is not float or all(math.isfinite(each) for each in value or ()))
+        ok = ok and (kind is not float or all(is_finite(each) for each in value or ()))
         self.require(ok, name, f"a list of at most {most} values of the type {kind.__name__}")
         return list(value or ())

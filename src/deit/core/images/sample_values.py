@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deit.core.errors import ImageError, UserError, ValueRangeError, WrongTypeError
+from deit.core.config.field_checks import is_finite
+from deit.core.errors import ImageError, UserError, ValueRangeError, WrongTypeError, shown
 
 ValueRange: TypeAlias = tuple[float, float]
 
@@ -70,10 +71,9 @@ def checked_range(value: Any, name: str = "value_range") -> ValueRange:
         raise WrongTypeError(
             f"{name} must be two numbers, the values that become black and white. Received: {value!r}."
         )
-    low, high = float(numbers[0]), float(numbers[1])
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"{name} must be two finite numbers, the lower one first. Received: {value!r}.")
-    return low, high
+    if not (is_finite(numbers[0]) and is_finite(numbers[1]) and float(numbers[0]) < float(numbers[1])):
+        raise UserError(f"{name} must be two finite numbers, the lower one first. Received: {shown(value)}.")
+    return float(numbers[0]), float(numbers[1])
 
 
 def samples_of(image: Image.Image) -> Samples:

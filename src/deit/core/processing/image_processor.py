@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from deit.core.config.config_file import read_config
-from deit.core.errors import UserError
+from deit.core.errors import UserError, shown
 from deit.core.file_names import CONFIG_NAME
 from deit.core.images.image_inputs import is_file_object
 from deit.core.processing import operations as px
@@ -369,8 +369,8 @@ def processor_family(values: Mapping[str, Any], model_type: str | None, source: 
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
     if name is None and model_type in _FAMILIES:
         return str(model_type)
-    if name not in _NAMES:
-        what = f"of the type {name!r}" if name else f"of no type, for a model of type {model_type!r}"
+    if not isinstance(name, str) or name not in _NAMES:
+        what = f"of the type {shown(name)}" if name else f"of no type, for a model of type {model_type!r}"
         raise UserError(f"The image processor in {source} is {what}. Known: {', '.join(_NAMES)}.")
     return _NAMES[name]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from deit.core.config.field_checks import is_finite
 from deit.core.errors import UserError, WrongTypeError, shown
 from deit.core.images.sample_values import checked_range
 
@@ -120,8 +120,8 @@ def _flag(value: Any, name: str) -> bool:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise WrongTypeError(f"{name} must be a number. Received: {value!r}.")
-    if not math.isfinite(value):
-        raise UserError(f"{name} must be finite. Received: {value!r}.")
+    if not is_finite(value):
+        raise UserError(f"{name} must be finite. Received: {shown(value)}.")
     return value if isinstance(value, (int, float)) else value.item()
 
 

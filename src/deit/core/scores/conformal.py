@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.config.field_checks import is_finite
 from deit.core.errors import UserError, shown
 from deit.core.labels import REGRESSION, SINGLE_LABEL
 from deit.core.printable import counted, some_of
@@ -78,7 +79,7 @@ def coverage_level(percent: Any) -> Fraction:
     Raises:
         UserError: It is not a number above 1 and below 100.
     """
-    is_number = isinstance(percent, (int, float)) and not isinstance(percent, bool) and math.isfinite(percent)
+    is_number = isinstance(percent, (int, float)) and not isinstance(percent, bool) and is_finite(percent)
     if not is_number or not 1 < percent < 100:
         advice = f" Did you mean {100 * percent:g}?" if is_number and 0 < percent <= 1 and percent != 1 else ""
         raise UserError(f"coverage must be a percentage above 1 and below 100. Received: {shown(percent)}.{advice}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deit.core.config.field_checks import is_finite
 from deit.core.errors import UserError, shown
 from deit.core.scores.intervals import share_interval
 
@@ -52,7 +53,7 @@ def check_share(name: str, share: Any) -> float:
     Raises:
         UserError: It is something else, such as a percentage.
     """
-    is_number = isinstance(share, (int, float)) and not isinstance(share, bool) and math.isfinite(share)
+    is_number = isinstance(share, (int, float)) and not isinstance(share, bool) and is_finite(share)
     if not is_number or not 0 < share < 1:
         advice = f" Did you mean {share / 100:g}?" if is_number and 1 < share < 100 else ""
         raise UserError(f"{name} must be a share above 0 and below 1. Received: {shown(share)}.{advice}")
