@@ -39,6 +39,15 @@ def test_a_folder_gives_what_timm_gives(tmp_path, name, left):
     assert ours.num_classes == 3
 
 
+@pytest.mark.parametrize("sizes", [{"input_size": [3000, 224, 224]}, {"num_classes": 60_000}])
+def test_a_pretrained_cfg_that_asks_for_more_than_the_file_holds_is_refused_before_a_model_is_built(folder, sizes):
+    """timm takes channels and classes from it; a DeiT-base has 86 million numbers, the file 500,000."""
+    config = {"architecture": "deit_base_patch16_224", "pretrained_cfg": sizes}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"The configuration asks for [\d,]+ numbers, and .* holds [\d,]+\."):
+        open_timm_folder(folder)
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("bomb-went-off",)

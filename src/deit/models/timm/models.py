@@ -73,7 +73,7 @@ def open_timm_folder(folder: Path) -> nn.Module:
         raise UserError(f"The configuration in {folder} names two numbers of classes: {' and '.join(sorted(counts))}.")
     if cfg.get("num_classes") is not None:
         arguments = {**arguments, "num_classes": cfg["num_classes"]}
-    refuse_large_timm(name, arguments, source, weights.main)
+    refuse_large_timm(name, {**arguments, "pretrained_cfg": _own(cfg)}, source, weights.main)
     return _filled(name, read_tensors(source), {**cfg, "architecture": name}, arguments, weights.main)
 
 
@@ -144,10 +144,9 @@ def _filled(
     if not timm.is_model(name):
         raise UserError(f"timm has no architecture {shown(name)}, which {source} is for. See timm.list_models().")
     refuse_non_finite(tensors.items(), source)
-    own = {key: value for key, value in cfg.items() if key not in _SOURCES}
     try:
         model: Any = timm.create_model(
-            name, pretrained=True, pretrained_cfg={**own, "state_dict": tensors}, **arguments
+            name, pretrained=True, pretrained_cfg={**_own(cfg), "state_dict": tensors}, **arguments
         )
     except _ERRORS as error:
         reason = str(error).strip(chr(39)).partition("\n")[0][:200]
@@ -158,12 +157,17 @@ def _filled(
     return filled
 
 
+def _own(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a `pretrained_cfg` says of the model itself, such as its channels, and not where weights are."""
+    return {key: value for key, value in cfg.items() if key not in _SOURCES}
+
+
 def refuse_large_timm(name: str, arguments: Mapping[str, Any], source: TensorSource, main: object) -> None:
     """Checks, before a model is built, that its arguments ask for no more than its weight file holds.
 
     Args:
         name: timm's architecture.
-        arguments: From a configuration.
+        arguments: From a configuration, with its `pretrained_cfg`, from which timm takes sizes too.
         source: The weights.
         main: Their file, for messages.
 

@@ -92,6 +92,10 @@ class PatchEmbed(Aliased):
                 f"pixel_values must have the shape (batch, {self.num_channels}, height, width). "
                 f"Received: {tuple(pixels.shape)}."
             )
+        if pixels.shape[2] < self.patch_size[0] or pixels.shape[3] < self.patch_size[1]:
+            raise UserError(
+                f"An image of {tuple(pixels.shape[2:])} pixels is smaller than a patch of {self.patch_size}."
+            )
         return self.proj(pixels.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
