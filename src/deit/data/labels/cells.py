@@ -20,6 +20,7 @@ _PLAIN_SEPARATORS = re.compile(r"[|;]")
 _OPEN_SEPARATORS = (",", "/", "+", "&", "\t", "\n", " ")
 _SEPARATOR_WORDS = {"comma": ",", "semicolon": ";", "bar": "|", "space": " ", "tab": "\t", "none": ""}
 _LONGEST_LIST = 10_000  # characters of a cell that may be a list
+_LONGEST_NUMBER = 1_000  # characters of a number; what is longer is a name. Python converts no more than 4,300 digits
 _NOT_A_NUMBER = ("nan", "NaN", "<NA>")  # pandas' texts for empty cells
 
 _ITEM = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,'"\[\](){}]+"""
@@ -52,6 +53,11 @@ def are_switches(values: Sequence[Any]) -> bool:
     """Returns True if a column holds only zeros, ones and empty cells, in any spelling, and not only empty ones."""
     filled = [value for value in values if not is_missing(value)]
     return bool(filled) and all(read_switch(value) is not None for value in filled)
+
+
+def is_class_number(name: str) -> bool:
+    """Returns True for a name that is a whole number, such as "12"."""
+    return name.isdecimal() and len(name) <= _LONGEST_NUMBER
 
 
 def plain_number(text: str) -> str:
@@ -89,7 +95,7 @@ def _item(word: str) -> Any:
         return None
     if word.lower() in ("true", "false"):
         return word.lower() == "true"
-    if _is_number(word):
+    if _is_number(word) and len(word) <= _LONGEST_NUMBER:
         return float(word) if "." in word else int(word)
     return word
 

@@ -18,6 +18,7 @@ from deit.core.printable import some_of
 from deit.core.scores.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from deit.data.labels.cells import (
     are_switches,
+    is_class_number,
     is_missing,
     likely_several,
     listed,
@@ -229,9 +230,10 @@ def _one_of_two(values: Sequence[Any], column: LabelColumn) -> bool:
     Raises:
         ValueError: All lists are equal, so both readings are possible.
     """
-    found = {tuple(value) for value in values if value is not None}
-    if not found or not found <= {(0, 1), (1, 0)}:
+    lists = [value for value in values if value is not None]
+    if not lists or not all(list(value) in ([0, 1], [1, 0]) for value in lists):
         return False
+    found = {tuple(value) for value in lists}
     if len(found) == 1:
         raise UserError(
             f"Column {column.name!r} holds {list(found.pop())} in every row: two class numbers, or a zero and a one? "
@@ -293,8 +295,8 @@ def switch_labels(columns: Mapping[str, Sequence[Any]], origin: str) -> LabelCol
 
 
 def _are_positions(column: LabelColumn, found: Sequence[str], known: Sequence[str]) -> bool:
-    numbers = column.class_names is None and all(name.isdecimal() for name in found)
-    return numbers and not any(name.isdecimal() for name in known) and all(int(name) < len(known) for name in found)
+    numbers = column.class_names is None and all(map(is_class_number, found))
+    return numbers and not any(map(is_class_number, known)) and all(int(name) < len(known) for name in found)
 
 
 def _told_apart(names: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -350,7 +352,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _sorted_names(names: set[str]) -> list[str]:
-    if all(name.isdecimal() for name in names):
+    if all(map(is_class_number, names)):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 

@@ -78,7 +78,9 @@ def labels_and_split(table: ArrowTable, count: int, asked: str, problem_type: st
 
 def _named(values: list[Any], feature: Any) -> list[Any]:
     names = class_names_of(feature)
-    return values if names is None else [v if v is None or not 0 <= v < len(names) else names[v] for v in values]
+    if names is None:
+        return values
+    return [names[v] if isinstance(v, int) and 0 <= v < len(names) else v for v in values]
 
 
 def _switches(table: ArrowTable, names: Sequence[str], asked: str) -> dict[str, list[Any]]:
@@ -158,10 +160,12 @@ def _can_be_label(kind: pa.DataType, problem_type: str) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Returns True if a column holds texts."""
+    """Returns True if a column holds texts, each stored by itself or once in a dictionary."""
     from pyarrow import types
 
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind))
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:

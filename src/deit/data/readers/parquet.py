@@ -106,6 +106,8 @@ def read_parquet(
             with _opened(file, described[numbers[id(file)]]) as opened:
                 check_columns(str(file), opened.metadata, names)
                 table = opened.read(columns=list(names))
+                if table.num_rows != opened.metadata.num_rows:
+                    raise DamagedFileError(f"{file} is damaged: not all columns have {opened.metadata.num_rows} rows.")
                 return {each: table.column(each).to_pylist() for each in names}
 
         parts = each_of(columns, files, None) if names else []
@@ -259,12 +261,16 @@ class ParquetStore:
             kind = file.schema_arrow.field(self._column).type
             for group in range(file.num_row_groups):
                 expected, done = file.metadata.row_group(group).num_rows, 0
+                reason = ""
                 try:
-                    for rows in _cells(LocalFile(path), file, group, self._column, unpacked):
+                    for cells in _cells(LocalFile(path), file, group, self._column, unpacked):
+                        rows = cells[: expected - done]
                         done += len(rows)
                         yield rows
                 except (pa.ArrowException, OSError) as error:
-                    reason = f"its part of the Parquet file cannot be read ({_first_line(error)})."
+                    reason = f" ({_first_line(error)})"
+                if done < expected:  # its footer may claim more rows than there are
+                    reason = f"its part of the Parquet file cannot be read{reason}."
                     self._broken.append((range(start + done, start + expected), reason))
                     yield pa.nulls(expected - done, kind)
                 start += expected
@@ -280,6 +286,8 @@ class ParquetStore:
         if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0 or not is_text(kind.field("path").type):
             return []
         paths = pc.struct_field(self._rows, "path")
+        if pa.types.is_dictionary(paths.type):
+            paths = paths.cast(paths.type.value_type)
         found = pc.unique(pc.replace_substring_regex(paths, r"[^/\\]*$", ""))
         folders = []
         for cell in found:
@@ -369,6 +377,7 @@ def images_of_groups(path: Path, column: str, groups: Sequence[int]) -> Iterator
 
     unpacked = [0]
     with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
+        check_parquet(str(path), path.stat().st_size, file.metadata)
         check_columns(str(path), file.metadata, [column])
         for group in groups:
             yield from _cells(LocalFile(path), file, group, column, unpacked)
@@ -376,14 +385,14 @@ def images_of_groups(path: Path, column: str, groups: Sequence[int]) -> Iterator
 
 @contextmanager
 def _readable(path: Path | ShardFile) -> Iterator[None]:
-    """Converts pyarrow's errors to `DamagedFileError`."""
+    """Converts errors of pyarrow, and of cells that Python has no value for, to `DamagedFileError`."""
     import pyarrow as pa
 
     try:
         yield
-    except FileNotFoundError:
+    except (UserError, FileNotFoundError):
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DamagedFileError(f"{path} cannot be read as a Parquet file ({_first_line(error)}).") from error
 
 
