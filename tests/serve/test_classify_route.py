@@ -13,7 +13,7 @@ from PIL import Image
 
 from deit.inference.predictor import Predictor
 from deit.serve.routes.openapi import document
-from tests.serve.conftest import MeanEngine, form, png, read, serving
+from tests.serve.conftest import MeanEngine, form, png, read, read_all, serving
 from tests.serve.test_openapi import check
 
 RED, GREEN, BLUE = png((255, 0, 0)), png((0, 255, 0)), png((0, 0, 255))
@@ -95,6 +95,13 @@ def test_a_request_without_a_readable_image_is_422(served) -> None:
 def test_bodies_that_are_no_images_are_refused_with_a_reason(served, body, headers, status, reason) -> None:
     reply = served.ask("POST", "/v1/classify", body, headers)
     assert (reply.status, reply.reason) == (status, reason)
+
+
+def test_an_unknown_address_with_a_query_of_any_bytes_is_404(served) -> None:
+    with served.raw(b"GET /v1/nothing?a=\xff\xfe HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n") as connection:
+        answer = read_all(connection)
+    assert answer.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 400 "))
+    assert b"server_error" not in answer
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,6 @@ async def _not_found(request: Request, error: Exception) -> Response:
     raise Refusal(
         error.status_code,
         reason,
-        f"{error.detail}: {request.method} {printable(request.url.path, 200)}.",
+        f"{error.detail}: {request.method} {printable(request.scope['path'], 200)}.",
         allow=", ".join(sorted(methods)),
     )
