@@ -289,6 +289,24 @@ def test_the_audit_finds_what_is_missing_there_twice_or_swapped(sources, bulk, t
     is_refused(deit("classify", "--audit", out), "is not the list that _manifest.json was written with")
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("_manifest.json", '"threads": ', '"threads": -', "its threads must be a whole number from 1"),
+        ("_manifest.json", '"kind": "files"', '"kind": "folder"', "its kind must be a known text"),
+        ("_manifest.json", '"device": "cpu"', '"device": 3', "its device must be a known text"),
+        ("_manifest.json", '"engine": {', '"motor": {', "its engine must be a table"),
+        ("_inputs.jsonl", "[", "", "_inputs.jsonl is damaged or is not a list of inputs"),
+        ("_units.jsonl", '{"images":', '{"images":x', "_units.jsonl is damaged in line 1"),
+    ],
+)
+def test_a_job_with_a_damaged_file_is_refused(file, old, new, told, sources, bulk, tmp_path):
+    out = tmp_path / "predictions"
+    finished(bulk(sources["folder"], "--out", f"{out}/"))
+    (out / file).write_text((out / file).read_text().replace(old, new, 1))
+    is_refused(bulk(sources["folder"], "--out", f"{out}/", "--resume"), told)
+
+
 def test_embeddings_are_what_the_class_head_is_given(sources, files, model, bulk, tmp_path):
     out = tmp_path / "predictions"
     finished(bulk(sources["parquet"], "--out", f"{out}/", "--embedding"))

@@ -123,7 +123,7 @@ class _Unit:
                     self.found += 1
                     self.unreadable += error is not None
                     index += 1
-        except (pa.ArrowException, UserError, OSError) as error:
+        except (pa.ArrowException, ValueError, OverflowError, OSError) as error:  # of cells, names, images
             return f"it cannot be compared ({str(error).splitlines()[0]})."
         return "" if index == len(names) else f"it has {index} rows, the unit has {len(names)} inputs."
 

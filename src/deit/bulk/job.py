@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from deit.bulk.listing import Listing, Progress, list_inputs
-from deit.bulk.units import FILES, UnitList, changed_files, line_of, stamp_of
+from deit.bulk.units import FILES, PARQUET, SHARDS, UnitList, changed_files, line_of, stamp_of
+from deit.core.config.file_fields import FileFields
 from deit.core.errors import DamagedFileError, UserError, parsing, read_json
 from deit.core.files import replaced_file, write_json_atomically
 from deit.core.printable import counted, some_of
-from deit.data.storage.image_search import SkippedFile
 
 MANIFEST_NAME, UNITS_NAME, INPUTS_NAME = "_manifest.json", "_units.jsonl", "_inputs.jsonl"
 LEFT_OUT_NAME, FAILED_NAME = "_left_out.jsonl", "_failed"
 _FORMAT = 1
 _MOST_DIFFERENCES = 20  # that are named
+_MOST_THREADS = 65_536
 
 
 def part_name(number: int) -> str:
@@ -202,11 +205,10 @@ def open_job(folder: Path) -> Job:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no bulk job: there is no {MANIFEST_NAME}.")
-    values = dict(read_json(path, "a manifest"))
-    with parsing(path, "a manifest"):
-        if values.pop("format") != _FORMAT:
-            raise DamagedFileError(f"{path} is of another version of this package. Start a new job.")
-        manifest = Manifest(**values)
+    values = read_json(path, "a manifest")
+    if values.get("format") != _FORMAT:
+        raise DamagedFileError(f"{path} is of another version of this package. Start a new job.")
+    manifest = _parsed(values, FileFields(path, advice="Start a new job"))
     digest = hashlib.sha256()
     units = UnitList(folder / UNITS_NAME, digest)
     if digest.hexdigest() != manifest.listed or len(units) != manifest.units:
@@ -214,13 +216,29 @@ def open_job(folder: Path) -> Job:
     return Job(folder=folder, manifest=manifest, units=units)
 
 
-def left_out(folder: Path) -> Iterator[SkippedFile]:
-    """Yields what the listing of a job left out."""
-    path = folder / LEFT_OUT_NAME
-    if path.is_file():
-        with path.open(encoding="ascii") as file:
-            for line in file:
-                yield SkippedFile(**json.loads(line))
+def _parsed(values: Mapping[str, Any], fields: FileFields) -> Manifest:
+    identity, opening = fields.table(values, "identity"), fields.table(values, "opening")
+    engine = fields.table(identity, "engine")
+    for name in ("name", "device"):
+        fields.text(engine, name)
+    fields.require(isinstance(engine.get("precision"), (str, NoneType)), "precision", "a text or null")
+    fields.table(identity, "options")
+    fields.text(opening, "model")
+    fields.whole(opening, "threads", 1, _MOST_THREADS)
+    left_out = fields.table(values, "left_out")
+    return Manifest(
+        identity=identity,
+        inputs=fields.listed(values, "inputs", str, sys.maxsize),
+        kind=fields.text(values, "kind", (FILES, PARQUET, SHARDS)),
+        column=fields.text(values, "column"),
+        base=fields.text(values, "base"),
+        opening=opening,
+        units=fields.whole(values, "units", 0, sys.maxsize),
+        images=fields.whole(values, "images", 0, sys.maxsize),
+        listed=fields.text(values, "listed"),
+        left_out={kind: fields.whole(left_out, kind, 0, sys.maxsize) for kind in left_out},
+        launch=fields.text({"launch": "", **values}, "launch"),
+    )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], name: str = "") -> list[str]:
@@ -253,11 +271,15 @@ def changed_inputs(job: Job, inputs: Sequence[str], image_column: str) -> list[s
     base = Path(job.manifest.base)
     changed: list[str] = []
     folders: list[str] = []
-    with (job.folder / INPUTS_NAME).open(encoding="ascii") as file:
+    listed = job.folder / INPUTS_NAME
+    with listed.open("rb") as file:
         for line in file:
-            path, *stamp = json.loads(line)
-            if stamp_of(str(base / path)) != tuple(stamp):
-                (folders if stamp[0] < 0 else changed).append(path)
+            with parsing(listed, "a list of inputs"):
+                path, size, modified = json.loads(line)
+                former = int(size), int(modified)
+                place = str(base / path)
+            if stamp_of(place) != former:
+                (folders if former[0] < 0 else changed).append(path)
     if job.manifest.kind == FILES:
         for facts in job.units.each():
             changed += changed_files(facts, base)

@@ -252,23 +252,22 @@ def _opened_job(request: BulkRequest) -> tuple[Job, Predictor]:
 
 
 def result_of(job: Job, *, is_first: bool = True) -> BulkResult:
-    """Returns how a job stands, from the footers of its parts."""
+    """Returns how a job stands, from the errors in its parts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     images = unreadable = 0
     for number in sorted(job.done()):
         try:
-            metadata = pq.read_metadata(job.part(number))
-        except (pa.ArrowException, OSError) as error:
+            with pq.ParquetFile(job.part(number)) as file:
+                errors = file.read(columns=["error"]).column("error")
+        except (pa.ArrowException, OSError, KeyError) as error:
             path = job.part(number)
             raise DamagedFileError(
                 f"{path} is damaged ({error}). Remove it, and go on with resume (--resume)."
             ) from error
-        images += metadata.num_rows
-        place = metadata.schema.names.index("error")
-        groups = [metadata.row_group(i).column(place).statistics for i in range(metadata.num_row_groups)]
-        unreadable += metadata.num_rows - sum(each.null_count for each in groups)
+        images += len(errors)
+        unreadable += len(errors) - errors.null_count
     failed = {number: why for number, why in job.failures().items() if not job.part(number).exists()}
     return BulkResult(
         folder=job.folder,

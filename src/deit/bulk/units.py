@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 FILES, PARQUET, SHARDS = "files", "parquet", "shards"
 
-_COUNT = b'{"images":'  # how the line of a unit begins
+_COUNT = re.compile(rb'{"images":(\d{1,9}),')  # how the line of a unit begins
 
 
 class UnitError(UserError):
@@ -61,10 +62,11 @@ class UnitList:
             for line in file:
                 if digest is not None:
                     digest.update(line)
-                if not line.startswith(_COUNT) or not line.endswith(b"}\n"):
+                found = _COUNT.match(line)
+                if found is None or not line.endswith(b"}\n"):
                     raise DamagedFileError(f"{path} is damaged in line {len(starts) + 1}. Start a new job.")
                 starts.append(place)
-                counts.append(int(line[len(_COUNT) : line.index(b",")]))
+                counts.append(int(found[1]))
                 place += len(line)
         self._starts = np.array(starts, np.int64)
         self.counts = np.array(counts, np.int32)
