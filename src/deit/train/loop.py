@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deit.core.errors import UserError
+from deit.core.config.file_fields import FileFields
+from deit.core.errors import UserError, parsing
 from deit.core.file_names import LAST_NAME, STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.core.writing import writing
@@ -377,12 +378,14 @@ class _Run:
             raise UserError(f"The run in {self.out} has another student. Resume it with the same one.") from error
         self.step = state.step
         self._saved = state.step, state_folder(self.out / STATE_NAME, state.step)
-        self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
-        self.resumed.changes = list(state.meta.get(_CHANGED, ()))
+        with parsing(self._saved[1], "a training state"):
+            self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
+            self.resumed.changes = [dict(each) for each in state.meta.get(_CHANGED, ())]
+        fields = FileFields(self._saved[1], advice="Begin a new run in another folder")
         since = (self.step - 1) % self._steps_per_evaluation + 1
         self.loss_sums = LossSums.from_state(state.tensors, self.device, since)
-        self.guard.restore(state.meta.get(_GUARD, {}), state.step)
-        self.evaluations.kept.restore(state)
+        self.guard.restore(fields.table({_GUARD: {}, **state.meta}, _GUARD), state.step, fields)
+        self.evaluations.kept.restore(state, fields)
 
     # --- the result ------------------------------------------------------------------------------------
 

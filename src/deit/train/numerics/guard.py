@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deit.core.config.file_fields import FileFields
 from deit.core.printable import counted
 from deit.runtime.processes import Processes
 
@@ -149,14 +151,27 @@ class Guard:
             "losses": self._losses,
         }
 
-    def restore(self, values: Mapping[str, Any], step: int) -> None:
-        """Takes over what a training state holds; one of an older version holds nothing and is good."""
-        self.skipped, self.in_row = values.get("skipped_steps", 0), values.get("in_row", 0)
-        self._calm, self._streaks = values.get("calm", self.limit), values.get("streaks", 0)
-        self.good = values.get("good", step)
-        self.returns, self.spikes = list(values.get("returns", ())), list(values.get("loss_spikes", ()))
-        self._spike_count = values.get("loss_spikes_in_all", 0)
-        self._losses = list(values.get("losses", ()))
+    def restore(self, values: Mapping[str, Any], step: int, fields: FileFields) -> None:
+        """Takes over what a training state holds; one of an older version holds nothing and is good.
+
+        Raises:
+            DamagedFileError: It holds something else.
+        """
+
+        def count(name: str, default: int = 0) -> int:
+            return fields.whole({name: default, **values}, name, 0, sys.maxsize)
+
+        def rows(name: str) -> list[dict[str, Any]]:
+            return fields.listed({name: [], **values}, name, dict, sys.maxsize)
+
+        self.skipped, self.in_row = count("skipped_steps"), count("in_row")
+        self._calm, self._streaks = count("calm", self.limit), count("streaks")
+        self.good = None if values.get("good", step) is None else count("good", step)
+        returns, spikes = ("after_step", "to_state"), ("step", "loss", "median")
+        self.returns = [{key: fields.whole(row, key, 0, sys.maxsize) for key in returns} for row in rows("returns")]
+        self.spikes = [{key: fields.any_number(row, key) for key in spikes} for row in rows("loss_spikes")]
+        self._spike_count = count("loss_spikes_in_all")
+        self._losses = fields.any_numbers({"losses": [], **values}, "losses", _WINDOW)
 
     def record(self) -> dict[str, Any]:
         """Returns what `training.json` says; nothing where nothing happened."""

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deit.core.errors import parsing, read_bytes
+from deit.core.errors import DamagedFileError, parsing, read_bytes
 from deit.core.file_names import CURVES_NAME, HISTORY_NAME, HISTORY_TABLE_NAME
 from deit.core.files import write_text_atomically
 from deit.train.run.curves import draw_curves
@@ -35,6 +35,8 @@ class History:
             content = read_bytes(file, "the history of a run", _MOST_BYTES)
             with parsing(file, "the history of a run"):
                 rows = [json.loads(line) for line in content.decode("utf-8").splitlines()]
+                if not all(type(value) in (int, float) for row in rows for value in row.values()):
+                    raise DamagedFileError(f"{file} is damaged: not all of its values are numbers.")
                 self.epochs = [row for row in rows if row["step"] <= until_step]
 
     def write(self) -> None:

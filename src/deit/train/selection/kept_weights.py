@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from deit.core.config.file_fields import FileFields
 from deit.core.errors import UserError
 from deit.core.scores.comparing import is_better
 from deit.core.scores.metrics import score_title
@@ -125,12 +127,25 @@ class KeptWeights:
         counts = {"evaluations": self.evaluations, "since": self.since, "last_step": self._last_step}
         return {_META: {"best": self.best, **counts}}
 
-    def restore(self, state: State) -> None:
-        """Takes over what a training state holds; states of runs that compared nothing hold nothing."""
-        values = state.meta.get(_META)
-        if not values:
+    def restore(self, state: State, fields: FileFields) -> None:
+        """Takes over what a training state holds; states of runs that compared nothing hold nothing.
+
+        Raises:
+            DamagedFileError: It holds something else.
+        """
+        if _META not in state.meta:
             return
-        self.best = values["best"]
-        self.evaluations, self.since, self._last_step = (values[n] for n in ("evaluations", "since", "last_step"))
+        values = fields.table(state.meta, _META)
+        best = None if values.get("best") is None else fields.table(values, "best")
+        if best is not None:
+            for name in ("epoch", "step"):
+                fields.whole(best, name, 0, sys.maxsize)
+            for name in ("value", "loss"):
+                fields.any_number(best, name)
+            fields.text(best, "weights", tuple(PREFIXES))
+            fields.text(best, "score")
+        counts = ("evaluations", "since", "last_step")
+        self.evaluations, self.since, self._last_step = (fields.whole(values, n, 0, sys.maxsize) for n in counts)
+        self.best = best
         found = {name: tensor for name, tensor in state.tensors.items() if name.startswith(_PREFIX)}
         self._tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
