@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests at a time; each computes on one thread. `make test JOBS=0 ARGS=tests/core` runs some in one process.
 JOBS ?= 2
 
-.PHONY: demo test test-lowest check docs format python clean
+.PHONY: demo test test-lowest check docs fuzz release-check format python clean
 
 demo: $(VENV)/.demo
 	rm -rf build/demo
@@ -61,6 +61,25 @@ check: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	! grep -rnoE '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]*' build/site
+
+# Random inputs for everything that is read, MINUTES for each target, two at a time; `ARGS=images` for one of them.
+MINUTES ?= 10
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(ARGS)
+
+# What can be checked of a release without a network, once its tools are installed: wheel and sdist with what is in them, the
+# wheel as it is installed, the list of what it needs (SBOM), and the lowest versions against known holes.
+RELEASE := build/release
+release-check: $(VENV)/.dev $(VENV)/.release
+	rm -rf $(RELEASE)
+	$(BIN)/python -m build --no-isolation --outdir $(RELEASE) .
+	$(BIN)/twine check --strict $(RELEASE)/*
+	$(BIN)/python -m tests.release.contents $(RELEASE)
+	$(BIN)/python -m pip install --quiet --no-deps --no-index --target $(RELEASE)/installed $(RELEASE)/*.whl
+	cd $(RELEASE) && PYTHONPATH=installed $(abspath $(BIN))/python -m deit --version
+	rm -rf $(RELEASE)/installed
+	$(BIN)/python -m tests.release.sbom $(RELEASE)/deit.cdx.json
+	$(BIN)/python -m pytest tests/test_dependencies.py tests/release
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
