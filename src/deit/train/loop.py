@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deit.core.config.file_fields import FileFields
-from deit.core.errors import UserError, parsing
+from deit.core.errors import UserError
 from deit.core.file_names import LAST_NAME, STATE_NAME
 from deit.core.images.reading import ImageError
 from deit.core.writing import writing
@@ -43,7 +42,7 @@ from deit.train.run.left_out import LeftOut
 from deit.train.run.record import data_record, hardware_and_versions, rates_record, scores_record, task_record
 from deit.train.run.recorded_images import images_of_run, record_images
 from deit.train.run.resumed import PRECISION, Resumed, precision_of_run
-from deit.train.run.state import State, load_state, remove_states, state_folder
+from deit.train.run.state import State, fields_of, load_state, remove_states, state_folder
 from deit.train.selection.evaluations import Evaluations, describe_selection
 from deit.train.states.state_writer import StateWriter
 from deit.train.step import StepResult, TrainStep, check_division
@@ -376,12 +375,10 @@ class _Run:
             self.take_step.restore(state.tensors)
         except RuntimeError as error:
             raise UserError(f"The run in {self.out} has another student. Resume it with the same one.") from error
-        self.step = state.step
-        self._saved = state.step, state_folder(self.out / STATE_NAME, state.step)
-        with parsing(self._saved[1], "a training state"):
-            self.left_out.reasons = {int(number): str(reason) for number, reason in state.meta.get(_LEFT_OUT, ())}
-            self.resumed.changes = [dict(each) for each in state.meta.get(_CHANGED, ())]
-        fields = FileFields(self._saved[1], advice="Begin a new run in another folder")
+        self.step, self._saved = state.step, (state.step, state_folder(self.out / STATE_NAME, state.step))
+        fields = fields_of(self._saved[1])
+        self.left_out.restore(state.meta.get(_LEFT_OUT, []), fields)
+        self.resumed.changes = fields.listed({_CHANGED: [], **state.meta}, _CHANGED, dict, 10_000)
         since = (self.step - 1) % self._steps_per_evaluation + 1
         self.loss_sums = LossSums.from_state(state.tensors, self.device, since)
         self.guard.restore(fields.table({_GUARD: {}, **state.meta}, _GUARD), state.step, fields)

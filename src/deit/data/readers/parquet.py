@@ -285,9 +285,7 @@ class ParquetStore:
         kind = self._rows.type
         if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0 or not is_text(kind.field("path").type):
             return []
-        paths = pc.struct_field(self._rows, "path")
-        if pa.types.is_dictionary(paths.type):
-            paths = paths.cast(paths.type.value_type)
+        paths = pc.struct_field(self._rows, "path").cast(pa.large_string())
         found = pc.unique(pc.replace_substring_regex(paths, r"[^/\\]*$", ""))
         folders = []
         for cell in found:

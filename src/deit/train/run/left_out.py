@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 
+from deit.core.config.file_fields import FileFields
 from deit.data.loader import Batch
 from deit.runtime.processes import Processes
 
@@ -48,6 +50,13 @@ class LeftOut:
                 _tell(step, reason)
         self.reasons.update(self._new)
         self._new = {}
+
+    def restore(self, values: Any, fields: FileFields) -> None:
+        """Takes the reasons of a training state, which may be damaged: pairs of a number and a text."""
+        pairs = fields.listed({"images left out": values}, "images left out", list, self._images)
+        ok = all(len(pair) == 2 and type(pair[0]) is int and isinstance(pair[1], str) for pair in pairs)
+        fields.require(ok, "images left out", "pairs of a number and a text")
+        self.reasons = dict(pairs)
 
     def share(self, processes: Processes) -> None:
         """Exchanges the unreadable images among all processes."""

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deit.core.config.file_fields import FileFields
 from deit.core.errors import DamagedFileError, UserError, parsing, read_json
 from deit.core.files import replace_folder_content, sha256_of_file, sync_file
 from deit.core.weights.files import find_weights
@@ -237,6 +238,11 @@ def read_state(path: Path, layout: Layout | None = None) -> State | None:
         return None
     logger.warning("Passed over the training state %s: %s is damaged.", path, damaged[0])
     return None
+
+
+def fields_of(folder: Path) -> FileFields:
+    """Returns what checks the plain values (`meta`) of the state in a folder."""
+    return FileFields(folder, advice="Begin a new run in another folder")
 
 
 def _read(path: Path, layout: Layout) -> State:
