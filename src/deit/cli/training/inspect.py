@@ -114,4 +114,5 @@ def inspect(
         print_table("To fix", ("what", "images"), rows)
     else:
         say("Nothing to fix was found.")
-    say(f"Report: {out / 'report.html'}  (edit {out / 'fix.csv'}, then: deit train {data} --exclude {out / 'fix.csv'})")
+    then = f"deit train {found.data} --exclude {out / 'fix.csv'}"
+    say(f"Report: {out / 'report.html'}  (edit {out / 'fix.csv'}, then: {then})")

@@ -214,7 +214,8 @@ class DiskCache:
                     f"are the same. Restore it, or remove {self._sums_of(entry)} to use the new content."
                 )
             self._record(entry, found)
-            os.replace(part, path)
+            with self._room():  # one that looks at all files in this moment might see neither name
+                os.replace(part, path)
 
     def _lock_of(self, name: str) -> FileLock:
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") % _LOCKS
@@ -260,13 +261,17 @@ class DiskCache:
             )
         until = time.monotonic() + _PATIENCE
         while True:
-            with FileLock(self._folder / "room.lock"):
+            with self._room():
                 if self._evict(part, size):
                     part.touch()
                     return
             if time.monotonic() > until:
                 raise OSError(f"there is no room for {size} bytes more; {LEAST_FREE_BYTES} are left free for others")
             time.sleep(0.1)
+
+    def _room(self) -> FileLock:
+        """Returns the lock that is held where entries come and go."""
+        return FileLock(self._folder / "room.lock")
 
     def _evict(self, part: Path, size: int) -> bool:
         """Removes what was used longest ago until there is room for a part of a size."""
