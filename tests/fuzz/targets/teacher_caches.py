@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -34,16 +35,24 @@ def _read(data: bytes, folder: Path) -> None:
     import torch
 
     from deit.core.errors import UserError
-    from deit.train.teachers.cache import BatchPlace
+    from deit.core.processing.image_processor import DeiTImageProcessor
+    from deit.runtime.processes import current_processes
+    from deit.train.recipes.recipe import Recipe
+    from deit.train.teachers.cache import BatchPlace, refuse_other_cache
 
     write_files(data, folder, (_HEADER, _RECORDS))
     errors: list[UserError] = []
+    with contextlib.suppress(UserError):
+        processor, recipe, one = DeiTImageProcessor(), Recipe(batch_size=4), current_processes()
+        refuse_other_cache(
+            folder, teacher=None, processor=processor, recipe=recipe, num_images=8, num_classes=_CLASSES, processes=one
+        )
     for _, opened in _caches(folder):
         try:
             cache = opened()
             for step in range(3):
-                cache.read(BatchPlace(step=step, part=0, checksum=7))
-            cache.write(BatchPlace(step=3, part=0, checksum=7), torch.zeros(2, _CLASSES))
+                cache.read(BatchPlace(step=step, part=0, checksums=(7,)))
+            cache.write(BatchPlace(step=3, part=0, checksums=(7,)), torch.zeros(2, _CLASSES))
             cache.release()
         except UserError as error:
             errors.append(error)
@@ -62,7 +71,7 @@ def _seeds() -> Mapping[str, bytes]:
             cache = dict(_caches(Path(name)))[kind]()
             for step in range(2):
                 answer = torch.arange(2.0 * _CLASSES).view(2, _CLASSES) + step
-                cache.write(BatchPlace(step=step, part=0, checksum=7), answer)
+                cache.write(BatchPlace(step=step, part=0, checksums=(7,)), answer)
             header = json.dumps(json.loads((Path(name) / _HEADER).read_text())).encode()
             found[kind] = joined({_HEADER: header, _RECORDS: (Path(name) / _RECORDS).read_bytes()})
             cache.release()
