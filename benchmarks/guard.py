@@ -1,10 +1,13 @@
-"""Measures what the check of loss and gradient costs a training step, and how long a step waits for a training state.
+"""Measures what the check of loss and gradient costs a training step, and what training states cost a run.
 
-python benchmarks/guard.py [--sizes tiny small] [--seconds 60] [--fail-above 1.0]
+python benchmarks/guard.py [--sizes tiny small] [--seconds 60] [--fail-above 1.0] [--fail-states-above 2.0]
 
 Steps with and without the check take turns in one process, on random images: with, without, without, with.
 "Without" is the same step with the check taken out: gradients are not looked at and losses not collected. The state
 is that of a student with AdamW and an average of its weights, and is written to the folder for temporary files.
+
+Rows of steps with a state that is written beside them, and rows without, take turns likewise. The seconds that a row
+with a state takes longer, by 100 steps, are what states every 100 steps cost.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from deit.train.loss_sums import LossSums
 from deit.train.numerics.guard import Guard
 from deit.train.recipes.recipe import Recipe
 from deit.train.run.state import State, save_state
+from deit.train.states.state_writer import StateWriter
 from deit.train.step import StepResult, TrainStep
 from deit.train.students.deit import build_student
 from deit.train.tasks.classification import ClassificationTask
@@ -134,23 +138,56 @@ def state_row(size: str, batch_size: int, times: int = 4) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def beside_row(size: str, batch_size: int, seconds: float) -> dict[str, Any]:
+    step = new_step(size, batch_size, ema_decay=0.9999)
+    batch = Batch(torch.randn(batch_size, 3, 224, 224), torch.randint(len(CLASSES), (batch_size,)), 0)
+    guard, sums = Guard(20, Processes()), LossSums()
+    numbers, stalls = itertools.count(), []
+    times: dict[bool, list[float]] = {True: [], False: []}
+    plain = statistics.median(timed(step, batch, next(numbers), guard, sums) for _ in range(5))
+    length = max(int(3 / plain), 3)  # a write is over by then
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder, StateWriter(Path(folder), Processes(), last=2) as states:
+        while time.monotonic() < end or len(times[True]) < 4:
+            for saves in (True, False, False, True):
+                begin = time.perf_counter()
+                if saves:
+                    assert step.is_finite()
+                    states.save(State(step=next(numbers), tensors=step.tensors(), meta={}))
+                    stalls.append(time.perf_counter() - begin)
+                taken = [timed(step, batch, next(numbers), guard, sums) for _ in range(length)]
+                states.wait()
+                times[saves].append(time.perf_counter() - begin)
+                plain = min(plain, statistics.median(taken))
+    cost = statistics.median(a - b for a, b in zip(times[True], times[False], strict=True))
+    return {
+        "what": f"state beside steps, {size}", "batch": batch_size, "rows": len(stalls), "steps in a row": length,
+        "step ms": 1e3 * plain, "step waits s": statistics.median(stalls), "at most s": max(stalls),
+        "costs in all s": cost, "every 100 steps %": cost / plain,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=["tiny", "small"], default=["tiny", "small"])
     parser.add_argument("--seconds", type=float, default=60.0, help="of steps for each size")
     parser.add_argument("--fail-above", type=float, help="exit with 1 if a check costs more percent of a step")
+    parser.add_argument("--fail-states-above", type=float, help="exit with 1 if states cost more percent of a run")
     parser.add_argument("--quick", action="store_true", help="the tiny student for a moment, nothing written")
     options = parser.parse_args()
     sizes, seconds = (["tiny"], 1.0) if options.quick else (options.sizes, options.seconds)
     rows: list[dict[str, Any]] = [{"what": "setting", "threads": torch.get_num_threads()}]
     for size in sizes:
         batch = BATCHES[DEVICE.type][size]
-        rows += [guard_row(size, batch, seconds), state_row(size, batch)]
-        print(*rows[-2:], sep="\n", flush=True)
+        rows += [guard_row(size, batch, seconds), state_row(size, batch), beside_row(size, batch, seconds)]
+        print(*rows[-3:], sep="\n", flush=True)
     report("guard", rows, write=not options.quick)
     costs = [row["overhead %"] for row in rows if "overhead %" in row]
     if options.fail_above is not None and max(costs) > options.fail_above:
         raise SystemExit(f"The check costs {max(costs):.2f} % of a step, more than {options.fail_above}.")
+    states = [row["every 100 steps %"] for row in rows if "every 100 steps %" in row]
+    if options.fail_states_above is not None and max(states) > options.fail_states_above:
+        raise SystemExit(f"States every 100 steps cost {max(states):.2f} %, more than {options.fail_states_above}.")
 
 
 if __name__ == "__main__":
