@@ -10,8 +10,9 @@ import pytest
 from deit.core.errors import UserError
 from deit.core.published import VARIANTS
 from deit.planning.choice import OFTEN, STEPS_FOR_STRONG, Measured, choose, default_minutes, has_time_to_spare
-from deit.planning.designs import designs, fitting_memory, memory_of
+from deit.planning.designs import designs, fitting_memory
 from deit.planning.facts import DataFacts, MachineFacts, Reachable, Speed, Wishes
+from deit.planning.memory import training_memory
 from deit.planning.plan import Plan
 
 THUMBNAILS = DataFacts(labelled=720, val_images=180, classes=6, smallest_class=120, largest_class=120, side=32)
@@ -208,7 +209,7 @@ def test_batches_shrink_to_the_memory_and_too_little_of_it_is_refused():
     small = dataclasses.replace(CPU, memory=6 * 2**30)
     fitting = fitting_memory(name, 224, 64, small)
     assert 2 <= fitting < 64
-    assert memory_of(name, 224, fitting) <= small.memory
+    assert training_memory(name, fitting).total <= small.memory
     with pytest.raises(UserError, match=r"too little memory to train deit-base.* Pass a smaller --student"):
         designs(PHOTOS, dataclasses.replace(CPU, memory=2**29), Wishes(settings={"student": name}), Reachable())
     assert fitting_memory(name, 224, 64, dataclasses.replace(CPU, memory=0)) == 64  # the system does not say

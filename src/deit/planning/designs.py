@@ -9,6 +9,7 @@ from deit.core.errors import UserError
 from deit.core.published import VARIANTS
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.planning.facts import DataFacts, MachineFacts, Reachable, Wishes
+from deit.planning.memory import training_memory
 
 THUMBNAIL = 48  # pixels; images up to this size are trained at 32, where a patch of 16 would see almost nothing
 _THUMBNAILS = ("deit-mini-distilled-patch4-32", "deit-micro-distilled-patch4-32")
@@ -144,25 +145,13 @@ def fitting_memory(student: str, side: int, batch_size: int, machine: MachineFac
     if student not in VARIANTS or not machine.memory:
         return batch_size
     size = batch_size
-    while memory_of(student, side, size) > _MEMORY_SHARE * machine.memory:
+    while training_memory(student, size, side=side).total > _MEMORY_SHARE * machine.memory:
         if size <= 2:
-            free = machine.memory / 2**30
+            free, needed = machine.memory / 2**30, training_memory(student, 2, side=side).total / 2**30
             raise UserError(
                 f"There is too little memory to train {student} at {side or VARIANTS[student].image_size} pixels: "
-                f"{memory_of(student, side, 2) / 2**30:.1f} GB are needed for 2 images and {free:.1f} GB are free. "
+                f"{needed:.1f} GB are needed for 2 images and {free:.1f} GB are free. "
                 "Pass a smaller --student or --image-size."
             )
         size //= 2
     return size
-
-
-def memory_of(student: str, side: int, batch_size: int) -> int:
-    """Estimates the bytes that the training of a variant needs: weights, gradients, optimizer and activations.
-
-    A block keeps about 20 numbers for each value of its tokens until the backward pass, and the attention of each head.
-    """
-    variant = VARIANTS[student]
-    tokens = ((side or variant.image_size) // variant.patch_size) ** 2 + 2
-    weights = 12 * variant.depth * variant.hidden_size**2 + 3 * variant.patch_size**2 * variant.hidden_size
-    kept = variant.depth * (20 * tokens * variant.hidden_size + 2 * variant.num_heads * tokens**2)
-    return 4 * (4 * weights + batch_size * kept)
