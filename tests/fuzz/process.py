@@ -87,9 +87,10 @@ def with_atheris(name: str, seconds: int, folder: Path) -> None:
 
     def changed(data: bytes, most: int, seed: int) -> bytes:
         source = random.Random(seed)
-        if source.randrange(8) == 0:
-            return bytes(atheris.Mutate(data, most))
-        return target.change(source, data or source.choice(seeds), seeds)[:most]
+        if source.randrange(8):
+            with contextlib.suppress(Exception):  # an error here would leave a process that neither works nor ends
+                return target.change(source, data or source.choice(seeds), seeds)[:most]
+        return bytes(atheris.Mutate(data, most))
 
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
