@@ -286,9 +286,12 @@ def check_division(recipe: Recipe, processes: Processes) -> None:
     if recipe.batch_size % (processes.world_size * recipe.accumulate):
         shares = recipe.batch_multiple(processes.world_size)
         near = max(recipe.batch_size // shares, 1) * shares
+        numbers = range(1, 2 * processes.world_size + 1)
+        able = [str(number) for number in numbers if recipe.batch_size % (number * recipe.accumulate) == 0]
+        start = f" A run that goes on keeps its batch: start {', '.join(able)} process(es)." if able else ""
         raise UserError(
             f"The batch of {recipe.batch_size} images cannot be shared by {processes.world_size} process(es) with "
-            f"accumulate={recipe.accumulate}. Pass batch_size={near} or {near + shares}."
+            f"accumulate={recipe.accumulate}. Pass batch_size={near} or {near + shares}.{start}"
         )
 
 
