@@ -65,13 +65,14 @@ def test_one_state_is_written_at_a_time(tmp_path, monkeypatch) -> None:
     assert load_state(tmp_path).step == 2
 
 
-def fails(monkeypatch, number: int) -> None:
-    """Lets the disk be full at the write of this number, from 1."""
+def fails(monkeypatch, number: int, after: threading.Event | None = None) -> None:
+    """Lets the disk be full at the write of this number, from 1, which fails once an event has come."""
     real, written = deit.train.run.state.save_file, []
 
     def save_file(*args, **kwargs) -> None:
         written.append(1)
         if len(written) == number:
+            assert after is None or after.wait(60)
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         real(*args, **kwargs)
 
@@ -107,10 +108,12 @@ def test_an_error_of_the_writer_ends_a_run_long_before_its_next_state(tmp_path, 
 
 
 def test_a_run_that_ends_by_a_bug_waits_for_its_state_and_tells_if_it_failed(tmp_path, monkeypatch) -> None:
-    fails(monkeypatch, 2)
+    crashed = threading.Event()
+    fails(monkeypatch, 2, crashed)
 
     def crash(event) -> None:
         if event.step == 3:
+            crashed.set()
             raise RuntimeError("a bug")
 
     def run(out: Path) -> pytest.ExceptionInfo:
