@@ -6,7 +6,8 @@ kills of living runs count: there are as many as were asked for. Of several proc
 disk; the others must end within ten seconds, and one line must name it.
 
 As a script it does both many times and prints a table: `python -m tests.train.disk_and_death --kills 100 --full 50`;
-with `--processes 2` of trainings on two processes. test_endings.py does it a few times.
+with `--processes 2` of trainings on two processes, and with `--sharding fsdp` of divided ones. test_endings.py does it
+a few times.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from tests.train import tiny, together
 JOINED = b"joined\n"
 SOON = 10.0  # seconds in which the other processes must end
 KILLS_OF_ONE = 3  # before a run goes on to its end
+SHARDING = ["none"]  # of all trainings, see `fit`
 WRITE_SECONDS = 0.002  # in which a kill inside a write comes: about what a state takes to be written
 
 
@@ -66,7 +68,7 @@ def train(out: Path, *, cache: Path) -> None:
             os.write(2, JOINED)
             run_fit(
                 together.task("adamw"), tiny.data(), recipe, processes, out=out, device="cpu", teacher_cache=cache,
-                resume=resume,
+                resume=resume, sharding=SHARDING[0],
             )  # fmt: skip
 
     try:
@@ -268,11 +270,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--full", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1, help="Of each training.")
+    parser.add_argument("--sharding", choices=["none", "fsdp"], default="none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blank-curves", action="store_true", help="Draw no curves, but write a picture of them.")
     arguments = parser.parse_args()
     if arguments.blank_curves:
         blank_curves()
+    SHARDING[:] = [arguments.sharding]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
