@@ -52,6 +52,7 @@ NO_PATHS = {  # texts that name nothing on a disk
     "student", "labels", "freeze", "set_", "device", "config", "head", "precision", "image_column", "label_column",
     "average", "token", "to", "variant", "message", "branch", "name", "problem_type", "log",
     "positive", "sets", "engine", "engines", "precisions", "batch_sizes", "on", "explain", "method", "target", "host",
+    "sharding", "cache_size",
     "models",  # of deit serve: see test_the_models_of_a_server_know_the_home_folder
 }  # fmt: skip
 

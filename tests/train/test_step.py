@@ -195,7 +195,7 @@ def test_a_full_disk_while_saving_keeps_the_last_state_and_says_so(tmp_path, mon
     real = deit.train.run.state.save_file
     saved = []
 
-    def save(tensors, path) -> None:
+    def save(tensors, path, metadata=None) -> None:
         if saved:
             path.write_bytes(b"half of")
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _bases(source: Source, numbers: Numbers) -> Iterator[tuple[Any, Numbers]]:
         ends = np.cumsum([len(each.labels) for each in source.sources])
         which = np.searchsorted(ends, numbers, side="right")
         starts = np.flatnonzero(np.diff(which, prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        for start, stop in pairwise([*starts, len(numbers)]):
             number = int(which[start])
             first = int(ends[number - 1]) if number else 0
             yield from _bases(source.sources[number], numbers[start:stop] - first)

@@ -165,14 +165,16 @@ Sharding = Annotated[
     str,
     typer.Option(
         metavar="KIND",
-        help="fsdp divides weights, gradients and optimizer among the processes (FSDP2); none gives each process all.",
+        help="Many machines: fsdp divides weights, gradients and optimizer among the processes (FSDP2); "
+        "none gives each process all.",
     ),
 ]
 GradientCheckpointing = Annotated[
     bool,
     typer.Option(
         "--gradient-checkpointing",
-        help="Save memory: keep only the inputs of blocks, and compute the blocks again in the backward pass.",
+        help="Many machines: save memory, keep only the inputs of blocks and compute the blocks again in the backward "
+        "pass.",
     ),
 ]
 Deterministic = Annotated[
@@ -186,7 +188,8 @@ CacheSize = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Disk space for parts of shards that are elsewhere (https://, s3://, ...), such as 20GB; 0 for none.",
+        help="Many machines: disk space for parts of shards that are elsewhere (https://, s3://, ...), such as 20GB; 0 "
+        "for none.",
         show_default="DEIT_CACHE_SIZE, or 10GB",
     ),
 ]
@@ -195,8 +198,8 @@ AutoResume = Annotated[
     bool,
     typer.Option(
         "--auto-resume",
-        help="Continue the run in --out if there is one, and begin it otherwise: for commands that torchrun or a "
-        "scheduler starts again.",
+        help="Many machines: continue the run in --out if there is one, and begin it otherwise. For commands that "
+        "torchrun or a scheduler starts again.",
     ),
 ]
 NoticeFile = Annotated[
@@ -204,8 +207,8 @@ NoticeFile = Annotated[
     typer.Option(
         metavar="FILE",
         envvar="DEIT_NOTICE_FILE",
-        help="File that a scheduler makes before it takes the machine away: the run saves its state and exits with "
-        "code 138.",
+        help="Many machines: file that a scheduler makes before it takes the machine away. The run saves its state and "
+        "exits with code 138.",
         show_default="none",
         parser=path,
     ),
