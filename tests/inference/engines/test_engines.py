@@ -239,7 +239,7 @@ def test_an_unknown_engine_is_refused_with_the_known_ones(deit_directory):
         UserError, match=r"Unknown engine 'tensorrt'\. Known: auto, torch, torch-compiled, cuda, openvino, onnxru"
     ):
         open_engine(deit_directory(), engine="tensorrt")
-    assert list(ENGINES) == ["torch", "torch-compiled", "openvino", "onnxruntime"]
+    assert list(ENGINES) == ["torch", "torch-compiled", "cuda", "openvino", "onnxruntime"]
 
 
 @pytest.mark.parametrize("engine", ON_THE_CPU)
