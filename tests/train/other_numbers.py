@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "folder": {"augment": tiny.PLAIN, "num_workers": 2},
     "parquet": {"augment": MIXES, "ema_decay": 0.9, "drop_path_rate": 0.2},
     "shards": {"augment": dataclasses.replace(tiny.PLAIN, num_repeats=2), "accumulate": 2},
+    "streams": {"augment": MIXES, "num_workers": 2},
 }
 
 
@@ -51,7 +52,7 @@ def numbers_of(pixels: Tensor) -> list[int]:
 
 
 def write(place: Path) -> None:
-    """Writes the same images as a folder, as a Parquet file, and as three shards of very different lengths."""
+    """Writes the same images as a folder, as a Parquet file, and as three very different shards, which a server has too."""
     files = [encoded(number) for number in range(IMAGES)]
     for number, content in enumerate(files):
         folder = place / "folder" / f"class {number % 3}"
@@ -71,7 +72,8 @@ def write(place: Path) -> None:
 
 
 def data(place: Path, kind: str) -> Data:
-    return open_data(str(place / kind), val_fraction=0.2, seed=0)
+    address = (place / "address").read_text() if kind == "streams" else str(place / kind)
+    return open_data(address, val_fraction=0.2, seed=0)
 
 
 def recipe(kind: str) -> Recipe:

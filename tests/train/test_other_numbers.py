@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.data.streams.faulty_server import serving
 from tests.ranks import run_on_ranks
 from tests.train import other_numbers
 from tests.train.other_numbers import EPOCHS, KINDS, STOP
@@ -27,10 +29,17 @@ def seen(run: Path) -> dict[int, list[int]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory) -> Iterator[Path]:
     """Runs that were begun by two processes, and went on with other numbers of them."""
     folder = tmp_path_factory.mktemp("numbers")
     other_numbers.write(folder)
+    with pytest.MonkeyPatch.context() as patch, serving(folder=folder / "shards") as server:
+        patch.setenv("DEIT_CACHE", str(folder / "cache"))
+        (folder / "address").write_text(f"{server.address}/{{000..002}}.tar")
+        yield trained(folder)
+
+
+def trained(folder: Path) -> Path:
     ran = run_on_ranks("tests.train.other_numbers", folder, folder, "begun", "begin")
     assert ran.returncode == 0, ran.stderr
     for kind in KINDS:
