@@ -52,7 +52,7 @@ def numbers_of(pixels: Tensor) -> list[int]:
 
 
 def write(place: Path) -> None:
-    """Writes the same images as a folder, as a Parquet file, and as three very different shards, which a server has too."""
+    """Writes the same images as a folder, a Parquet file, and three shards of very different lengths."""
     files = [encoded(number) for number in range(IMAGES)]
     for number, content in enumerate(files):
         folder = place / "folder" / f"class {number % 3}"
