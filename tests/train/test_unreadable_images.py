@@ -100,7 +100,7 @@ def test_more_of_them_than_allowed_stop_the_run_before_they_count_and_it_goes_on
     # The first epoch reads all 12 images; in the second one they are gone.
     with pytest.raises(
         ImageError,
-        match=r"^photos/\d.png .*The state after step \d is saved \(.*step-0000000\d\): repair or replace",
+        match=r"^photos/\d.png .*The state after step \d is saved \(.*step-0000000\d\): pass --resume once",
     ) as caught:
         run(tmp_path / "run", fading(train=broken, after=12), options=chosen)
     assert "\n" not in str(caught.value)

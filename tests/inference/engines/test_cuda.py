@@ -109,7 +109,7 @@ def test_the_cpu_is_refused(deit_directory) -> None:
     with pytest.raises(UserError, match=r"runs on GPUs of CUDA\. Received the device 'cpu'\. Pass device='cuda'"):
         open_engine(deit_directory(), engine="cuda")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="PyTorch finds no GPU"):
+        with pytest.raises(UserError, match=r"runs on GPUs of CUDA, and PyTorch finds none\. Leave out the engine"):
             open_engine(deit_directory(), "auto", engine="cuda")
     with pytest.raises(UserError, match="must be fp32 or bf16 or fp8"):
         CudaEngine(model, contract, "cpu", precision="int4")

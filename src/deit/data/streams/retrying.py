@@ -65,7 +65,7 @@ def retried(attempt: Callable[[], T], address: str, progress: Callable[[], int] 
             if failures >= ATTEMPTS:
                 raise UnreachableError(
                     f"{shown(address)} cannot be read ({without_secrets(error)}, {failures} times in a row). Check the "
-                    "connection and run the command again; what was read is kept."
+                    "connection; what was read is kept."
                 ) from error
             if failures == _TOLD:
                 logger.warning(

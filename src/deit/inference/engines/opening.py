@@ -15,7 +15,7 @@ from deit.inference.engines.engine import Engine
 from deit.inference.engines.exported import ENDINGS, ExportedModel, find_export
 from deit.inference.engines.torch_engine import TorchEngine, open_torch_engine, open_torchvision_engine
 from deit.runtime.auto_precision import VARIABLE as AUTO_PRECISION
-from deit.runtime.devices import AUTO, resolve
+from deit.runtime.devices import AUTO, accelerator, resolve
 from deit.runtime.packages import require_packages
 
 VARIABLE = "DEIT_ENGINE"  # of the environment: what "auto" stands for
@@ -209,6 +209,8 @@ def _device(engine: str, device: str) -> str:
         raise UserError(
             f"The engine {engine} runs on {_PLACES[only]}. Received the device {device!r}. Pass device={only!r}."
         )
+    if device == AUTO and only == "cuda" and accelerator().type != only:
+        raise UserError(f"The engine {engine} runs on {_PLACES[only]}, and PyTorch finds none. Leave out the engine.")
     return only if device == AUTO else device
 
 

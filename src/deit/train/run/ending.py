@@ -64,8 +64,8 @@ class Ending:
         if not self._is_first:
             return FirstProcessError(reason)
         return ImageError(
-            f"{reason}. The state after step {step} is saved ({state}): repair or replace the image and pass --resume, "
-            "or begin anew without it."
+            f"{reason}. The state after step {step} is saved ({state}): pass --resume once the images can be read, "
+            "or begin anew without them."
         )
 
     def non_finite(self, what: str, step: int, lr: float, *, good: int | None, named: bool = False) -> Exception:
