@@ -19,7 +19,7 @@ from deit.train.progress import StepEvent
 from deit.train.recipes.sections import Schedule
 from tests.blank_curves import blank_curves
 from tests.data.pictures import colour_members, write_shard
-from tests.data.streams.conftest import small, web  # noqa: F401  # fixtures
+from tests.data.streams.conftest import small, used_now, web  # noqa: F401  # fixtures
 from tests.data.streams.faulty_server import FaultyServer
 from tests.train import tiny
 from tests.train.test_loop import classification_task
@@ -54,7 +54,7 @@ def test_a_run_over_a_faulty_server_ends_with_the_bits_of_a_run_here(tmp_path, s
     used: list[int] = []
 
     def look(event: StepEvent) -> None:
-        used.append(sum(file.stat().st_size for file in (tmp_path / "cache/streams/entries").iterdir()))
+        used.append(used_now(tmp_path / "cache/streams"))
 
     assert run(f"{web.address}/{PATTERN}?key=7", tmp_path / "there", look) == expected
     assert 0 < max(used) <= LIMIT

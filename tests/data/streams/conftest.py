@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,15 @@ def small(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(disk_cache, "LEAST_SIZE", 1)
     monkeypatch.setattr(shard_files, "PART_BYTES", PART)
     monkeypatch.setattr(deit.data.readers.webdataset, "PART_BYTES", PART)
+
+
+def used_now(folder: Path) -> int:
+    """Returns the bytes in a cache while others read and evict: files that vanish meanwhile do not count."""
+    total = 0
+    for file in (folder / "entries").glob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
 
 
 @pytest.fixture

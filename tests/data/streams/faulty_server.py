@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.loopback import answering
 
 
 @dataclass
@@ -104,15 +105,5 @@ class _Handler(BaseHTTPRequestHandler):
 def serving(**options: object) -> Iterator[FaultyServer]:
     """Serves in a thread; yields the server with its address."""
     faulty = FaultyServer(**options)  # type: ignore[arg-type]
-    handler = type("Handler", (_Handler,), {"faulty": faulty})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    faulty.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with answering(type("Handler", (_Handler,), {"faulty": faulty})) as faulty.address:
         yield faulty
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

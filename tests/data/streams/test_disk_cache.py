@@ -17,6 +17,7 @@ import pytest
 from deit.core.errors import UserError
 from deit.data.streams import disk_cache
 from deit.data.streams.disk_cache import DiskCache, parse_size
+from tests.data.streams.conftest import used_now
 
 SIZE = 1000
 
@@ -52,10 +53,6 @@ class Made:
             time.sleep(self.pause)
 
 
-def used(folder: Path) -> int:
-    return sum(file.stat().st_size for file in (folder / "entries").iterdir())
-
-
 def names(folder: Path) -> set[str]:
     return {file.name for file in (folder / "entries").iterdir()}
 
@@ -82,7 +79,7 @@ def test_entries_are_kept_up_to_the_limit_and_the_one_used_longest_ago_goes(tmp_
     DiskCache(tmp_path, 3 * SIZE).read(Made(0, fills), 0, 1)  # another process uses it again
     for number in (3, 0, 4):
         assert cache.read(Made(number, fills), 0, SIZE) == content(number)
-        assert used(tmp_path) <= 3 * SIZE
+        assert used_now(tmp_path) <= 3 * SIZE
     assert [number for number, _ in fills] == [0, 1, 2, 3, 4]
     assert names(tmp_path) == {"entry3", "entry0", "entry4"}
 
@@ -145,16 +142,6 @@ def read_all(folder: Path, seed: int, found: Any) -> None:
     found.put((digest.hexdigest(), most))
 
 
-def used_now(folder: Path) -> int:
-    total = 0
-    for file in (folder / "entries").iterdir():
-        try:
-            total += file.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
-
-
 def test_processes_share_it_within_the_limit(tmp_path):
     fork = multiprocessing.get_context("fork")
     found = fork.Queue()
@@ -185,7 +172,7 @@ def test_it_survives_a_kill_at_any_time(tmp_path):
         cache = DiskCache(tmp_path, 3 * SIZE)
         for number in range(5):
             assert cache.read(Made(number), 0, SIZE) == content(number)
-        assert used(tmp_path) <= 3 * SIZE
+        assert used_now(tmp_path) <= 3 * SIZE
 
 
 def test_ahead_fetches_what_is_missing(tmp_path):

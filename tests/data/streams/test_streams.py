@@ -16,6 +16,7 @@ from deit.data.shard_order import buffer_of, nearby_order, pieces_of, shards_of
 from deit.data.sources import Joined, Source, Subset
 from deit.data.streams.shard_list import check_list, keep_list
 from tests.data.pictures import COLOURS, colour_members, encoded, write_parquet, write_shard
+from tests.data.streams.conftest import used_now
 
 TARS, TABLES = "{train-0,train-1,val-0}.tar", "table-{train,val}.parquet"
 
@@ -41,10 +42,6 @@ def assert_same(ours: Source, theirs: Source) -> None:
         assert np.array_equal(np.asarray(ours.image(i)), np.asarray(theirs.image(i)))
 
 
-def disk_of(cache: Path) -> int:
-    return sum(file.stat().st_size for file in (cache / "streams" / "entries").glob("*"))
-
-
 @pytest.mark.parametrize("pattern", [TARS, TABLES])
 @pytest.mark.parametrize("size", ["", "32768", "0"])
 def test_a_faulty_server_gives_the_same_images_as_files_here(tmp_path, shards, web, monkeypatch, pattern, size):
@@ -56,7 +53,7 @@ def test_a_faulty_server_gives_the_same_images_as_files_here(tmp_path, shards, w
     assert_same(here.val, there.val)
     assert "key" not in str(there.train.place(0))
     if size:
-        assert disk_of(tmp_path / "cache") <= int(size)
+        assert used_now(tmp_path / "cache" / "streams") <= int(size)
 
 
 @pytest.mark.parametrize("pattern", [TARS, TABLES])
