@@ -65,7 +65,7 @@ def test_inference_takes_no_more_threads_than_pytorch_the_cores_and_the_quota(mo
 def test_a_process_is_prepared_unless_its_user_has_decided(monkeypatch):
     monkeypatch.setattr(threads, "usable_cores", lambda: 8)
     monkeypatch.setattr(threads, "cpu_quota", lambda: 1.5)
-    asleep = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+    asleep = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
     for given, expected in [
         ({}, {**asleep, "OMP_NUM_THREADS": "2"}),
         ({"OMP_NUM_THREADS": "8"}, {**asleep, "OMP_NUM_THREADS": "8"}),
@@ -91,7 +91,7 @@ def test_the_command_prepares_its_threads_before_anything_loads_openmp():
         "try:\n    command()\nexcept SystemExit:\n    show()\n    raise\n"
     )
     clean = {name: value for name, value in os.environ.items() if name not in names}
-    for given, expected in [({}, "PASSIVE 0 0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None None")]:
+    for given, expected in [({}, "PASSIVE 1000 0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None None")]:
         found = subprocess.run([sys.executable, "-c", script], env={**clean, **given}, capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
         assert found.stdout.splitlines()[-1] == expected

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from deit.core.processing.batches import usable_cores
 
-# What keeps waiting threads of OpenMP asleep: for every runtime, for that of GCC (PyTorch's wheels), for that of LLVM
-# and Intel.
-_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# What lets waiting threads of OpenMP sleep soon: for every runtime, for that of GCC (PyTorch's wheels), for that of LLVM
+# and Intel. GCC's spins 1,000 times first, which takes about 20 microseconds: about as long as the gap between two
+# operations of a small model, whose training takes 1.5 times as long without (docs/results.md, "Threads that wait").
+_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 _CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -20,8 +21,8 @@ _CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     """Sets, for a process that has loaded no OpenMP yet, how its threads wait and how many there are.
 
-    A waiting thread of OpenMP spins by default: it keeps a core busy that it does nothing with. Beside another busy
-    process, that makes PyTorch several times slower. A CPU quota of a container is unknown to OpenMP, which starts a
+    A waiting thread of OpenMP spins for milliseconds by default: it keeps a core busy that it does nothing with. Beside
+    another busy process, that makes PyTorch several times slower. Here it spins for microseconds. A CPU quota of a container is unknown to OpenMP, which starts a
     thread for each core; they then share the quota, and all stop when it is used up.
 
     Variables that are set already stay as they are. Has no effect once PyTorch has been imported.
