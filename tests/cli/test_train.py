@@ -441,13 +441,13 @@ def test_a_recipe_that_is_none_is_refused(photos, tmp_path, text, message):
 def test_an_output_folder_that_holds_a_run_is_refused_and_left_alone(photos, alone, copied):
     run = copied(alone[0])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    is_refused(train(photos, run), "holds a run already. Pass a new folder, or --resume to go on with a run.")
+    is_refused(train(photos, run), "holds a run already. Pass a new folder, or --resume to go on with the run.")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_an_output_folder_that_holds_other_files_and_a_file_are_refused(photos, tmp_path):
     write_text(tmp_path / "letter.txt")
-    is_refused(train(photos, tmp_path), "holds other files already.")
+    is_refused(train(photos, tmp_path), "holds other files already. Pass a new or empty folder.")
     is_refused(train(photos, tmp_path / "letter.txt"), "letter.txt is a file. Pass a folder for the run.")
 
 

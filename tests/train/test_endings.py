@@ -57,6 +57,20 @@ def test_a_signal_saves_a_state_that_exists_and_says_how_to_exit(tmp_path, name,
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
+def test_a_notice_file_in_a_folder_that_is_missing_is_named_and_still_counts(tmp_path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("deit.runtime.signals._LOOK_SECONDS", 0.0)
+    notice = tmp_path / "later" / "notice"
+    with interrupts(notice) as interrupt:
+        assert f"The folder of the notice file {notice} does not exist." in caplog.text
+        assert not interrupt
+        notice.parent.mkdir()
+        notice.touch()
+        assert interrupt
+    caplog.clear()
+    with interrupts(notice):
+        assert not caplog.text
+
+
 def test_an_ignored_signal_stays_ignored_and_a_second_one_ends_at_once() -> None:
     """`nohup` ignores SIGHUP; the second signal goes to whoever had the first before."""
     heard = []

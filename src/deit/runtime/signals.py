@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -18,6 +19,8 @@ STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
 _NOTICE = int(getattr(signal, "SIGUSR1", 10))  # a notice file counts as this signal
+
+logger = logging.getLogger(__name__)
 
 _ECHO_SECONDS = 2.0  # who starts processes hands on a signal that the terminal has sent to them already
 _LOOK_SECONDS = 1.0  # between two looks for the notice file, which may lie on another machine
@@ -86,11 +89,14 @@ def interrupts(notice: str | Path | None = None) -> Iterator[Interrupt]:
     `faulthandler`, stay. In another thread than the main one no signal arrives, and nothing is changed.
 
     Args:
-        notice: See `Interrupt`. One that is there already counts once it is changed.
+        notice: See `Interrupt`. One that is there already counts once it is changed. A folder that is missing is
+            logged: the scheduler may make it later.
 
     Yields:
         What tells whether one came.
     """
+    if notice is not None and not Path(notice).parent.is_dir():
+        logger.warning("The folder of the notice file %s does not exist. Looks for the file all the same.", notice)
     interrupt = Interrupt(None if notice is None else Path(notice))
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

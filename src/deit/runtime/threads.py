@@ -10,9 +10,9 @@ from pathlib import Path
 
 from deit.core.processing.batches import usable_cores
 
-# What lets waiting threads of OpenMP sleep soon: for every runtime, for that of GCC (PyTorch's wheels), for that of LLVM
-# and Intel. GCC's spins 1,000 times first, which takes about 20 microseconds: about as long as the gap between two
-# operations of a small model, whose training takes 1.5 times as long without (docs/results.md, "Threads that wait").
+# Lets waiting threads of OpenMP sleep soon: of all runtimes, of GCC (for PyTorch on Linux), of LLVM and Intel.
+# GCC's spin 1,000 times first, for about 20 microseconds, as long as the gap between two operations of a small model.
+# Without these, trainings of small models take 1.5 times as long (docs/results.md, "Threads that wait").
 _ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 _CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -22,8 +22,9 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     """Sets, for a process that has loaded no OpenMP yet, how its threads wait and how many there are.
 
     A waiting thread of OpenMP spins for milliseconds by default: it keeps a core busy that it does nothing with. Beside
-    another busy process, that makes PyTorch several times slower. Here it spins for microseconds. A CPU quota of a container is unknown to OpenMP, which starts a
-    thread for each core; they then share the quota, and all stop when it is used up.
+    another busy process, that makes PyTorch several times slower. Prepared, it spins for microseconds. A CPU quota of a
+    container is unknown to OpenMP, which starts a thread for each core; they then share the quota, and all stop when it
+    is used up.
 
     Variables that are set already stay as they are. Has no effect once PyTorch has been imported.
 

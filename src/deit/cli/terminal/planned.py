@@ -233,11 +233,12 @@ def train_as_planned(command: TrainCommand, chosen: Recipe, settings: Mapping[st
     from deit.planning.make_plan import plan
     from deit.runtime.devices import resolve
     from deit.train.open_images import open_images
+    from deit.train.run.folder import run_exists
     from deit.train.trial import try_start
 
     resolved = processes.on_first(lambda: resolved_recipe(command, chosen))
     if (command.out / PLAN_NAME).is_file():
-        raise FileExistsError(f"{command.out} holds a run already. Pass a new folder, or --resume to go on with a run.")
+        raise run_exists(command.out)
     processes.on_first(lambda: check_folders(command, resolved))
     if command.teacher_cache is not None:
         raise UserError("--teacher-cache needs a training that can be repeated. Pass --recipe or --epochs as well.")

@@ -30,7 +30,7 @@ from deit.train.folds.scores import OutOfFoldScores, score_answers
 from deit.train.loop import fit
 from deit.train.progress import FitResult
 from deit.train.recipes.recipe import Recipe
-from deit.train.run.folder import check_run_folder, finished_record, is_finished
+from deit.train.run.folder import check_run_folder, finished_record, is_finished, run_exists
 from deit.train.run.history import History
 from deit.train.run.resumed import changed_settings
 from deit.train.tasks.task import Task
@@ -129,7 +129,7 @@ def check_folds_folder(out: Path, recipe: Recipe, folds: int, *, resume: bool) -
     settings = out / FOLDS_NAME / _SETTINGS_NAME
     if not resume:
         if (out / FOLDS_NAME).exists():
-            raise FileExistsError(f"{out} holds a run already. Pass a new folder, or --resume to go on with it.")
+            raise run_exists(out)
         check_run_folder(out, recipe, resume=False)
         return
     if not settings.is_file():

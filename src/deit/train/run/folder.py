@@ -43,6 +43,11 @@ from deit.train.run.state import has_states
 _BEFORE_A_RUN = (LOCK_NAME, FOLDS_NAME, ANSWERS_NAME, ANSWERS_TABLE_NAME, SCORES_NAME)
 
 
+def run_exists(out: Path) -> FileExistsError:
+    """Returns the error for a new run in the folder of another."""
+    return FileExistsError(f"{out} holds a run already. Pass a new folder, or --resume to go on with the run.")
+
+
 def check_run_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     """Checks that a run may begin, or go on, in a folder; `fit` does so itself, before anything is computed.
 
@@ -144,8 +149,9 @@ def _check(out: Path, recipe: Recipe, *, resume: bool) -> None:
     # What a planned training writes before its student begins; its teacher's run lies in it.
     planned = {PLAN_NAME, TEACHER_NAME} if (out / PLAN_NAME).is_file() else set()
     if out.is_dir() and any(path.name not in {*_BEFORE_A_RUN, *planned} for path in out.iterdir()):
-        what = "a run" if recipe_file.is_file() else "other files"
-        raise FileExistsError(f"{out} holds {what} already. Pass a new folder, or --resume to go on with a run.")
+        if recipe_file.is_file():
+            raise run_exists(out)
+        raise FileExistsError(f"{out} holds other files already. Pass a new or empty folder.")
 
 
 @contextmanager
