@@ -55,6 +55,7 @@ _STANDARDIZED: dict[str, Any] = {"distillation": Distillation(kind="standardized
 _DIST: dict[str, Any] = {"distillation": Distillation(kind="dist", weight=0.8)}
 _MUON: dict[str, Any] = {"optimizer": dataclasses.replace(_ADAMW, name="muon")}
 _MIMETIC: dict[str, Any] = {"initialization": "mimetic"}
+_GUIDED: dict[str, Any] = {"distillation": dataclasses.replace(_SOFT, guidance=10.0)}
 _BY_AVERAGE: dict[str, Any] = {"pseudo_labels": _PSEUDO, "ema_decay": 0.995, "data": DataOptions(labelled_share=0.2)}
 
 
@@ -81,6 +82,9 @@ INGREDIENTS = {
     "pseudo": Ingredient(settings=_BY_AVERAGE, teacher=""),
     "pseudo-distilled": Ingredient(settings=_BY_AVERAGE),
     "mimetic": Ingredient(settings=_MIMETIC),
+    "guided": Ingredient(settings=_GUIDED),
+    "mimetic-guided": Ingredient(settings={**_MIMETIC, **_GUIDED}),
+    "mimetic-guided-better": Ingredient(settings={**_MIMETIC, **_GUIDED}, teacher="convnet"),
     "mimetic-dist": Ingredient(settings={**_MIMETIC, **_DIST}),
     "mimetic-standardized": Ingredient(settings={**_MIMETIC, **_STANDARDIZED}),
     "mimetic-muon": Ingredient(settings={**_MIMETIC, **_MUON}),

@@ -155,7 +155,18 @@ def test_views_are_strong_where_an_image_is_shown_often():
     assert often.recipe.schedule.epochs > OFTEN >= rarely.recipe.schedule.epochs
     assert often.recipe.augment.rand_augment
     assert not rarely.recipe.augment.rand_augment
-    assert rarely.recipe.augment.mix_rate == 0
+    assert (rarely.recipe.augment.mix_rate, rarely.teacher_recipe.augment.mix_rate) == (0.5, 0)
+    assert planned(minutes=2, teacher="somebody").recipe.augment.mix_rate == 0
+
+
+def test_a_teacher_of_the_plan_guides_the_patches_unless_the_user_decides():
+    assert planned().recipe.distillation.guidance == 10
+    assert any(reason.startswith("Guidance: ") for reason in planned().reasons)
+    assert planned(distillation__guidance=2.0).recipe.distillation.guidance == 2
+    for wishes in ({"token_merging": 2}, {"teacher": "somebody"}, {"distillation__guidance": 0.0}):
+        plan = planned(**wishes)
+        assert plan.recipe.distillation.guidance == 0
+        assert not any(reason.startswith("Guidance: ") for reason in plan.reasons)
 
 
 def test_views_are_light_where_steps_are_few_however_often_an_image_is_shown():

@@ -28,6 +28,7 @@ OTHERS = {
         "label_smoothing": 0.3, "loss": "bce", "distillation.kind": "soft", "distillation.temperature": 2.0,
         "distillation.weight": 0.9, "distillation.reduction": "numel", "distillation.cache_top_k": 2,
         "distillation.intra_weight": 0.5, "distillation.flip_teacher": True,
+        "distillation.guidance": 2.0,
     },
     "masks": {"masking.patch": 16, "masking.ratio": 0.25, "masking.picture_steps": 7, "masking.pictures": 2, "seed": 3},
 }  # fmt: skip
@@ -59,7 +60,9 @@ def student_of(kind: str) -> Student:
 
 def teacher_of(kind: str) -> Teacher | None:
     torch.manual_seed(4)
-    return Teacher(tiny.TinyConvnet(), name="tiny") if kind == "teacher" else None
+    convnet = tiny.TinyConvnet()
+    convnet.feature_info = [{"module": "conv", "reduction": 1}, {"module": "norm", "reduction": 2}]  # as timm's have
+    return Teacher(convnet, name="tiny") if kind == "teacher" else None
 
 
 def test_the_fields_are_all_that_tasks_use() -> None:

@@ -57,6 +57,9 @@ _SOFT: dict[str, Any] = {
     "distillation.temperature": 1.0,
     "distillation.weight": 0.8,
 }
+# Of a student with a teacher of the plan: the convnet guides its patches, and mixed images show it more than there are.
+_GUIDED: dict[str, Any] = {"distillation.guidance": 10.0}
+_MIXED: dict[str, Any] = {"augment.mix_rate": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +127,8 @@ def choose(
     recipe, seconds, more = _student(
         data, machine, wishes, design, speed, left - teacher_seconds, taught=taught or "teacher" in wishes.settings
     )
+    if recipe.distillation.guidance and "distillation.guidance" not in wishes.settings:
+        more.append("Guidance: the convnet's feature maps show the student's patches what belongs together.")
     memory = max(speed.memory, of_teacher.memory if of_teacher else 0)
     return Plan(
         recipe=recipe,
@@ -132,6 +137,11 @@ def choose(
         forecast=Forecast(planning=wishes.spent, teacher=teacher_seconds, student=seconds, memory=memory),
         minutes=minutes,
     )
+
+
+def guided(design: Design, wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings by which a student learns from the feature maps of the plan's teacher; none without one."""
+    return {} if not design.teacher or wishes.get("token_merging") else _GUIDED
 
 
 def has_time_to_spare(data: DataFacts, machine: MachineFacts, wishes: Wishes, measured: Measured) -> bool:
@@ -246,11 +256,14 @@ def _student(
     kind = _PROBE if design.freeze == "trunk" else _FINE_TUNED if design.init else _CONVNET if is_convnet else _SCRATCH
     uneven = _class_weights(data)
     keeps_best = data.val_images >= _LEAST_FOR_BEST
+    guidance = guided(design, wishes.settings) if taught else {}
     settings: dict[str, Any] = {
         **kind,
         **_schedule(timing, epochs),
         **views(data, design.image_size, strong=timing.strong),
         **(_SOFT if taught else {}),
+        **guidance,
+        **(_MIXED if guidance else {}),
         "student": design.student,
         "init": design.init,
         "image_size": design.image_size,
@@ -262,6 +275,7 @@ def _student(
     }
     recipe = Recipe().with_settings({**settings, **wishes.settings})
     light = "crops and flips" if recipe.augment.flip_rate else "crops"
+    light += ", every other batch mixed" if recipe.augment.mix_rate == _MIXED["augment.mix_rate"] else ""
     reasons = [
         f"{counted(epochs, 'epoch')} of {counted(timing.steps_per_epoch, 'step')} in batches of {batch}: what "
         f"{_duration(seconds)} allow at {1000 * timing.epoch / timing.steps_per_epoch:.0f} ms a step, measured here.",

@@ -13,7 +13,7 @@ import torch
 from deit.core.errors import UserError
 from deit.data.loader import default_workers
 from deit.data.sources import Data
-from deit.planning.choice import Measured, choose, has_time_to_spare, minutes_for, rounded_up, views
+from deit.planning.choice import Measured, choose, guided, has_time_to_spare, minutes_for, rounded_up, views
 from deit.planning.designs import Design, designs
 from deit.planning.facts import DataFacts, Wishes
 from deit.planning.look import look_at_data, look_at_machine, look_for_weights
@@ -86,6 +86,7 @@ def _measured(
     """Measures a student, and its teacher's training."""
     base = Recipe().with_settings(
         {
+            **guided(design, settings),
             **settings,
             "student": design.student,
             "init": design.init,

@@ -123,6 +123,9 @@ class Distillation:
             compares the classes of an image. 1 in the paper; 0 leaves it out.
         flip_teacher: True shows the teacher each view and its mirror image, and averages the probabilities: a better
             teacher that takes twice the time. Not for images whose left and right mean something.
+        guidance: Weight of the loss that guides the student's patch tokens by the feature maps of a convnet of timm,
+            added to the others; see `deit.train.tasks.guidance`. 0 for none; 10 is what plans use. Needs the teacher in
+            each step, so no cache.
         cache_top_k: Number of largest logits that a teacher cache stores for each view (soft and wttm). Caches of
             "standardized" and "dist" store all logits.
     """
@@ -133,6 +136,7 @@ class Distillation:
     reduction: str = "batchmean"
     intra_weight: float = 1.0
     flip_teacher: bool = False
+    guidance: float = 0.0
     cache_top_k: int = 100
 
     def __post_init__(self) -> None:
@@ -149,6 +153,7 @@ class Distillation:
             self.reduction,
         )
         require(self.intra_weight >= 0, "distillation.intra_weight must be at least 0", self.intra_weight)
+        require(self.guidance >= 0, "distillation.guidance must be at least 0", self.guidance)
         require(self.cache_top_k >= 1, "distillation.cache_top_k must be at least 1", self.cache_top_k)
 
 

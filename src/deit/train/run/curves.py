@@ -17,6 +17,7 @@ _PARTS = {
     "val_loss": "validation",
     "train_class_loss": "training, loss on labels",
     "train_distillation_loss": "training, loss on the teacher",
+    "train_guidance_loss": "training, loss of guidance",
     "train_labels_loss": "training, loss on labels",
 }
 _HEADS = {"": "the model's answer", "class": "class head alone", "distillation": "distillation head alone"}

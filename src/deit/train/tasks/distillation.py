@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,12 +13,13 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.few_labels import count_unlabelled
 from deit.data.sources import Data
-from deit.models.classifier import CLASS, DISTILLATION, head_logits
+from deit.models.classifier import CLASS, DISTILLATION, logits_of_output
 from deit.models.losses import classification_loss, label_weights
 from deit.runtime.processes import current_processes
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation
 from deit.train.tasks.class_weights import weights_of_classes
+from deit.train.tasks.guidance import feature_maps, guidance_loss, guided_trunk, stages, useful_maps
 from deit.train.tasks.pseudo_labels import check_pseudo_labels
 from deit.train.tasks.task import Task
 from deit.train.tasks.teacher_losses import teacher_loss
@@ -28,7 +30,8 @@ from deit.train.teachers.teacher import Teacher, TeacherEnsemble, log_mean_proba
 class DistillationTask(Task):
     """Learns from labels with the class head and from a teacher with the distillation head (paper, section 4).
 
-    The loss is (1 - w) x cross-entropy(class head, labels) + w x distillation(distillation head, teacher).
+    The loss is (1 - w) x cross-entropy(class head, labels) + w x distillation(distillation head, teacher). With
+    `distillation.guidance` g, g x `guidance_loss` is added.
 
     Args:
         student: A model with two heads.
@@ -81,12 +84,23 @@ class DistillationTask(Task):
             )
         if self.teacher is None and teacher_cache is None:
             raise UserError("Distillation needs a teacher, or a cache of its answers. Received neither.")
+        if self.distillation.guidance:
+            self._check_guidance(teacher_cache)
         check_pseudo_labels(recipe, data, teacher_cache)
         self.partly_labelled = count_unlabelled(data.train) > 0 and not recipe.pseudo_labels.weight
         self.class_weights = weights_of_classes(data, recipe)
 
+    def _check_guidance(self, teacher_cache: str | Path | None) -> None:
+        if teacher_cache is not None:
+            raise UserError(
+                "distillation.guidance needs the teacher's feature maps, which no cache holds. Leave out the teacher "
+                f"cache, or set distillation.guidance=0. Received: {teacher_cache}."
+            )
+        guided_trunk(self.student)
+        stages(self.teacher)
+
     def prepare(self, pixels: Tensor, targets: Tensor, place: BatchPlace | None = None) -> tuple[Tensor, ...]:
-        """Returns pixels, targets and the teacher's answers; and weights if some images have no label.
+        """Returns pixels, targets, the teacher's answers, its maps with guidance; and weights if some have no label.
 
         Args:
             pixels: (B, 3, H, W).
@@ -96,7 +110,10 @@ class DistillationTask(Task):
         Raises:
             ValueError: The cache lacks this batch and there is no teacher, or it was recorded for other views.
         """
-        prepared = pixels, targets, self._answers(pixels, place)
+        with feature_maps(self.teacher) if self.distillation.guidance else nullcontext({}) as maps:
+            prepared: tuple[Tensor, ...] = pixels, targets, self._answers(pixels, place)
+        if maps:
+            prepared = *prepared, *useful_maps(maps.values(), guided_trunk(self.student).grid_size)
         if not self.partly_labelled:
             return prepared
         parts = 1 if place is None else place.parts
@@ -124,7 +141,7 @@ class DistillationTask(Task):
         return answers[0] if len(answers) == 1 else log_mean_probability(answers)
 
     def forward(
-        self, pixels: Tensor, targets: Tensor, answers: Tensor | None = None, weights: Tensor | None = None
+        self, pixels: Tensor, targets: Tensor, answers: Tensor | None = None, *more: Tensor
     ) -> dict[str, Tensor]:
         """Returns the losses of a batch: "loss" is the one to minimize, the others are its parts before weighting.
 
@@ -132,11 +149,16 @@ class DistillationTask(Task):
             pixels: (B, 3, H, W).
             targets: (B,) true classes, or (B, K) probabilities.
             answers: The teacher's logits (B, K), or for hard distillation its classes (B,). None asks the teacher.
-            weights: (B,) weights of the class loss; see `classification_loss`.
+            more: The teacher's feature maps (B, C, h, w), with guidance; (B,) weights of the class loss, see
+                `classification_loss`.
         """
         if answers is None:
-            answers = self._ask(pixels)
-        heads = head_logits(self.student, pixels)
+            _, _, answers, *asked = self.prepare(pixels, targets)
+            more = (*asked, *more)
+        maps = [each for each in more if each.ndim > 1]
+        weights = next((each for each in more if each.ndim == 1), None)
+        output = self.student(pixels, output_hidden_states=True) if maps else self.student(pixels)
+        heads = logits_of_output(output, self.student)
         if DISTILLATION not in heads:
             raise UserError(
                 "Distillation needs a student with a distillation head, such as DeiTForImageClassificationWithTeacher."
@@ -154,8 +176,12 @@ class DistillationTask(Task):
         from_teacher = teacher_loss(
             heads[DISTILLATION].float(), answers.float() if answers.is_floating_point() else answers, settings
         )
-        return {
+        losses = {
             "loss": (1 - settings.weight) * class_loss + settings.weight * from_teacher,
             "class_loss": class_loss,
             "distillation_loss": from_teacher,
         }
+        if maps:
+            guidance = guidance_loss(output.hidden_states, maps, guided_trunk(self.student))
+            losses |= {"loss": losses["loss"] + settings.guidance * guidance, "guidance_loss": guidance}
+        return losses

@@ -1,0 +1,134 @@
+"""Guides the patch tokens of a student by the feature maps of a convnet teacher, which know what lies together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deit.core.errors import UserError
+from deit.models.trunk.vision_transformer import VisionTransformer
+from deit.train.teachers.teacher import Teacher, TeacherEnsemble
+
+_MOST_MAPS = 3
+_EPSILON = 1e-6  # features that differ by less count as equal
+
+
+def guided_trunk(student: nn.Module) -> VisionTransformer:
+    """Returns the trunk of a student that can be guided.
+
+    Raises:
+        UserError: It is no transformer of this package, or merges tokens, which then have no place in the image.
+    """
+    trunk = getattr(getattr(student, "base_model", None), "trunk", None)
+    if not isinstance(trunk, VisionTransformer):
+        raise UserError(
+            f"distillation.guidance needs a DeiT of this package as student. Received: {type(student).__name__}. "
+            "Set distillation.guidance=0."
+        )
+    if trunk.config.token_merging:
+        raise UserError(
+            "distillation.guidance compares patches, and token_merging merges them. Set one of them to 0. "
+            f"Received: token_merging {trunk.config.token_merging}."
+        )
+    return trunk
+
+
+def stages(teacher: Teacher | TeacherEnsemble | None) -> dict[str, nn.Module]:
+    """Returns the parts of a teacher whose outputs are its feature maps, by name, the finest map first.
+
+    Raises:
+        UserError: It is not one convnet of timm.
+    """
+    model = getattr(teacher, "model", None)
+    info: Any = getattr(model, "feature_info", None)
+    info = getattr(info, "info", info)
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    found = {each["module"]: modules[each["module"]] for each in info or () if each["module"] in modules}
+    if len({each["reduction"] for each in info or () if each["module"] in found}) < 2:  # a transformer has one size
+        name = "none" if teacher is None else teacher.name
+        raise UserError(
+            f"distillation.guidance needs one convnet of timm as teacher. Received: {name}. "
+            "Set distillation.guidance=0."
+        )
+    return found
+
+
+@contextmanager
+def feature_maps(teacher: Teacher | TeacherEnsemble | None) -> Iterator[dict[str, Tensor]]:
+    """Collects the feature maps of a teacher's first call in a block by name, the finest first, each (B, C, h, w).
+
+    Raises:
+        UserError: See `stages`.
+    """
+    maps: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            maps.setdefault(name, output)
+
+        return hook
+
+    handles = [stage.register_forward_hook(keep(name)) for name, stage in stages(teacher).items()]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def useful_maps(maps: Iterable[Tensor], grid: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Returns the last three maps that have several places, none finer than the student's patches.
+
+    Args:
+        maps: Of `feature_maps`.
+        grid: Rows and columns of the student's patches.
+    """
+    several = [each for each in maps if each.ndim == 4 and each.shape[-2] * each.shape[-1] > 1]
+    return tuple(
+        F.adaptive_avg_pool2d(each.float(), (min(each.shape[-2], grid[0]), min(each.shape[-1], grid[1])))
+        for each in several[-_MOST_MAPS:]
+    )
+
+
+def guidance_loss(hidden_states: Sequence[Tensor], maps: Sequence[Tensor], trunk: VisionTransformer) -> Tensor:
+    """Returns how much the relations of places differ between student and teacher; a scalar from 0 to 2.
+
+    The relations of an image are the cosines between the features of each two of its places, after the mean of the
+    image is taken away. The loss is 1 - the cosine of student's and teacher's relations, mean over images and maps. Map
+    k of n is compared with the output of the block at depth k / (n + 1), whose patch tokens are averaged to its size.
+    Each image counts by itself, so the loss does not depend on how a step is divided. No parameters are needed.
+
+    That a small convnet guides the tokens inside a transformer: Li et al., "Locality Guidance for Improving Vision
+    Transformers on Tiny Datasets", ECCV 2022 (arXiv 2207.10026), by a learned projection. Relations of places: Liu et
+    al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019 (arXiv 1903.04197).
+
+    Args:
+        hidden_states: Of the student: tokens that enter the first block, then those of each block, (B, N, D).
+        maps: Of `useful_maps`, (B, C, h, w).
+        trunk: Of the student.
+    """
+    depth = len(hidden_states) - 1
+    losses = []
+    for number, features in enumerate(maps, start=1):
+        tokens = hidden_states[max(round(depth * number / (len(maps) + 1)), 1)][:, trunk.num_prefix_tokens :].float()
+        patches = tokens.transpose(1, 2).unflatten(2, trunk.grid_size)
+        pooled = F.adaptive_avg_pool2d(patches, tuple(features.shape[-2:]))
+        ours, theirs = relations(pooled), relations(features.float())
+        losses.append(1.0 - F.cosine_similarity(ours.flatten(1), theirs.flatten(1), dim=1).mean())
+    return torch.stack(losses).mean()
+
+
+def relations(features: Tensor) -> Tensor:
+    """Returns the cosines between the centered features of the places of each image, (B, P, P).
+
+    Args:
+        features: (B, C, h, w), with P = h x w places.
+    """
+    places = features.flatten(2).transpose(1, 2)
+    directions = F.normalize(places - places.mean(1, keepdim=True), dim=-1, eps=_EPSILON)
+    return directions @ directions.transpose(1, 2)
