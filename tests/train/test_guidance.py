@@ -8,7 +8,14 @@ from deit.runtime.library_order import make_order_safe
 from deit.train.loop import fit
 from deit.train.recipes.sections import Distillation
 from deit.train.tasks.distillation import DistillationTask
-from deit.train.tasks.guidance import feature_maps, guidance_loss, relations, stages, useful_maps
+from deit.train.tasks.guidance import (
+    feature_maps,
+    guidance_loss,
+    relations,
+    stages,
+    tokens_of_blocks,
+    useful_maps,
+)
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 from tests.train import tiny
 
@@ -46,22 +53,23 @@ def relations_by_hand(features: np.ndarray) -> np.ndarray:
 def test_relations_are_cosines_of_centered_features() -> None:
     features = torch.randn(2, 5, 3, 2)
     expected = np.stack([relations_by_hand(each) for each in features.double().numpy()])
-    np.testing.assert_allclose(relations(features), expected, atol=1e-5)
+    np.testing.assert_allclose(relations(features, (3, 2)), expected, atol=1e-5)
 
 
 def test_features_that_are_turned_scaled_and_shifted_have_the_same_relations() -> None:
     features = torch.randn(2, 5, 3, 3)
     turn, _ = torch.linalg.qr(torch.randn(8, 5))
     other = 3 * torch.einsum("dc,bchw->bdhw", turn, features) + torch.randn(2, 8, 1, 1)
-    torch.testing.assert_close(relations(other), relations(features), atol=1e-5, rtol=0)
+    torch.testing.assert_close(relations(other, (3, 3)), relations(features, (3, 3)), atol=1e-5, rtol=0)
 
 
 def test_the_loss_compares_each_map_with_the_block_at_its_depth() -> None:
     trunk = student().base_model.trunk  # 4 blocks, 4 x 4 patches
     hidden = [torch.randn(2, 18, 16) for _ in range(5)]
-    maps = [torch.randn(2, 7, 4, 4), torch.randn(2, 9, 2, 2), torch.randn(2, 3, 2, 2)]
+    maps = [torch.randn(2, 7, 8, 8), torch.randn(2, 9, 2, 2), torch.randn(2, 3, 2, 2)]
+    averaged = [nn.functional.avg_pool2d(maps[0], 2), *maps[1:]]
     expected = []
-    for block, features in zip((1, 2, 3), maps, strict=True):
+    for block, features in zip((1, 2, 3), averaged, strict=True):
         patches = hidden[block][:, 2:].double().numpy().transpose(0, 2, 1).reshape(2, 16, 4, 4)
         if features.shape[-1] == 2:
             patches = patches.reshape(2, 16, 2, 2, 2, 2).mean((3, 5))
@@ -89,17 +97,27 @@ def test_the_maps_are_the_last_of_several_places_and_of_the_view_as_it_is(convne
     with feature_maps(teacher(convnet)) as maps:
         convnet(pixels)
         convnet(pixels.flip(-1))
-    found = useful_maps(maps.values(), (4, 4))
-    assert [tuple(each.shape[-2:]) for each in found] == [(4, 4), (4, 4), (2, 2)]  # of 8, 4 and 2
-    pooled = nn.functional.avg_pool2d(expected[1], 2)
-    for one, two in zip(found, (pooled, *expected[2:]), strict=True):
+    found = useful_maps(maps.values())
+    for one, two in zip(found, expected[1:], strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     assert not convnet.layer1._forward_hooks
 
 
+def test_keeping_tokens_changes_no_logits_and_does_not_need_the_last_block() -> None:
+    model, pixels = student().train(), torch.randn(2, 3, 16, 16)
+    with tokens_of_blocks(model.base_model.trunk) as tokens:
+        logits = model(pixels).logits
+    assert torch.equal(logits, model(pixels).logits)
+    hidden = model(pixels, output_hidden_states=True).hidden_states
+    assert [tuple(each.shape) for each in tokens] == 4 * [(2, 18, 16)]  # of 5
+    for one, two in zip(tokens, hidden[:4], strict=True):
+        torch.testing.assert_close(one, two)
+    assert model.base_model.trunk.kept_tokens is None
+
+
 def test_a_map_of_one_place_has_no_relations() -> None:
     maps = [torch.randn(1, 2, 4, 4), torch.randn(1, 2, 2, 1), torch.randn(1, 2, 1, 1)]
-    assert [tuple(each.shape[-2:]) for each in useful_maps(maps, (8, 8))] == [(4, 4), (2, 1)]
+    assert [tuple(each.shape[-2:]) for each in useful_maps(maps)] == [(4, 4), (2, 1)]
 
 
 def test_a_batch_adds_the_weighted_loss(convnet) -> None:

@@ -81,11 +81,7 @@ def head_logits(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     Raises:
         TypeError: The model returns neither logits nor a known output.
     """
-    return logits_of_output(model(pixels), model)
-
-
-def logits_of_output(output: Any, model: nn.Module) -> dict[str, Tensor]:
-    """Returns the logits of each head in what a model has returned; see `head_logits`."""
+    output = model(pixels)
     if isinstance(output, DeiTForImageClassificationWithTeacherOutput):
         assert output.logits is not None
         assert output.cls_logits is not None

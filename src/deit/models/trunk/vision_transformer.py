@@ -280,6 +280,10 @@ class VisionTransformer(nn.Module):
     Args:
         config: Sizes and rates.
         use_mask_token: Whether there is a token that stands for masked patches.
+
+    Attributes:
+        kept_tokens: A list gets the tokens that enter the first block and those of each block, (B, N, D), but not those
+            of the last block where the prefix suffices: keeping them takes no time. None keeps nothing.
     """
 
     def __init__(self, config: VisionTransformerConfig, use_mask_token: bool = False) -> None:
@@ -301,6 +305,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, rate, pruned.get(i, ())) for i, rate in enumerate(rates))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.checkpointing: Checkpointing | None = None
+        self.kept_tokens: list[Tensor] | None = None
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -349,10 +354,12 @@ class VisionTransformer(nn.Module):
                 tokens = first_tokens(block, self.norm, x, self.num_prefix_tokens, BLOCK_FORWARDS)
             if tokens is None:
                 x, probabilities = self._run(i, block, x, plan.implementation, plan.bias, mask)
-            if need_hidden_states:
-                hidden_states.append(x)
+                if need_hidden_states or self.kept_tokens is not None:
+                    hidden_states.append(x)
             if need_attentions:
                 attentions.append(probabilities)
+        if self.kept_tokens is not None:
+            self.kept_tokens[:] = hidden_states
         tokens = self.norm(x) if tokens is None else tokens
         return TrunkOutput(
             tokens=tokens[:, : self.num_prefix_tokens] if prefix_only else tokens,

@@ -13,13 +13,13 @@ from deit.core.processing.image_processor import DeiTImageProcessor
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.few_labels import count_unlabelled
 from deit.data.sources import Data
-from deit.models.classifier import CLASS, DISTILLATION, logits_of_output
+from deit.models.classifier import CLASS, DISTILLATION, head_logits
 from deit.models.losses import classification_loss, label_weights
 from deit.runtime.processes import current_processes
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.sections import Distillation
 from deit.train.tasks.class_weights import weights_of_classes
-from deit.train.tasks.guidance import feature_maps, guidance_loss, guided_trunk, stages, useful_maps
+from deit.train.tasks.guidance import feature_maps, guidance_loss, guided_trunk, stages, tokens_of_blocks, useful_maps
 from deit.train.tasks.pseudo_labels import check_pseudo_labels
 from deit.train.tasks.task import Task
 from deit.train.tasks.teacher_losses import teacher_loss
@@ -113,7 +113,7 @@ class DistillationTask(Task):
         with feature_maps(self.teacher) if self.distillation.guidance else nullcontext({}) as maps:
             prepared: tuple[Tensor, ...] = pixels, targets, self._answers(pixels, place)
         if maps:
-            prepared = *prepared, *useful_maps(maps.values(), guided_trunk(self.student).grid_size)
+            prepared = *prepared, *useful_maps(maps.values())
         if not self.partly_labelled:
             return prepared
         parts = 1 if place is None else place.parts
@@ -157,8 +157,8 @@ class DistillationTask(Task):
             more = (*asked, *more)
         maps = [each for each in more if each.ndim > 1]
         weights = next((each for each in more if each.ndim == 1), None)
-        output = self.student(pixels, output_hidden_states=True) if maps else self.student(pixels)
-        heads = logits_of_output(output, self.student)
+        with tokens_of_blocks(guided_trunk(self.student)) if maps else nullcontext([]) as tokens:
+            heads = head_logits(self.student, pixels)
         if DISTILLATION not in heads:
             raise UserError(
                 "Distillation needs a student with a distillation head, such as DeiTForImageClassificationWithTeacher."
@@ -182,6 +182,6 @@ class DistillationTask(Task):
             "distillation_loss": from_teacher,
         }
         if maps:
-            guidance = guidance_loss(output.hidden_states, maps, guided_trunk(self.student))
+            guidance = guidance_loss(tokens, maps, guided_trunk(self.student))
             losses |= {"loss": losses["loss"] + settings.guidance * guidance, "guidance_loss": guidance}
         return losses

@@ -81,54 +81,65 @@ def feature_maps(teacher: Teacher | TeacherEnsemble | None) -> Iterator[dict[str
             handle.remove()
 
 
-def useful_maps(maps: Iterable[Tensor], grid: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Returns the last three maps that have several places, none finer than the student's patches.
+@contextmanager
+def tokens_of_blocks(trunk: VisionTransformer) -> Iterator[list[Tensor]]:
+    """Collects what enters the first block of a trunk and what each block returns in a call, each (B, N, D)."""
+    tokens: list[Tensor] = []
+    trunk.kept_tokens = tokens
+    try:
+        yield tokens
+    finally:
+        trunk.kept_tokens = None
+
+
+def useful_maps(maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the last three maps that have several places.
 
     Args:
         maps: Of `feature_maps`.
-        grid: Rows and columns of the student's patches.
     """
     several = [each for each in maps if each.ndim == 4 and each.shape[-2] * each.shape[-1] > 1]
-    return tuple(
-        F.adaptive_avg_pool2d(each.float(), (min(each.shape[-2], grid[0]), min(each.shape[-1], grid[1])))
-        for each in several[-_MOST_MAPS:]
-    )
+    return tuple(several[-_MOST_MAPS:])
 
 
-def guidance_loss(hidden_states: Sequence[Tensor], maps: Sequence[Tensor], trunk: VisionTransformer) -> Tensor:
+def guidance_loss(tokens: Sequence[Tensor], maps: Sequence[Tensor], trunk: VisionTransformer) -> Tensor:
     """Returns how much the relations of places differ between student and teacher; a scalar from 0 to 2.
 
-    The relations of an image are the cosines between the features of each two of its places, after the mean of the
-    image is taken away. The loss is 1 - the cosine of student's and teacher's relations, mean over images and maps. Map
-    k of n is compared with the output of the block at depth k / (n + 1), whose patch tokens are averaged to its size.
-    Each image counts by itself, so the loss does not depend on how a step is divided. No parameters are needed.
+    The loss is 1 - the cosine of student's and teacher's relations, mean over images and maps. Map k of n is compared
+    with the output of the block at depth k / (n + 1); the finer one is averaged to the places of the other. Each image
+    counts by itself, so the loss does not depend on how a step is divided. It has no parameters.
 
     That a small convnet guides the tokens inside a transformer: Li et al., "Locality Guidance for Improving Vision
     Transformers on Tiny Datasets", ECCV 2022 (arXiv 2207.10026), by a learned projection. Relations of places: Liu et
     al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019 (arXiv 1903.04197).
 
     Args:
-        hidden_states: Of the student: tokens that enter the first block, then those of each block, (B, N, D).
+        tokens: Of the student, see `tokens_of_blocks`.
         maps: Of `useful_maps`, (B, C, h, w).
         trunk: Of the student.
     """
-    depth = len(hidden_states) - 1
+    depth, grid = len(trunk.blocks), trunk.grid_size
     losses = []
     for number, features in enumerate(maps, start=1):
-        tokens = hidden_states[max(round(depth * number / (len(maps) + 1)), 1)][:, trunk.num_prefix_tokens :].float()
-        patches = tokens.transpose(1, 2).unflatten(2, trunk.grid_size)
-        pooled = F.adaptive_avg_pool2d(patches, tuple(features.shape[-2:]))
-        ours, theirs = relations(pooled), relations(features.float())
+        block = max(round(depth * number / (len(maps) + 1)), 1)
+        patches = tokens[block][:, trunk.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+        size = min(features.shape[-2], grid[0]), min(features.shape[-1], grid[1])
+        ours, theirs = relations(patches, size), relations(features, size)
         losses.append(1.0 - F.cosine_similarity(ours.flatten(1), theirs.flatten(1), dim=1).mean())
     return torch.stack(losses).mean()
 
 
-def relations(features: Tensor) -> Tensor:
-    """Returns the cosines between the centered features of the places of each image, (B, P, P).
+def relations(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns the cosines between the features of each two places of an image, its mean taken away: (B, P, P), fp32.
 
     Args:
-        features: (B, C, h, w), with P = h x w places.
+        features: (B, C, h, w).
+        size: (height, width) to which they are averaged before; P is its product.
     """
-    places = features.flatten(2).transpose(1, 2)
-    directions = F.normalize(places - places.mean(1, keepdim=True), dim=-1, eps=_EPSILON)
-    return directions @ directions.transpose(1, 2)
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        if tuple(features.shape[-2:]) != size:
+            features = F.adaptive_avg_pool2d(features, size)
+        places = features.flatten(2).transpose(1, 2)
+        directions = F.normalize(places - places.mean(1, keepdim=True), dim=-1, eps=_EPSILON)
+        return directions @ directions.transpose(1, 2)
