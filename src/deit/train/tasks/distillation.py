@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -110,7 +109,7 @@ class DistillationTask(Task):
         Raises:
             ValueError: The cache lacks this batch and there is no teacher, or it was recorded for other views.
         """
-        with feature_maps(self.teacher) if self.distillation.guidance else nullcontext({}) as maps:
+        with feature_maps(self.teacher if self.distillation.guidance else None) as maps:
             prepared: tuple[Tensor, ...] = pixels, targets, self._answers(pixels, place)
         if maps:
             prepared = *prepared, *useful_maps(maps.values())
@@ -157,7 +156,7 @@ class DistillationTask(Task):
             more = (*asked, *more)
         maps = [each for each in more if each.ndim > 1]
         weights = next((each for each in more if each.ndim == 1), None)
-        with tokens_of_blocks(guided_trunk(self.student)) if maps else nullcontext([]) as tokens:
+        with tokens_of_blocks(guided_trunk(self.student) if maps else None) as tokens:
             heads = head_logits(self.student, pixels)
         if DISTILLATION not in heads:
             raise UserError(

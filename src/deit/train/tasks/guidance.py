@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deit.core.errors import UserError
 from deit.models.trunk.vision_transformer import VisionTransformer
+from deit.runtime.devices import Placement
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 
 _MOST_MAPS = 3
@@ -62,10 +63,14 @@ def stages(teacher: Teacher | TeacherEnsemble | None) -> dict[str, nn.Module]:
 def feature_maps(teacher: Teacher | TeacherEnsemble | None) -> Iterator[dict[str, Tensor]]:
     """Collects the feature maps of a teacher's first call in a block by name, the finest first, each (B, C, h, w).
 
+    Args:
+        teacher: None collects nothing.
+
     Raises:
         UserError: See `stages`.
     """
     maps: dict[str, Tensor] = {}
+    parts = {} if teacher is None else stages(teacher)
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -73,7 +78,7 @@ def feature_maps(teacher: Teacher | TeacherEnsemble | None) -> Iterator[dict[str
 
         return hook
 
-    handles = [stage.register_forward_hook(keep(name)) for name, stage in stages(teacher).items()]
+    handles = [stage.register_forward_hook(keep(name)) for name, stage in parts.items()]
     try:
         yield maps
     finally:
@@ -82,9 +87,16 @@ def feature_maps(teacher: Teacher | TeacherEnsemble | None) -> Iterator[dict[str
 
 
 @contextmanager
-def tokens_of_blocks(trunk: VisionTransformer) -> Iterator[list[Tensor]]:
-    """Collects what enters the first block of a trunk and what each block returns in a call, each (B, N, D)."""
+def tokens_of_blocks(trunk: VisionTransformer | None) -> Iterator[list[Tensor]]:
+    """Collects what enters the first block of a trunk and what each block returns in a call, each (B, N, D).
+
+    Args:
+        trunk: See `VisionTransformer.kept_tokens`. None collects nothing.
+    """
     tokens: list[Tensor] = []
+    if trunk is None:
+        yield tokens
+        return
     trunk.kept_tokens = tokens
     try:
         yield tokens
@@ -136,7 +148,7 @@ def relations(features: Tensor, size: tuple[int, int]) -> Tensor:
         features: (B, C, h, w).
         size: (height, width) to which they are averaged before; P is its product.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with Placement(features.device).autocast():  # fp32
         features = features.float()
         if tuple(features.shape[-2:]) != size:
             features = F.adaptive_avg_pool2d(features, size)
