@@ -12,7 +12,7 @@ from deit.core.processing.batches import usable_cores
 
 # Lets waiting threads of OpenMP sleep soon: of all runtimes, of GCC (for PyTorch on Linux), of LLVM and Intel.
 # GCC's spin 1,000 times first, for about 20 microseconds, as long as the gap between two operations of a small model.
-# Without these, trainings of small models take 1.5 times as long (docs/results.md, "Threads that wait").
+# Without the spinning, small models train a third slower (docs/results.md, "Threads that wait").
 _ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 _CGROUPS, _MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
