@@ -57,7 +57,7 @@ _SOFT: dict[str, Any] = {
     "distillation.temperature": 1.0,
     "distillation.weight": 0.8,
 }
-# Of a student with a teacher of the plan: the convnet guides its patches, and mixed images show it more than there are.
+# Of a student with a teacher of the plan: the convnet guides its patches, and answers to mixed images as well.
 _GUIDED: dict[str, Any] = {"distillation.guidance": 10.0}
 _MIXED: dict[str, Any] = {"augment.mix_rate": 0.5}
 
