@@ -9,7 +9,14 @@ import torch.nn.functional as F
 
 from deit.core.labels import NO_LABEL
 from deit.data.augment import Augmentation, BatchMixer
-from deit.data.few_labels import choose_labelled, labelled_again, limited, with_fewer_labels
+from deit.data.few_labels import (
+    choose_labelled,
+    labelled_again,
+    limited,
+    times_shown,
+    with_fewer_labels,
+    with_fewer_unlabelled,
+)
 from deit.data.sources import ArraySource, Data, WithoutLabels
 from deit.models.losses import classification_loss, label_weights
 
@@ -146,3 +153,24 @@ def test_fully_labelled_batches_have_the_loss_they_always_had():
     for loss in ("ce", "bce"):
         usual = classification_loss(logits, target, loss=loss)
         torch.testing.assert_close(classification_loss(logits, target, loss=loss, weights=label_weights(target)), usual)
+
+
+def test_fewer_images_without_a_label_leave_those_with_one_as_they_are():
+    whole = with_fewer_labels(data(), labels_per_class=2, keep_others=True)
+    fewer = with_fewer_unlabelled(whole, 10)
+    assert (len(fewer.train.labels), counts_of(fewer.train.labels)) == (16, [2, 2, 2])
+    shown = {fewer.train.image(i).tobytes() for i in range(16)}
+    assert len(shown) == 16
+    assert shown <= {whole.train.image(i).tobytes() for i in range(60)}
+    assert fewer.train.fingerprint() == with_fewer_unlabelled(whole, 10).train.fingerprint()
+    assert with_fewer_unlabelled(fewer, 10) is fewer  # a plan may do it after the recipe has
+    assert with_fewer_unlabelled(whole, 0) is whole
+    assert with_fewer_unlabelled(whole, 54) is whole
+    assert with_fewer_unlabelled(data(), 1).train.labels.shape == (60,)
+
+
+@pytest.mark.parametrize(("share", "times"), [(0.0, 1), (0.1, 1), (0.5, 9), (0.75, 27)])
+def test_a_plan_counts_repeated_images_as_a_training_shows_them(share, times):
+    few = with_fewer_labels(data(), labels_per_class=2, keep_others=True).train
+    assert times_shown(6, 54, share) == times
+    assert len(labelled_again(few, share)) == 6 * (times - 1)

@@ -14,6 +14,7 @@ from deit.planning.designs import designs, fitting_memory
 from deit.planning.facts import DataFacts, MachineFacts, Reachable, Speed, Wishes
 from deit.planning.memory import training_memory
 from deit.planning.plan import Plan
+from deit.train.recipes.recipe import Recipe
 
 THUMBNAILS = DataFacts(labelled=720, val_images=180, classes=6, smallest_class=120, largest_class=120, side=32)
 PHOTOS = dataclasses.replace(THUMBNAILS, side=500)
@@ -75,8 +76,8 @@ SITUATIONS = {
     ),
     "uneven classes": ({"data": dataclasses.replace(THUMBNAILS, smallest_class=30)}, {"class_weights": "sqrt"}),
     "even classes": ({}, {"class_weights": "none"}),
-    "validation images that can tell": ({}, {"keep": "best"}),
-    "too few of them": ({"data": dataclasses.replace(THUMBNAILS, val_images=20)}, {"keep": "last"}),
+    "validation images that can tell": ({"data": dataclasses.replace(THUMBNAILS, val_images=500)}, {"keep": "best"}),
+    "too few of them": ({}, {"keep": "last"}),
     "few images": (
         {"data": dataclasses.replace(THUMBNAILS, labelled=40, val_images=10, smallest_class=5)}, {"batch_size": 8},
     ),
@@ -192,6 +193,72 @@ def test_unlabelled_images_are_shown_to_the_student_and_not_to_the_teacher():
     assert more.teacher_recipe is not None
     assert more.teacher_recipe.schedule.epochs > alone.teacher_recipe.schedule.epochs
     assert more.recipe.schedule.epochs < planned(minutes=30).recipe.schedule.epochs
+
+
+def test_little_time_leaves_out_images_without_a_label_that_it_could_not_show_often_enough():
+    data = dataclasses.replace(THUMBNAILS, unlabelled=10**6)
+    plan = planned(data, minutes=3)
+    used = plan.recipe.data.max_unlabelled_images
+    assert plan.teacher_recipe is not None
+    assert 0.25 * 720 <= used < 20_000
+    assert any(reason.startswith(f"Uses {used} of the 1000000 images without a label") for reason in plan.reasons)
+    assert 8 <= plan.recipe.schedule.epochs <= 10
+    assert plan.forecast.seconds == pytest.approx(180, rel=0.1)
+    assert planned(data, minutes=6).recipe.data.max_unlabelled_images > used
+    assert planned(dataclasses.replace(data, unlabelled=100), minutes=3).recipe.data.max_unlabelled_images == 0
+    kept = planned(dataclasses.replace(data, unlabelled=4000), minutes=3, data__max_unlabelled_images=4000)
+    assert kept.recipe.data.max_unlabelled_images == 4000
+    assert not any(reason.startswith("Uses ") for reason in kept.reasons)
+    assert kept.forecast.seconds == pytest.approx(180, rel=0.2)
+
+
+def test_an_epoch_counts_labeled_images_as_often_as_it_shows_them():
+    data = dataclasses.replace(THUMBNAILS, unlabelled=18_000)
+    epochs = [planned(data, minutes=60, data__labelled_share=share).recipe.schedule.epochs for share in (0.0, 0.5)]
+    assert epochs[0] / epochs[1] == pytest.approx((18_000 + 25 * 720) / (18_000 + 720), rel=0.1)
+
+
+def test_a_convnet_that_sees_images_very_often_gets_strong_views_however_few_the_steps():
+    few = planned(dataclasses.replace(THUMBNAILS, labelled=80), minutes=4)
+    assert few.teacher_recipe.augment.rand_augment
+    assert not few.recipe.augment.rand_augment
+    assert few.teacher_recipe.schedule.epochs * 5 < STEPS_FOR_STRONG
+    assert not planned(minutes=2).teacher_recipe.augment.rand_augment
+    alone = planned(dataclasses.replace(THUMBNAILS, labelled=80), minutes=2, student="timm/resnet10t")
+    assert alone.recipe.augment.rand_augment
+
+
+def test_a_guided_student_takes_larger_steps_where_it_sees_images_seldom():
+    rarely, oftener = planned(dataclasses.replace(THUMBNAILS, labelled=2000), minutes=4), planned(minutes=4)
+    assert rarely.recipe.schedule.epochs <= 25 < oftener.recipe.schedule.epochs
+    assert (rarely.recipe.optimizer.lr, oftener.recipe.optimizer.lr) == (2e-3, 1e-3)
+    assert planned(dataclasses.replace(THUMBNAILS, labelled=2000), minutes=4, teacher=()).recipe.optimizer.lr == 1e-3
+
+
+def test_on_a_cpu_the_labeled_images_decide_the_batches_of_student_and_teacher():
+    data = dataclasses.replace(THUMBNAILS, labelled=2000, unlabelled=23_000)
+    plan = planned(data, minutes=10)
+    assert (plan.recipe.batch_size, plan.teacher_recipe.batch_size) == (16, 32)
+    assert planned(data, GPU, minutes=10).recipe.batch_size == 256
+    own = planned(data, minutes=10, batch_size=24)
+    assert (own.recipe.batch_size, own.teacher_recipe.batch_size) == (24, 24)
+
+
+def test_a_given_teacher_is_counted_and_none_is_not():
+    speed = dataclasses.replace(SPEED, answers=0.025)
+    given, none = planned(speed=speed, teacher=("mine",)), planned(speed=speed, teacher=())
+    assert none.recipe.schedule.epochs > 1.5 * given.recipe.schedule.epochs
+    assert given.recipe.distillation != none.recipe.distillation
+    assert none.recipe.distillation == Recipe().distillation
+
+
+def test_a_plan_gives_no_reason_for_what_the_user_set():
+    uneven = dataclasses.replace(THUMBNAILS, smallest_class=30)
+    said, silent = planned(uneven), planned(uneven, class_weights="balanced", keep="best")
+    for begin in ("Class weights: ", "The model will be that of "):
+        assert any(reason.startswith(begin) for reason in said.reasons)
+        assert not any(reason.startswith(begin) for reason in silent.reasons)
+    assert "Kept as you set them: class_weights, keep." in silent.reasons
 
 
 def test_too_little_time_is_refused_with_the_time_that_is_enough():

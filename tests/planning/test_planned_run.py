@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.planning.conftest import STUDENT, TEACHER
 
 pytestmark = pytest.mark.usefixtures("small")
 MINUTES = ("--minutes", 1.1)
+ALL_OF_THEM = ("--set", "data.max_unlabelled_images=12")
 
 
 @pytest.fixture
@@ -140,7 +142,14 @@ def test_images_without_a_label_are_for_the_student_alone(photos, tmp_path):
         json.loads((tmp_path / "run" / part / "training.json").read_text())["data"]["train_images"]
         for part in ("teacher", ".")
     ]
-    assert counts == [24, 36]
+    assert "Uses 6 of the 12 images without a label" in printed
+    assert counts == [24, 30]
+    recipe = tmp_path / "run" / "recipe.yaml"
+    again = succeeds("train", photos, "--recipe", recipe, "--out", tmp_path / "again").output
+    assert "30 training (24 with a label" in " ".join(again.split())
+    longer = succeeds("train", photos, "--out", tmp_path / "all", "--minutes", 1.5, *ALL_OF_THEM)
+    assert "Uses " not in longer.output
+    assert json.loads((tmp_path / "all" / "training.json").read_text())["data"]["train_images"] == 36
 
 
 # --- bad input ----------------------------------------------------------------------------------------
@@ -225,3 +234,26 @@ def test_a_real_measurement_is_sane_and_draws_nothing_from_the_generators(photos
         assert 0 <= speed.answers <= speed.step < 30
         assert 0 < speed.light_view < 1
         assert speed.memory > 10**7
+
+
+def test_the_answers_of_a_given_teacher_are_measured(photos, monkeypatch):
+    from deit.planning.speed import measure
+
+    found: list[Speed] = []
+    monkeypatch.setattr(
+        make_plan, "measure", lambda *args, **options: found.append(measure(*args, **options)) or found[-1]
+    )
+
+    def answer(pixels: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return torch.zeros(len(pixels), 3)
+
+    images, slow = deit.open_data(photos), deit.Teacher(answer, name="slow")
+    settings = {"student": STUDENT, "teacher": ("slow",)}
+    plan = deit.plan(images, settings, minutes=0.5, device="cpu", teachers=slow)
+    assert plan.teacher_recipe is None
+    recipe = Recipe().with_settings({**settings, "batch_size": 8})
+    make_plan.in_minutes(recipe, images, 0.5, device="cpu", teachers=slow)
+    assert [speed.answers >= 0.05 for speed in found] == [True, True]
+    make_plan.in_minutes(recipe, images, 0.5, device="cpu")  # a cache holds the answers
+    assert found[-1].answers == 0

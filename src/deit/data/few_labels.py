@@ -12,6 +12,7 @@ import numpy.typing as npt
 from deit.core.errors import UserError
 from deit.core.labels import NO_LABEL
 from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.divisions import labelled_numbers
 from deit.data.duplicates import first_copies
 from deit.data.labels.class_notes import note_empty_classes
 from deit.data.sources import Data, Derived, Labels, Source, Subset, contents_of
@@ -61,8 +62,18 @@ def labelled_again(source: Source, share: float) -> npt.NDArray[np.int64]:
     labelled = np.flatnonzero(source.labels != NO_LABEL) if unlabelled else np.zeros(0, np.int64)
     if not len(labelled):
         return labelled
-    times = math.ceil(share / (1 - share) * unlabelled / len(labelled))
-    return np.tile(labelled, max(times - 1, 0))
+    return np.tile(labelled, times_shown(len(labelled), unlabelled, share) - 1)
+
+
+def times_shown(labelled: int, unlabelled: int, share: float) -> int:
+    """Returns how often each labeled image is shown in an epoch, so that they are a share of the images shown.
+
+    Args:
+        labelled: Images with a label; at least one.
+        unlabelled: Images without.
+        share: Minimum share of labeled images; below 1.
+    """
+    return max(math.ceil(share / (1 - share) * unlabelled / labelled), 1)
 
 
 def choose_labelled(
@@ -155,8 +166,26 @@ def limited(data: Data, *, train: int = 0, val: int = 0) -> Data:
     return fewer
 
 
+def with_fewer_unlabelled(data: Data, count: int) -> Data:
+    """Returns the data with at most so many training images without a label, chosen at random with a fixed seed.
+
+    Args:
+        data: All images.
+        count: Maximum number; 0 for all.
+    """
+    if not count or count >= count_unlabelled(data.train):
+        return data
+    others = np.flatnonzero(data.train.labels == NO_LABEL)
+    kept = np.concatenate([labelled_numbers(data.train.labels), _chosen(others, count)])
+    return dataclasses.replace(data, train=Subset(data.train, np.sort(kept)))
+
+
 def _limited(source: Source, count: int) -> Source:
     if not count or count >= len(source.labels):
         return source
-    order = np.random.default_rng(_LIMIT_KEY).permutation(len(source.labels))
-    return Subset(source, np.sort(order[:count]))
+    return Subset(source, _chosen(np.arange(len(source.labels)), count))
+
+
+def _chosen(numbers: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.integer]:
+    """Returns so many of the numbers in their order, chosen at random."""
+    return np.sort(np.random.default_rng(_LIMIT_KEY).permutation(numbers)[:count])

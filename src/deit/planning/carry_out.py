@@ -15,7 +15,7 @@ from deit.core.file_names import PLAN_NAME, RECIPE_NAME, TEACHER_NAME
 from deit.core.files import write_json_atomically
 from deit.core.writing import writing
 from deit.data.sources import Data
-from deit.planning.look import labelled_part
+from deit.planning.look import labelled_part, student_part
 from deit.planning.plan import Plan
 from deit.runtime.processes import current_processes
 from deit.train.build_task import build_task
@@ -106,7 +106,7 @@ def carry_out(
         teachers = open_teachers([folder])
     elif recipe.teacher and teachers is None:
         teachers = open_teachers(list(recipe.teacher))
-    result = train("student", recipe, data if recipe.teacher else labelled_part(data), out, teachers)
+    result = train("student", recipe, student_part(data, recipe, taught=bool(recipe.teacher)), out, teachers)
     if not resume:
         taken |= {"student": result.seconds, "seconds": plan.forecast.planning + time.monotonic() - began}
         processes.on_first(lambda: _write_plan(plan, out, {name: round(value, 1) for name, value in taken.items()}))

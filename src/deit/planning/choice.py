@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from deit.core.errors import UserError
 from deit.core.printable import counted
 from deit.core.scores.metrics import SINGLE_LABEL
+from deit.data.few_labels import times_shown
 from deit.planning.designs import THUMBNAIL, Design
 from deit.planning.facts import DataFacts, MachineFacts, Speed, Wishes
 from deit.planning.plan import Forecast, Plan
@@ -19,14 +21,17 @@ from deit.train.recipes.recipe import Recipe
 
 OFTEN = 40  # an image that is shown more often than this is varied strongly,
 STEPS_FOR_STRONG = 4000  # if there are so many steps: shorter trainings learn less from strong views (docs/results.md)
+OFTEN_FOR_CONVNETS = 100  # likewise of a convnet, however few the steps (docs/results.md, "Views of a teacher")
 LEAST_EPOCHS = 3  # fewer teach nothing that a plan could stand behind
 TEACHER_SHARE = 0.5  # of the time
-_LEAST_EPOCHS_TAUGHT, _LEAST_STEPS_TAUGHT = 15, 2000  # of teacher and student; one of the two is enough
+_LEAST_EPOCHS_TAUGHT, _LEAST_STEPS_TAUGHT = 10, 1500  # of teacher and student; one of the two is enough
+_PASSES = 8  # over images without a label; what gets fewer is left out, as far as it outnumbers the others
+_LEAST_UNLABELLED = 0.25  # times as many as images with a label
 _WANTED_STEPS = 2000  # of a student; a larger one is taken where it gets so many
 _FEW = 5  # images of a class; fewer are worth a word
 _OTHER_KIND = 1.5  # times as large
 _UNEVEN = 3  # times as many images in the largest class as in the smallest
-_LEAST_FOR_BEST = 50  # validation images; fewer choose an evaluation by chance
+_LEAST_FOR_BEST = 500  # validation images; fewer choose an evaluation by chance (docs/results.md)
 _ONE_SIDED = 0.15  # share of images that resemble mirror images; with less, left and right mean something
 _LARGER = 2.0  # the next larger student costs about so many times as much
 _WARM_UP = 0.1  # of the epochs
@@ -60,6 +65,8 @@ _SOFT: dict[str, Any] = {
 # Of a student with a teacher of the plan: the convnet guides its patches, and answers to mixed images as well.
 _GUIDED: dict[str, Any] = {"distillation.guidance": 10.0}
 _MIXED: dict[str, Any] = {"augment.mix_rate": 0.5}
+_SELDOM = 25  # an image that is shown to a guided student no more often than this
+_FASTER: dict[str, Any] = {"optimizer.lr": 2e-3}  # is learned from in larger steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +121,8 @@ def choose(
     best = next((each for each in reversed(measured) if _gets_steps(data, machine, left, each)), measured[0])
     design, speed, of_teacher = best.design, best.speed, best.of_teacher
     taught = _pays(data, machine, best, left)
-    if not taught:
+    is_asked = taught or bool(wishes.settings.get("teacher"))
+    if not is_asked:
         speed = dataclasses.replace(speed, step=speed.step - speed.answers, answers=0.0)
     reasons = [*_on_images(data), _on_design(data, machine, design)]
     teacher_recipe, teacher_seconds = None, 0.0
@@ -124,9 +132,7 @@ def choose(
         reasons.append(told)
     elif design.teacher:
         reasons.append(f"No teacher: {_duration(left)} are too few to train one first.")
-    recipe, seconds, more = _student(
-        data, machine, wishes, design, speed, left - teacher_seconds, taught=taught or "teacher" in wishes.settings
-    )
+    recipe, seconds, more = _student(data, machine, wishes, design, speed, left - teacher_seconds, taught=is_asked)
     if recipe.distillation.guidance and "distillation.guidance" not in wishes.settings:
         more.append("Guidance: the convnet's feature maps show the student's patches what belongs together.")
     memory = max(speed.memory, of_teacher.memory if of_teacher else 0)
@@ -153,21 +159,21 @@ def has_time_to_spare(data: DataFacts, machine: MachineFacts, wishes: Wishes, me
 def _gets_steps(data: DataFacts, machine: MachineFacts, left: float, measured: Measured, *, times: float = 1) -> bool:
     """Whether the student gets enough steps in its share of the time."""
     has_teacher = measured.of_teacher is not None
-    timing = _timing(data, machine, measured.design.batch_size, measured.speed, taught=has_teacher)
+    timing = _timing(data, machine, measured.design.batch_size, measured.speed)
     share = 1 - TEACHER_SHARE if has_teacher else 1.0
     return timing.epochs_in(share * left) * timing.steps_per_epoch >= times * _WANTED_STEPS
 
 
 def _pays(data: DataFacts, machine: MachineFacts, measured: Measured, left: float) -> bool:
-    """Whether there is time for a teacher: it and the student get enough epochs or steps.
+    """Whether there is time for a teacher: it and the student get enough epochs of labeled images, or steps.
 
     With less, all of the time is worth more to the student: see docs/results.md, "What a plan chooses".
     """
     if measured.of_teacher is None:
         return False
-    batch, share = measured.design.batch_size, TEACHER_SHARE * left
-    teacher = _timing(data, machine, batch, measured.of_teacher)
-    student = _timing(data, machine, batch, measured.speed, taught=True)
+    design, share = measured.design, TEACHER_SHARE * left
+    teacher = _timing(data, machine, design.teacher_batch_size, measured.of_teacher)
+    student = _timing(data, machine, design.batch_size, measured.speed)
     return all(
         epochs >= LEAST_EPOCHS and (epochs >= _LEAST_EPOCHS_TAUGHT or epochs * steps >= _LEAST_STEPS_TAUGHT)
         for epochs, steps in (
@@ -177,20 +183,36 @@ def _pays(data: DataFacts, machine: MachineFacts, measured: Measured, left: floa
     )
 
 
-def _timing(data: DataFacts, machine: MachineFacts, batch: int, speed: Speed, *, taught: bool = False) -> Timing:
+def _timing(data: DataFacts, machine: MachineFacts, batch: int, speed: Speed) -> Timing:
+    """Returns the timing of a training on the labeled images."""
     return Timing(
-        speed=speed,
-        images=data.images if taught else data.labelled,
-        val_images=data.val_images,
-        batch_size=batch,
-        workers=machine.workers,
+        speed=speed, images=data.labelled, val_images=data.val_images, batch_size=batch, workers=machine.workers
     )
 
 
-def _epochs(timing: Timing, seconds: float, minutes_spent: float) -> tuple[Timing, int]:
+def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: float) -> tuple[Timing, int]:
+    """Returns the timing with as many images without a label as the time allows some passes over, and that number."""
+    share = float(wishes.settings.get("data.labelled_share", Recipe().data.labelled_share))
+
+    def of(count: int) -> Timing:
+        return dataclasses.replace(timing, images=data.labelled * times_shown(data.labelled, count, share) + count)
+
+    def is_short(count: int) -> bool:
+        return dataclasses.replace(of(count), strong=False).epochs_in(seconds) >= _PASSES
+
+    if "data.max_unlabelled_images" in wishes.settings:  # the data have no more
+        return of(data.unlabelled), data.unlabelled
+    low = min(math.ceil(_LEAST_UNLABELLED * data.labelled), data.unlabelled)
+    count = max(bisect.bisect_left(range(data.unlabelled), True, key=lambda i: not is_short(i + 1)), low)
+    return of(count), count
+
+
+def _epochs(timing: Timing, seconds: float, minutes_spent: float, *, convnet: bool) -> tuple[Timing, int]:
     """Returns the timing with the views that fit the number of epochs, and that number."""
     epochs = timing.epochs_in(seconds)
     light = dataclasses.replace(timing, strong=False)
+    if convnet and epochs > OFTEN_FOR_CONVNETS:
+        return timing, epochs
     if epochs * timing.steps_per_epoch < STEPS_FOR_STRONG:
         timing, epochs = light, light.epochs_in(seconds)
     elif epochs <= OFTEN:
@@ -214,8 +236,8 @@ def rounded_up(minutes: float) -> float:
 def _teacher(
     data: DataFacts, machine: MachineFacts, wishes: Wishes, design: Design, speed: Speed, seconds: float
 ) -> tuple[Recipe, float, str]:
-    base = _timing(data, machine, design.batch_size, speed)
-    timing, epochs = _epochs(base, seconds, wishes.spent)
+    base = _timing(data, machine, design.teacher_batch_size, speed)
+    timing, epochs = _epochs(base, seconds, wishes.spent, convnet=True)
     own = {"student": design.teacher, "image_size": design.teacher_size, "init": design.teacher_init}
     shared = {
         name: value
@@ -226,7 +248,7 @@ def _teacher(
         **(_FINE_TUNED if design.teacher_init else _CONVNET),
         **_schedule(timing, epochs),
         **views(data, design.teacher_size, strong=timing.strong),
-        "batch_size": design.batch_size,
+        "batch_size": design.teacher_batch_size,
         "precision": machine.precision,
         **_class_weights(data),
         **shared,
@@ -251,11 +273,12 @@ def _student(
     taught: bool,
 ) -> tuple[Recipe, float, list[str]]:
     batch = design.batch_size
-    timing, epochs = _epochs(_timing(data, machine, batch, speed, taught=taught), seconds, wishes.spent)
     is_convnet = design.student.startswith("timm/")
+    timing, unlabelled = _timing(data, machine, batch, speed), 0
+    if taught:
+        timing, unlabelled = _with_unlabelled(timing, data, wishes, seconds)
+    timing, epochs = _epochs(timing, seconds, wishes.spent, convnet=is_convnet)
     kind = _PROBE if design.freeze == "trunk" else _FINE_TUNED if design.init else _CONVNET if is_convnet else _SCRATCH
-    uneven = _class_weights(data)
-    keeps_best = data.val_images >= _LEAST_FOR_BEST
     guidance = guided(design, wishes.settings) if taught else {}
     settings: dict[str, Any] = {
         **kind,
@@ -264,38 +287,19 @@ def _student(
         **(_SOFT if taught else {}),
         **guidance,
         **(_MIXED if guidance else {}),
+        **(_FASTER if guidance and epochs <= _SELDOM else {}),
+        **({"data.max_unlabelled_images": unlabelled} if 0 < unlabelled < data.unlabelled else {}),
         "student": design.student,
         "init": design.init,
         "image_size": design.image_size,
         "batch_size": batch,
         "freeze": design.freeze,
         "precision": machine.precision,
-        **uneven,
-        **(_BEST if keeps_best else {}),
+        **_class_weights(data),
+        **(_BEST if data.val_images >= _LEAST_FOR_BEST else {}),
     }
     recipe = Recipe().with_settings({**settings, **wishes.settings})
-    light = "crops and flips" if recipe.augment.flip_rate else "crops"
-    light += ", every other batch mixed" if recipe.augment.mix_rate == _MIXED["augment.mix_rate"] else ""
-    reasons = [
-        f"{counted(epochs, 'epoch')} of {counted(timing.steps_per_epoch, 'step')} in batches of {batch}: what "
-        f"{_duration(seconds)} allow at {1000 * timing.epoch / timing.steps_per_epoch:.0f} ms a step, measured here.",
-        f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else f'light ({light})'}, because "
-        f"each image is shown {counted(epochs, 'time')}, in {counted(epochs * timing.steps_per_epoch, 'step')}.",
-    ]
-    if _is_one_sided(data) and not recipe.augment.flip_rate:
-        reasons.append(
-            f"No mirror images: only {100 * data.mirrored:.0f} % of a sample resemble a mirrored image most, so left "
-            "and right mean something. --set augment.flip_rate=0.5 shows them."
-        )
-    if uneven:
-        reasons.append(
-            f"Class weights: {uneven['class_weights']}, because classes have {data.smallest_class} to "
-            f"{data.largest_class} images."
-        )
-    reasons.append(
-        f"The model will be that of the {'best evaluation' if keeps_best else 'last step'}: "
-        f"{counted(data.val_images, 'validation image')} can{'' if keeps_best else 'not'} tell evaluations apart."
-    )
+    reasons = _on_training(data, wishes, recipe, timing, epochs, seconds)
     kept = [name for name in wishes.settings if name in settings or not name.startswith("data.")]
     if kept:
         reasons.append(f"Kept as you set them: {', '.join(sorted(kept))}.")
@@ -343,6 +347,44 @@ def _on_images(data: DataFacts) -> list[str]:
     if data.problem_type == SINGLE_LABEL and data.smallest_class < _FEW:
         told.append(f"The smallest class has {counted(data.smallest_class, 'training image')}: expect little of it.")
     return told
+
+
+def _on_training(
+    data: DataFacts, wishes: Wishes, recipe: Recipe, timing: Timing, epochs: int, seconds: float
+) -> list[str]:
+    """Returns the reasons of what the plan chose; what the user set needs none."""
+    steps, own = timing.steps_per_epoch, wishes.settings
+    light = "crops and flips" if recipe.augment.flip_rate else "crops"
+    light += ", every other batch mixed" if recipe.augment.mix_rate == _MIXED["augment.mix_rate"] else ""
+    reasons = [
+        f"{counted(epochs, 'epoch')} of {counted(steps, 'step')} in batches of {recipe.batch_size}: what "
+        f"{_duration(seconds)} allow at {1000 * timing.epoch / steps:.0f} ms a step, measured here.",
+        f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else f'light ({light})'}, because "
+        f"each image is shown {counted(epochs, 'time')}, in {counted(epochs * steps, 'step')}.",
+    ]
+    used = recipe.data.max_unlabelled_images
+    if 0 < used < data.unlabelled:
+        reasons.append(
+            f"Uses {used} of the {data.unlabelled} images without a label: more would be shown fewer than {_PASSES} "
+            "times in this time. --set data.max_unlabelled_images=N sets another number."
+        )
+    if _is_one_sided(data) and not recipe.augment.flip_rate:
+        reasons.append(
+            f"No mirror images: only {100 * data.mirrored:.0f} % of a sample resemble a mirrored image most, so left "
+            "and right mean something. --set augment.flip_rate=0.5 shows them."
+        )
+    if "class_weights" not in own and _class_weights(data):
+        reasons.append(
+            f"Class weights: {recipe.class_weights}, because classes have {data.smallest_class} to "
+            f"{data.largest_class} images."
+        )
+    if "keep" not in own:
+        best = recipe.keep == "best"
+        reasons.append(
+            f"The model will be that of the {'best evaluation' if best else 'last step'}: "
+            f"{counted(data.val_images, 'validation image')} can{'' if best else 'not'} tell evaluations apart."
+        )
+    return reasons
 
 
 def _on_design(data: DataFacts, machine: MachineFacts, design: Design) -> str:

@@ -17,10 +17,11 @@ _THUMBNAILS_GPU = ("deit-micro-distilled-patch4-32", "deit-tiny-distilled-patch4
 _PHOTOS = ("deit-mini-distilled-patch8-64", "deit-micro-distilled-patch8-64")
 _PHOTOS_GPU = ("deit-tiny-distilled-patch16-224",)
 _TEACHER, _TEACHER_GPU = "timm/resnet10t", "timm/resnet18"
-# Small batches make many steps of few images. On a CPU they cost no more for each image (docs/training.md).
+# Small batches make many steps of few images. On a CPU they cost a student no more for each image (docs/training.md).
 _BATCHES = (16, 32, 64)
 _BATCHES_GPU = (32, 64, 128, 256)
-_STEPS_PER_EPOCH = 40
+_STEPS_PER_EPOCH = 40  # of a convnet, and of a student on a GPU
+_STEPS_OF_STUDENT = 80  # on a CPU
 _LEAST_BATCH = 8  # with fewer than four of the smallest batch
 _MEMORY_SHARE = 0.7  # of what is free
 _PUBLISHED_ON_CPU = 25_000_000  # parameters; larger published models are left to GPUs
@@ -37,6 +38,7 @@ class Design:
         batch_size: Images in a step.
         teacher: `timm/NAME` of a convnet that is trained first; empty for none.
         teacher_size: Side of its input in pixels.
+        teacher_batch_size: Images in a step of its training.
         teacher_init: Weights that it starts from; empty for random ones.
         freeze: See `Recipe`.
     """
@@ -47,6 +49,7 @@ class Design:
     batch_size: int = 64
     teacher: str = ""
     teacher_size: int = 0
+    teacher_batch_size: int = 64
     teacher_init: str = ""
     freeze: str = ""
 
@@ -66,7 +69,8 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
     chosen, on_gpu = wishes.settings, machine.device != "cpu"
     student, init = str(chosen.get("student") or ""), str(chosen.get("init") or "")
     size = int(chosen.get("image_size") or 0)
-    batch = int(chosen.get("batch_size") or _batch(data.images, on_gpu, machine.processes))
+    of_teacher = int(chosen.get("batch_size") or _batch(data, machine, _STEPS_PER_EPOCH))
+    batch = int(chosen.get("batch_size") or _batch(data, machine, _STEPS_PER_EPOCH if on_gpu else _STEPS_OF_STUDENT))
     if init or student.startswith("timm/"):
         starts = [(student, init, size)]
     elif student:
@@ -86,6 +90,7 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
             Design(
                 student=name, init=weights, image_size=side, batch_size=fitting, teacher=teacher,
                 teacher_size=(side or data.side) if teacher else 0,  # the student's: both see the same pixels
+                teacher_batch_size=of_teacher if fitting == batch else min(of_teacher, fitting),
                 teacher_init=teacher if teacher in reachable.convnets else "",
                 freeze=str(chosen.get("freeze") or ""),
             )
@@ -93,12 +98,16 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
     return found
 
 
-def _batch(images: int, on_gpu: bool, processes: int) -> int:
-    """Returns a batch size of which an epoch has forty, within limits; even, and a multiple of the processes."""
-    sizes = _BATCHES_GPU if on_gpu else _BATCHES
-    fitting = [size for size in sizes if images >= size * _STEPS_PER_EPOCH]
+def _batch(data: DataFacts, machine: MachineFacts, steps: int) -> int:
+    """Returns a batch size of which an epoch has so many, within limits; even, and a multiple of the processes.
+
+    On a CPU the epoch is that of the labeled images, however many others a teacher labels: see docs/results.md, "Few
+    labels in two minutes".
+    """
+    sizes, images = (_BATCHES, data.labelled) if machine.device == "cpu" else (_BATCHES_GPU, data.images)
+    fitting = [size for size in sizes if images >= size * steps]
     size = max(fitting, default=sizes[0] if images >= 4 * sizes[0] else _LEAST_BATCH)
-    multiple = math.lcm(2, processes)
+    multiple = math.lcm(2, machine.processes)
     return max(min(size, images) // multiple, 1) * multiple
 
 

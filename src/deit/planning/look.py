@@ -18,6 +18,7 @@ from deit.core.processing.batches import usable_cores
 from deit.core.published import VARIANTS
 from deit.core.scores.metrics import SINGLE_LABEL
 from deit.data.divisions import labelled_numbers
+from deit.data.few_labels import with_fewer_unlabelled
 from deit.data.loader import default_workers
 from deit.data.sources import Data, Source, Subset, contents_of
 from deit.models.weights.model_names import published_place
@@ -25,6 +26,7 @@ from deit.planning.facts import DataFacts, MachineFacts, Reachable
 from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.devices import resolve
 from deit.runtime.memory import free_memory
+from deit.train.recipes.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,11 @@ def labelled_part(data: Data) -> Data:
     if len(labelled) == len(data.train.labels):
         return data
     return Data(train=Subset(data.train, labelled), val=data.val, held_out=data.held_out)
+
+
+def student_part(data: Data, recipe: Recipe, *, taught: bool) -> Data:
+    """Returns the data that a student learns from: with a teacher as many images without a label as its recipe says."""
+    return with_fewer_unlabelled(data, recipe.data.max_unlabelled_images) if taught else labelled_part(data)
 
 
 def _refuse_copies_of_one(source: Source) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deit.core.errors import UserError
+from deit.data.few_labels import labelled_again
 from deit.data.loader import default_workers
 from deit.data.sources import Data
 from deit.planning.choice import Measured, choose, guided, has_time_to_spare, minutes_for, rounded_up, views
@@ -25,6 +26,7 @@ from deit.runtime.devices import resolve
 from deit.runtime.random_state import random_state_kept
 from deit.train.recipes.fitting import other_length
 from deit.train.recipes.recipe import Recipe
+from deit.train.teachers.teacher import Teacher, TeacherEnsemble, open_teachers
 
 _MEASURING_SHARE = 0.06  # of the time, for all that is measured
 _LONGEST_MEASURING = 20.0  # seconds
@@ -38,6 +40,7 @@ def plan(
     device: str | torch.device | None = None,
     started: float | None = None,
     processes: int = 1,
+    teachers: Teacher | TeacherEnsemble | None = None,
 ) -> Plan:
     """Chooses a training for images, this machine and a time. Trains a few steps to measure their speed.
 
@@ -50,6 +53,7 @@ def plan(
         device: Where the training will run; None takes the GPU if there is one.
         started: `time.monotonic()` of the moment from which the minutes count; None for now.
         processes: Processes that will share each step.
+        teachers: The teacher in the settings, from `open_teachers`; None opens it.
 
     Raises:
         UserError: The images cannot be learnt from, the time is too short, or there is too little memory.
@@ -69,11 +73,12 @@ def plan(
     budget = 60 * minutes_for(facts, machine, wishes)
     seconds = min(_MEASURING_SHARE * budget, _LONGEST_MEASURING) / len(found)
     place = resolve(device, kept.precision).device
+    given = teachers or (open_teachers(list(kept.teacher)) if kept.teacher else None)
     measured: list[Measured] = []
     measured_with = {**wishes.settings, "precision": machine.precision}
     with random_state_kept():
         for design in found:
-            measured.append(_measured(design, facts, data, place, measured_with, seconds))
+            measured.append(_measured(design, facts, data, place, measured_with, seconds, given))
             wishes = replace(wishes, spent=time.monotonic() - began)
             if not has_time_to_spare(facts, machine, wishes, measured[-1]):
                 break
@@ -81,9 +86,15 @@ def plan(
 
 
 def _measured(
-    design: Design, facts: DataFacts, data: Data, device: torch.device, settings: Mapping[str, Any], seconds: float
+    design: Design,
+    facts: DataFacts,
+    data: Data,
+    device: torch.device,
+    settings: Mapping[str, Any],
+    seconds: float,
+    given: Teacher | TeacherEnsemble | None,
 ) -> Measured:
-    """Measures a student, and its teacher's training."""
+    """Measures a student with the given teacher; or with the design's, whose training it measures too."""
     base = Recipe().with_settings(
         {
             **guided(design, settings),
@@ -101,9 +112,16 @@ def _measured(
         for strong in (False, True)
     )
     if not design.teacher:
-        return Measured(design=design, speed=measure(base, data, device, light=light, strong=strong, seconds=seconds))
+        speed = measure(base, data, device, light=light, strong=strong, seconds=seconds, teacher=given)
+        return Measured(design=design, speed=speed)
     teacher = base.with_settings(
-        {"student": design.teacher, "image_size": design.teacher_size, "init": design.teacher_init, "freeze": ""}
+        {
+            "student": design.teacher,
+            "image_size": design.teacher_size,
+            "batch_size": min(design.teacher_batch_size, facts.labelled),
+            "init": design.teacher_init,
+            "freeze": "",
+        }
     )
     of_teacher = measure(teacher, data, device, light=light, strong=strong, seconds=seconds / 2)
     speed = measure(base, data, device, light=light, strong=strong, seconds=seconds / 2, teacher=teacher)
@@ -117,6 +135,7 @@ def in_minutes(
     *,
     device: str | torch.device | None = None,
     started: float | None = None,
+    teachers: Teacher | TeacherEnsemble | None = None,
 ) -> tuple[Recipe, Forecast]:
     """Returns a recipe with the number of epochs that a time allows by the measured speed, and the forecast.
 
@@ -126,6 +145,7 @@ def in_minutes(
         minutes: Time for the training; None keeps the epochs.
         device: See `plan`.
         started: See `plan`.
+        teachers: The teacher that is asked in each step; None where none is, or where a cache holds its answers.
 
     Raises:
         UserError: The time is too short for one pass.
@@ -136,10 +156,11 @@ def in_minutes(
     with random_state_kept():
         precision = choose_precision(recipe.precision, place, TRAINING).precision
         timed = recipe.with_settings({"precision": precision})
-        speed = measure(timed, data, place, light=recipe.augment, strong=recipe.augment, seconds=seconds)
+        views = recipe.augment
+        speed = measure(timed, data, place, light=views, strong=views, seconds=seconds, teacher=teachers)
     timing = Timing(
         speed=speed,
-        images=len(data.train.labels),
+        images=len(data.train.labels) + len(labelled_again(data.train, recipe.data.labelled_share)),
         val_images=len(data.val.labels),
         batch_size=recipe.batch_size,
         workers=default_workers(gpu=place.type == "cuda"),

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from deit.train.run.state import State, save_state
 from deit.train.step import TrainStep
 from deit.train.students.deit import build_student
 from deit.train.students.drop_path import apply_drop_path
-from deit.train.teachers.teacher import Teacher
+from deit.train.teachers.teacher import Teacher, TeacherEnsemble
 
 _WARM_UP = 1  # steps that are not counted: kernels are chosen, memory is fetched
 _LEAST_STEPS, _MOST_STEPS = 2, 30
@@ -42,29 +42,26 @@ def measure(
     *,
     light: Augmentation,
     strong: Augmentation,
-    teacher: Recipe | None = None,
+    teacher: Recipe | Teacher | TeacherEnsemble | None = None,
     seconds: float = 4.0,
 ) -> Speed:
     """Measures a training.
 
     Args:
-        recipe: Of the training; of its `teacher` nothing is opened.
+        recipe: Of the training. Its `teacher` is not opened.
         data: Its images. Only those with a label are used.
         device: Where it will run.
         light: Light views.
         strong: Strong views.
-        teacher: Recipe of a teacher that will be asked in each step. One with random weights takes as long.
+        teacher: The teacher that will be asked in each step, or its recipe: one with random weights takes as long.
         seconds: Time to measure for, roughly; a few steps are done in any case.
     """
     train = labelled_part(data).train
     classes = data.train.classes
     student = build_student(None, classes, recipe)
     apply_drop_path(student.model, recipe)
-    asked = None
-    if teacher is not None:
-        convnet = build_student(None, classes, teacher)
-        size = convnet.processor.output_size
-        asked = Teacher(convnet.model, image_size=size, label_names=classes, name="measured").to(device)
+    asked = _teacher_like(teacher, classes) if isinstance(teacher, Recipe) else teacher
+    asked = None if asked is None else asked.to(device)
     task = build_task(recipe.with_settings({"teacher": ()}), student, asked).to(device)
     task.settle(recipe)
     processor = student.processor
@@ -96,8 +93,18 @@ def measure(
     )
 
 
+def _teacher_like(recipe: Recipe, classes: Sequence[str]) -> Teacher:
+    convnet = build_student(None, classes, recipe)
+    return Teacher(convnet.model, image_size=convnet.processor.output_size, label_names=classes, name="measured")
+
+
 def _asking(
-    teacher: Teacher, batches: list[Batch], processor: Any, recipe: Recipe, device: torch.device, seconds: float
+    teacher: Teacher | TeacherEnsemble,
+    batches: list[Batch],
+    processor: Any,
+    recipe: Recipe,
+    device: torch.device,
+    seconds: float,
 ) -> float:
     pixels = [batch.pixels.to(device) for batch in batches[:2]]
 

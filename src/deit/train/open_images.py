@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from deit.data.exclusions import ExclusionList
-from deit.data.few_labels import labelled_again, limited, with_fewer_labels
+from deit.data.few_labels import labelled_again, limited, with_fewer_labels, with_fewer_unlabelled
 from deit.data.loader import Batch, StepOrder, training_batches
 from deit.data.open_data import open_data, open_unlabelled
 from deit.data.shard_order import buffer_of, pieces_of
@@ -55,13 +55,14 @@ def open_images(
     images = limited(opened, train=options.max_train_images, val=options.max_val_images)
     if not labelled:
         return images
-    return with_fewer_labels(
+    fewer = with_fewer_labels(
         images,
         labels_per_class=options.labels_per_class,
         label_fraction=options.label_fraction,
         seed=options.label_seed,
         keep_others=taught,
     )
+    return with_fewer_unlabelled(fewer, options.max_unlabelled_images)
 
 
 def step_order(images: Source, recipe: Recipe, processes: Processes, first_step: int, last_step: int) -> StepOrder:

@@ -95,7 +95,7 @@ def train_planned_folds(
     """
     from deit.core.file_names import FOLDS_NAME, PLAN_NAME, RECIPE_NAME
     from deit.core.files import write_json_atomically
-    from deit.planning.look import labelled_part
+    from deit.planning.look import labelled_part, student_part
     from deit.train.build_task import build_task
     from deit.train.run.folder import is_finished
     from deit.train.students.deit import build_student
@@ -126,7 +126,7 @@ def train_planned_folds(
         return build_task(recipe, build_student(None, data.train.classes, recipe), opened)
 
     taught = plan.teacher_recipe is not None or bool(plan.recipe.teacher)
-    train_folds(build, images if taught else labelled_part(images), plan.recipe, processes, command)
+    train_folds(build, student_part(images, plan.recipe, taught=taught), plan.recipe, processes, command)
 
 
 def _print_folds(result: FoldsResult, folds: int, out: Path) -> None:

@@ -214,13 +214,15 @@ def run_plan(plan: Plan, images: Data, processes: Processes, command: TrainComma
             say(f"Time: {duration(taken)}; the forecast was {duration(plan.forecast.seconds)}.")
 
 
-def timed_recipe(command: TrainCommand, recipe: Recipe, images: Data) -> Recipe:
+def timed_recipe(command: TrainCommand, recipe: Recipe, images: Data, teachers: Any) -> Recipe:
     """Returns a recipe with the number of epochs that --minutes allow, and says so; without, the same recipe."""
     from deit.planning.make_plan import in_minutes
 
     if command.resume or (command.minutes is None and not command.plan_only):
         return recipe
-    timed, forecast = in_minutes(recipe, images, command.minutes, device=command.device, started=command.started)
+    timed, forecast = in_minutes(
+        recipe, images, command.minutes, device=command.device, started=command.started, teachers=teachers
+    )
     if command.minutes is not None:
         say(f"{counted(timed.schedule.epochs, 'epoch')} in {command.minutes:g} min, by the speed measured here.")
     print_forecast(forecast, taught=False)
@@ -257,7 +259,7 @@ def train_as_planned(command: TrainCommand, chosen: Recipe, settings: Mapping[st
     made = processes.on_first(
         lambda: plan(
             images, wished, minutes=minutes, device=command.device, started=command.started,
-            processes=processes.world_size,
+            processes=processes.world_size, teachers=teachers,
         )
     )  # fmt: skip
     if processes.is_first:

@@ -267,7 +267,7 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
     images = open_on_first(
         processes, lambda update: open_images(command.data, resolved, taught=taught, progress=update)
     )
-    recipe = processes.on_first(lambda: timed_recipe(command, resolved, images))
+    recipe = processes.on_first(lambda: timed_recipe(command, resolved, images, teachers))
     built, task = processes.on_each(lambda: _build(teachers, images, recipe, cached=cache is not None))
     processes.on_first(lambda: _check_cache(cache, task, images, recipe, processes))
     if processes.is_first and not (resume and is_finished(out, recipe)):

@@ -231,6 +231,7 @@ class DataOptions:
             student does not overfit them. 0 shows all images equally often.
         max_train_images: Maximum number of training images, chosen at random; 0 for all.
         max_val_images: Maximum number of validation images, chosen at random; 0 for all.
+        max_unlabelled_images: Maximum number of training images without a label, likewise; 0 for all.
         shuffle_buffer: Number of images in the buffer that shuffles shards, see `deit.data.shard_order`. 0 shuffles all
             images; of shards elsewhere as many as have 4 GiB, because two buffers must fit into the cache.
         exclude: A `fix.csv` of `deit inspect` with images to leave out or to relabel; empty for none.
@@ -253,13 +254,14 @@ class DataOptions:
     labelled_share: float = 0.1
     max_train_images: int = 0
     max_val_images: int = 0
+    max_unlabelled_images: int = 0
     shuffle_buffer: int = 0
     exclude: str = ""
     exclude_hash: str = ""
 
     def __post_init__(self) -> None:
         counts = ("labels_per_class", "max_train_images", "max_val_images", "max_bad_images", "shuffle_buffer")
-        for name in ("split_seed", "label_seed", *counts):
+        for name in ("split_seed", "label_seed", "max_unlabelled_images", *counts):
             require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
         if self.range is not None:
             checked_range(self.range, "data.value_range")

@@ -84,7 +84,8 @@ def images_of_run(out: Path, data: Data, recipe: Recipe, *, resume: bool) -> Dat
     if now == [train.fingerprint(), val.fingerprint()]:
         return data
     chosen = recipe.data
-    if chosen.labels_per_class or chosen.label_fraction < 1 or chosen.max_train_images or chosen.max_val_images:
+    limits = (chosen.max_train_images, chosen.max_val_images, chosen.max_unlabelled_images)
+    if chosen.labels_per_class or chosen.label_fraction < 1 or any(limits):
         return data  # the choice among other images may differ
     if not train.is_known or not val.is_known:
         return data
