@@ -13,7 +13,6 @@ from deit.data.few_labels import (
     choose_labelled,
     labelled_again,
     limited,
-    times_shown,
     with_fewer_labels,
     with_fewer_unlabelled,
 )
@@ -167,10 +166,3 @@ def test_fewer_images_without_a_label_leave_those_with_one_as_they_are():
     assert with_fewer_unlabelled(whole, 0) is whole
     assert with_fewer_unlabelled(whole, 54) is whole
     assert with_fewer_unlabelled(data(), 1).train.labels.shape == (60,)
-
-
-@pytest.mark.parametrize(("share", "times"), [(0.0, 1), (0.1, 1), (0.5, 9), (0.75, 27)])
-def test_a_plan_counts_repeated_images_as_a_training_shows_them(share, times):
-    few = with_fewer_labels(data(), labels_per_class=2, keep_others=True).train
-    assert times_shown(6, 54, share) == times
-    assert len(labelled_again(few, share)) == 6 * (times - 1)

@@ -212,12 +212,6 @@ def test_little_time_leaves_out_images_without_a_label_that_it_could_not_show_of
     assert kept.forecast.seconds == pytest.approx(180, rel=0.2)
 
 
-def test_an_epoch_counts_labeled_images_as_often_as_it_shows_them():
-    data = dataclasses.replace(THUMBNAILS, unlabelled=18_000)
-    epochs = [planned(data, minutes=60, data__labelled_share=share).recipe.schedule.epochs for share in (0.0, 0.5)]
-    assert epochs[0] / epochs[1] == pytest.approx((18_000 + 25 * 720) / (18_000 + 720), rel=0.1)
-
-
 def test_a_convnet_that_sees_images_very_often_gets_strong_views_however_few_the_steps():
     few = planned(dataclasses.replace(THUMBNAILS, labelled=80), minutes=4)
     assert few.teacher_recipe.augment.rand_augment
@@ -240,6 +234,8 @@ def test_on_a_cpu_the_labeled_images_decide_the_batches_of_student_and_teacher()
     plan = planned(data, minutes=10)
     assert (plan.recipe.batch_size, plan.teacher_recipe.batch_size) == (16, 32)
     assert planned(data, GPU, minutes=10).recipe.batch_size == 256
+    few = planned(dataclasses.replace(data, labelled=200), GPU, speed=FAST, minutes=10)
+    assert (few.recipe.batch_size, few.teacher_recipe.batch_size) == (200, 200)  # the teacher has no more images
     own = planned(data, minutes=10, batch_size=24)
     assert (own.recipe.batch_size, own.teacher_recipe.batch_size) == (24, 24)
 

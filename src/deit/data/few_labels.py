@@ -62,18 +62,8 @@ def labelled_again(source: Source, share: float) -> npt.NDArray[np.int64]:
     labelled = np.flatnonzero(source.labels != NO_LABEL) if unlabelled else np.zeros(0, np.int64)
     if not len(labelled):
         return labelled
-    return np.tile(labelled, times_shown(len(labelled), unlabelled, share) - 1)
-
-
-def times_shown(labelled: int, unlabelled: int, share: float) -> int:
-    """Returns how often each labeled image is shown in an epoch, so that they are a share of the images shown.
-
-    Args:
-        labelled: Images with a label; at least one.
-        unlabelled: Images without.
-        share: Minimum share of labeled images; below 1.
-    """
-    return max(math.ceil(share / (1 - share) * unlabelled / labelled), 1)
+    times = math.ceil(share / (1 - share) * unlabelled / len(labelled))
+    return np.tile(labelled, max(times - 1, 0))
 
 
 def choose_labelled(

@@ -12,7 +12,6 @@ from typing import Any
 from deit.core.errors import UserError
 from deit.core.printable import counted
 from deit.core.scores.metrics import SINGLE_LABEL
-from deit.data.few_labels import times_shown
 from deit.planning.designs import THUMBNAIL, Design
 from deit.planning.facts import DataFacts, MachineFacts, Speed, Wishes
 from deit.planning.plan import Forecast, Plan
@@ -192,10 +191,9 @@ def _timing(data: DataFacts, machine: MachineFacts, batch: int, speed: Speed) ->
 
 def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: float) -> tuple[Timing, int]:
     """Returns the timing with as many images without a label as the time allows some passes over, and that number."""
-    share = float(wishes.settings.get("data.labelled_share", Recipe().data.labelled_share))
 
     def of(count: int) -> Timing:
-        return dataclasses.replace(timing, images=data.labelled * times_shown(data.labelled, count, share) + count)
+        return dataclasses.replace(timing, images=data.labelled + count)
 
     def is_short(count: int) -> bool:
         return dataclasses.replace(of(count), strong=False).epochs_in(seconds) >= _PASSES

@@ -102,13 +102,13 @@ def _batch(data: DataFacts, machine: MachineFacts, steps: int) -> int:
     """Returns a batch size of which an epoch has so many, within limits; even, and a multiple of the processes.
 
     On a CPU the epoch is that of the labeled images, however many others a teacher labels: see docs/results.md, "Few
-    labels in two minutes".
+    labels in two minutes". The teacher sees the labeled images alone, so no batch is larger than their number.
     """
     sizes, images = (_BATCHES, data.labelled) if machine.device == "cpu" else (_BATCHES_GPU, data.images)
     fitting = [size for size in sizes if images >= size * steps]
     size = max(fitting, default=sizes[0] if images >= 4 * sizes[0] else _LEAST_BATCH)
     multiple = math.lcm(2, machine.processes)
-    return max(min(size, images) // multiple, 1) * multiple
+    return max(min(size, data.labelled) // multiple, 1) * multiple
 
 
 def _size_for(own: int, side: int, student: str) -> int:

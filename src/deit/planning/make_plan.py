@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from deit.core.errors import UserError
-from deit.data.few_labels import labelled_again
 from deit.data.loader import default_workers
 from deit.data.sources import Data
 from deit.planning.choice import Measured, choose, guided, has_time_to_spare, minutes_for, rounded_up, views
@@ -160,7 +159,7 @@ def in_minutes(
         speed = measure(timed, data, place, light=views, strong=views, seconds=seconds, teacher=teachers)
     timing = Timing(
         speed=speed,
-        images=len(data.train.labels) + len(labelled_again(data.train, recipe.data.labelled_share)),
+        images=len(data.train.labels),
         val_images=len(data.val.labels),
         batch_size=recipe.batch_size,
         workers=default_workers(gpu=place.type == "cuda"),
