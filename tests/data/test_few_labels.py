@@ -9,13 +9,7 @@ import torch.nn.functional as F
 
 from deit.core.labels import NO_LABEL
 from deit.data.augment import Augmentation, BatchMixer
-from deit.data.few_labels import (
-    choose_labelled,
-    labelled_again,
-    limited,
-    with_fewer_labels,
-    with_fewer_unlabelled,
-)
+from deit.data.few_labels import choose_labelled, labelled_again, limited, with_fewer_labels, with_fewer_unlabelled
 from deit.data.sources import ArraySource, Data, WithoutLabels
 from deit.models.losses import classification_loss, label_weights
 

@@ -25,7 +25,6 @@ from tests.planning.conftest import STUDENT, TEACHER
 
 pytestmark = pytest.mark.usefixtures("small")
 MINUTES = ("--minutes", 1.1)
-ALL_OF_THEM = ("--set", "data.max_unlabelled_images=12")
 
 
 @pytest.fixture
@@ -147,8 +146,8 @@ def test_images_without_a_label_are_for_the_student_alone(photos, tmp_path):
     recipe = tmp_path / "run" / "recipe.yaml"
     again = succeeds("train", photos, "--recipe", recipe, "--out", tmp_path / "again").output
     assert "30 training (24 with a label" in " ".join(again.split())
-    longer = succeeds("train", photos, "--out", tmp_path / "all", "--minutes", 1.5, *ALL_OF_THEM)
-    assert "Uses " not in longer.output
+    wished = ("--minutes", 1.5, "--set", "data.max_unlabelled_images=12")
+    assert "Uses " not in succeeds("train", photos, "--out", tmp_path / "all", *wished).output
     assert json.loads((tmp_path / "all" / "training.json").read_text())["data"]["train_images"] == 36
 
 

@@ -20,12 +20,12 @@ from deit.train.recipes.recipe import Recipe
 
 OFTEN = 40  # an image that is shown more often than this is varied strongly,
 STEPS_FOR_STRONG = 4000  # if there are so many steps: shorter trainings learn less from strong views (docs/results.md)
-OFTEN_FOR_CONVNETS = 100  # likewise of a convnet, however few the steps (docs/results.md, "Views of a teacher")
+_OFTEN_FOR_CONVNETS = 100  # a convnet gets strong views from here on, however few its steps (docs/results.md)
 LEAST_EPOCHS = 3  # fewer teach nothing that a plan could stand behind
 TEACHER_SHARE = 0.5  # of the time
 _LEAST_EPOCHS_TAUGHT, _LEAST_STEPS_TAUGHT = 10, 1500  # of teacher and student; one of the two is enough
-_PASSES = 8  # over images without a label; what gets fewer is left out, as far as it outnumbers the others
-_LEAST_UNLABELLED = 0.25  # times as many as images with a label
+_PASSES = 8  # over images without a label: a plan uses no more of them than the time allows so many passes over,
+_LEAST_UNLABELLED = 0.25  # but at least so many for each image with a label
 _WANTED_STEPS = 2000  # of a student; a larger one is taken where it gets so many
 _FEW = 5  # images of a class; fewer are worth a word
 _OTHER_KIND = 1.5  # times as large
@@ -64,8 +64,9 @@ _SOFT: dict[str, Any] = {
 # Of a student with a teacher of the plan: the convnet guides its patches, and answers to mixed images as well.
 _GUIDED: dict[str, Any] = {"distillation.guidance": 10.0}
 _MIXED: dict[str, Any] = {"augment.mix_rate": 0.5}
-_SELDOM = 25  # an image that is shown to a guided student no more often than this
-_FASTER: dict[str, Any] = {"optimizer.lr": 2e-3}  # is learned from in larger steps
+# Of a guided student that sees no image more often than _SELDOM times: larger steps.
+_SELDOM = 25
+_FASTER: dict[str, Any] = {"optimizer.lr": 2e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +196,13 @@ def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: f
     def of(count: int) -> Timing:
         return dataclasses.replace(timing, images=data.labelled + count)
 
-    def is_short(count: int) -> bool:
+    def fits(count: int) -> bool:
         return dataclasses.replace(of(count), strong=False).epochs_in(seconds) >= _PASSES
 
     if "data.max_unlabelled_images" in wishes.settings:  # the data have no more
         return of(data.unlabelled), data.unlabelled
     low = min(math.ceil(_LEAST_UNLABELLED * data.labelled), data.unlabelled)
-    count = max(bisect.bisect_left(range(data.unlabelled), True, key=lambda i: not is_short(i + 1)), low)
+    count = max(bisect.bisect_left(range(data.unlabelled), True, key=lambda i: not fits(i + 1)), low)
     return of(count), count
 
 
@@ -209,7 +210,7 @@ def _epochs(timing: Timing, seconds: float, minutes_spent: float, *, convnet: bo
     """Returns the timing with the views that fit the number of epochs, and that number."""
     epochs = timing.epochs_in(seconds)
     light = dataclasses.replace(timing, strong=False)
-    if convnet and epochs > OFTEN_FOR_CONVNETS:
+    if convnet and epochs > _OFTEN_FOR_CONVNETS:
         return timing, epochs
     if epochs * timing.steps_per_epoch < STEPS_FOR_STRONG:
         timing, epochs = light, light.epochs_in(seconds)
@@ -350,7 +351,7 @@ def _on_images(data: DataFacts) -> list[str]:
 def _on_training(
     data: DataFacts, wishes: Wishes, recipe: Recipe, timing: Timing, epochs: int, seconds: float
 ) -> list[str]:
-    """Returns the reasons of what the plan chose; what the user set needs none."""
+    """Returns what a plan says of a training. Says nothing of `keep` and `class_weights` where the user set them."""
     steps, own = timing.steps_per_epoch, wishes.settings
     light = "crops and flips" if recipe.augment.flip_rate else "crops"
     light += ", every other batch mixed" if recipe.augment.mix_rate == _MIXED["augment.mix_rate"] else ""

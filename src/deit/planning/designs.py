@@ -69,8 +69,10 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
     chosen, on_gpu = wishes.settings, machine.device != "cpu"
     student, init = str(chosen.get("student") or ""), str(chosen.get("init") or "")
     size = int(chosen.get("image_size") or 0)
-    of_teacher = int(chosen.get("batch_size") or _batch(data, machine, _STEPS_PER_EPOCH))
-    batch = int(chosen.get("batch_size") or _batch(data, machine, _STEPS_PER_EPOCH if on_gpu else _STEPS_OF_STUDENT))
+    of_teacher, batch = (
+        int(chosen.get("batch_size") or _batch(data, machine, steps))
+        for steps in (_STEPS_PER_EPOCH, _STEPS_PER_EPOCH if on_gpu else _STEPS_OF_STUDENT)
+    )
     if init or student.startswith("timm/"):
         starts = [(student, init, size)]
     elif student:

@@ -155,8 +155,8 @@ def in_minutes(
     with random_state_kept():
         precision = choose_precision(recipe.precision, place, TRAINING).precision
         timed = recipe.with_settings({"precision": precision})
-        views = recipe.augment
-        speed = measure(timed, data, place, light=views, strong=views, seconds=seconds, teacher=teachers)
+        shown = {"light": recipe.augment, "strong": recipe.augment}
+        speed = measure(timed, data, place, **shown, seconds=seconds, teacher=teachers)
     timing = Timing(
         speed=speed,
         images=len(data.train.labels),

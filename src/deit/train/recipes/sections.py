@@ -260,8 +260,8 @@ class DataOptions:
     exclude_hash: str = ""
 
     def __post_init__(self) -> None:
-        counts = ("labels_per_class", "max_train_images", "max_val_images", "max_bad_images", "shuffle_buffer")
-        for name in ("split_seed", "label_seed", "max_unlabelled_images", *counts):
+        limits = ("max_train_images", "max_val_images", "max_unlabelled_images", "max_bad_images")
+        for name in ("split_seed", "label_seed", "labels_per_class", "shuffle_buffer", *limits):
             require(getattr(self, name) >= 0, f"data.{name} must be at least 0", getattr(self, name))
         if self.range is not None:
             checked_range(self.range, "data.value_range")
