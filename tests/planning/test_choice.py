@@ -257,6 +257,21 @@ def test_a_plan_gives_no_reason_for_what_the_user_set():
     assert "Kept as you set them: class_weights, keep." in silent.reasons
 
 
+def test_a_number_of_epochs_of_the_user_decides_warm_up_views_and_forecast():
+    free, few, many = planned(), planned(schedule__epochs=7), planned(schedule__epochs=1000)
+    assert (few.recipe.schedule.epochs, few.recipe.schedule.warmup_epochs) == (7, 0.7)
+    assert few.forecast.student < 7 / free.recipe.schedule.epochs * free.forecast.student + 10
+    assert many.forecast.student > 1000 / free.recipe.schedule.epochs * free.forecast.student - 10
+    assert (few.recipe.augment.rand_augment, bool(many.recipe.augment.rand_augment)) == ("", True)
+    assert few.recipe.eval_epochs <= 7
+    assert any(reason.startswith("7 epochs of 45 steps in batches of 16: as you set them,") for reason in few.reasons)
+
+
+def test_a_reason_for_views_says_that_the_user_set_some_of_them():
+    (reason,) = [each for each in planned(augment__rand_augment="rand-m9-n1").reasons if each.startswith("Views: ")]
+    assert ", apart from what you set, because " in reason
+
+
 def test_too_little_time_is_refused_with_the_time_that_is_enough():
     with pytest.raises(UserError, match=r"The time is too short: .* Pass --minutes [\d.]+ or more\.") as refused:
         planned(speed=SLOW, minutes=0.1)

@@ -197,8 +197,9 @@ def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: f
         return dataclasses.replace(timing, images=data.labelled + count)
 
     def fits(count: int) -> bool:
-        return dataclasses.replace(of(count), strong=False).epochs_in(seconds) >= _PASSES
+        return dataclasses.replace(of(count), strong=False).epochs_in(seconds) >= passes
 
+    passes = wishes.settings.get("schedule.epochs", _PASSES)
     if "data.max_unlabelled_images" in wishes.settings:  # the data have no more
         return of(data.unlabelled), data.unlabelled
     low = min(math.ceil(_LEAST_UNLABELLED * data.labelled), data.unlabelled)
@@ -206,12 +207,17 @@ def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: f
     return of(count), count
 
 
-def _epochs(timing: Timing, seconds: float, minutes_spent: float, *, convnet: bool) -> tuple[Timing, int]:
-    """Returns the timing with the views that fit the number of epochs, and that number."""
-    epochs = timing.epochs_in(seconds)
+def _epochs(
+    timing: Timing, seconds: float, minutes_spent: float, *, convnet: bool, wished: int | None = None
+) -> tuple[Timing, int]:
+    """Returns the timing with the views that fit the number of epochs, and that number: the one wished for, if any."""
+    epochs = wished or timing.epochs_in(seconds)
     light = dataclasses.replace(timing, strong=False)
     if convnet and epochs > _OFTEN_FOR_CONVNETS:
         return timing, epochs
+    if wished:
+        strong = epochs > OFTEN and epochs * timing.steps_per_epoch >= STEPS_FOR_STRONG
+        return timing if strong else light, epochs
     if epochs * timing.steps_per_epoch < STEPS_FOR_STRONG:
         timing, epochs = light, light.epochs_in(seconds)
     elif epochs <= OFTEN:
@@ -276,7 +282,8 @@ def _student(
     timing, unlabelled = _timing(data, machine, batch, speed), 0
     if taught:
         timing, unlabelled = _with_unlabelled(timing, data, wishes, seconds)
-    timing, epochs = _epochs(timing, seconds, wishes.spent, convnet=is_convnet)
+    wished = wishes.settings.get("schedule.epochs")
+    timing, epochs = _epochs(timing, seconds, wishes.spent, convnet=is_convnet, wished=wished)
     kind = _PROBE if design.freeze == "trunk" else _FINE_TUNED if design.init else _CONVNET if is_convnet else _SCRATCH
     guidance = guided(design, wishes.settings) if taught else {}
     settings: dict[str, Any] = {
@@ -353,12 +360,14 @@ def _on_training(
 ) -> list[str]:
     """Returns what a plan says of a training. Says nothing of `keep` and `class_weights` where the user set them."""
     steps, own = timing.steps_per_epoch, wishes.settings
+    why = "as you set them," if "schedule.epochs" in own else f"what {_duration(seconds)} allow"
+    yours = ", apart from what you set" if any(name.startswith("augment.") for name in own) else ""
     light = "crops and flips" if recipe.augment.flip_rate else "crops"
     light += ", every other batch mixed" if recipe.augment.mix_rate == _MIXED["augment.mix_rate"] else ""
     reasons = [
-        f"{counted(epochs, 'epoch')} of {counted(steps, 'step')} in batches of {recipe.batch_size}: what "
-        f"{_duration(seconds)} allow at {1000 * timing.epoch / steps:.0f} ms a step, measured here.",
-        f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else f'light ({light})'}, because "
+        f"{counted(epochs, 'epoch')} of {counted(steps, 'step')} in batches of {recipe.batch_size}: {why} "
+        f"at {1000 * timing.epoch / steps:.0f} ms a step, measured here.",
+        f"Views: {'strong (RandAugment, erasing, CutMix)' if timing.strong else f'light ({light})'}{yours}, because "
         f"each image is shown {counted(epochs, 'time')}, in {counted(epochs * steps, 'step')}.",
     ]
     used = recipe.data.max_unlabelled_images
