@@ -141,7 +141,8 @@ def transformers_vit(options: argparse.Namespace) -> float:
     paths, labels, classes = files(options.folder, "train")
     if options.start:
         processor = transformers.AutoImageProcessor.from_pretrained(options.start)
-        model = transformers.AutoModelForImageClassification.from_pretrained(
+        # Their class with a distillation head returns no loss, so it cannot be trained by the Trainer.
+        model = transformers.DeiTForImageClassification.from_pretrained(
             options.start, num_labels=len(classes), ignore_mismatched_sizes=True
         )
     else:
