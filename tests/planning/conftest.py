@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deit.planning import choice, designs, make_plan
-from deit.planning.facts import Reachable, Speed
+from deit.planning import choice, designs, look, make_plan
+from deit.planning.facts import Speed
 
 STUDENT, TEACHER = "deit-digits-distilled-patch8-32", "timm/test_resnet"
 # 24 images in batches of 8: an epoch of 3 steps takes 9 s, so half a minute allows 3 epochs of teacher and student.
@@ -21,5 +21,5 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(designs, "_TEACHER_GPU", TEACHER)
     monkeypatch.setattr(choice, "_LEAST_STEPS_TAUGHT", 1)
     monkeypatch.setattr(choice, "OFTEN", 10**6)
-    monkeypatch.setattr(make_plan, "look_for_weights", Reachable)
+    monkeypatch.setattr(look, "_is_cached", lambda _: False)
     monkeypatch.setattr(make_plan, "measure", lambda *_, **__: GIVEN)

@@ -137,6 +137,27 @@ def test_no_teacher_is_trained_where_one_is_named_or_none_can_serve(given):
     assert planned(**given).teacher_recipe is None
 
 
+def test_a_teacher_helps_a_start_for_thumbnails_and_not_one_for_photos():
+    own, large = Reachable(taught_side=32), Reachable(taught_side=224)
+    plan = planned(init="mine", reachable=own)
+    assert plan.teacher_recipe is not None
+    assert plan.teacher_recipe.image_size == 32
+    assert (plan.recipe.init, plan.recipe.optimizer.layer_decay, plan.recipe.optimizer.lr) == ("mine", 1.0, 1e-3)
+    assert (plan.recipe.distillation.guidance, plan.recipe.initialization) == (10.0, "normal")
+    resized = planned(init="mine", reachable=large, image_size=32)
+    assert resized.teacher_recipe is not None
+    assert resized.teacher_recipe.image_size == 32
+    for other in (
+        planned(init="mine", reachable=large),
+        planned(init="mine", reachable=own, data=PHOTOS),
+        planned(init="mine", reachable=own, freeze="trunk"),
+        planned(init="mine", reachable=own, speed=dataclasses.replace(SPEED, step=1.0)),
+    ):
+        assert other.teacher_recipe is None
+        assert not other.recipe.distillation.guidance
+    assert other.recipe.optimizer.layer_decay == 0.75
+
+
 def test_published_weights_of_a_convnet_start_the_teacher():
     plan = planned(reachable=Reachable(convnets=("timm/resnet18",)))
     assert plan.teacher_recipe is not None

@@ -17,6 +17,7 @@ from deit.cli.terminal import planned
 from deit.planning import make_plan
 from deit.planning.carry_out import read_plan
 from deit.planning.facts import Speed
+from deit.planning.look import look_for_weights
 from deit.runtime.auto_precision import VARIABLE
 from deit.train.recipes.recipe import Recipe
 from tests.cli.conftest import deit as command, is_refused, succeeds
@@ -114,6 +115,34 @@ def test_python_plans_and_trains_and_keeps_what_is_set(photos, tmp_path):
     assert len(epochs) == len(result.history) > 0
     assert read_plan(tmp_path / "run") == plan
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_convnet_teaches_a_start_for_thumbnails(photos, tmp_path):
+    start, run = tmp_path / "start", tmp_path / "run"
+    succeeds("train", photos, "--out", start, "--student", STUDENT, "--epochs", 1, "--batch-size", 8)
+    printed = " ".join(succeeds("train", photos, "--out", run, "--init", start, *MINUTES).output.split())
+    assert f"Student: that of the weights, which starts from {start}." in printed
+    assert f"Teacher: {TEACHER} at 32 pixels, trained first for 3 epochs" in printed
+    recipe = Recipe.load(run / "recipe.yaml")
+    assert (recipe.init, recipe.teacher, recipe.distillation.guidance) == (str(start), (str(run / "teacher"),), 10)
+    plan = deit.plan(deit.open_data(photos), {"init": str(run / "teacher")}, minutes=1.1)
+    assert plan.teacher_recipe is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "side"),
+    [
+        (deit.DeiTForImageClassification, {"image_size": 32}, 32),
+        (deit.DeiTForImageClassification, {"image_size": 32, "token_merging": {"r": 1}}, 0),
+        (deit.DeiTForImageClassification, {"image_size": [32, 64]}, 0),
+        (deit.ViTForImageClassification, {"image_size": 32}, 0),
+    ],
+    ids=str,
+)
+def test_only_some_starts_can_be_taught(tmp_path, kind, given, side):
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kind(kind.config_class(**sizes, intermediate_size=64, patch_size=8, **given)).save_pretrained(tmp_path)
+    assert look_for_weights(str(tmp_path)).taught_side == side
 
 
 def test_minutes_with_a_recipe_choose_its_epochs_alone(photos, tmp_path):

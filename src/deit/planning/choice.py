@@ -285,6 +285,8 @@ def _student(
     wished = wishes.settings.get("schedule.epochs")
     timing, epochs = _epochs(timing, seconds, wishes.spent, convnet=is_convnet, wished=wished)
     kind = _PROBE if design.freeze == "trunk" else _FINE_TUNED if design.init else _CONVNET if is_convnet else _SCRATCH
+    if design.init and design.teacher and taught:  # what the convnet knows is far from such a start
+        kind = _RANDOM
     guidance = guided(design, wishes.settings) if taught else {}
     settings: dict[str, Any] = {
         **kind,

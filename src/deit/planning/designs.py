@@ -86,12 +86,13 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
         ]
     found = []
     for name, weights, side in starts:
-        teacher = _teacher(name, weights, data, wishes, reachable, on_gpu)
+        seen = side or (VARIANTS[name].image_size if name in VARIANTS else reachable.taught_side if weights else 0)
+        teacher = _teacher(name, weights, seen, data, wishes, reachable, on_gpu)
         fitting = batch if "batch_size" in chosen else fitting_memory(name, side, batch, machine)
         found.append(
             Design(
                 student=name, init=weights, image_size=side, batch_size=fitting, teacher=teacher,
-                teacher_size=(side or data.side) if teacher else 0,  # the student's: both see the same pixels
+                teacher_size=(seen or data.side) if teacher else 0,  # the student's: both see the same pixels
                 teacher_batch_size=of_teacher if fitting == batch else min(of_teacher, fitting),
                 teacher_init=teacher if teacher in reachable.convnets else "",
                 freeze=str(chosen.get("freeze") or ""),
@@ -136,9 +137,18 @@ def _scratch(data: DataFacts, on_gpu: bool) -> tuple[str, ...]:
     return _PHOTOS_GPU if on_gpu else _PHOTOS
 
 
-def _teacher(student: str, init: str, data: DataFacts, wishes: Wishes, reachable: Reachable, on_gpu: bool) -> str:
-    """Returns the convnet to train first, or "" for none."""
-    if "teacher" in wishes.settings or init or student.startswith("timm/") or data.problem_type != SINGLE_LABEL:
+def _teacher(
+    student: str, init: str, side: int, data: DataFacts, wishes: Wishes, reachable: Reachable, on_gpu: bool
+) -> str:
+    """Returns the convnet to train first, or "" for none.
+
+    Weights that know photos need none. Those of a model for thumbnails know less than a convnet learns: see
+    docs/results.md, "A start of one's own".
+    """
+    if "teacher" in wishes.settings or student.startswith("timm/") or data.problem_type != SINGLE_LABEL:
+        return ""
+    knows_photos = max(data.side, side) > THUMBNAIL or not reachable.taught_side
+    if init and (knows_photos or wishes.settings.get("freeze")):
         return ""
     if student in VARIANTS and not VARIANTS[student].distilled:
         return ""

@@ -83,15 +83,18 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Reachable:
-    """Published weights that lie on this machine.
+    """Weights that lie on this machine.
 
     Attributes:
-        students: Variants of this package, from the smallest to the largest.
-        convnets: Models of timm, as `timm/NAME`.
+        students: Published variants of this package, from the smallest to the largest.
+        convnets: Published models of timm, as `timm/NAME`.
+        taught_side: Side of the input, in pixels, of the weights that the user starts from, if a convnet can teach and
+            guide their model; else 0.
     """
 
     students: tuple[str, ...] = ()
     convnets: tuple[str, ...] = ()
+    taught_side: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Looks at what a plan is made from: the images, the machine, and the published weights that lie on it."""
+"""Looks at what a plan is made from: the images, the machine, and the weights that lie on it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deit.core.config.config import DeiTConfig
 from deit.core.errors import UserError
 from deit.core.hub import HubOptions, local_path
 from deit.core.images.reading import ImageError
@@ -21,12 +22,15 @@ from deit.data.divisions import labelled_numbers
 from deit.data.few_labels import with_fewer_unlabelled
 from deit.data.loader import default_workers
 from deit.data.sources import Data, Source, Subset, contents_of
+from deit.models.weights.from_pretrained import FileOptions, open_checkpoint
 from deit.models.weights.model_names import published_place
 from deit.planning.facts import DataFacts, MachineFacts, Reachable
 from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.devices import resolve
 from deit.runtime.memory import free_memory
 from deit.train.recipes.recipe import Recipe
+from deit.train.students.start import config_of
+from deit.train.students.timm import timm_architecture
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +173,16 @@ def look_at_machine(
     )
 
 
-def look_for_weights() -> Reachable:
-    """Returns the published weights that lie in the cache of the model hub. Asks nobody."""
+def look_for_weights(init: str = "") -> Reachable:
+    """Returns the published weights that lie in the cache of the model hub, asking nobody, and a fact of given ones.
+
+    Args:
+        init: Weights to start from; empty for none.
+
+    Raises:
+        OSError: The given weights cannot be found.
+        UserError: They hold no model that is known.
+    """
     students = [name for name, variant in VARIANTS.items() if variant.source and _is_cached(variant.source)]
     students.sort(key=lambda name: VARIANTS[name].parameters or 0)
     convnets = []
@@ -181,7 +193,17 @@ def look_for_weights() -> Reachable:
             continue
         if _is_cached(place):
             convnets.append(name)
-    return Reachable(students=tuple(students), convnets=tuple(convnets))
+    return Reachable(students=tuple(students), convnets=tuple(convnets), taught_side=_taught_side(init) if init else 0)
+
+
+def _taught_side(init: str) -> int:
+    checkpoint = open_checkpoint(init, FileOptions())
+    if timm_architecture(checkpoint) is not None:
+        return 0
+    config = config_of(checkpoint)
+    if not isinstance(config, DeiTConfig) or config.token_merging or not isinstance(config.image_size, int):
+        return 0
+    return config.image_size
 
 
 def _is_cached(name: str) -> bool:

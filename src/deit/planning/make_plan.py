@@ -68,7 +68,7 @@ def plan(
     kept = Recipe().with_settings(settings or {})
     machine = look_at_machine(device, kept.precision, processes)
     wishes = Wishes(settings=dict(settings or {}), minutes=minutes)
-    found = designs(facts, machine, wishes, look_for_weights())
+    found = designs(facts, machine, wishes, look_for_weights(kept.init))
     budget = 60 * minutes_for(facts, machine, wishes)
     seconds = min(_MEASURING_SHARE * budget, _LONGEST_MEASURING) / len(found)
     place = resolve(device, kept.precision).device
