@@ -19,7 +19,7 @@ Data:
   (`--start MODEL`, made by `--make-start MODEL`). It stands for the published weights, which need a download.
 
 Methods, see `small_data_peers.py`; one that is not installed is left out and named. A run that was stopped goes on
-with the same command: finished cells are kept in OUT/cells.
+with the same command: finished cells are kept in OUT/cells. `--finished` reports these, and runs nothing.
 """
 
 from __future__ import annotations
@@ -156,12 +156,14 @@ def write_task(task: Task, folder: Path) -> None:
         rows.writerows([str(p.relative_to(folder)), ""] for p in sorted((folder / "unlabeled").glob("*.png")))
 
 
-def run_cell(options: argparse.Namespace, data: str, seed: int, method: str) -> dict[str, Any]:
-    """Returns the result of one method on one data set, from its file if it is finished."""
+def run_cell(options: argparse.Namespace, data: str, seed: int, method: str) -> dict[str, Any] | None:
+    """Returns the result of one method on one data set, from its file if it is finished; None if it is not to run."""
     cell = options.out / "cells" / f"{data}-{seed}-{method}-{options.minutes:g}.json"
     if cell.is_file():
         known: dict[str, Any] = json.loads(cell.read_text())
         return known
+    if options.finished:
+        return None
     folder, run = options.out / "data" / f"{data}-{seed}", options.out / "runs" / cell.stem
     if not (folder / "train.csv").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=DATA, default=DATA[:5])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--finished", action="store_true", help="report the finished cells, and run nothing")
     parser.add_argument("--start", type=Path, help="model directory that cifar-start begins with")
     parser.add_argument("--make-start", type=Path, help="pre-train that model for so many minutes, and stop")
     options = parser.parse_args()
@@ -240,8 +243,9 @@ def main() -> None:
             for method in options.methods:
                 if data == "cifar-start" and method not in FINE_TUNED:
                     continue
-                rows.append(run_cell(options, data, seed, method))
-                print("  ".join(f"{k}: {v}" for k, v in rows[-1].items()), flush=True)
+                if row := run_cell(options, data, seed, method):
+                    rows.append(row)
+                    print("  ".join(f"{k}: {v}" for k, v in row.items()), flush=True)
     report(f"small-data-{options.minutes:g}min", [{"threads": options.threads}, *summary(rows)])
 
 
