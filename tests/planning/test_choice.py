@@ -288,6 +288,14 @@ def test_a_number_of_epochs_of_the_user_decides_warm_up_views_and_forecast():
     assert any(reason.startswith("7 epochs of 45 steps in batches of 16: as you set them,") for reason in few.reasons)
 
 
+def test_a_number_of_epochs_of_the_user_decides_how_many_unlabelled_images_fit():
+    data = dataclasses.replace(THUMBNAILS, unlabelled=20_000)
+    free, many = planned(data), planned(data, schedule__epochs=16)
+    assert many.recipe.data.max_unlabelled_images < free.recipe.data.max_unlabelled_images
+    assert any("more would be shown fewer than 16 times in this time." in reason for reason in many.reasons)
+    assert many.forecast.seconds <= 300
+
+
 def test_a_reason_for_views_says_that_the_user_set_some_of_them():
     (reason,) = [each for each in planned(augment__rand_augment="rand-m9-n1").reasons if each.startswith("Views: ")]
     assert ", apart from what you set, because " in reason

@@ -129,11 +129,21 @@ def test_a_convnet_teaches_a_start_for_thumbnails(photos, tmp_path):
     assert plan.teacher_recipe is None
 
 
+def test_settings_of_the_command_line_are_kept_as_what_they_mean(photos, tmp_path):
+    out, given = tmp_path / "run", ("--recipe", "auto", "--epochs", 2, "--set", "token_merging=0")
+    printed = " ".join(succeeds("train", photos, "--out", out, *given).output.split())
+    assert "- 2 epochs of 3 steps in batches of 8: as you set them, at " in printed
+    assert "- Kept as you set them: schedule.epochs, token_merging. - Guidance: " in printed
+    recipe = Recipe.load(out / "recipe.yaml")
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.token_merging) == (2, 0.2, 0)
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "side"),
     [
         (deit.DeiTForImageClassification, {"image_size": 32}, 32),
         (deit.DeiTForImageClassification, {"image_size": 32, "token_merging": {"r": 1}}, 0),
+        (deit.DeiTForImageClassification, {"image_size": [32, 32]}, 32),
         (deit.DeiTForImageClassification, {"image_size": [32, 64]}, 0),
         (deit.ViTForImageClassification, {"image_size": 32}, 0),
     ],

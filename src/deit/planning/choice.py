@@ -192,6 +192,7 @@ def _timing(data: DataFacts, machine: MachineFacts, batch: int, speed: Speed) ->
 
 def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: float) -> tuple[Timing, int]:
     """Returns the timing with as many images without a label as the time allows some passes over, and that number."""
+    passes = _passes(wishes)
 
     def of(count: int) -> Timing:
         return dataclasses.replace(timing, images=data.labelled + count)
@@ -199,7 +200,6 @@ def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: f
     def fits(count: int) -> bool:
         return dataclasses.replace(of(count), strong=False).epochs_in(seconds) >= passes
 
-    passes = wishes.settings.get("schedule.epochs", _PASSES)
     if "data.max_unlabelled_images" in wishes.settings:  # the data have no more
         return of(data.unlabelled), data.unlabelled
     low = min(math.ceil(_LEAST_UNLABELLED * data.labelled), data.unlabelled)
@@ -207,10 +207,16 @@ def _with_unlabelled(timing: Timing, data: DataFacts, wishes: Wishes, seconds: f
     return of(count), count
 
 
+def _passes(wishes: Wishes) -> int:
+    """Returns the passes that the time must allow over images without a label."""
+    passes: int = wishes.settings.get("schedule.epochs", _PASSES)
+    return passes
+
+
 def _epochs(
-    timing: Timing, seconds: float, minutes_spent: float, *, convnet: bool, wished: int | None = None
+    timing: Timing, seconds: float, minutes_spent: float, *, convnet: bool, wished: int = 0
 ) -> tuple[Timing, int]:
-    """Returns the timing with the views that fit the number of epochs, and that number: the one wished for, if any."""
+    """Returns the timing with the views that fit the number of epochs, and that number: `wished`, unless it is 0."""
     epochs = wished or timing.epochs_in(seconds)
     light = dataclasses.replace(timing, strong=False)
     if convnet and epochs > _OFTEN_FOR_CONVNETS:
@@ -282,7 +288,7 @@ def _student(
     timing, unlabelled = _timing(data, machine, batch, speed), 0
     if taught:
         timing, unlabelled = _with_unlabelled(timing, data, wishes, seconds)
-    wished = wishes.settings.get("schedule.epochs")
+    wished = wishes.settings.get("schedule.epochs", 0)
     timing, epochs = _epochs(timing, seconds, wishes.spent, convnet=is_convnet, wished=wished)
     kind = _PROBE if design.freeze == "trunk" else _FINE_TUNED if design.init else _CONVNET if is_convnet else _SCRATCH
     if design.init and design.teacher and taught:  # what the convnet knows is far from such a start
@@ -375,8 +381,8 @@ def _on_training(
     used = recipe.data.max_unlabelled_images
     if 0 < used < data.unlabelled:
         reasons.append(
-            f"Uses {used} of the {data.unlabelled} images without a label: more would be shown fewer than {_PASSES} "
-            "times in this time. --set data.max_unlabelled_images=N sets another number."
+            f"Uses {used} of the {data.unlabelled} images without a label: more would be shown fewer than "
+            f"{_passes(wishes)} times in this time. --set data.max_unlabelled_images=N sets another number."
         )
     if _is_one_sided(data) and not recipe.augment.flip_rate:
         reasons.append(

@@ -201,9 +201,9 @@ def _taught_side(init: str) -> int:
     if timm_architecture(checkpoint) is not None:
         return 0
     config = config_of(checkpoint)
-    if not isinstance(config, DeiTConfig) or config.token_merging or not isinstance(config.image_size, int):
-        return 0
-    return config.image_size
+    sides = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size]
+    can_be_taught = isinstance(config, DeiTConfig) and not config.token_merging and len(set(sides)) == 1
+    return int(sides[0]) if can_be_taught else 0
 
 
 def _is_cached(name: str) -> bool:

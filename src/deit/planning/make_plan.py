@@ -25,6 +25,7 @@ from deit.runtime.devices import resolve
 from deit.runtime.random_state import random_state_kept
 from deit.train.recipes.fitting import other_length
 from deit.train.recipes.recipe import Recipe
+from deit.train.recipes.values import flat
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble, open_teachers
 
 _MEASURING_SHARE = 0.06  # of the time, for all that is measured
@@ -65,16 +66,18 @@ def plan(
     if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(f"minutes must be a positive number. Received: {minutes}.")
     facts = look_at_data(data)
-    kept = Recipe().with_settings(settings or {})
+    asked = {"schedule.warmup_epochs": 0.0, **(settings or {})}  # the recipe's is too long for few epochs
+    kept = Recipe().with_settings(asked)
     machine = look_at_machine(device, kept.precision, processes)
-    wishes = Wishes(settings=dict(settings or {}), minutes=minutes)
+    typed = flat(kept.to_dict())  # settings of the command line are texts
+    wishes = Wishes(settings={name: typed[name] for name in settings or {}}, minutes=minutes)
     found = designs(facts, machine, wishes, look_for_weights(kept.init))
     budget = 60 * minutes_for(facts, machine, wishes)
     seconds = min(_MEASURING_SHARE * budget, _LONGEST_MEASURING) / len(found)
     place = resolve(device, kept.precision).device
     given = teachers or (open_teachers(list(kept.teacher)) if kept.teacher else None)
     measured: list[Measured] = []
-    measured_with = {**wishes.settings, "precision": machine.precision}
+    measured_with = {**asked, **wishes.settings, "precision": machine.precision}
     with random_state_kept():
         for design in found:
             measured.append(_measured(design, facts, data, place, measured_with, seconds, given))

@@ -219,9 +219,11 @@ def train(
     given = found[0] if found else _open_recipe(None if planned else recipe, init, planned=planned)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     settings |= _label_settings(labels) | _exclusion_settings(exclude) | ({"freeze": freeze} if freeze else {})
-    chosen = given.with_settings(settings)
+    chosen, named = given.with_settings(settings), named_settings(epochs, set_ or [])
+    # A plan sets the warm-up that goes with --epochs.
+    wished = {k: v for k, v in settings.items() if k != "schedule.warmup_epochs" or k in named}
     if resume:
-        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), timed=minutes is not None)
+        chosen = resumed_settings(out, chosen, chosen=named, timed=minutes is not None)
     how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing}
     how |= {"detect_anomaly": detect_anomaly, "notice_file": notice_file}
     command = TrainCommand(
@@ -231,7 +233,7 @@ def train(
     )  # fmt: skip
     with training_processes(device, deterministic) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
-        _choose_and_train(command, chosen, processes, found and found[1], settings if planned and not found else None)
+        _choose_and_train(command, chosen, processes, found and found[1], wished if planned and not found else None)
 
 
 def _choose_and_train(
