@@ -129,8 +129,9 @@ def test_a_convnet_teaches_a_start_for_thumbnails(photos, tmp_path):
     assert plan.teacher_recipe is None
 
 
-def test_settings_of_the_command_line_are_kept_as_what_they_mean(photos, tmp_path):
-    out, given = tmp_path / "run", ("--recipe", "auto", "--epochs", 2, "--set", "token_merging=0")
+@pytest.mark.parametrize("epochs", [("--epochs", 2), ("--set", "schedule.epochs=2")], ids=str)
+def test_settings_of_the_command_line_are_kept_as_what_they_mean(photos, tmp_path, epochs):
+    out, given = tmp_path / "run", ("--recipe", "auto", *epochs, "--set", "token_merging=0")
     printed = " ".join(succeeds("train", photos, "--out", out, *given).output.split())
     assert "- 2 epochs of 3 steps in batches of 8: as you set them, at " in printed
     assert "- Kept as you set them: schedule.epochs, token_merging. - Guidance: " in printed

@@ -219,11 +219,9 @@ def train(
     given = found[0] if found else _open_recipe(None if planned else recipe, init, planned=planned)
     settings = recipe_settings(given, epochs=epochs, batch_size=batch_size, seed=seed, given=set_ or [])
     settings |= _label_settings(labels) | _exclusion_settings(exclude) | ({"freeze": freeze} if freeze else {})
-    chosen, named = given.with_settings(settings), named_settings(epochs, set_ or [])
-    # A plan sets the warm-up that goes with --epochs.
-    wished = {k: v for k, v in settings.items() if k != "schedule.warmup_epochs" or k in named}
+    chosen = given.with_settings(settings)
     if resume:
-        chosen = resumed_settings(out, chosen, chosen=named, timed=minutes is not None)
+        chosen = resumed_settings(out, chosen, chosen=named_settings(epochs, set_ or []), timed=minutes is not None)
     how = {"sharding": sharding, "gradient_checkpointing": gradient_checkpointing}
     how |= {"detect_anomaly": detect_anomaly, "notice_file": notice_file}
     command = TrainCommand(
@@ -233,7 +231,7 @@ def train(
     )  # fmt: skip
     with training_processes(device, deterministic) as processes:
         processes.on_first(lambda: check_steps(how, chosen, processes))
-        _choose_and_train(command, chosen, processes, found and found[1], wished if planned and not found else None)
+        _choose_and_train(command, chosen, processes, found and found[1], settings if planned and not found else None)
 
 
 def _choose_and_train(
@@ -292,8 +290,10 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
 def _open_recipe(name_or_path: str | None, init: str | None, *, planned: bool) -> Recipe:
     from deit.train.recipes.recipe import Recipe
 
+    if planned:  # the plan chooses the warm-up, and the default's is too long for few epochs
+        return Recipe().with_settings({"schedule.warmup_epochs": 0.0})
     recipe = Recipe() if name_or_path is None else open_named_recipe(name_or_path, "train")
-    needs_one = not (planned or recipe.student or recipe.init or init)
+    needs_one = not (recipe.student or recipe.init or init)
     return recipe.with_settings({"student": DEFAULT_STUDENT}) if needs_one else recipe
 
 

@@ -16,14 +16,15 @@ _BLOCKS_PER_SIDE = 7  # of SimMIM: 224 pixels in blocks of 32
 
 
 def other_length(recipe: Recipe, epochs: int) -> dict[str, Any]:
-    """Returns the settings that give a recipe another number of epochs.
+    """Returns the settings that give a recipe another number of epochs, and another warm-up where it must change.
 
     Fewer epochs have no more of them as warm-up than a tenth, or the recipe's share where that is larger: five of ten
     would leave the learning rate no time at its height.
     """
     warmup = recipe.schedule.warmup_epochs
     share = max(warmup / recipe.schedule.epochs, _LARGEST_WARMUP)
-    return {"schedule.epochs": epochs, "schedule.warmup_epochs": min(warmup, round(share * epochs, 3))}
+    shorter = round(share * epochs, 3)
+    return {"schedule.epochs": epochs, **({"schedule.warmup_epochs": shorter} if shorter < warmup else {})}
 
 
 def fitting_batch(images: int, batch_size: int, multiple: int = 1) -> int:
