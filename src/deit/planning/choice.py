@@ -218,17 +218,15 @@ def _epochs(
 ) -> tuple[Timing, int]:
     """Returns the timing with the views that fit the number of epochs, and that number: `wished`, unless it is 0."""
     epochs = wished or timing.epochs_in(seconds)
-    light = dataclasses.replace(timing, strong=False)
-    if convnet and epochs > _OFTEN_FOR_CONVNETS:
+    has_steps = epochs * timing.steps_per_epoch >= STEPS_FOR_STRONG
+    if (convnet and epochs > _OFTEN_FOR_CONVNETS) or (epochs > OFTEN and has_steps):
         return timing, epochs
+    timing = dataclasses.replace(timing, strong=False)
     if wished:
-        strong = epochs > OFTEN and epochs * timing.steps_per_epoch >= STEPS_FOR_STRONG
-        return timing if strong else light, epochs
-    if epochs * timing.steps_per_epoch < STEPS_FOR_STRONG:
-        timing, epochs = light, light.epochs_in(seconds)
-    elif epochs <= OFTEN:
-        epochs = min(light.epochs_in(seconds), OFTEN) or light.epochs_in(seconds)
-        timing = light
+        return timing, wished
+    epochs = timing.epochs_in(seconds)
+    if has_steps:
+        epochs = min(epochs, OFTEN)
     if epochs < LEAST_EPOCHS:
         least = (timing.seconds(LEAST_EPOCHS) + minutes_spent) / 60
         raise UserError(

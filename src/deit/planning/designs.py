@@ -67,10 +67,9 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
         UserError: A batch of two images does not fit into memory.
     """
     chosen, on_gpu = wishes.settings, machine.device != "cpu"
-    student, init = str(chosen.get("student") or ""), str(chosen.get("init") or "")
-    size = int(chosen.get("image_size") or 0)
+    student, init, size = chosen.get("student", ""), chosen.get("init", ""), chosen.get("image_size", 0)
     of_teacher, batch = (
-        int(chosen.get("batch_size") or _batch(data, machine, steps))
+        chosen.get("batch_size") or _batch(data, machine, steps)
         for steps in (_STEPS_PER_EPOCH, _STEPS_PER_EPOCH if on_gpu else _STEPS_OF_STUDENT)
     )
     if init or student.startswith("timm/"):
@@ -95,7 +94,7 @@ def designs(data: DataFacts, machine: MachineFacts, wishes: Wishes, reachable: R
                 teacher_size=(seen or data.side) if teacher else 0,  # the student's: both see the same pixels
                 teacher_batch_size=of_teacher if fitting == batch else min(of_teacher, fitting),
                 teacher_init=teacher if teacher in reachable.convnets else "",
-                freeze=str(chosen.get("freeze") or ""),
+                freeze=chosen.get("freeze", ""),
             )
         )  # fmt: skip
     return found

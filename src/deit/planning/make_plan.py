@@ -23,7 +23,7 @@ from deit.planning.timing import Timing
 from deit.runtime.auto_precision import TRAINING, choose_precision
 from deit.runtime.devices import resolve
 from deit.runtime.random_state import random_state_kept
-from deit.train.recipes.fitting import other_length
+from deit.train.recipes.fitting import NO_WARMUP, other_length
 from deit.train.recipes.recipe import Recipe
 from deit.train.recipes.values import flat
 from deit.train.teachers.teacher import Teacher, TeacherEnsemble, open_teachers
@@ -66,8 +66,7 @@ def plan(
     if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(f"minutes must be a positive number. Received: {minutes}.")
     facts = look_at_data(data)
-    asked = {"schedule.warmup_epochs": 0.0, **(settings or {})}  # the recipe's is too long for few epochs
-    kept = Recipe().with_settings(asked)
+    kept = Recipe().with_settings({**NO_WARMUP, **(settings or {})})
     machine = look_at_machine(device, kept.precision, processes)
     typed = flat(kept.to_dict())  # settings of the command line are texts
     wishes = Wishes(settings={name: typed[name] for name in settings or {}}, minutes=minutes)
@@ -77,7 +76,7 @@ def plan(
     place = resolve(device, kept.precision).device
     given = teachers or (open_teachers(list(kept.teacher)) if kept.teacher else None)
     measured: list[Measured] = []
-    measured_with = {**asked, **wishes.settings, "precision": machine.precision}
+    measured_with = {**NO_WARMUP, **wishes.settings, "precision": machine.precision}
     with random_state_kept():
         for design in found:
             measured.append(_measured(design, facts, data, place, measured_with, seconds, given))

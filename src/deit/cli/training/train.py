@@ -288,10 +288,11 @@ def _train(command: TrainCommand, chosen: Recipe, processes: Processes) -> None:
 
 
 def _open_recipe(name_or_path: str | None, init: str | None, *, planned: bool) -> Recipe:
+    from deit.train.recipes.fitting import NO_WARMUP
     from deit.train.recipes.recipe import Recipe
 
-    if planned:  # the plan chooses the warm-up, and the default's is too long for few epochs
-        return Recipe().with_settings({"schedule.warmup_epochs": 0.0})
+    if planned:
+        return Recipe().with_settings(NO_WARMUP)
     recipe = Recipe() if name_or_path is None else open_named_recipe(name_or_path, "train")
     needs_one = not (recipe.student or recipe.init or init)
     return recipe.with_settings({"student": DEFAULT_STUDENT}) if needs_one else recipe

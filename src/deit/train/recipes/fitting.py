@@ -14,6 +14,9 @@ _LEAST_BATCH = 8
 _LARGEST_WARMUP = 0.1  # share of the epochs
 _BLOCKS_PER_SIDE = 7  # of SimMIM: 224 pixels in blocks of 32
 
+# For a recipe that a plan completes: the plan chooses the warm-up, and the default's five epochs may be too many.
+NO_WARMUP: dict[str, Any] = {"schedule.warmup_epochs": 0.0}
+
 
 def other_length(recipe: Recipe, epochs: int) -> dict[str, Any]:
     """Returns the settings that give a recipe another number of epochs, and another warm-up where it must change.
